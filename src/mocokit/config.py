@@ -1,0 +1,441 @@
+"""The options of a pretraining run: declared once here; flags, YAML, help text and docs derive from them.
+
+Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `resolve`.
+Nothing here imports torch.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from mocokit.errors import UserError
+
+MIN_IMAGES = 16  # fewer leave no room for a batch and a queue without an image meeting itself
+
+
+def option(
+    help: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    identity: bool = True,
+) -> Any:
+    """A dataclass field that carries its help text, its allowed range (inclusive) or choices.
+
+    ``identity=False`` marks options that change where or how a run is carried out but not its result; a run
+    may be resumed with other values of these.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "identity": identity}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything a pretraining run depends on. Fields without a default are derived by `resolve`."""
+
+    data: str = option("what to learn from: digits, cifar10, a folder or an archive of images")
+    out: str = option("run directory", identity=False)
+    recipe: str = option("auto, a recipe's name or a recipe file", default="auto")
+
+    backbone: str = option("timm model name, e.g. resnet18_cifar or resnet50")
+    image_size: int = option("side of the square views, in pixels", low=4, high=4096)
+    head: str = option("projection head: linear (v1) or mlp (v2)", choices=("linear", "mlp"))
+    head_dim: int = option("dimension of the contrasted embedding", low=2)
+    bn_splits: int = option("groups of split batch norm; 1 is plain batch norm", low=1)
+    queue_size: int = option("negatives in the queue (K)", low=1)
+    momentum: float = option("momentum of the key encoder (m)", low=0, high=1)
+    temperature: float = option("softmax temperature of InfoNCE (tau)", low=1e-3, high=10)
+    symmetric: bool = option("let both views be the query in turn (twice the work a step)")
+
+    views: str = option("view set of the paper: v1 or v2", choices=("v1", "v2"))
+    crop_min: float = option("smallest share of the image's area that a view shows", low=0.01, high=1)
+    flip_p: float = option("probability of a horizontal flip", low=0, high=1)
+    jitter_strength: float = option("factor on the view set's colour jitter; 0 turns it off", low=0, high=2)
+    gray_p: float = option("probability of turning a view gray", low=0, high=1)
+    blur_p: float = option("probability of a Gaussian blur", low=0, high=1)
+
+    epochs: int = option("passes over the images", low=1)
+    steps: int = option("optimizer steps in all, instead of epochs", low=1)
+    batch_size: int = option("images a step", low=2)
+    lr: float = option("peak learning rate of SGD", low=0)
+    weight_decay: float = option("weight decay of SGD", low=0)
+    sgd_momentum: float = option("momentum of SGD", default=0.9, low=0, high=1)
+    schedule: str = option("learning-rate schedule: cosine (v2) or step (v1)", choices=("cosine", "step"))
+    warmup_steps: int = option("steps of linear warm-up before the schedule", low=0)
+
+    time_budget: str | None = option("wall time for the whole command, e.g. 90s, 6m, 2h", default=None)
+    limit: int | None = option("learn from a seeded, class-balanced subset of N images", default=None, low=1)
+    max_skipped: float = option(
+        "share of unusable images that is tolerated", default=0.05, low=0, high=1, identity=False
+    )
+    seed: int = option("seed of every random draw", default=0, low=0)
+
+    device: str = option("where to compute", choices=("cpu", "cuda", "mps"))
+    precision: str = option("arithmetic of the encoders", choices=("fp32", "bf16"))
+    workers: int = option("processes that decode and load images", low=0, identity=False)
+    monitor_every: int = option("epochs between quality checks; 0 turns them off", low=0)
+    knn_k: int = option("neighbours of the kNN monitor", default=200, low=1)
+    knn_temperature: float = option("temperature of the kNN vote", default=0.1, low=1e-3)
+    log_every: int = option("steps between rows of metrics.csv", default=50, low=1)
+    histograms: bool = option(
+        "write weight histograms to TensorBoard each epoch", default=True, identity=False
+    )
+    checkpoint_every: float = option(
+        "seconds between checkpoints within an epoch", default=60.0, low=0, identity=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig:
+    """Options of ``mocokit knn``."""
+
+    run: str = option("run directory, or its encoder.safetensors")
+    data: str = option("labelled images, named as for pretrain")
+    k: int = option("neighbours that vote", default=200, low=1)
+    temperature: float = option("temperature of the vote", default=0.1, low=1e-3)
+    limit: int | None = option(
+        "use a seeded, class-balanced subset of N training images", default=None, low=1
+    )
+    max_skipped: float = option("share of unusable images that is tolerated", default=0.05, low=0, high=1)
+    device: str | None = option("where to compute", default=None, choices=("cpu", "cuda", "mps"))
+
+
+Fields = dict[str, "dataclasses.Field[Any]"]
+
+
+def fields_of(config: type) -> Fields:
+    """The options of a configuration class by name."""
+    return {f.name: f for f in dataclasses.fields(config)}
+
+
+FIELDS = fields_of(PretrainConfig)
+AUTO_CHOICES = {"device", "precision"}  # here the word "auto" may be said; elsewhere leaving out says it
+
+
+def kind_of(f: "dataclasses.Field[Any]") -> type:
+    """The type of an option's values: int, float, bool or str."""
+    members: dict[Any, type] = {int: int, int | None: int, float: float, bool: bool}
+    return members.get(f.type, str)
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of an option: ``batch_size`` is ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is not a time; write for example 90s, 6m or 2h")
+    return seconds
+
+
+def validate(given: Mapping[str, Any], fields: Fields = FIELDS, origin: str = "") -> dict[str, Any]:
+    """Check values that someone set and return them with exact types; ``auto`` and ``None`` drop out.
+
+    All mistakes are reported together.
+
+    Raises:
+        UserError: unknown names, wrong types, values out of range.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in given.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            problems.append(f"unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        elif value is None or (name in AUTO_CHOICES and value == "auto"):
+            continue
+        else:
+            try:
+                values[name] = _checked(fields[name], value)
+            except ValueError as error:
+                problems.append(f"{flag(name)}: {error}")
+    if problems:
+        raise UserError((f"{origin}: " if origin else "") + "; ".join(problems))
+    return values
+
+
+def _checked(f: "dataclasses.Field[Any]", value: Any) -> Any:
+    kind = kind_of(f)
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"expected true or false, got {value!r}")
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"expected a number, got {value!r}")
+        value = float(value)
+    if kind is str:
+        value = str(value)
+        if f.name == "time_budget":
+            parse_duration(value)
+    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
+    if choices and value not in choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+    if low is not None and value < low:
+        raise ValueError(f"{value} is too small; the least is {low:g}")
+    if high is not None and value > high:
+        raise ValueError(f"{value} is too large; the most is {high:g}")
+    return value
+
+
+LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; one is enough
+
+
+def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``--config`` below those of flags. The strongest source that says how long to train decides.
+
+    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
+
+    Raises:
+        UserError: flags that exclude each other.
+    """
+    said = [name for name in LENGTHS if name in flags]
+    if len(said) > 1:
+        raise UserError(f"{' and '.join(map(flag, said))} exclude each other; give one")
+    kept = said or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
+    below = {name: value for name, value in file.items() if name not in LENGTHS or name in kept}
+    return below | dict(flags)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("mocokit.recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The options that a recipe sets: ``auto`` sets none, others are YAML files (bundled, or a path).
+
+    Raises:
+        UserError: no such recipe, or its file is not a flat mapping of known options.
+    """
+    if name == "auto":
+        return {}
+    path = resources.files("mocokit.recipes") / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        values = _read_options(name, f"--recipe {name}")
+    elif name in recipe_names():
+        values = _read_options(str(path), f"--recipe {name}")
+    else:
+        known = ", ".join(["auto", *recipe_names()])
+        raise UserError(f"--recipe {name}: no such recipe; known are {known}, or a .yaml file")
+    return validate(values, origin=f"--recipe {name}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `resolve` knows of data and machine; ``images`` is the number of usable training images."""
+
+    name: str
+    images: int
+    image_size: int
+    channels: int
+    device: str
+    bf16: bool
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete configuration and, for every value nobody set by hand, where it comes from."""
+
+    config: PretrainConfig
+    reasons: dict[str, str]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that the user set."""
+        return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
+
+    def derive(self, reason: str, **values: Any) -> "Resolved":
+        """A copy with more values derived, all for the same reason."""
+        config = dataclasses.replace(self.config, **values)
+        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
+
+
+CPU_IMAGES_SEEN = 400_000  # of 32 x 32 pixels in the narrow backbone: about twenty minutes on two cores
+GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
+
+
+def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
+    """Fill in what neither the user nor the recipe set; the user's values are never changed.
+
+    Args:
+        given: validated values of flags and ``--config``.
+        facts: what data and machine turned out to be.
+
+    Raises:
+        UserError: too few images, or values that do not fit the data.
+    """
+    recipe = load_recipe(given.get("recipe", "auto"))
+    if any(name in given for name in LENGTHS):
+        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
+    values: dict[str, Any] = dict(given)
+    reasons: dict[str, str] = {}
+
+    def default(name: str, value: Any, reason: str) -> Any:
+        """Value of ``name``: the user's, else the recipe's, else the one given here."""
+        if name in values:
+            return values[name]
+        if name in recipe:
+            value, reason = recipe[name], f"recipe {given['recipe']}"
+        values[name], reasons[name] = value, reason
+        return value
+
+    if facts.images < MIN_IMAGES:
+        raise UserError(
+            f"{given['data']}: {facts.images} usable training images; MoCo contrasts an image with many "
+            f"others and needs at least {MIN_IMAGES}"
+        )
+    small, gpu = facts.image_size <= 64, facts.device != "cpu"
+    default("out", f"runs/{run_name(facts.name, given.get('recipe', 'auto'))}", "named after data and recipe")
+    default("device", facts.device, "the fastest device here")
+    default("image_size", facts.image_size, "median shorter side of the images, within what the device bears")
+    _resolve_model(default, facts, small, gpu)
+    _resolve_views(default, facts, small)
+    _resolve_schedule(default, values, facts, small, gpu)
+    for f in FIELDS.values():
+        if f.default is not dataclasses.MISSING:
+            default(f.name, f.default, "default")
+    config = PretrainConfig(**values)
+    if config.batch_size > facts.images:
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
+            f"choose at most {facts.images}, or leave it out"
+        )
+    return Resolved(config, reasons)
+
+
+def run_name(data_name: str, recipe: str) -> str:
+    """Directory name of a run below ``runs/``."""
+    return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
+
+
+def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
+    if not gpu:
+        default("backbone", "resnet18_narrow", "narrow enough to learn at useful speed on a CPU")
+    elif small:
+        default("backbone", "resnet18_cifar", "3x3 stem without pooling, for images up to 64 pixels")
+    else:
+        default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
+    batch = 512 if gpu and small else 256 if gpu else 128
+    # At least eight steps an epoch, so that the schedule stays smooth on a small set.
+    batch = min(batch, max(MIN_IMAGES // 2, _power_of_two(facts.images / 8)))
+    batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
+    most = 4096 if small else 65536
+    room = max(1, facts.images - batch)
+    queue = min(most, _power_of_two(room))
+    default("queue_size", queue, f"power of two below images - batch = {room:,}, at most {most:,}")
+    default("head", "mlp", "MoCo v2")
+    default("head_dim", 128, "as in the papers")
+    default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
+    default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
+    default("momentum", 0.99 if facts.images < 200_000 else 0.999, "0.99 below 200,000 images, else 0.999")
+    default("symmetric", not gpu, "more learning an image seen" if not gpu else "as in the papers")
+
+
+def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
+    color = facts.channels == 3
+    default("views", "v2", "MoCo v2")
+    default("crop_min", 0.2, "as in the papers")
+    default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
+    default("jitter_strength", 1.0, "as in the papers")
+    default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
+    default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
+
+
+def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool) -> None:
+    batch = values["batch_size"]
+    per_epoch = max(1, facts.images // batch)
+    seen = GPU_IMAGES_SEEN if gpu else CPU_IMAGES_SEEN
+    epochs = min(400, max(20, round(seen / facts.images)))
+    if "steps" in values:
+        default("epochs", math.ceil(values["steps"] / per_epoch), "from --steps")
+    else:
+        default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
+        default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
+    base = 0.06 if small else 0.03
+    default("lr", round(base * batch / (512 if small else 256), 6), "linear in the batch size")
+    default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
+    default("schedule", "cosine", "MoCo v2")
+    default("warmup_steps", 0, "as in the papers")
+    default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
+    default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
+    default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")
+
+
+def _power_of_two(limit: float) -> int:
+    """The largest power of two that is at most ``limit`` (at least 1)."""
+    return 2 ** max(0, math.floor(math.log2(max(1.0, limit))))
+
+
+RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
+
+
+def load_config(path: str) -> dict[str, Any]:
+    """The options in a ``--config`` file: any of a run's, or all of them as a run's config.yaml has them.
+
+    Raises:
+        UserError: the file can't be read, or holds unknown or wrong options.
+    """
+    values = _read_options(path, f"--config {path}")
+    return validate({n: v for n, v in values.items() if n not in RECORDS}, origin=f"--config {path}")
+
+
+def _read_options(path: str, origin: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"{origin}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: expected lines of the form 'option: value'")
+    return values
+
+
+def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
+    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
+    parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
+    return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
+
+
+def parse(text: str, origin: str) -> Resolved:
+    """Read what `dump` wrote.
+
+    Raises:
+        UserError: ``origin`` does not hold a complete configuration.
+    """
+    try:
+        raw = yaml.safe_load(text)
+        reasons = dict(raw["reasons"])
+        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, origin=origin)
+        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
+    return Resolved(config, reasons)
+
+
+def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
+    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
+    config = dataclasses.asdict(saved.config)
+    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
+    changed = [
+        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
+    ]
+    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
+    return changed + dropped

@@ -1,0 +1,35 @@
+"""What the user sees on stderr: plain lines, and progress that is drawn on a terminal and told in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress
+
+LINE_SECONDS = 10.0  # between progress lines where nothing can be drawn
+
+
+def say(line: str) -> None:
+    """One line on stderr, at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields ``report(done, total)``, which draws a bar on a terminal and prints a line now and then in a log."""
+    if sys.stderr.isatty():
+        with Progress(console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{title}: {done:,} of {total:,}")
+
+    yield report

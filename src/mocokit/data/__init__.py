@@ -1,0 +1,4 @@
+"""From what the user named to batches of pixels: find the images, decode each once, view them augmented.
+
+This half (sources, decode, store) needs only NumPy and Pillow; torch comes in with the views.
+"""

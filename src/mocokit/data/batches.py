@@ -1,0 +1,123 @@
+"""Batches of stored images on the device, each a function of (seed, step), so a run can start at any step."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mocokit.data.store import ImageSet
+from mocokit.seeding import derive_seed
+
+STATISTICS_IMAGES = 4096
+STD_FLOOR = 1 / 255  # of blank images: one gray level
+RESIDENT_SHARE = 0.5  # of the free device memory that images may fill; the model needs the rest
+
+
+def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+    """A CPU generator for one purpose at one step; drawing on the CPU gives the same draws for every device."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, step))
+
+
+def random_subset(count: int, most: int, seed: int) -> Tensor:
+    """At most ``most`` of ``count`` indices, seeded random, in ascending order."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator(seed, "subset"))[:most].sort().values
+
+
+class Batch(NamedTuple):
+    """``images`` [B, C, H, W] uint8, zero-padded at the bottom and right; ``sizes`` [B, 2] their true (height,
+    width), on the CPU; ``ids`` [B] their positions in the set; ``step`` which optimizer step they are for."""
+
+    images: Tensor
+    sizes: Tensor
+    ids: Tensor
+    step: int
+
+
+class Steps(Dataset[Batch]):
+    """The batch of every step: shuffled anew each epoch, incomplete last batches left out as in the papers."""
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.per_epoch = len(images) // batch_size
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def ids(self, step: int) -> Tensor:
+        """Which images step ``step`` (from 0) sees: [B] int64."""
+        epoch, batch = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order
+        return self._order[batch * self.batch_size :][: self.batch_size]
+
+    def __getitem__(self, step: int) -> Batch:
+        ids = self.ids(step)
+        rows = ids.numpy()
+        images = torch.from_numpy(self.images.batch(rows))
+        return Batch(images, torch.from_numpy(self.images.sizes[rows]), ids, step)
+
+
+class Batches:
+    """Iterates over the batches of steps ``start`` to ``steps``.
+
+    The whole set lives on the device where it fits; where it does not, ``workers`` processes read it ahead.
+    On a CPU the memory-mapped store is the device's memory already.
+    """
+
+    def __init__(self, steps: Steps, total: int, device: torch.device, workers: int) -> None:
+        self.steps, self.total, self.device, self.workers = steps, total, device, workers
+        self.start = 0
+        self.resident: Tensor | None = None
+        if device.type != "cpu" and fits(steps.images.nbytes, device):
+            self.resident = torch.from_numpy(steps.images.batch(np.arange(len(steps.images)))).to(device)
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[Batch]:
+        remaining = range(self.start, self.total)
+        if self.resident is not None:
+            return (self._resident_batch(step) for step in remaining)
+        if self.device.type == "cpu":
+            return (self.steps[step] for step in remaining)
+        loader: DataLoader[Batch] = DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=remaining,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        return (batch._replace(images=batch.images.to(self.device, non_blocking=True)) for batch in loader)
+
+    def _resident_batch(self, step: int) -> Batch:
+        assert self.resident is not None
+        ids = self.steps.ids(step)
+        images = self.resident[ids.to(self.device, non_blocking=True)]
+        return Batch(images, torch.from_numpy(self.steps.images.sizes[ids.numpy()]), ids, step)
+
+
+def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels scaled to 0..1, over some evenly spaced images."""
+    rows = np.arange(len(images))[:: -(-len(images) // STATISTICS_IMAGES)]
+    count, total, squares = 0, np.zeros(images.channels), np.zeros(images.channels)
+    for row in rows:
+        height, width = images.sizes[row]
+        pixels = images.batch([row])[0, :, :height, :width] / 255
+        count += int(height) * int(width)
+        total += pixels.sum(axis=(1, 2))
+        squares += np.square(pixels).sum(axis=(1, 2))
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, STD_FLOOR**2))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def fits(nbytes: int, device: torch.device) -> bool:
+    """Whether ``nbytes`` of images may live on ``device``."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return nbytes < RESIDENT_SHARE * free

@@ -1,0 +1,265 @@
+"""Build one entry of the store: decode every image of a source and write pixels, index and facts to files."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mocokit.data.decode import BadImage, image_size
+from mocokit.data.layout import SPLITS, Listing, Skipped, Source
+from mocokit.data.workers import Encoded, decode_all, usable_cores
+from mocokit.errors import UserError
+from mocokit.seeding import derive_seed
+
+FORMAT = 1  # part of every cache key: raise it when files or pixels change
+PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
+
+_FEW_IMAGES = 200  # below, starting processes costs more than it saves
+_PEEKED_IMAGES = 100
+_PROGRESS_EVERY = 64
+_BLOCK = 2**22
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides about the pixels of an entry, besides the files; see ``open_store``."""
+
+    image_size: int | None
+    image_size_cap: int
+    limit: int | None
+    seed: int
+    deep_range: tuple[float, float] | None
+    channels: int | None
+
+
+class TooManySkipped(UserError):
+    """More images than allowed cannot be used; ``skipped`` lists them all."""
+
+    def __init__(self, message: str, skipped: list[Skipped]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
+class _Staged(NamedTuple):
+    """An image in the staging file: as decoded, with its own channels and depth."""
+
+    number: int  # in the listing
+    offset: int
+    shape: tuple[int, int, int]
+    value_range: tuple[float, float] | None  # of a deep image; None for uint8
+
+    def pixels(self, staging: np.ndarray) -> np.ndarray:
+        dtype = np.dtype(np.uint8 if self.value_range is None else np.float32)
+        size = int(np.prod(self.shape)) * dtype.itemsize
+        return staging[self.offset : self.offset + size].view(dtype).reshape(self.shape)
+
+
+def build(
+    source: Source,
+    directory: Path,
+    options: Options,
+    max_skipped: float,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fill ``directory``; see ``open_store`` for the arguments and errors."""
+    listing = source.scan()
+    splits = dict(listing.splits)
+    if options.limit is not None:
+        splits["train"] = limited(splits["train"], listing.labels, options.limit, options.seed)
+    order = np.concatenate([splits[split] for split in SPLITS if split in splits])
+    side = options.image_size or _natural_size(source, splits["train"], options.image_size_cap)
+    if workers is None:
+        workers = 0 if source.decoded or len(order) < _FEW_IMAGES else usable_cores()
+
+    staging = directory / "staging.bin"
+    staged, skipped = _stage(source, listing, order, stored_side(side), workers, staging, progress)
+    channels = options.channels or _common_channels(staged)
+    misfits = [image for image in staged if not _converts(image.shape[0], channels)]
+    skipped += [
+        Skipped(listing.names[image.number], f"{image.shape[0]} channels among images with {channels}")
+        for image in misfits
+    ]
+    skipped = listing.refused + skipped
+    found = len(order) + len(listing.refused)
+    check_skipped(skipped, found, max_skipped)
+    kept = [image for image in staged if _converts(image.shape[0], channels)]
+    counts = _split_counts(kept, splits)
+    if not counts.get("train"):
+        raise UserError(f"no usable training images in {source.name}")
+
+    deep_range = _deep_range(kept, options.deep_range)
+    _write_pixels(staging, directory / PIXELS, kept, channels, deep_range)
+    staging.unlink(missing_ok=True)
+    indices = np.array([image.number for image in kept])
+    sizes = np.array([image.shape[1:] for image in kept], dtype=np.int32)
+    arrays = {"sizes": sizes}
+    if listing.labels is not None:
+        arrays["labels"] = listing.labels[indices]
+    names = "\0".join(listing.names[index] for index in indices).encode(errors="surrogatepass")
+    np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+    facts = {
+        "name": source.name,
+        "image_size": side,
+        "channels": channels,
+        "label_names": listing.label_names,
+        "deep_range": deep_range,
+        "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
+        "splits": counts,
+        "found": found,
+        "skipped": skipped,
+        "ignored": listing.ignored,
+    }
+    (directory / FACTS).write_text(json.dumps(facts))
+
+
+def check_skipped(skipped: list[Skipped], found: int, max_skipped: float) -> None:
+    """Raise TooManySkipped if more than the fraction ``max_skipped`` of the images found is skipped."""
+    if len(skipped) > max_skipped * found:
+        name, reason = skipped[0]
+        raise TooManySkipped(
+            f"{len(skipped)} of {found} images ({len(skipped) / found:.1%}) cannot be used, first "
+            f"{name}: {reason}; mend or remove them, or allow more with --max-skipped",
+            skipped,
+        )
+
+
+def limited(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
+    """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be."""
+    generator = np.random.default_rng(derive_seed(seed, "limit"))
+    shuffled = generator.permutation(indices)
+    if labels is not None:
+        # Deal the classes out in rounds: one image of each class, then a second one, and so on.
+        values = labels[shuffled]
+        rounds = np.empty(len(shuffled), dtype=np.int64)
+        for value in np.unique(values):
+            members = np.flatnonzero(values == value)
+            rounds[members] = np.arange(len(members))
+        shuffled = shuffled[np.argsort(rounds, kind="stable")]
+    return np.sort(shuffled[:limit])
+
+
+def _natural_size(source: Source, indices: np.ndarray, cap: int) -> int:
+    """The median shorter side of some images, to a multiple of 8 and at most ``cap``."""
+    sides: list[int] = []
+    for position in np.linspace(0, len(indices) - 1, min(len(indices), _PEEKED_IMAGES)).round().astype(int):
+        try:
+            content = source.read(int(indices[position]))
+            sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
+        except BadImage:
+            continue
+    return min(cap, max(8, 8 * int(np.median(sides) / 8 + 0.5))) if sides else cap
+
+
+def _stage(
+    source: Source,
+    listing: Listing,
+    order: np.ndarray,
+    max_side: int,
+    workers: int,
+    path: Path,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[_Staged], list[Skipped]]:
+    staged: list[_Staged] = []
+    skipped: list[Skipped] = []
+    results = decode_all((_read(source, index) for index in order.tolist()), max_side, workers)
+    with path.open("wb", buffering=_BLOCK) as file, closing(results):
+        for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
+            if isinstance(result, BadImage):
+                skipped.append(Skipped(listing.names[index], str(result)))
+            else:
+                deep = result.dtype != np.uint8
+                value_range = (float(result.min()), float(result.max())) if deep else None
+                staged.append(_Staged(index, file.tell(), result.shape, value_range))
+                file.write(result.data)
+            if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
+                progress(done, len(order))
+    return staged, skipped
+
+
+def _read(source: Source, index: int) -> Encoded:
+    try:
+        return source.read(index)
+    except BadImage as error:
+        return error
+
+
+def _common_channels(staged: list[_Staged]) -> int:
+    """The most frequent channel count, where gray and RGB count together: as RGB if there is any."""
+    counts = Counter(image.shape[0] for image in staged)
+    if counts[1] and counts[3]:
+        counts[3] += counts.pop(1)
+    return max(counts, key=lambda channels: (counts[channels], channels), default=3)
+
+
+def _converts(channels: int, target: int) -> bool:
+    return channels == target or {channels, target} == {1, 3}
+
+
+def _split_counts(kept: list[_Staged], splits: dict[str, np.ndarray]) -> dict[str, int]:
+    """How many of the kept images each split has, in order; empty splits are left out."""
+    indices = np.array([image.number for image in kept], dtype=np.int64)
+    counts = {split: int(np.isin(indices, splits[split]).sum()) for split in SPLITS if split in splits}
+    return {split: count for split, count in counts.items() if count}
+
+
+def _deep_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The range that deep images are scaled by: one for all, so that relative brightness survives."""
+    ranges = [image.value_range for image in kept if image.value_range is not None]
+    if not ranges:
+        return None
+    return given or (min(low for low, _ in ranges), max(high for _, high in ranges))
+
+
+def _write_pixels(
+    staging: Path, path: Path, kept: list[_Staged], channels: int, deep_range: tuple[float, float] | None
+) -> None:
+    """Write the images one after the other, each uint8 [C, H, W] of its own size."""
+    size = sum(int(np.prod(image.shape)) for image in kept)
+    unchanged = deep_range is None and all(image.shape[0] == channels for image in kept)
+    if unchanged and size == staging.stat().st_size:  # nothing to convert or leave out
+        staging.rename(path)
+        return
+    pixels = np.memmap(staging, dtype=np.uint8, mode="r")
+    with path.open("wb", buffering=_BLOCK) as file:
+        for image in kept:
+            converted = convert(image.pixels(pixels), channels, deep_range)
+            file.write(np.ascontiguousarray(converted).data)
+
+
+def stored_side(image_size: int) -> int:
+    """The longest side that images are kept with: a third over the model's, which leaves crops some room."""
+    return -(-4 * image_size // 3)
+
+
+def convert(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> np.ndarray:
+    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``deep_range``."""
+    if len(pixels) == 1 and channels == 3:
+        pixels = np.repeat(pixels, 3, axis=0)
+    elif len(pixels) == 3 and channels == 1:
+        gray = np.tensordot(_LUMA, pixels.astype(np.float32), axes=1)[None]
+        pixels = np.rint(gray).astype(np.uint8) if pixels.dtype == np.uint8 else gray
+    if pixels.dtype == np.uint8:
+        return pixels
+    assert deep_range is not None
+    low, high = deep_range
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
+
+
+def _fingerprint(path: Path, channels: int, counts: dict[str, int], arrays: dict[str, np.ndarray]) -> str:
+    """Digest of pixels, sizes, labels and splits: equal wherever the same images were read from."""
+    digest = hashlib.blake2b(json.dumps([channels, counts]).encode(), digest_size=16)
+    for array in arrays.values():
+        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

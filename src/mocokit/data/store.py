@@ -1,0 +1,225 @@
+"""Each image decoded once, into a memory-mapped file in the cache directory; batches are cut from it."""
+
+import csv
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mocokit.data.build import (
+    FACTS,
+    FORMAT,
+    INDEX,
+    PIXELS,
+    Options,
+    TooManySkipped,
+    build,
+    check_skipped,
+)
+from mocokit.data.cache import building, cache_directory, cache_errors, discard
+from mocokit.data.layout import Skipped
+from mocokit.data.sources import open_source
+from mocokit.files import replacing
+
+__all__ = ["ImageSet", "Skipped", "Store", "TooManySkipped", "open_store", "write_skipped"]
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+
+
+class ImageSet:
+    """The images of one split: uint8, of one channel count, each of its own size, memory-mapped.
+
+    Attributes:
+        labels: int64 [N], or None.
+        sizes: int32 [N, 2], height and width.
+        canvas: the greatest height and the greatest width.
+        nbytes: of all images padded to the canvas.
+
+    Pickled it is only a path: the other process maps the same file.
+    """
+
+    def __init__(self, path: Path, split: str) -> None:
+        """Open ``split`` of the cache entry ``path``; OSError or ValueError if it is damaged."""
+        self.path, self.split = path, split
+        facts = json.loads((path / FACTS).read_text())
+        counts: dict[str, int] = facts["splits"]
+        earlier = list(counts)[: list(counts).index(split)]
+        start = sum(counts[name] for name in earlier)
+        self._own = slice(start, start + counts[split])
+        with np.load(path / INDEX) as index:
+            sizes = index["sizes"]
+            self.labels: np.ndarray | None = index["labels"][self._own] if "labels" in index else None
+        self.channels: int = facts["channels"]
+        # Mapped now, so that it stays readable even if the entry is removed.
+        self._pixels = np.asarray(np.memmap(path / PIXELS, dtype=np.uint8, mode="r"))
+        ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * self.channels)
+        if len(sizes) != sum(counts.values()) or len(self._pixels) != ends[-1]:
+            raise ValueError(f"{path} is damaged")
+        self.sizes: np.ndarray = sizes[self._own]
+        self._ends: np.ndarray = ends[self._own]
+        self.canvas: tuple[int, int] = tuple(self.sizes.max(axis=0).tolist())
+        self.nbytes: int = len(self) * self.channels * self.canvas[0] * self.canvas[1]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageSet, (self.path, self.split)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The path of each image inside its source."""
+        with np.load(self.path / INDEX) as index:
+            names: str = index["names"].tobytes().decode(errors="surrogatepass")
+        return names.split("\0")[self._own]
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The images at ``indices``: uint8 [B, C, H, W], zeros at the bottom and right up to the canvas.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if self._uniform is not None:
+            return self._uniform[indices]
+        batch = np.zeros((len(indices), self.channels, *self.canvas), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            height, width = self.sizes[index]
+            end = self._ends[index]
+            pixels = self._pixels[end - self.channels * int(height) * int(width) : end]
+            batch[row, :, :height, :width] = pixels.reshape(self.channels, height, width)
+        return batch
+
+    @cached_property
+    def _uniform(self) -> np.ndarray | None:
+        """All images as one array [N, C, H, W] if they have one size: a batch is then a single gather."""
+        if (self.sizes != self.canvas).any():
+            return None
+        end = int(self._ends[-1])
+        return self._pixels[end - self.nbytes : end].reshape(len(self), self.channels, *self.canvas)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The decoded images of one data set.
+
+    Attributes:
+        path: its entry in the cache directory.
+        name: short name of the data, for a run directory.
+        image_size: the side of the square that models should take in.
+        channels: of every image.
+        label_names: the class of each label value, or None without labels.
+        skipped: the images that cannot be used, and why.
+        ignored: how many images lie beside the splits and are not used.
+        fingerprint: digest of pixels and labels, equal on every machine.
+        deep_range: the range that 16- and 32-bit images were scaled from; None if there are none.
+        from_cache: whether nothing had to be decoded.
+        splits: "train", and "val" and "test" if there are such images.
+    """
+
+    path: Path
+    name: str
+    image_size: int
+    channels: int
+    label_names: tuple[str, ...] | None
+    skipped: list[Skipped]
+    ignored: int
+    fingerprint: str
+    deep_range: tuple[float, float] | None
+    from_cache: bool
+    splits: dict[str, ImageSet]
+
+
+def open_store(
+    data: str,
+    *,
+    image_size: int | None,
+    image_size_cap: int,
+    limit: int | None = None,
+    seed: int = 0,
+    max_skipped: float = 0.05,
+    workers: int | None = None,
+    deep_range: tuple[float, float] | None = None,
+    channels: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Store:
+    """Open what the user named, decoding it first unless the cache has it.
+
+    Images are kept a third larger than ``image_size`` at most: crops need some room, not the full photograph.
+
+    Args:
+        data: see ``open_source``.
+        image_size: the side that models take in; None chooses the median shorter side of some images.
+        image_size_cap: the most that is chosen.
+        limit: use a random subset of that many training images, class-balanced if there are labels.
+        seed: of the subset.
+        max_skipped: fraction of the images that may be unusable, 0 to 1.
+        workers: decoding processes, 0 for none; None chooses.
+        deep_range: scale 16- and 32-bit images from this range, not from their own.
+        channels: convert gray to RGB (3) or the reverse (1); None keeps gray if every image is.
+        progress: called with the images done and in total.
+
+    Raises:
+        UserError: the data cannot be opened, or the cache directory cannot be written.
+        TooManySkipped: more than ``max_skipped`` of the images cannot be used.
+    """
+    source = open_source(data)
+    options = Options(image_size, image_size_cap, limit, seed, deep_range, channels)
+    root = cache_directory() / "images"
+    key = hashlib.blake2b(
+        json.dumps([FORMAT, source.fingerprint(), asdict(options)]).encode(), digest_size=12
+    ).hexdigest()
+    path = root / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
+    store = _load(path, max_skipped, from_cache=True)
+    if store is not None:
+        return store
+    with cache_errors(root):
+        root.mkdir(exist_ok=True)
+        if path.exists() and _load(path, max_skipped, from_cache=True) is None:
+            discard(path)  # damaged
+        with building(path) as directory:
+            build(source, directory, options, max_skipped, workers, progress)
+    store = _load(path, max_skipped, from_cache=False)
+    assert store is not None, f"{path} was removed while it was opened"
+    return store
+
+
+def _load(path: Path, max_skipped: float, from_cache: bool) -> Store | None:
+    """The entry at ``path``, or None if it is missing or damaged."""
+    try:
+        facts = json.loads((path / FACTS).read_text())
+        skipped = [Skipped(*item) for item in facts["skipped"]]
+        store = Store(
+            path=path,
+            name=facts["name"],
+            image_size=facts["image_size"],
+            channels=facts["channels"],
+            label_names=facts["label_names"] and tuple(facts["label_names"]),
+            skipped=skipped,
+            ignored=facts["ignored"],
+            fingerprint=facts["fingerprint"],
+            deep_range=facts["deep_range"] and tuple(facts["deep_range"]),
+            from_cache=from_cache,
+            splits={split: ImageSet(path, split) for split in facts["splits"]},
+        )
+    except _DAMAGE:
+        return None
+    check_skipped(skipped, facts["found"], max_skipped)
+    return store
+
+
+def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
+    """Write the images that cannot be used as CSV with the columns image and reason."""
+    # A file name need not be UTF-8; what is not is written with backslashes.
+    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replacing(path) as temporary, temporary.open("w", **encoding) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "reason"))
+        writer.writerows(skipped)

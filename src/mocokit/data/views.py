@@ -1,0 +1,401 @@
+"""The two views of MoCo: batches of uint8 images in, augmented and normalised float batches out.
+
+Parameters are drawn per image on the CPU, so every device renders the same views and the host always knows
+which images get which operation: nothing waits for the device. The operations are torchvision's, batched.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
+_NO_JITTER = 4  # in place of the step (0-3) of an image's hue operation
+_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
+_CROP_ATTEMPTS = 10  # torchvision's
+_CPU_CHUNK_BYTES = 3_000_000  # of float pixels at a time per core; measured: cache against calls
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """One distribution of views: probabilities (0-1) and ranges, as torchvision's transforms define them.
+
+    `jitter` holds the strengths of brightness, contrast, saturation, hue; `blur_sigma` is in output pixels.
+    """
+
+    jitter: tuple[float, float, float, float]
+    jitter_p: float
+    gray_p: float
+    gray_first: bool
+    blur_p: float
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_p: float = 0.5
+
+
+VIEW_SETS = {
+    # He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
+    "v1": ViewSet(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0),
+    # Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
+    "v2": ViewSet(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5),
+}
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    """What is done to each of B images, on the CPU; `params[index]` selects images as a tensor's rows."""
+
+    box: Tensor  # [B, 4] int64: top, left, height, width
+    flip: Tensor  # [B] bool
+    jittered: Tensor  # [B] bool: false leaves the image's colours exactly alone
+    factors: Tensor  # [B, 4] float32: brightness, contrast, saturation; hue in turns
+    order: Tensor  # [B, 4] int64: the permutation in which the four factors apply
+    gray: Tensor  # [B] bool
+    sigma: Tensor  # [B] float32: of the Gaussian blur in output pixels; 0 is none
+    gray_first: bool  # grayscale before the jitter
+    blur_radius: int  # of every blur kernel, in output pixels
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def __getitem__(self, index: Tensor | slice) -> "ViewParams":
+        return replace(
+            self,
+            box=self.box[index],
+            flip=self.flip[index],
+            jittered=self.jittered[index],
+            factors=self.factors[index],
+            order=self.order[index],
+            gray=self.gray[index],
+            sigma=self.sigma[index],
+        )
+
+
+def sample_params(view_set: ViewSet, sizes: Tensor, channels: int, generator: torch.Generator) -> ViewParams:
+    """Draw one view for each of B images.
+
+    Args:
+        view_set: the distribution.
+        sizes: [B, 2] integers on the CPU, the height and width of each image.
+        channels: of the images; unless it is 3, saturation, hue and grayscale are left out.
+        generator: a CPU generator; it advances by an amount that depends on B alone.
+    """
+    B = len(sizes)
+    attempts, u = torch.rand(4 * _CROP_ATTEMPTS + 13, B, generator=generator, dtype=torch.float64).split(
+        (4 * _CROP_ATTEMPTS, 13)
+    )
+    flip_u, jitter_u, gray_u, blur_u, sigma_u = u[:5]
+    jittered = jitter_u < view_set.jitter_p
+    gray = gray_u < view_set.gray_p
+    factors = _jitter_factors(view_set.jitter, u[5:9].T)
+    factors[~jittered] = torch.tensor(_IDENTITY)
+    if channels != 3:
+        factors[:, _SATURATION:] = torch.tensor(_IDENTITY[_SATURATION:])
+        gray = torch.zeros_like(gray)
+    low, high = view_set.blur_sigma
+    sigma = (low + (high - low) * sigma_u) * (blur_u < view_set.blur_p)
+    return ViewParams(
+        box=_crop_boxes(view_set, sizes, attempts.view(4, _CROP_ATTEMPTS, B)),
+        flip=flip_u < view_set.flip_p,
+        jittered=jittered,
+        factors=factors,
+        order=u[9:13].T.argsort(dim=1),
+        gray=gray,
+        sigma=sigma.float(),
+        gray_first=view_set.gray_first,
+        blur_radius=math.ceil(3 * high),
+    )
+
+
+def _jitter_factors(strengths: tuple[float, float, float, float], u: Tensor) -> Tensor:
+    """Uniform in [max(0, 1 - s), 1 + s], hue in [-s, s]. u: [B, 4] in [0, 1) -> float32 [B, 4]."""
+    s = torch.tensor(strengths, dtype=torch.float64)
+    centre = torch.tensor(_IDENTITY, dtype=torch.float64)
+    low = centre - s
+    low[:_HUE].clamp_(min=0)
+    return (low + (centre + s - low) * u).float()
+
+
+def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
+    """RandomResizedCrop's rule: of ten random boxes the first that fits, else the central crop nearest to it.
+
+    u: [4, attempts, B] in [0, 1) for area, aspect ratio, top and left -> int64 [B, 4].
+    """
+    height, width = sizes.double().T
+    low, high = view_set.crop_scale
+    area = height * width * (low + (high - low) * u[0])
+    min_ratio, max_ratio = view_set.crop_ratio
+    ratio = torch.exp(math.log(min_ratio) + math.log(max_ratio / min_ratio) * u[1])
+    h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    first = fits.int().argmax(dim=0, keepdim=True)
+    h, w, top_u, left_u = (x.gather(0, first)[0] for x in (h, w, u[2], u[3]))
+    top, left = (top_u * (height - h + 1)).floor(), (left_u * (width - w + 1)).floor()
+
+    central_h = torch.minimum(height, (width / min_ratio).round())
+    central_w = torch.minimum(width, (height * max_ratio).round())
+    central = [((height - central_h) / 2).floor(), ((width - central_w) / 2).floor(), central_h, central_w]
+    box = torch.where(fits.any(dim=0), torch.stack([top, left, h, w]), torch.stack(central))
+    return box.T.long()
+
+
+@torch.no_grad()
+def render(
+    images: Tensor, params: ViewParams, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Make one view of each image, on the images' device: crop and flip, colours, blur, normalisation.
+
+    Pixels outside an image's box have no influence, so canvases may be padded with anything. Before the
+    normalisation values lie in [0, 1] to float32 rounding.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        params: of the same B images.
+        size: height and width of the views, in pixels.
+        mean, std: C numbers each, for pixels in [0, 1].
+
+    Returns:
+        float32 [B, C, size, size], whatever autocast says.
+    """
+    B, C = images.shape[:2]
+    views = images.new_empty(B, C, size, size, dtype=torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        for rows in _chunks(images, size):
+            _render_chunk(images[rows], params[rows], mean, std, out=views[rows])
+    return views
+
+
+@torch.no_grad()
+def center_view(
+    images: Tensor, sizes: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The view for evaluation: the largest central square, resized and normalised.
+
+    Above 64 pixels it is the central 7/8 of that square, which is ImageNet's usual 224 of 256.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        sizes: [B, 2] integers on the CPU, the height and width of each image in the canvas's top left corner.
+        size, mean, std: as for `render`.
+
+    Returns:
+        float32 [B, C, size, size], whatever autocast says.
+    """
+    side = sizes.amin(dim=1, keepdim=True).double()
+    if size > 64:
+        side = (side * 0.875).round().clamp_(min=1)
+    box = torch.cat([((sizes - side) / 2).round(), side, side], dim=1).long()
+    unflipped = torch.zeros(len(sizes), dtype=torch.bool)
+    B, C = images.shape[:2]
+    views = images.new_empty(B, C, size, size, dtype=torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        for rows in _chunks(images, size):
+            x = _resample(images[rows], box[rows], unflipped[rows], size)  # [C, B, size, size]
+            views[rows] = _normalise(x, mean, std).transpose(0, 1)
+    return views
+
+
+def _chunks(images: Tensor, size: int) -> Iterator[slice]:
+    """Rows to work on at a time, in parts of about equal size: on the CPU as many as suit it, else all."""
+    B, C, H, W = images.shape
+    parts = 1
+    if images.device.type == "cpu":
+        total_bytes = 4 * B * C * max(H * W, size * size)
+        parts = max(1, round(total_bytes / (_CPU_CHUNK_BYTES * torch.get_num_threads())))
+    step = max(1, math.ceil(B / parts))
+    for start in range(0, B, step):
+        yield slice(start, start + step)
+
+
+def _render_chunk(
+    images: Tensor, params: ViewParams, mean: Sequence[float], std: Sequence[float], out: Tensor
+) -> None:
+    """Fill `out`. Works channel first, [C, B, size, size]: then one channel of all images is one block.
+
+    Sorting the images by the step of their hue operation, and then by blur, makes the subsets that these
+    operations work on slices: gathering and scattering would cost more than the sorting.
+    """
+    hue_step = (params.order == _HUE).int().argmax(dim=1).masked_fill_(~params.jittered, _NO_JITTER)
+    hue_step, sorting = hue_step.sort(stable=True)
+    params = params[sorting]
+    images = images.index_select(0, _to_device(sorting, images.device))
+    x = _resample(images, params.box, params.flip, out.shape[-1])
+    if params.gray_first:
+        _grayscale(x, params.gray)
+    _jitter(x, params, hue_step)
+    if not params.gray_first:
+        _grayscale(x, params.gray)
+    if params.sigma.any():
+        sigma, by_blur = params.sigma.sort(descending=True)
+        sigma = sigma[sigma > 0]
+        sorting = sorting[by_blur]
+        x = x.index_select(1, _to_device(by_blur, x.device))
+        _blur(x[:, : len(sigma)], sigma, params.blur_radius)
+    unsorted = _to_device(sorting.argsort(), x.device)
+    torch.index_select(_normalise(x, mean, std).transpose(0, 1), 0, unsorted, out=out)
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for the device, where that is safe for ordinary (pageable) memory."""
+    return host.to(device, non_blocking=device.type == "cuda")
+
+
+def _resample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop, resize (bilinear, antialiased) and flip as two matrix products; pixels become floats in [0, 1].
+
+    uint8 [B, C, H, W] -> float32 [C, B, size, size].
+    """
+    B, C, H, W = images.shape
+    # Rows and columns of all images are one batch of 2 B filters, [2 B, max(H, W), size].
+    start, length = box.view(B, 2, 2).permute(1, 2, 0).reshape(2, 2 * B)
+    flips = torch.cat([torch.zeros_like(flip), flip])
+    weights = _resample_weights(start, length, flips, max(H, W), size, images.device)
+    rows, columns = weights[:B, :H], weights[B:, :W]
+    columns.div_(255)
+    pixels = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    x = pixels.new_empty(C, B, size, size)
+    for channel, resized in zip(pixels, x, strict=True):
+        torch.bmm(rows.mT, torch.bmm(channel, columns), out=resized)
+    return x
+
+
+def _resample_weights(
+    start: Tensor, length: Tensor, flip: Tensor, extent: int, size: int, device: torch.device
+) -> Tensor:
+    """Triangle filters from `length` pixels at `start` to `size` pixels, [N, extent, size]; columns sum to 1.
+
+    The filter reaches one input pixel to either side when enlarging and one output pixel when reducing.
+    Weights outside the box are zero. start, length, flip: [N].
+    """
+    scale = length[:, None].double() / size
+    reach = scale.clamp(min=1)
+    target = torch.arange(size) + 0.5
+    target = (
+        torch.where(flip[:, None], size - target, target) * scale
+    )  # [N, size] centres, from the box's start
+    source = torch.arange(extent) - start[:, None]  # [N, extent]
+    outside = (source < 0) | (source >= length[:, None])
+    source = (source + 0.5).masked_fill_(outside, math.inf)
+    source, target = (_to_device((x / reach).float(), device) for x in (source, target))
+    negative = (source[:, :, None] - target[:, None, :]).abs_().sub_(1).clamp_(max=0)
+    return negative.div_(negative.sum(dim=1, keepdim=True))
+
+
+def _grayscale(x: Tensor, gray: Tensor) -> None:
+    """Give all channels of the chosen images their luminance, in place. x: [3, B, S, S]."""
+    chosen = gray.nonzero()[:, 0]
+    if len(chosen):
+        chosen = _to_device(chosen, x.device)
+        x[:, chosen] = _luminance(x.index_select(1, chosen))
+
+
+def _luminance(x: Tensor) -> Tensor:
+    """[C, B, S, S] -> [B, S, S]; for other than three channels it is their mean."""
+    if len(x) != 3:
+        return x.mean(dim=0)
+    r, g, b = _GRAY_WEIGHTS
+    return torch.mul(x[0], r).add_(x[1], alpha=g).add_(x[2], alpha=b)
+
+
+def _jitter(x: Tensor, params: ViewParams, hue_step: Tensor) -> None:
+    """The four colour operations of each jittered image in its own order, in place.
+
+    x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`). Images
+    don't depend on each other, so the costly hue operation can run once for all of them: first come the steps
+    before it, for the images that have such, then hue, then the steps after it.
+    """
+    end = torch.bincount(hue_step, minlength=_NO_JITTER + 1).cumsum(0).tolist()  # images up to each hue step
+    jittered = end[_HUE]
+    if not jittered:
+        return
+    factor = params.factors.gather(1, params.order)
+    to_gray = (1 - factor) * (params.order == _SATURATION)
+    to_mean = (1 - factor) * (params.order == _CONTRAST)
+    # One row of four steps for each image: [factor, to_gray, to_mean] x [B, 1, 1] at a step.
+    blends = _to_device(torch.stack([factor, to_gray, to_mean]), x.device)[..., None, None].unbind(2)
+    for step in range(3):
+        _blend(x[:, end[step] : jittered], *blends[step][:, end[step] : jittered])
+    if len(x) == 3:
+        _shift_hue(x[:, :jittered], _to_device(params.factors[:jittered, _HUE], x.device))
+    for step in range(1, 4):
+        _blend(x[:, : end[step - 1]], *blends[step][:, : end[step - 1]])
+
+
+def _blend(x: Tensor, factor: Tensor, to_gray: Tensor, to_mean: Tensor) -> None:
+    """Brightness, saturation or contrast, chosen by the weights, in place: x becomes
+    clamp(factor * x + to_gray * gray + to_mean * mean(gray)).
+
+    x: [C, B, S, S]; weights: [B, 1, 1]. Brightness blends with black, saturation with the image in gray,
+    contrast with that image's mean.
+    """
+    gray = _luminance(x)
+    mean = gray.mean(dim=(1, 2), keepdim=True)
+    other = gray.mul_(to_gray).add_(mean.mul_(to_mean))
+    torch.addcmul(other, x, factor, out=x).clamp_(0, 1)
+
+
+def _shift_hue(x: Tensor, turns: Tensor) -> None:
+    """Turn the hue in place, keeping value and chroma. x: [3, B, S, S] in [0, 1]; turns: [B] in [-0.5, 0.5].
+
+    From HSV's definition, without its case distinctions: in sixths of a turn the hue lies
+    (g + b - r + max - 2 min) / chroma away from red, towards green if g > b, and each channel of the result
+    is a trapezoid of the hue.
+    """
+    r, g, b = x
+    value = torch.maximum(torch.maximum(r, g), b)
+    low = torch.minimum(torch.minimum(r, g), b)
+    chroma = value - low
+    from_red = (g + b).sub_(r).add_(value).sub_(low, alpha=2).copysign_(g - b)
+    # A gray pixel is 0 / tiny = red of no chroma. One whole turn more keeps frac() from negative numbers.
+    hue = (
+        torch.addcdiv(turns[:, None, None] + 1, from_red, chroma.clamp(min=1e-12), value=1 / 6)
+        .frac_()
+        .mul_(6)
+    )
+    for channel, complement in ((g, 2), (b, 4)):
+        torch.sub(hue, complement, out=channel).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(value, channel, chroma, value=-1, out=channel)
+    torch.sub(hue, 3, out=r).abs_().sub_(1).clamp_(0, 1)
+    torch.addcmul(low, r, chroma, out=r)
+
+
+def _blur(x: Tensor, sigma: Tensor, radius: int) -> None:
+    """Gaussian blur, reflecting at the edges, in place. x: [C, B, S, S]; sigma: [B], positive."""
+    weights = _blur_weights(sigma, x.shape[-1], radius, x.device)
+    for channel in x:
+        torch.bmm(torch.bmm(weights, channel), weights.mT, out=channel)
+
+
+def _blur_weights(sigma: Tensor, size: int, radius: int, device: torch.device) -> Tensor:
+    """One-dimensional Gaussian kernels with reflection as banded matrices [B, size, size]; rows sum to 1."""
+    radius = min(radius, size - 1)
+    distance = torch.arange(radius + 1)
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None].double()) ** 2)
+    kernel[kernel < 1e-12] = 0  # denormal float32 weights would halve the speed of the products
+    kernel /= 2 * kernel.sum(dim=1, keepdim=True) - 1  # both sides, the centre once
+    weights = _to_device(kernel.float(), device) @ _blur_taps(size, radius, device).flatten(1)
+    return weights.view(-1, size, size)
+
+
+@functools.cache
+def _blur_taps(size: int, radius: int, device: torch.device) -> Tensor:
+    """How often input pixel j lies at distance d of output pixel i, reflections included: [d, i, j]."""
+    i = torch.arange(size)
+    taps = torch.zeros(radius + 1, size, size)
+    # Where pixel j appears: in its place and mirrored at either edge, the edge pixels themselves only once.
+    for position, shown in ((i, i >= 0), (-i, i > 0), (2 * (size - 1) - i, i < size - 1)):
+        distance = (position[None, :] - i[:, None]).abs()
+        taps += (torch.arange(radius + 1)[:, None, None] == distance) & shown
+    return taps.to(device)
+
+
+def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std for each channel, in place. x: [C, B, S, S]."""
+    for channel, m, s in zip(x, mean, std, strict=True):
+        channel.sub_(m).mul_(1 / s)
+    return x

@@ -1,0 +1,1 @@
+"""Putting a pretrained encoder to use."""

@@ -1,0 +1,91 @@
+"""The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mocokit.errors import UserError
+from mocokit.files import replacing
+from mocokit.model.encoder import Encoder, EncoderSpec
+
+FORMAT = "mocokit-encoder-1"
+
+
+def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
+    """Write the backbone's weights and, in the header, ``about`` and all that rebuilds the encoder.
+
+    Args:
+        encoder: any.
+        path: replaced whole.
+        about: where the encoder comes from (recipe, data fingerprint, seed, versions); plain values.
+    """
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
+    }
+    header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "about": json.dumps(about)}
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata=header)
+
+
+def encoder_file(path: str | Path) -> Path:
+    """The encoder file that ``path`` means: itself, or the one in that run directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    file = path / "encoder.safetensors" if path.is_dir() else path
+    if file.is_file():
+        return file
+    if (path / "config.yaml").exists():
+        raise UserError(f"{path}: this run has not finished; run its mocokit pretrain command again")
+    raise UserError(f"{path}: no encoder here; name a run directory or an encoder.safetensors file")
+
+
+def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
+    """The spec of an encoder file and what is known about its origin; no weights are read.
+
+    Raises:
+        UserError: not an encoder file, damaged, or of another version.
+    """
+    file = encoder_file(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+        if header.get("format") != FORMAT:
+            found = header.get("format", "none")
+            raise UserError(f"{file}: encoder format {found} where {FORMAT} was expected; pretrain again")
+        return EncoderSpec.from_dict(json.loads(header["spec"])), dict(json.loads(header["about"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: not a mocokit encoder file ({reason[:120]})") from None
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Load a pretrained encoder, ready to embed.
+
+    Args:
+        path: a run directory or its ``encoder.safetensors``.
+        device: where to put the weights.
+
+    Returns:
+        An `Encoder` in evaluation mode; ``load("runs/digits").embed(["a.png"])`` gives features [1, D].
+
+    Raises:
+        UserError: no encoder there, damaged, or its weights do not fit its backbone.
+    """
+    spec, _ = read_header(path)
+    file = encoder_file(path)
+    encoder = Encoder.create(spec)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+        encoder.backbone.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file}: its weights do not fit {spec.backbone} ({reason[:120]})") from None
+    return encoder.eval().to(device)

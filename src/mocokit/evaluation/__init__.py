@@ -1,0 +1,1 @@
+"""How good features are: extraction, kNN, label-free scores."""

@@ -1,0 +1,95 @@
+"""One measurement of an encoder on a data set: kNN where there are labels, label-free scores always."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mocokit.data.batches import generator, random_subset
+from mocokit.data.store import ImageSet
+from mocokit.data.views import ViewSet, render, sample_params
+from mocokit.evaluation.features import BATCH, extract, rows_of
+from mocokit.evaluation.knn import Accuracy, KnnTest
+from mocokit.evaluation.scorecard import alignment, rankme, retrieval, uniformity
+from mocokit.model.encoder import Encoder, evaluating
+
+SCORE_IMAGES = 1000  # two-view scores use this many images at most: retrieval depends on the number
+
+
+@dataclass(frozen=True)
+class Quality:
+    """``knn`` is None without labels; ``scores``: rankme, alignment, uniformity, retrieval."""
+
+    knn: Accuracy | None
+    scores: dict[str, float]
+
+    def row(self) -> dict[str, float]:
+        """Flat, as columns of metrics.csv."""
+        knn = {} if self.knn is None else {"knn_top1": self.knn.top1, "knn_top5": self.knn.top5}
+        return knn | self.scores
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A fixed measurement of encoders: the same images and the same views each time it is taken.
+
+    ``images`` are the training split, some of which are used for the scores; ``knn`` is None without labels.
+    """
+
+    images: ImageSet
+    view_set: ViewSet
+    seed: int
+    knn: KnnTest | None
+
+    def sample(self, votes: int, asks: int) -> "Exam":
+        """The same exam with a kNN test on at most that many images."""
+        return replace(self, knn=self.knn and self.knn.sample(votes, asks, self.seed))
+
+    @property
+    def images_read(self) -> int:
+        """How many times an image goes through the encoder when the exam is taken."""
+        return 3 * min(SCORE_IMAGES, len(self.images)) + (self.knn.images_read if self.knn else 0)
+
+    def take(self, encoder: Encoder) -> Quality:
+        """Measure ``encoder``; it is left as it was."""
+        plain = extract(encoder, self.images, random_subset(len(self.images), SCORE_IMAGES, self.seed))
+        first, second = (self._views(encoder, name) for name in ("exam view 1", "exam view 2"))
+        scores = {
+            "rankme": rankme(plain),
+            "alignment": alignment(first, second),
+            "uniformity": uniformity(first),
+            "retrieval": retrieval(first, second),
+        }
+        if self.knn is None:
+            return Quality(None, scores)
+        return Quality(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
+
+    @torch.inference_mode()
+    def _views(self, encoder: Encoder, name: str) -> Tensor:
+        """Features of one augmented view of the scored images."""
+        spec, draw = encoder.spec, generator(self.seed, name)
+        parts = []
+        with evaluating(encoder):
+            for rows in random_subset(len(self.images), SCORE_IMAGES, self.seed).split(BATCH):
+                pixels, sizes = rows_of(self.images, rows, encoder.device)
+                params = sample_params(self.view_set, sizes, spec.channels, draw)
+                view = render(pixels, params, spec.image_size, spec.mean, spec.std)
+                parts.append(encoder.backbone(view).float().cpu())
+        return torch.cat(parts)
+
+
+def verdict(loss_over_chance: float, encoder: Quality, random_init: Quality) -> dict[str, Any]:
+    """A plain judgement of a finished run: ``state`` is learning, not learning or collapsed; ``why`` a sentence."""
+    rank, retrieved = encoder.scores["rankme"], encoder.scores["retrieval"]
+    if rank < 2 or retrieved < 2 / SCORE_IMAGES:
+        state, why = "collapsed", f"features hold {rank:.1f} effective dimensions"
+    elif encoder.knn is not None and random_init.knn is not None:
+        gain = 100 * (encoder.knn.top1 - random_init.knn.top1)
+        state = "learning" if gain >= 1 else "not learning"
+        why = f"kNN top-1 {100 * encoder.knn.top1:.1f} %, {gain:+.1f} points from random initialisation"
+    else:
+        before = random_init.scores["retrieval"]
+        state = "learning" if retrieved > before and loss_over_chance < 1 else "not learning"
+        why = f"two-view retrieval {100 * retrieved:.1f} %, {100 * before:.1f} % at random initialisation"
+    return {"state": state, "why": f"{why}; loss at {100 * loss_over_chance:.0f} % of chance level"}

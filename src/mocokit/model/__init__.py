@@ -1,0 +1,1 @@
+"""The algorithm, free of framework and trainer. Read ``moco.py`` first."""

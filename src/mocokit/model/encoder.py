@@ -1,0 +1,170 @@
+"""An encoder: a backbone together with the preprocessing its images need."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mocokit.data.build import convert, stored_side
+from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
+from mocokit.data.views import center_view
+from mocokit.errors import UserError
+from mocokit.model.backbones import create_backbone, feature_dim
+from mocokit.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that rebuilds an encoder around its weights.
+
+    ``mean`` and ``std`` are per channel, of pixels scaled to 0..1. ``deep_range`` is what 0 and 255 stand for in
+    images of more than 8 bits, or None if there were none.
+    """
+
+    backbone: str
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    deep_range: tuple[float, float] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
+        """Inverse of `to_dict`, also after a way through JSON."""
+        deep = values.get("deep_range")
+        return cls(
+            backbone=str(values["backbone"]),
+            image_size=int(values["image_size"]),
+            channels=int(values["channels"]),
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
+            deep_range=None if deep is None else (float(deep[0]), float(deep[1])),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+
+class Encoder(nn.Module):
+    """Images in, features out. ``encoder(images, sizes)`` takes what the store holds, `embed` anything."""
+
+    def __init__(self, backbone: nn.Module, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.backbone, self.spec = backbone, spec
+        self.dim = feature_dim(backbone)
+
+    @classmethod
+    def create(cls, spec: EncoderSpec, seed: int = 0) -> "Encoder":
+        """A randomly initialised encoder, a function of its spec and the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "init"))
+            return cls(create_backbone(spec.backbone, spec.channels, spec.image_size), spec)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.backbone.parameters()).device
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Features [B, D] float32 of uint8 images [B, C, H, W] whose true (height, width) are ``sizes`` [B, 2].
+
+        The largest centered square is resized to the encoder's input size and normalised.
+        """
+        x = center_view(images, sizes, self.spec.image_size, self.spec.mean, self.spec.std)
+        features: Tensor = self.backbone(x)
+        return features.float()
+
+    @torch.no_grad()
+    def embed(self, images: Any, batch_size: int = 256) -> Tensor:
+        """Features [N, D] float32, on the CPU, of images of any size, in order.
+
+        Args:
+            images: one image or several: paths, PIL images, uint8 arrays [H, W], [H, W, C] or a batch
+                [N, H, W, C], or uint8 tensors [C, H, W] or [N, C, H, W].
+            batch_size: images encoded at once.
+
+        Raises:
+            UserError: an image can't be read or has another number of channels than the encoder.
+        """
+        with evaluating(self):
+            parts = [self._encode(chunk) for chunk in _chunks(_images(images), batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def _encode(self, images: list[Any]) -> Tensor:
+        arrays = [self._pixels(image) for image in images]
+        sizes = torch.tensor([a.shape[1:] for a in arrays])
+        height, width = sizes.amax(dim=0).tolist()
+        canvas = np.zeros((len(arrays), self.spec.channels, height, width), np.uint8)
+        for row, a in zip(canvas, arrays, strict=True):
+            row[:, : a.shape[1], : a.shape[2]] = a
+        return self(torch.from_numpy(canvas).to(self.device), sizes).cpu()
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        """One image as uint8 [C, H, W] with the encoder's number of channels."""
+        channels, deep_range = self.spec.channels, self.spec.deep_range
+        name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
+        try:
+            pixels = _decoded(image, stored_side(self.spec.image_size))
+        except OSError as error:
+            raise UserError(f"{name}: {error.strerror or error}") from None
+        except BadImage as error:
+            raise UserError(f"{name}: {error}") from None
+        if len(pixels) != channels and {len(pixels), channels} != {1, 3}:
+            raise UserError(f"{name}: {len(pixels)} channels where the encoder takes {channels}")
+        if pixels.dtype != np.uint8 and deep_range is None:
+            deep_range = (float(pixels.min()), float(pixels.max()))
+        return convert(pixels, channels, deep_range)
+
+
+def _decoded(image: Any, max_side: int) -> np.ndarray:
+    """Any one image as [C, H, W], uint8 or, if it is deeper, float32."""
+    if isinstance(image, str | Path):
+        return decode(Path(image).read_bytes(), max_side)
+    if isinstance(image, Image.Image):
+        return decode_pillow(image, max_side)
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu().numpy()
+    else:
+        pixels = np.asarray(image)
+        pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    if pixels.ndim != 3 or pixels.size == 0:
+        raise BadImage(f"expected one image, got shape {pixels.shape}")
+    return shrink(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32), max_side)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+def _images(images: Any) -> Iterable[Any]:
+    """Single images become lists of one; batches of arrays iterate over their first axis."""
+    if isinstance(images, str | Path | Image.Image):
+        return [images]
+    if isinstance(images, Tensor):
+        images = images.detach().cpu()
+        return [images] if images.ndim == 3 else images
+    if isinstance(images, np.ndarray):
+        return images if images.ndim == 4 else [images]
+    return images
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

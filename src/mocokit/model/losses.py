@@ -1,0 +1,44 @@
+"""Contrastive losses as pure functions of tensors, computed in float32."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Contrast(NamedTuple):
+    """A loss to minimise, and two detached figures to watch: mean similarity to positives and negatives."""
+
+    loss: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None) -> Contrast:
+    """InfoNCE of each query against its key and the queue (MoCo v1, equation 1), mean over the batch.
+
+    Args:
+        q: queries [B, D], unit vectors.
+        k: keys [B, D], unit vectors; row i is the positive of query i. No gradient flows into keys.
+        queue: negatives [K, D], unit vectors.
+        temperature: tau.
+        own: [B, K] bool, true where an entry of the queue came from the query's own image; left out.
+
+    The loss of features that tell nothing apart is `chance_level`.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, queue = q.float(), k.detach().float(), queue.detach().float()
+        positive = torch.einsum("bd,bd->b", q, k)  # [B]
+        negative = torch.einsum("bd,kd->bk", q, queue)  # [B, K]
+        mean_negative = negative.detach().mean()
+        if own is not None:
+            negative = negative.masked_fill(own, -math.inf)
+        logits = torch.cat([positive[:, None], negative], dim=1) / temperature  # [B, 1 + K]
+        loss = (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+    return Contrast(loss, positive.detach().mean(), mean_negative)
+
+
+def chance_level(queue_size: int) -> float:
+    """The loss when all similarities are equal: log(K + 1)."""
+    return math.log(queue_size + 1)

@@ -1,0 +1,92 @@
+"""Checkpoints that are written whole, only at step boundaries, and also when the user stops the run."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from mocokit.errors import Interrupted, UserError
+from mocokit.files import replacing
+from mocokit.training.module import Pretraining
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Lightning's checkpoints, but a reader finds the old file or the new one, never a part."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write to a temporary file, sync it, rename it."""
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint; tensors and plain values only, nothing in it is executed.
+
+    Raises:
+        UserError: the file is damaged or not a checkpoint of mocokit.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        int(checkpoint["global_step"])
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: not a usable checkpoint ({reason[:120]}); start anew with --overwrite"
+        ) from None
+    return dict(checkpoint)
+
+
+class Checkpoints(pl.Callback):
+    """Saves every ``seconds`` seconds, at the end of each epoch, at the last step, and when a signal asks to stop."""
+
+    def __init__(self, path: Path, seconds: float, per_epoch: int, steps: int) -> None:
+        self.path, self.seconds, self.per_epoch, self.steps = path, seconds, per_epoch, steps
+        self.stop: signal.Signals | None = None
+        self.before: dict[signal.Signals, Any] = {}
+        self.saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """From here on a signal ends the run at the next step boundary; a second one ends it at once."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop = signal.Signals(number)
+        self.restore_signals()
+
+    def restore_signals(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        """Save where it is due; raise `Interrupted` after a signal."""
+        step = trainer.global_step
+        late = time.monotonic() - self.saved >= self.seconds
+        if late or self.stop or step % self.per_epoch == 0 or step == self.steps:
+            self._save(trainer, module)
+        if self.stop and step < self.steps:
+            raise Interrupted(f"stopped at step {step:,} of {self.steps:,} by {self.stop.name}")
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, Pretraining)
+        module.check_finite()
+        try:
+            trainer.save_checkpoint(self.path)
+        except (OSError, RuntimeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            kept = "the earlier checkpoint is kept; " if self.path.exists() else ""
+            raise UserError(
+                f"{self.path}: can't write the checkpoint ({reason[:120]}); {kept}"
+                f"make room or fix the folder's permissions and run the same command again"
+            ) from None
+        self.saved = time.monotonic()

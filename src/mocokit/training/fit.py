@@ -1,0 +1,129 @@
+"""Training from start or checkpoint to the last step: everything is put together here. Read this second."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import RichProgressBar
+
+from mocokit.config import PretrainConfig
+from mocokit.data.batches import Batches, Steps
+from mocokit.data.store import ImageSet
+from mocokit.model.encoder import EncoderSpec
+from mocokit.rundir import RunDirectory
+from mocokit.training.checkpoint import Checkpoints, WholeFileIO, read_checkpoint
+from mocokit.training.module import Pretraining
+from mocokit.training.monitor import Measure, Monitor, Row
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+CALIBRATION_STEPS = 8  # timed ones, after as many untimed ones at most
+CALIBRATION_SHARE = 0.05  # of the time at hand
+
+
+def fit(
+    config: PretrainConfig,
+    spec: EncoderSpec,
+    images: ImageSet,
+    run: RunDirectory,
+    measure: Measure,
+    announce: Callable[[Row], None],
+) -> Pretraining:
+    """Train until the last step, from the run's checkpoint if it has one.
+
+    Args:
+        config: of the run.
+        spec: of the encoder.
+        images: to learn from.
+        run: where checkpoint and metrics go.
+        measure: gives the monitored figures of an encoder.
+        announce: gets every row of metrics.csv as it is written.
+
+    Raises:
+        UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
+        Interrupted: a signal stopped the run; its checkpoint is written.
+    """
+    device = torch.device(config.device)
+    module = Pretraining(config, spec)
+    steps = Steps(images, config.batch_size, config.seed)
+    batches = Batches(steps, config.steps, device, config.workers)
+    resumed = run.checkpoint.exists()
+    if resumed:
+        batches.start = int(read_checkpoint(run.checkpoint)["global_step"])
+    monitor = Monitor(config, steps.per_epoch, run.metrics, run.tensorboard, measure, announce)
+    checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps)
+    trainer = create_trainer(config, run.path, [monitor, checkpoints])
+    try:
+        trainer.fit(module, batches, ckpt_path=run.checkpoint if resumed else None, weights_only=True)
+    finally:
+        checkpoints.restore_signals()
+    return module.to(device)
+
+
+def create_trainer(config: PretrainConfig, root: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Lightning trainer that takes ``config.steps`` steps.
+
+    To Lightning the whole run is one epoch: the batches of all steps in order. So there is one kind of resume,
+    from the middle, and the epochs that users see are counted from the step (`Steps.per_epoch`).
+    """
+    _quiet_lightning()
+    bar = sys.stderr.isatty()
+    if bar:
+        callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
+    return pl.Trainer(
+        default_root_dir=root,
+        accelerator=config.device,
+        devices=1,
+        precision=PRECISION[config.precision],  # type: ignore[arg-type]
+        max_epochs=1,
+        max_steps=config.steps,
+        callbacks=callbacks,
+        plugins=[WholeFileIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+    )
+
+
+def _quiet_lightning() -> None:
+    """Lightning's notices speak to its programmers, not to the users of a command."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning.*")
+    warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|lr_scheduler\.step).*")
+
+
+def seconds_per_step(config: PretrainConfig, spec: EncoderSpec, images: ImageSet, seconds: float) -> float:
+    """Time of one training step, by taking a few on a model that is then thrown away.
+
+    Args:
+        config, spec, images: of the run to come.
+        seconds: how long this may take, about; one step is taken in any case.
+    """
+    device = torch.device(config.device)
+    module = Pretraining(config, spec).to(device)
+    optimizer = module.configure_optimizers()["optimizer"]
+    batches = Batches(
+        Steps(images, config.batch_size, config.seed), 2 * CALIBRATION_STEPS, device, config.workers
+    )
+    start, times = time.perf_counter(), []
+    for batch in batches:
+        begun = time.perf_counter()
+        views = module.on_after_batch_transfer(batch, 0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = module.training_step(views, 0)
+        loss.backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss)  # waits for the device
+        times.append(time.perf_counter() - begun)
+        if time.perf_counter() - start > seconds:
+            break
+    settled = times[len(times) // 2 :]  # the first steps also set up kernels and caches
+    return sum(settled) / len(settled)

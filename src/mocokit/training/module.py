@@ -1,0 +1,144 @@
+"""One optimizer step of MoCo as Lightning wants it; the algorithm itself is in ``model/moco.py``."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mocokit.config import PretrainConfig
+from mocokit.data.batches import Batch, generator
+from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params
+from mocokit.errors import UserError
+from mocokit.model.backbones import feature_dim
+from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.heads import create_head
+from mocokit.model.losses import chance_level
+from mocokit.model.moco import MoCo
+from mocokit.model.norm import split_batch_norm
+from mocokit.seeding import derive_seed
+from mocokit.training.optim import create_optimizer
+
+LOSS, POSITIVE, NEGATIVE, GRAD_NORM, COUNT = range(5)
+
+
+class Views(NamedTuple):
+    """Two views [B, C, S, S] of a batch, whose images they are, and the step they are for."""
+
+    x1: Tensor
+    x2: Tensor
+    ids: Tensor
+    step: int
+
+
+def view_set(config: PretrainConfig) -> ViewSet:
+    """The named view set with the configuration's own probabilities and strengths."""
+    base = VIEW_SETS[config.views]
+    brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
+    return replace(
+        base,
+        crop_scale=(config.crop_min, 1.0),
+        flip_p=config.flip_p,
+        jitter=(brightness, contrast, saturation, min(hue, 0.5)),
+        gray_p=config.gray_p,
+        blur_p=config.blur_p,
+    )
+
+
+def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
+    """The model at step 0, a function of the configuration's seed alone."""
+    backbone = Encoder.create(spec, config.seed).backbone
+    try:
+        split_batch_norm(backbone, config.bn_splits)
+    except TypeError as error:
+        raise UserError(f"--backbone {spec.backbone}: {error}; use --bn-splits 1") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "head and queue"))
+        return MoCo(
+            backbone,
+            create_head(config.head, feature_dim(backbone), config.head_dim),
+            dim=config.head_dim,
+            K=config.queue_size,
+            m=config.momentum,
+            tau=config.temperature,
+            symmetric=config.symmetric,
+        )
+
+
+class NonFiniteLoss(UserError):
+    """The loss or the gradient is no longer a number."""
+
+
+class Pretraining(pl.LightningModule):
+    """Views, loss and optimizer of a pretraining run.
+
+    The buffer ``window`` [5] sums loss, mean positive and negative similarity, gradient norm and a count over
+    the steps since it was last taken; being a buffer it is part of every checkpoint.
+    """
+
+    window: Tensor
+
+    def __init__(self, config: PretrainConfig, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
+        self.view_set = view_set(config)
+        self.register_buffer("window", torch.zeros(5))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """`Batches` has put the images where they belong; the rest stays on the host on purpose."""
+        return batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Views:
+        """Draw both views, outside of autocast."""
+        x1, x2 = (self._view(batch, name) for name in ("view 1", "view 2"))
+        return Views(x1, x2, batch.ids.to(batch.images.device, non_blocking=True), batch.step)
+
+    def _view(self, batch: Batch, name: str) -> Tensor:
+        draw = generator(self.config.seed, name, batch.step)
+        params = sample_params(self.view_set, batch.sizes, self.spec.channels, draw)
+        x = render(batch.images, params, self.spec.image_size, self.spec.mean, self.spec.std)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def training_step(self, views: Views, batch_idx: int) -> Tensor:
+        """The loss of one step, a float32 scalar."""
+        shuffle = torch.randperm(len(views.ids), generator=generator(self.config.seed, "shuffle", views.step))
+        contrast = self.moco(views.x1, views.x2, views.ids, shuffle.to(views.ids.device, non_blocking=True))
+        self.window[:GRAD_NORM] += torch.stack([part.detach() for part in contrast])
+        self.window[COUNT] += 1
+        return contrast.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sum up the gradient norm."""
+        gradients = [p.grad for p in self.moco.encoder_q.parameters() if p.grad is not None]
+        self.window[GRAD_NORM] += torch.nn.utils.get_total_norm(gradients)
+
+    def configure_optimizers(self) -> Any:
+        """SGD on the query encoder; the schedule advances every step."""
+        optimizer, scheduler = create_optimizer(self.moco.encoder_q.parameters(), self.config)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteLoss` if anything since the window was last taken was not a number."""
+        if not torch.isfinite(self.window).all():
+            raise NonFiniteLoss(
+                f"step {self.global_step}: the loss or its gradient is not a finite number; the last good "
+                f"checkpoint is kept. Try a lower --lr than {self.config.lr:g}, --warmup-steps, or "
+                f"--precision fp32"
+            )
+
+    def take_window(self) -> dict[str, float]:
+        """Means over the steps since the last call, which starts a new window."""
+        self.check_finite()
+        loss, positive, negative, grad_norm, count = self.window.tolist()
+        self.window.zero_()
+        n = max(1.0, count)
+        return {
+            "loss": loss / n,
+            "loss_over_chance": loss / n / chance_level(self.config.queue_size),
+            "positive": positive / n,
+            "negative": negative / n,
+            "grad_norm": grad_norm / n,
+            "queue_fill": float(self.moco.queue.fill),
+        }

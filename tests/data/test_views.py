@@ -1,0 +1,458 @@
+"""Views against torchvision: every operation and the whole pipeline, image by image with the same parameters.
+
+Tolerances are absolute, for pixels in [0, 1]: 2e-6 for colours and blur, 2e-5 for resampling (both sides
+compute filter positions up to 100 pixels in float32).
+"""
+
+import dataclasses
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from mocokit.data import views
+from mocokit.data.views import VIEW_SETS, ViewParams, ViewSet, center_view, render, sample_params
+
+POINT, RESAMPLED = 2e-6, 2e-5
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+SEEDS = st.integers(0, 2**31)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(seed))
+
+
+def full_sizes(images: Tensor) -> Tensor:
+    return torch.tensor(images.shape[-2:]).expand(len(images), 2)
+
+
+def plain_params(images: Tensor) -> ViewParams:
+    """Parameters of the view that shows each whole canvas and changes nothing."""
+    B, _, H, W = images.shape
+    return ViewParams(
+        box=torch.tensor([0, 0, H, W]).repeat(B, 1),
+        flip=torch.zeros(B, dtype=torch.bool),
+        jittered=torch.zeros(B, dtype=torch.bool),
+        factors=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(B, 1),
+        order=torch.arange(4).repeat(B, 1),
+        gray=torch.zeros(B, dtype=torch.bool),
+        sigma=torch.zeros(B),
+        gray_first=False,
+        blur_radius=6,
+    )
+
+
+def unnormalised(images: Tensor, params: ViewParams, size: int) -> Tensor:
+    C = images.shape[1]
+    return render(images, params, size, mean=[0.0] * C, std=[1.0] * C)
+
+
+def torchvision_jitter(x: Tensor, params: ViewParams, i: int) -> Tensor:
+    for operation in params.order[i].tolist():
+        factor = params.factors[i, operation].item()
+        if operation == BRIGHTNESS:
+            x = (x * factor).clamp(0, 1) if len(x) not in (1, 3) else F.adjust_brightness(x, factor)
+        elif operation == CONTRAST and len(x) not in (1, 3):
+            x = (factor * x + (1 - factor) * x.mean()).clamp(0, 1)
+        elif operation == CONTRAST:
+            x = F.adjust_contrast(x, factor)
+        elif operation == SATURATION and len(x) == 3:
+            x = F.adjust_saturation(x, factor)
+        elif operation == HUE and len(x) == 3:
+            x = F.adjust_hue(x, factor)
+    return x
+
+
+def torchvision_view(image: Tensor, params: ViewParams, i: int, size: int) -> Tensor:
+    x = F.resized_crop(image.float() / 255, *params.box[i].tolist(), [size, size], antialias=True)
+    if params.flip[i]:
+        x = F.horizontal_flip(x)
+    if params.gray[i] and params.gray_first:
+        x = F.rgb_to_grayscale(x, num_output_channels=3)
+    if params.jittered[i]:
+        x = torchvision_jitter(x, params, i)
+    if params.gray[i] and not params.gray_first:
+        x = F.rgb_to_grayscale(x, num_output_channels=3)
+    if params.sigma[i] > 0:
+        kernel = 2 * min(params.blur_radius, size - 1) + 1
+        x = F.gaussian_blur(x, [kernel, kernel], [params.sigma[i].item()])
+    return x
+
+
+# Operations, one at a time
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_crop_resize_flip_equals_torchvision(data: st.DataObject) -> None:
+    """Any box of any canvas, enlarged or reduced, 1-pixel images included: within 2e-5."""
+    H, W = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 100))
+    height, width = data.draw(st.integers(1, H)), data.draw(st.integers(1, W))
+    box = [data.draw(st.integers(0, H - height)), data.draw(st.integers(0, W - width)), height, width]
+    size, flip = data.draw(st.integers(4, 64)), data.draw(st.booleans())
+    images = noise(1, 2, H, W, seed=data.draw(SEEDS))
+    params = dataclasses.replace(plain_params(images), box=torch.tensor([box]), flip=torch.tensor([flip]))
+
+    expected = torchvision_view(images[0], params, 0, size)
+    torch.testing.assert_close(unnormalised(images, params, size)[0], expected, atol=RESAMPLED, rtol=0)
+
+
+def test_whole_canvas_at_its_own_size_is_the_image() -> None:
+    images = noise(3, 3, 32, 32)
+    view = unnormalised(images, plain_params(images), 32)
+    torch.testing.assert_close(view, images.float() / 255, atol=1e-7, rtol=0)
+
+
+def test_flip_mirrors_the_columns() -> None:
+    images = noise(4, 3, 20, 30)
+    params = plain_params(images)
+    flipped = dataclasses.replace(params, flip=torch.tensor([True, False, True, False]))
+    a, b = unnormalised(images, params, 16), unnormalised(images, flipped, 16)
+    torch.testing.assert_close(b[::2], a[::2].flip(-1), atol=POINT, rtol=0)
+    assert torch.equal(b[1::2], a[1::2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=SEEDS,
+    factors=st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2), st.floats(-0.5, 0.5)),
+    order=st.permutations(range(4)),
+    channels=st.sampled_from([1, 2, 3, 7]),
+)
+def test_jitter_in_any_order_equals_torchvision(
+    seed: int, factors: tuple[float, ...], order: list[int], channels: int
+) -> None:
+    """Four clamped operations after one another: within 1e-5, as factors of 2 double what came before."""
+    images = noise(1, channels, 12, 12, seed=seed)
+    identity = (1.0, 0.0) if channels != 3 else factors[SATURATION:]
+    params = dataclasses.replace(
+        plain_params(images),
+        jittered=torch.tensor([True]),
+        factors=torch.tensor([[*factors[:SATURATION], *identity]]),
+        order=torch.tensor([order]),
+    )
+    expected = torchvision_view(images[0], params, 0, 12)
+    torch.testing.assert_close(unnormalised(images, params, 12)[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION, HUE])
+def test_each_jitter_operation_alone_equals_torchvision(operation: int) -> None:
+    images = noise(11, 3, 16, 16)
+    images[:, :, :4] = images[:, :1, :4]  # gray rows: no hue
+    images[:, :, 4:6], images[:, :, 6:8] = 0, 255
+    params = plain_params(images)
+    params = dataclasses.replace(params, jittered=torch.ones(11, dtype=torch.bool))
+    params.factors[:, operation] = (
+        torch.linspace(-0.5, 0.5, 11) if operation == HUE else torch.linspace(0, 2, 11)
+    )
+    expected = torch.stack([torchvision_view(image, params, i, 16) for i, image in enumerate(images)])
+    torch.testing.assert_close(unnormalised(images, params, 16), expected, atol=POINT, rtol=0)
+
+
+def test_hue_of_every_corner_and_edge_of_the_color_cube() -> None:
+    """Ties between channels are where a hue formula breaks."""
+    levels = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8)
+    colors = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 12, 18)
+    x = colors.float().div(255)
+    for turns in torch.linspace(-0.5, 0.5, 25):
+        shifted = x.transpose(0, 1).clone()
+        views._shift_hue(shifted, turns[None])
+        expected = F.adjust_hue(x, turns.item())
+        torch.testing.assert_close(shifted.transpose(0, 1), expected, atol=POINT, rtol=0)
+
+
+@pytest.mark.parametrize("gray_first", [True, False])
+def test_grayscale_equals_torchvision(gray_first: bool) -> None:
+    images = noise(6, 3, 16, 16)
+    params = sample_params(
+        ViewSet((0.4, 0.4, 0.4, 0.4), 1.0, 0.5, gray_first, 0.0), full_sizes(images), 3, generator(3)
+    )
+    assert 0 < params.gray.sum() < 6
+    expected = torch.stack([torchvision_view(image, params, i, 16) for i, image in enumerate(images)])
+    torch.testing.assert_close(unnormalised(images, params, 16), expected, atol=RESAMPLED, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(sigma=st.floats(0.1, 2.0), size=st.integers(2, 48), seed=SEEDS)
+def test_blur_equals_torchvision(sigma: float, size: int, seed: int) -> None:
+    images = noise(1, 3, size, size, seed=seed)
+    params = dataclasses.replace(plain_params(images), sigma=torch.tensor([sigma]))
+    expected = torchvision_view(images[0], params, 0, size)
+    torch.testing.assert_close(unnormalised(images, params, size)[0], expected, atol=POINT, rtol=0)
+
+
+# The whole pipeline
+
+
+@pytest.mark.parametrize("size", [8, 32, 80])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("name", list(VIEW_SETS))
+def test_pipeline_equals_torchvision(name: str, channels: int, size: int) -> None:
+    """Padded canvases, 1-pixel-high images, up- and downscaling: within 2e-5."""
+    H, W, B = 70, 41, 48
+    images = noise(B, channels, H, W)
+    g = generator(1)
+    sizes = torch.stack([torch.randint(1, n + 1, (B,), generator=g) for n in (H, W)], dim=1)
+    sizes[:6, 0] = 1
+    params = sample_params(VIEW_SETS[name], sizes, channels, g)
+    expected = torch.stack([torchvision_view(image, params, i, size) for i, image in enumerate(images)])
+    torch.testing.assert_close(unnormalised(images, params, size), expected, atol=RESAMPLED, rtol=0)
+
+
+def test_normalisation_comes_last() -> None:
+    images = noise(5, 3, 24, 24)
+    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.4]
+    expected = F.normalize(unnormalised(images, params, 16), mean, std)
+    torch.testing.assert_close(render(images, params, 16, mean, std), expected, atol=1e-5, rtol=0)
+
+
+def test_wrong_number_of_means_is_an_error() -> None:
+    images = noise(1, 3, 8, 8)
+    with pytest.raises(ValueError):
+        render(images, plain_params(images), 8, [0.5], [0.5])
+
+
+@pytest.mark.parametrize("name", list(VIEW_SETS))
+def test_padding_never_leaks(name: str) -> None:
+    g = generator(5)
+    sizes = torch.randint(1, 33, (64, 2), generator=g)
+    images, other = noise(64, 3, 32, 32, seed=1), noise(64, 3, 32, 32, seed=2)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        other[i, :, :height, :width] = images[i, :, :height, :width]
+    params = sample_params(VIEW_SETS[name], sizes, 3, g)
+    assert torch.equal(unnormalised(images, params, 16), unnormalised(other, params, 16))
+    assert torch.equal(
+        center_view(images, sizes, 16, [0.5] * 3, [1.0] * 3),
+        center_view(other, sizes, 16, [0.5] * 3, [1.0] * 3),
+    )
+
+
+def test_images_without_jitter_are_untouched() -> None:
+    """Bit for bit, whatever their factors say and whatever happens to the rest of the batch."""
+    images = noise(64, 3, 32, 32)
+    view_set = dataclasses.replace(VIEW_SETS["v2"], jitter_p=0.5, gray_p=0.0, blur_p=0.0)
+    params = sample_params(view_set, full_sizes(images), 3, generator())
+    alone = dataclasses.replace(params, jittered=torch.zeros(64, dtype=torch.bool))
+    same = (unnormalised(images, params, 32) == unnormalised(images, alone, 32)).flatten(1).all(dim=1)
+    assert torch.equal(same, ~params.jittered)
+
+
+@pytest.mark.parametrize("name", list(VIEW_SETS))
+def test_extremes_stay_in_range(name: str) -> None:
+    images = noise(200, 3, 32, 32).lt(128).byte() * 255
+    images[:50], images[50:100] = 0, 255
+    strong = dataclasses.replace(VIEW_SETS[name], jitter=(1.0, 1.0, 1.0, 0.5), blur_p=0.5)
+    view = unnormalised(images, sample_params(strong, full_sizes(images), 3, generator()), 32)
+    assert view.isfinite().all()
+    assert view.min() >= -1e-6
+    assert view.max() <= 1 + 1e-6
+
+
+def test_same_parameters_give_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise(70, 3, 32, 32)
+    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    once = unnormalised(images, params, 32)
+    assert torch.equal(once, unnormalised(images, params, 32))
+    monkeypatch.setattr(views, "_CPU_CHUNK_BYTES", 100_000)
+    torch.testing.assert_close(unnormalised(images, params, 32), once, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(VIEW_SETS))
+def test_a_view_does_not_depend_on_its_batch(name: str) -> None:
+    images = noise(40, 3, 32, 32)
+    params = sample_params(VIEW_SETS[name], full_sizes(images), 3, generator())
+    together = unnormalised(images, params, 32)
+    alone = torch.cat([unnormalised(images[i : i + 1], params[i : i + 1], 32) for i in range(40)])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    reverse = torch.arange(39, -1, -1)
+    torch.testing.assert_close(
+        unnormalised(images[reverse], params[reverse], 32), together[reverse], atol=1e-6, rtol=0
+    )
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    images = noise(4, 3, 16, 16)
+    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    expected = unnormalised(images, params, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(unnormalised(images, params, 16), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_renders_the_same_views_without_waiting() -> None:
+    images = noise(64, 3, 32, 32)
+    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    expected = unnormalised(images, params, 32)
+    on_device = images.cuda()
+    unnormalised(on_device, params, 32)  # the first call makes the blur's constants
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        view = unnormalised(on_device, params, 32)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(view.cpu(), expected, atol=1e-5, rtol=0)
+
+
+def test_empty_batch() -> None:
+    images = noise(0, 3, 8, 8)
+    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    assert unnormalised(images, params, 8).shape == (0, 3, 8, 8)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (50, 31), (31, 50), (1, 9), (12, 100)])
+def test_center_view_equals_center_crop_and_resize(height: int, width: int, size: int) -> None:
+    images = noise(2, 3, height + 3, width + 5)
+    view = center_view(images, torch.tensor([[height, width]] * 2), size, [0.0] * 3, [1.0] * 3)
+    square = F.center_crop(images[..., :height, :width].float() / 255, [min(height, width)])
+    expected = F.resize(square, [size, size], antialias=True)
+    torch.testing.assert_close(view, expected, atol=RESAMPLED, rtol=0)
+
+
+def test_large_center_view_shows_seven_eighths() -> None:
+    images = noise(2, 3, 128, 160)
+    view = center_view(images, full_sizes(images), 96, [0.5] * 3, [0.25] * 3)
+    square = F.center_crop(images.float() / 255, [112])
+    expected = F.normalize(F.resize(square, [96, 96], antialias=True), [0.5] * 3, [0.25] * 3)
+    torch.testing.assert_close(view, expected, atol=4 * RESAMPLED, rtol=0)
+
+
+# Distributions, against torchvision's own samplers
+
+
+def torchvision_boxes(height: int, width: int, n: int) -> Tensor:
+    crop = v2.RandomResizedCrop(8, scale=(0.2, 1.0))
+    image = torch.empty(3, height, width)
+    drawn = [crop.make_params([image]) for _ in range(n)]
+    return torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in drawn])
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 200), (200, 300), (300, 100), (40, 400)])
+def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
+    """Area, aspect ratio and position by Kolmogorov-Smirnov; the fixed seeds make the outcome certain."""
+    n = 3000
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference = torchvision_boxes(height, width, n).double()
+    sizes = torch.tensor([[height, width]] * n)
+    ours = sample_params(VIEW_SETS["v2"], sizes, 3, generator()).box.double()
+    for quantity in (
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: b[:, 3] / b[:, 2],
+        lambda b: b[:, 0] / (height - b[:, 2] + 1),
+        lambda b: b[:, 1] / (width - b[:, 3] + 1),
+    ):
+        assert ks_2samp(quantity(ours), quantity(reference)).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 50), (50, 1), (10, 400), (400, 10)])
+def test_box_that_never_fits_is_the_central_crop(height: int, width: int) -> None:
+    """Where all ten attempts must fail, torchvision's rule leaves one box; ours is the same."""
+    view_set = dataclasses.replace(VIEW_SETS["v2"], crop_scale=(0.9, 1.0))
+    crop = v2.RandomResizedCrop(8, scale=(0.9, 1.0))
+    expected = crop.make_params([torch.empty(3, height, width)])
+    boxes = sample_params(view_set, torch.tensor([[height, width]] * 50), 3, generator()).box
+    assert boxes.unique(dim=0).tolist() == [[expected[k] for k in ("top", "left", "height", "width")]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=20), SEEDS)
+def test_boxes_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) -> None:
+    limits = torch.tensor(sizes)
+    box = sample_params(VIEW_SETS["v1"], limits, 3, generator(seed)).box
+    assert (box[:, :2] >= 0).all()
+    assert (box[:, 2:] >= 1).all()
+    assert (box[:, :2] + box[:, 2:] <= limits).all()
+
+
+def test_jitter_factors_are_distributed_as_torchvisions() -> None:
+    n = 4000
+    view_set = dataclasses.replace(VIEW_SETS["v2"], jitter=(0.4, 0.8, 1.5, 0.1), jitter_p=1.0)
+    ours = sample_params(view_set, torch.full((n, 2), 32), 3, generator()).factors
+    jitter = v2.ColorJitter(0.4, 0.8, 1.5, 0.1)
+    names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reference = [jitter.make_params([]) for _ in range(n)]
+    for column, name in enumerate(names):
+        assert ks_2samp(ours[:, column], [p[name] for p in reference]).pvalue > 0.01
+    assert ours[:, SATURATION].min() >= 0
+
+
+def test_all_orders_are_equally_likely() -> None:
+    n = 24_000
+    order = sample_params(VIEW_SETS["v2"], torch.full((n, 2), 32), 3, generator()).order
+    counts = Counter(map(tuple, order.tolist()))
+    assert len(counts) == math.factorial(4)
+    assert max(abs(count - 1000) for count in counts.values()) < 5 * math.sqrt(1000)
+
+
+@pytest.mark.parametrize("name", list(VIEW_SETS))
+def test_probabilities_and_ranges(name: str) -> None:
+    """Frequencies within five standard errors; the papers' numbers, written out again."""
+    n = 20_000
+    params = sample_params(VIEW_SETS[name], torch.full((n, 2), 32), 3, generator())
+    expected = {
+        "v1": {"flip": 0.5, "jittered": 1.0, "gray": 0.2, "sigma": 0.0},
+        "v2": {"flip": 0.5, "jittered": 0.8, "gray": 0.2, "sigma": 0.5},
+    }[name]
+    for field, p in expected.items():
+        frequency = getattr(params, field).bool().double().mean().item()
+        assert abs(frequency - p) <= 5 * math.sqrt(p * (1 - p) / n), field
+    blurred = params.sigma[params.sigma > 0]
+    if len(blurred):
+        assert ks_2samp(blurred, torch.rand(n, generator=generator(1)) * 1.9 + 0.1).pvalue > 0.01
+    hue = {"v1": 0.4, "v2": 0.1}[name]
+    low, high = params.factors.amin(dim=0), params.factors.amax(dim=0)
+    torch.testing.assert_close(low, torch.tensor([0.6, 0.6, 0.6, -hue]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.4, hue]), atol=1e-3, rtol=0)
+    assert params.gray_first == (name == "v1")
+    assert torch.equal(
+        params.factors[~params.jittered], torch.tensor([1.0, 1, 1, 0]).repeat((~params.jittered).sum(), 1)
+    )
+
+
+def test_draws_are_independent_of_each_other() -> None:
+    params = sample_params(VIEW_SETS["v2"], torch.full((20_000, 2), 64), 3, generator())
+    draws = torch.stack(
+        [params.box[:, 2], params.box[:, 3], params.flip, params.jittered, params.gray, params.sigma > 0]
+    ).double()
+    correlation = torch.corrcoef(draws).fill_diagonal_(0)
+    correlation[0, 1] = correlation[1, 0] = 0  # height and width share the area
+    assert correlation.abs().max() < 5 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_other_channel_counts_have_no_color_operations(channels: int) -> None:
+    sizes = torch.full((500, 2), 32)
+    params = sample_params(VIEW_SETS["v2"], sizes, channels, generator())
+    rgb = sample_params(VIEW_SETS["v2"], sizes, 3, generator())
+    assert not params.gray.any()
+    assert (params.factors[:, SATURATION] == 1).all()
+    assert (params.factors[:, HUE] == 0).all()
+    assert torch.equal(params.factors[:, :SATURATION], rgb.factors[:, :SATURATION])
+    assert torch.equal(params.box, rgb.box)
+
+
+def test_parameters_are_a_function_of_the_generator() -> None:
+    sizes = torch.full((10, 2), 32)
+    a, b = (sample_params(VIEW_SETS["v2"], sizes, 3, generator(7)) for _ in range(2))
+    c = sample_params(VIEW_SETS["v2"], sizes, 3, generator(8))
+    assert torch.equal(a.box, b.box)
+    assert torch.equal(a.factors, b.factors)
+    assert not torch.equal(a.factors, c.factors)
