@@ -275,10 +275,9 @@ def _resample_weights(
     scale = length[:, None].double() / size
     reach = scale.clamp(min=1)
     target = torch.arange(size) + 0.5
-    target = (
-        torch.where(flip[:, None], size - target, target) * scale
-    )  # [N, size] centres, from the box's start
-    source = torch.arange(extent) - start[:, None]  # [N, extent]
+    # Pixel centres, counted from the box's start: target [N, size], source [N, extent].
+    target = torch.where(flip[:, None], size - target, target) * scale
+    source = torch.arange(extent) - start[:, None]
     outside = (source < 0) | (source >= length[:, None])
     source = (source + 0.5).masked_fill_(outside, math.inf)
     source, target = (_to_device((x / reach).float(), device) for x in (source, target))
@@ -310,7 +309,7 @@ def _jitter(x: Tensor, params: ViewParams, hue_step: Tensor) -> None:
     before it, for the images that have such, then hue, then the steps after it.
     """
     end = torch.bincount(hue_step, minlength=_NO_JITTER + 1).cumsum(0).tolist()  # images up to each hue step
-    jittered = end[_HUE]
+    jittered = end[_NO_JITTER - 1]
     if not jittered:
         return
     factor = params.factors.gather(1, params.order)

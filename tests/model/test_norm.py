@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from mocokit.model.norm import split_batch_norm
+from tests import reference
+
+
+def make(splits, channels=3):
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    return split_batch_norm(norm, splits)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 20), st.integers(2, 6), st.booleans())
+def test_each_group_is_normalised_by_itself(N, splits, channels_last):
+    norm, x = make(splits), torch.randn(N, 3, 4, 5) * 3 + 2
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    weight, bias = norm.weight.detach().numpy(), norm.bias.detach().numpy()
+    groups = np.array_split(x.double().numpy(), min(splits, N // 2))
+    expected = np.concatenate([reference.batch_norm(g, weight, bias, norm.eps) for g in groups])
+    np.testing.assert_allclose(norm(x).detach().numpy(), expected, atol=1e-4)
+    means = np.mean([g.mean(axis=(0, 2, 3)) for g in groups], axis=0)
+    variances = np.mean([g.var(axis=(0, 2, 3), ddof=1) for g in groups], axis=0)
+    np.testing.assert_allclose(norm.running_mean.numpy(), 0.1 * means, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.running_var.numpy(), 0.9 + 0.1 * variances, rtol=1e-4, atol=1e-5)
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_gradients_equal_separate_batch_norms():
+    norm, x = make(4), torch.randn(12, 3, 4, 4, requires_grad=True)
+    plain = nn.BatchNorm2d(3)
+    plain.load_state_dict(norm.state_dict())
+    target = torch.randn(12, 3, 4, 4)
+    (norm(x) * target).sum().backward()
+    got = x.grad.clone(), norm.weight.grad.clone()
+    x.grad = None
+    sum((plain(g) * t).sum() for g, t in zip(x.split(3), target.split(3), strict=True)).backward()
+    torch.testing.assert_close(got[0], x.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got[1], plain.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_and_state_dict_are_those_of_plain_batch_norm():
+    norm, plain = make(4), nn.BatchNorm2d(3)
+    for _ in range(3):
+        norm(torch.randn(16, 3, 4, 4))
+    assert list(norm.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(norm.state_dict())
+    x = torch.randn(5, 3, 4, 4)
+    assert torch.equal(norm.eval()(x), plain.eval()(x))
+
+
+def test_one_split_is_plain_batch_norm():
+    assert type(split_batch_norm(nn.BatchNorm2d(2), 1)) is nn.BatchNorm2d
+
+
+def test_timms_fused_norm_keeps_its_activation():
+    norm = split_batch_norm(nn.Sequential(BatchNormAct2d(2)), 2)
+    y = norm(torch.randn(8, 2, 3, 3))
+    assert float(y.min()) == 0  # ReLU
+    plain = nn.BatchNorm2d(2)
+    x = torch.randn(8, 2, 3, 3)
+    torch.testing.assert_close(norm(x), torch.cat([plain(g).relu() for g in x.split(4)]))
+
+
+def test_other_norms_are_left_alone_and_unknown_batch_norms_refused():
+    group = nn.GroupNorm(1, 4)
+    assert split_batch_norm(group, 8) is group
+    with pytest.raises(TypeError, match="BatchNorm1d"):
+        split_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), 2)

@@ -1,0 +1,46 @@
+"""Slow, plain NumPy versions of the algorithm's parts, written from the papers: what the fast ones must equal."""
+
+import numpy as np
+
+
+def info_nce(q, k, queue, temperature, own=None):
+    """MoCo v1, equation 1, one query at a time, in float64."""
+    losses = []
+    for i in range(len(q)):
+        positive = np.dot(q[i], k[i]) / temperature
+        total = np.exp(positive)
+        for j in range(len(queue)):
+            if own is None or not own[i, j]:
+                total += np.exp(np.dot(q[i], queue[j]) / temperature)
+        losses.append(np.log(total) - positive)
+    return float(np.mean(losses))
+
+
+def momentum_update(theta_k, theta_q, m):
+    """MoCo v1, equation 2."""
+    return [m * k + (1 - m) * q for k, q in zip(theta_k, theta_q, strict=True)]
+
+
+def knn_top(bank, bank_labels, queries, query_labels, k, temperature, alone=False):
+    """Wu et al. 2018, section 3.4: (top-1, top-5)."""
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    classes = max(bank_labels.max(), query_labels.max()) + 1
+    hits = np.zeros(2)
+    for i, query in enumerate(queries):
+        similarity = bank @ query
+        candidates = [j for j in range(len(bank)) if not (alone and i == j)]
+        nearest = sorted(candidates, key=lambda j: -similarity[j])[:k]
+        votes = np.zeros(classes)
+        for j in nearest:
+            votes[bank_labels[j]] += np.exp(similarity[j] / temperature)
+        ranking = np.argsort(-votes, kind="stable")
+        hits += [query_labels[i] == ranking[0], query_labels[i] in ranking[:5]]
+    return tuple(hits / len(queries))
+
+
+def batch_norm(x, weight, bias, eps):
+    """Normalise [N, C, H, W] by its own mean and (biased) variance."""
+    mean = x.mean(axis=(0, 2, 3), keepdims=True)
+    var = x.var(axis=(0, 2, 3), keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * weight[None, :, None, None] + bias[None, :, None, None]

@@ -1,0 +1,159 @@
+"""A run that is killed and started again ends bit-identical to one that was not."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from tests.runs import FLAGS, command, mocokit, tiny_data
+
+STEPS = 15  # three epochs of five
+
+
+def pretrain(data, out, *more):
+    return ["pretrain", data, "--out", out, *FLAGS, *more]
+
+
+def checkpoint(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def rows(run):
+    """Metrics without the speed, which no run repeats."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Data, and a run on it that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = tiny_data(folder)
+    done = mocokit(*pretrain(data, folder / "run"))
+    assert done.returncode == 0, done.stderr
+    return data, folder / "run"
+
+
+def assert_same_end(run, reference):
+    ours, theirs = checkpoint(run), checkpoint(reference)
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    assert same(ours["state_dict"], theirs["state_dict"])  # weights, both encoders' statistics, queue
+    assert same(ours["optimizer_states"], theirs["optimizer_states"])
+    assert same(ours["lr_schedulers"], theirs["lr_schedulers"])
+    assert rows(run) == rows(reference)
+    assert (run / "encoder.safetensors").read_bytes() == (reference / "encoder.safetensors").read_bytes()
+
+
+def kill_after(arguments, run, step, sig):
+    """Start a run, send ``sig`` once its metrics have reached ``step``."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.csv").exists() and any(int(r["step"]) >= step for r in rows(run) if r["step"]):
+            break
+        time.sleep(0.005)
+    process.send_signal(sig)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+@pytest.mark.parametrize("step", [2, 6, 12])
+def test_killed_mid_epoch(whole, tmp_path, step):
+    data, reference = whole
+    arguments = pretrain(data, tmp_path / "run", "--checkpoint-every=0")
+    code, _ = kill_after(arguments, tmp_path / "run", step, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert 0 < checkpoint(tmp_path / "run")["global_step"] < STEPS
+    done = mocokit(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
+    """Checkpoints at epoch ends only, so rows written after them must go and come again."""
+    data, reference = whole
+    arguments = pretrain(data, tmp_path / "run")
+    for step in (4, 8, 14):
+        kill_after(arguments, tmp_path / "run", step, signal.SIGKILL)
+    done = mocokit(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", reference)
+    steps = [int(row["step"]) for row in rows(tmp_path / "run")]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_leaves_a_checkpoint_of_that_very_step(whole, tmp_path, sig):
+    data, reference = whole
+    arguments = pretrain(data, tmp_path / "run")
+    code, stderr = kill_after(arguments, tmp_path / "run", 2, sig)
+    assert code == 130, stderr
+    assert "run the same command to go on" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert checkpoint(tmp_path / "run")["global_step"] % 5  # not at an epoch's end
+    assert mocokit(*arguments).returncode == 0
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_finished_run_is_not_done_again(whole):
+    data, run = whole
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    done = mocokit(*pretrain(data, run), "--json")
+    assert done.returncode == 0
+    assert "finished" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_path):
+    data, _ = whole
+    out = tmp_path / "run"
+    flags = [*FLAGS, "--epochs=1"]
+    assert mocokit("pretrain", data, "--out", out, *flags).returncode == 0
+    refused = mocokit("pretrain", data, "--out", out, *flags, "--lr=0.5")
+    assert refused.returncode == 2
+    assert "--lr 0.5 (was 0.03)" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    other = tiny_data(tmp_path / "other", height=9, width=8)
+    elsewhere = mocokit("pretrain", other, "--out", out, *flags)
+    assert elsewhere.returncode == 2
+    assert "--data" in elsewhere.stderr
+    assert mocokit("pretrain", data, "--out", out, *flags, "--lr=0.5", "--overwrite").returncode == 0
+    assert "lr: 0.5" in (out / "config.yaml").read_text()
+
+
+def test_changed_images_under_the_same_name_are_refused(tmp_path):
+    data, out = tiny_data(tmp_path), tmp_path / "run"
+    flags = [*FLAGS, "--epochs=1"]
+    assert mocokit("pretrain", data, "--out", out, *flags).returncode == 0
+    image = next(data.rglob("*.png"))
+    image.write_bytes(next(itertools.islice(data.rglob("*.png"), 7, None)).read_bytes())
+    refused = mocokit("pretrain", data, "--out", out, *flags)
+    assert refused.returncode == 2
+    assert "other images" in refused.stderr
+
+
+def test_overwrite_never_removes_what_is_no_run(tmp_path):
+    data, out = tiny_data(tmp_path), tmp_path / "photos"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    for more in ([], ["--overwrite"]):
+        refused = mocokit("pretrain", data, "--out", out, *FLAGS, *more)
+        assert refused.returncode == 2
+        assert "not a run directory" in refused.stderr
+    assert (out / "precious.txt").read_text() == "mine"
