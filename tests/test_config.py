@@ -1,0 +1,184 @@
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mocokit.config import (
+    FIELDS,
+    Facts,
+    PretrainConfig,
+    differences,
+    dump,
+    load_config,
+    load_recipe,
+    merge,
+    parse,
+    parse_duration,
+    recipe_names,
+    resolve,
+    validate,
+)
+from mocokit.errors import UserError
+
+
+def facts(**changes):
+    base = Facts(name="birds", images=5000, image_size=32, channels=3, device="cpu", bf16=False, cpus=2)
+    return dataclasses.replace(base, **changes)
+
+
+any_facts = st.builds(
+    facts,
+    images=st.integers(16, 2_000_000),
+    image_size=st.sampled_from([8, 32, 64, 96, 224]),
+    channels=st.sampled_from([1, 3, 5]),
+    device=st.sampled_from(["cpu", "cuda"]),
+    bf16=st.booleans(),
+)
+
+
+@given(any_facts)
+def test_auto_fits_any_data(f):
+    config = resolve({"data": "x"}, f).config
+    assert config.batch_size <= f.images
+    assert config.queue_size <= f.images - config.batch_size  # no image meets its own key within an epoch
+    assert config.queue_size & (config.queue_size - 1) == 0
+    assert config.batch_size // config.bn_splits >= 8
+    assert config.steps == config.epochs * (f.images // config.batch_size)
+    assert f.channels == 3 or (config.gray_p == 0)
+    validate({n: v for n, v in dataclasses.asdict(config).items() if v is not None})  # all within their ranges
+
+
+@given(any_facts, st.sampled_from(recipe_names()))
+def test_every_value_is_given_or_has_a_reason(f, recipe):
+    if f.images < 2048:
+        f = dataclasses.replace(f, images=2048)
+    resolved = resolve({"data": "x", "recipe": recipe, "lr": 0.123}, f)
+    assert set(resolved.given) == {"data", "recipe", "lr"}
+    assert resolved.config.lr == 0.123
+    assert set(resolved.given) | set(resolved.reasons) == set(FIELDS)
+
+
+def test_learning_rate_is_linear_in_the_batch():
+    lrs = [resolve({"data": "x", "batch_size": b}, facts()).config.lr for b in (64, 128, 256)]
+    assert lrs[1] == pytest.approx(2 * lrs[0])
+    assert lrs[2] == pytest.approx(4 * lrs[0])
+
+
+def test_order_of_sources():
+    recipe = load_recipe("moco-v2-cifar10")
+    resolved = resolve({"data": "x", "recipe": "moco-v2-cifar10", "temperature": 0.3}, facts(images=50_000))
+    assert resolved.config.temperature == 0.3
+    assert resolved.config.queue_size == recipe["queue_size"] == 4096
+    assert resolved.reasons["queue_size"] == "recipe moco-v2-cifar10"
+    assert resolved.reasons["sgd_momentum"] == "default" or "sgd_momentum" in recipe
+
+
+@pytest.mark.parametrize("length", [{"steps": 7}, {"epochs": 3}, {"time_budget": "1m"}])
+def test_a_length_of_the_users_beats_the_recipes(length):
+    given = {"data": "x", "recipe": "moco-v2-cifar10"} | length
+    config = resolve(given, facts(images=50_000)).config
+    if "steps" in length:
+        assert (config.steps, config.epochs) == (7, 1)
+    elif "epochs" in length:
+        assert (config.epochs, config.steps) == (3, 3 * (50_000 // 512))
+    else:
+        assert config.epochs != load_recipe("moco-v2-cifar10")["epochs"]
+
+
+def test_recipes_say_where_they_come_from():
+    from importlib import resources
+
+    assert {"moco-v1", "moco-v2", "moco-v2-cifar10"} <= set(recipe_names())
+    for name in recipe_names():
+        text = (resources.files("mocokit.recipes") / f"{name}.yaml").read_text()
+        header = [line for line in text.splitlines() if line.startswith("#")]
+        assert all(any(word in line for line in header) for word in ("Paper:", "Command:", "Cost:", "Result:"))
+        load_recipe(name)
+
+
+def test_papers_settings():
+    v1, v2 = load_recipe("moco-v1"), load_recipe("moco-v2")
+    for recipe in (v1, v2):
+        assert recipe["queue_size"] == 65536
+        assert recipe["momentum"] == 0.999
+        assert (recipe["batch_size"], recipe["lr"], recipe["weight_decay"]) == (256, 0.03, 1e-4)
+        assert (recipe["epochs"], recipe["backbone"], recipe["head_dim"]) == (200, "resnet50", 128)
+    assert (v1["head"], v1["temperature"], v1["schedule"], v1["views"]) == ("linear", 0.07, "step", "v1")
+    assert (v2["head"], v2["temperature"], v2["schedule"], v2["views"]) == ("mlp", 0.2, "cosine", "v2")
+
+
+def test_all_mistakes_are_told_together():
+    with pytest.raises(UserError) as caught:
+        validate({"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")})
+    text = str(caught.value)
+    for part in ("--epochs: 0 is too small", "--lr: expected a number", "did you mean 'batch_size'", "--head: 'big'"):
+        assert part in text
+    assert "--temperature" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
+def test_bad_durations(text):
+    with pytest.raises(UserError, match="time-budget"):
+        validate({"time_budget": text})
+
+
+def test_auto_means_leave_it_to_mocokit():
+    assert validate({"device": "auto", "precision": "auto", "recipe": "auto"}) == {"recipe": "auto"}
+
+
+@given(any_facts)
+def test_config_yaml_round_trips(f):
+    resolved = resolve({"data": "x", "seed": 3}, f)
+    assert parse(dump(resolved, {"torch": "1"}), "test") == resolved
+    assert yaml.safe_load(dump(resolved, {"torch": "1"}))["versions"] == {"torch": "1"}
+
+
+def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
+    resolved = resolve({"data": "x", "epochs": 5}, facts())
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(resolved, {}))
+    again = resolve(merge({}, load_config(str(path))), facts())
+    assert again.config == resolved.config
+    shorter = resolve(merge({"epochs": 2}, load_config(str(path))), facts())
+    assert (shorter.config.epochs, shorter.config.steps) == (2, 2 * (5000 // again.config.batch_size))
+
+
+def test_lengths_exclude_each_other():
+    with pytest.raises(UserError, match="--time-budget and --epochs exclude each other"):
+        merge({"epochs": 1, "time_budget": "1m"}, {})
+
+
+def test_differences_name_the_option_and_both_values():
+    saved = resolve({"data": "x", "lr": 0.1, "limit": 100}, facts())
+    assert differences({"data": "x", "lr": 0.1, "limit": 100}, saved) == []
+    assert differences({"data": "x", "lr": 0.1, "limit": 100, "workers": 7, "out": "elsewhere"}, saved) == []
+    assert differences({"data": "x", "lr": 0.2}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
+
+
+def test_too_few_images_and_too_large_a_batch():
+    with pytest.raises(UserError, match="2 usable training images"):
+        resolve({"data": "x"}, facts(images=2))
+    with pytest.raises(UserError, match="--batch-size 512 is larger than the 300"):
+        resolve({"data": "x", "batch_size": 512}, facts(images=300))
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "just words", "- 1"])
+def test_damaged_configurations_are_one_clear_line(text, tmp_path):
+    with pytest.raises(UserError, match="test"):
+        parse(text, "test")
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="--config"):
+        load_config(str(path))
+
+
+def test_options_have_help():
+    assert all(f.metadata["help"] for f in dataclasses.fields(PretrainConfig))
