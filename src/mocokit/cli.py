@@ -1,6 +1,7 @@
 """``mocokit VERB ...``: flags to options, errors to exit codes. No logic, and nothing heavy imported for --help."""
 
 import argparse
+import difflib
 import importlib
 import json
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from mocokit.config import FIELDS, Fields, KnnConfig, fields_of, flag, kind_of, load_config, merge
+from mocokit.config import FIELDS, Fields, KnnConfig, fields_of, flag, kind_of, load_config, merge, validate
 from mocokit.errors import Interrupted, UserError
 
 
@@ -94,8 +95,8 @@ def _add_options(parser: argparse.ArgumentParser, verb: Verb) -> None:
 
 
 def _options(verb: Verb, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that are set, by flag or by file."""
-    given = {n: getattr(arguments, n) for n in verb.fields if getattr(arguments, n) is not None}
+    """The options that are set, by flag or by file; checked before anything slow is imported."""
+    given = validate({n: getattr(arguments, n) for n in verb.fields}, verb.fields)
     if not verb.trains:
         return given
     options = merge(given, load_config(arguments.config) if arguments.config else {})
@@ -112,8 +113,14 @@ def run(argv: Sequence[str], started: float) -> int:
     Raises:
         UserError, Interrupted: as the command does.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments, unknown = build_parser().parse_known_args(argv)
     verb = VERBS[arguments.verb]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], map(flag, verb.fields), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"unknown argument {unknown[0]}{hint} (see mocokit {arguments.verb} --help)"
+        )
     options = _options(verb, arguments)
     if verb.trains and arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")

@@ -179,6 +179,8 @@ def _checked(f: "dataclasses.Field[Any]", value: Any) -> Any:
         value = float(value)
     if kind is str:
         value = str(value)
+        if not value:
+            raise ValueError("is empty")
         if f.name == "time_budget":
             parse_duration(value)
     low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]

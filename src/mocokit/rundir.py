@@ -1,6 +1,8 @@
 """The run directory: where each file of a run lies."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ class RunDirectory:
         except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Inside, a full disk or a folder that may not be written is the user's to mend: a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            where, why = error.filename or self.path, error.strerror or error
+            raise UserError(
+                f"{where}: {why}; what was written before is kept; make room or fix the folder's permissions "
+                f"and run the same command again"
+            ) from error
 
     def write_result(self, verb: str, value: dict[str, Any]) -> None:
         """Write the result of a verb, whole."""

@@ -69,5 +69,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     for name, accuracy in accuracies.items():
         say(f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%}  top-5 {accuracy.top5:7.2%}")
     if Path(config.run).is_dir():
-        RunDirectory(Path(config.run)).write_result("knn", result)
+        directory = RunDirectory(Path(config.run))
+        with directory.writing():
+            directory.write_result("knn", result)
     return result

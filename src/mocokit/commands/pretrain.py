@@ -19,6 +19,7 @@ from mocokit.config import (
     differences,
     dump,
     load_recipe,
+    merge,
     parse_duration,
     resolve,
     run_name,
@@ -65,7 +66,7 @@ def pretrain(
         Interrupted: a signal stopped the run; the same call goes on.
     """
     started = time.perf_counter() if started is None else started
-    given = validate({"data": data, **options})
+    given = merge(validate({"data": data, **options}), {})
     store = _open_data(given)
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
     saved = _existing(run, given, store, overwrite)
@@ -73,24 +74,29 @@ def pretrain(
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return result
     resolved = saved or _plan(given, store, started)
-    config, spec = resolved.config, _spec(store, resolved.config)
+    config = resolved.config
     if not saved:
-        _describe(resolved, store)
+        _describe(resolved)
+    spec = _spec(store, config)
+    module = Pretraining(config, spec)  # before anything is written: the backbone may not bear the images
+    if not saved:
         _start(run, resolved, store)
     exam = _exam(store, config)
     sample = exam.sample(MONITOR_BANK, MONITOR_QUERIES)
     images = store.splits["train"]
     say(f"{run.path}: chance level of the loss is log(K + 1) = {chance_level(config.queue_size):.3f}")
     try:
-        module = fit(config, spec, images, run, lambda e: sample.take(e).row(), _announcer(config))
+        with run.writing():
+            fit(module, images, run, lambda e: sample.take(e).row(), _announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     encoder = Encoder(module.moco.backbone, spec)
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
-    save_encoder(encoder, run.encoder, about | {"versions": versions()})
     result = _judge(run, config, store, module, exam)
     result["wall_s"] = round(time.perf_counter() - started, 1)
-    run.write_result("pretrain", result)
+    with run.writing():
+        save_encoder(encoder, run.encoder, about | {"versions": versions()})
+        run.write_result("pretrain", result)
     _conclude(run, result, data)
     return result
 
@@ -151,9 +157,14 @@ def data_line(store: Store) -> str:
 
 def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
     """The configuration of the run to resume, or None where there is none (any more)."""
-    if overwrite and run.path.exists():
-        _remove(run)
-    if not run.path.exists() or not any(run.path.iterdir()):
+    try:
+        empty = not run.path.exists() or not any(run.path.iterdir())
+        if overwrite and run.config.exists():
+            shutil.rmtree(run.path)
+            empty = True
+    except OSError as error:
+        raise UserError(f"--out {run.path}: {error.strerror}; choose another --out") from None
+    if empty:
         return None
     if not run.config.exists():
         raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
@@ -170,15 +181,6 @@ def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwri
             f"or --overwrite to replace it"
         )
     return saved
-
-
-def _remove(run: RunDirectory) -> None:
-    """Remove a run directory, and nothing that is not one."""
-    if any(run.path.iterdir()) and not run.config.exists():
-        raise UserError(
-            f"--out {run.path}: is not a run directory, so --overwrite leaves it alone; choose another --out"
-        )
-    shutil.rmtree(run.path)
 
 
 def _plan(given: Mapping[str, Any], store: Store, started: float) -> Resolved:
@@ -263,7 +265,7 @@ def _spec(store: Store, config: PretrainConfig) -> EncoderSpec:
     return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.deep_range)
 
 
-def _describe(resolved: Resolved, store: Store) -> None:
+def _describe(resolved: Resolved) -> None:
     say("what is not given is derived:")
     for name, reason in resolved.reasons.items():
         if reason != "default":

@@ -59,7 +59,7 @@ def knn_accuracy(
         ranking = votes.topk(min(5, classes), dim=1).indices
         right = ranking == query_labels[start : start + chunk, None].to(ranking.device)
         hits += torch.stack([right[:, :1].any(dim=1).sum(), right.any(dim=1).sum()]).cpu()
-    top1, top5 = (hits / len(queries)).tolist()
+    top1, top5 = (hits.double() / len(queries)).tolist()
     return Accuracy(top1, top5)
 
 

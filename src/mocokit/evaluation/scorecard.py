@@ -48,4 +48,4 @@ def retrieval(first: Tensor, second: Tensor) -> float:
     similarity = normalize(first.float(), dim=1) @ normalize(second.float(), dim=1).T
     own = similarity.diagonal().clone()
     similarity.fill_diagonal_(-torch.inf)
-    return float((own > similarity.max(dim=1).values).float().mean())
+    return float((own > similarity.max(dim=1).values).double().mean())

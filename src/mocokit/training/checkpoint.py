@@ -53,14 +53,19 @@ class Checkpoints(pl.Callback):
         self.before: dict[signal.Signals, Any] = {}
         self.saved = time.monotonic()
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def catch_signals(self) -> None:
         """From here on a signal ends the run at the next step boundary; a second one ends it at once."""
         if threading.current_thread() is threading.main_thread():
-            self.before = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+            self.before = {s: signal.signal(s, self._on_signal) for s in SIGNALS} | self.before
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Catch signals again: Lightning has put its own handlers in our place."""
+        self.catch_signals()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            raise Interrupted(f"stopped at once by a second {signal.Signals(number).name}")
         self.stop = signal.Signals(number)
-        self.restore_signals()
 
     def restore_signals(self) -> None:
         """Give the signals back to whoever had them."""
@@ -80,6 +85,7 @@ class Checkpoints(pl.Callback):
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Pretraining)
         module.check_finite()
+        module.check_weights()
         try:
             trainer.save_checkpoint(self.path)
         except (OSError, RuntimeError) as error:

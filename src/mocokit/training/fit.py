@@ -26,18 +26,16 @@ CALIBRATION_SHARE = 0.05  # of the time at hand
 
 
 def fit(
-    config: PretrainConfig,
-    spec: EncoderSpec,
+    module: Pretraining,
     images: ImageSet,
     run: RunDirectory,
     measure: Measure,
     announce: Callable[[Row], None],
-) -> Pretraining:
+) -> None:
     """Train until the last step, from the run's checkpoint if it has one.
 
     Args:
-        config: of the run.
-        spec: of the encoder.
+        module: at step 0; afterwards at the last step, on its device.
         images: to learn from.
         run: where checkpoint and metrics go.
         measure: gives the monitored figures of an encoder.
@@ -47,8 +45,7 @@ def fit(
         UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
         Interrupted: a signal stopped the run; its checkpoint is written.
     """
-    device = torch.device(config.device)
-    module = Pretraining(config, spec)
+    config, device = module.config, torch.device(module.config.device)
     steps = Steps(images, config.batch_size, config.seed)
     batches = Batches(steps, config.steps, device, config.workers)
     resumed = run.checkpoint.exists()
@@ -57,11 +54,12 @@ def fit(
     monitor = Monitor(config, steps.per_epoch, run.metrics, run.tensorboard, measure, announce)
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps)
     trainer = create_trainer(config, run.path, [monitor, checkpoints])
+    checkpoints.catch_signals()
     try:
         trainer.fit(module, batches, ckpt_path=run.checkpoint if resumed else None, weights_only=True)
     finally:
         checkpoints.restore_signals()
-    return module.to(device)
+    module.to(device)
 
 
 def create_trainer(config: PretrainConfig, root: Path, callbacks: list[pl.Callback]) -> pl.Trainer:

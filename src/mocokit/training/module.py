@@ -67,7 +67,13 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
 
 
 class NonFiniteLoss(UserError):
-    """The loss or the gradient is no longer a number."""
+    """The loss, its gradient or the weights are no longer finite numbers."""
+
+    def __init__(self, what: str, step: int, lr: float) -> None:
+        super().__init__(
+            f"step {step:,}: {what} not finite, so the run stops; an earlier checkpoint is kept. Start again "
+            f"(--overwrite) with a lower --lr than {lr:g}, with --warmup-steps, or with --precision fp32"
+        )
 
 
 class Pretraining(pl.LightningModule):
@@ -122,11 +128,12 @@ class Pretraining(pl.LightningModule):
     def check_finite(self) -> None:
         """Raise `NonFiniteLoss` if anything since the window was last taken was not a number."""
         if not torch.isfinite(self.window).all():
-            raise NonFiniteLoss(
-                f"step {self.global_step}: the loss or its gradient is not a finite number; the last good "
-                f"checkpoint is kept. Try a lower --lr than {self.config.lr:g}, --warmup-steps, or "
-                f"--precision fp32"
-            )
+            raise NonFiniteLoss("the loss or its gradient is", self.global_step, self.config.lr)
+
+    def check_weights(self) -> None:
+        """Raise `NonFiniteLoss` if a weight is not a number: the last step may have been the one too far."""
+        if not all(torch.isfinite(tensor).all() for tensor in self.moco.state_dict().values()):
+            raise NonFiniteLoss("the weights are", self.global_step, self.config.lr)
 
     def take_window(self) -> dict[str, float]:
         """Means over the steps since the last call, which starts a new window."""
