@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import TINY, TinyRun, coloured_data
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors gain nothing from threads
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_cache_for_all_tests(tmp_path_factory):
@@ -17,3 +21,14 @@ def cifar10() -> Path:
     if not path:
         pytest.skip("MOCOKIT_CIFAR10 is not set")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> TinyRun:
+    """A finished run on labelled colour images. Read it only."""
+    import mocokit
+
+    folder = tmp_path_factory.mktemp("tiny")
+    data = coloured_data(folder / "data")
+    result = mocokit.pretrain(str(data), out=str(folder / "run"), **TINY)
+    return TinyRun(data, folder / "run", result)

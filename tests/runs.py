@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tests.helpers import class_folders
+import numpy as np
+
+from tests.helpers import class_folders, encode, noise
 
 TINY = {
     "backbone": "resnet18_narrow",
@@ -26,6 +30,28 @@ FLAGS = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in T
 def tiny_data(folder: Path, **options: int) -> Path:
     """Forty training images in two classes and a small test split."""
     return class_folders(folder / "data", train=20, test=3, **options)
+
+
+def coloured_data(folder: Path, classes: int = 3, train: int = 24, test: int = 16) -> Path:
+    """train/ and test/ class folders of noise whose colour hints at the class."""
+    for split, count, seed in (("train", train, 0), ("test", test, 1)):
+        for value in range(classes):
+            tint = np.roll([50, 0, 0], value)
+            for number in range(count):
+                path = folder / split / f"class{value}" / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = noise(1000 * seed + 100 * value + number, 12, 10) // 4 * 3 + tint
+                path.write_bytes(encode(pixels.astype(np.uint8)))
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A finished run: what it learned from, its directory, its result."""
+
+    data: Path
+    path: Path
+    result: dict[str, Any]
 
 
 def command(*arguments: object) -> list[str]:

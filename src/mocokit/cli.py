@@ -118,9 +118,7 @@ def run(argv: Sequence[str], started: float) -> int:
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], map(flag, verb.fields), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"unknown argument {unknown[0]}{hint} (see mocokit {arguments.verb} --help)"
-        )
+        raise UserError(f"unknown argument {unknown[0]}{hint} (see mocokit {arguments.verb} --help)")
     options = _options(verb, arguments)
     if verb.trains and arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")
@@ -145,5 +143,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mocokit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt) as stopped:
-        print(f"mocokit: {stopped or 'interrupted'}", file=sys.stderr)
+        print(f"mocokit: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 130

@@ -17,6 +17,7 @@ import yaml
 
 from mocokit.errors import UserError
 
+MAX_IMAGE_SIZE = 4096
 MIN_IMAGES = 16  # fewer leave no room for a batch and a queue without an image meeting itself
 
 
@@ -47,7 +48,7 @@ class PretrainConfig:
     recipe: str = option("auto, a recipe's name or a recipe file", default="auto")
 
     backbone: str = option("timm model name, e.g. resnet18_cifar or resnet50")
-    image_size: int = option("side of the square views, in pixels", low=4, high=4096)
+    image_size: int = option("side of the square views, in pixels", low=4, high=MAX_IMAGE_SIZE)
     head: str = option("projection head: linear (v1) or mlp (v2)", choices=("linear", "mlp"))
     head_dim: int = option("dimension of the contrasted embedding", low=2)
     bn_splits: int = option("groups of split batch norm; 1 is plain batch norm", low=1)
@@ -268,7 +269,12 @@ class Resolved:
         return Resolved(config, self.reasons | dict.fromkeys(values, reason))
 
 
-CPU_IMAGES_SEEN = 400_000  # of 32 x 32 pixels in the narrow backbone: about twenty minutes on two cores
+CPU_IMAGES_SEEN = 120_000  # by the narrow backbone: some minutes on two cores
+SHORT_RATE = (
+    0.06 / 64
+)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
+DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
+MOST_QUEUE_STEPS = 256  # as in the papers
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 
 
@@ -305,7 +311,8 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
     small, gpu = facts.image_size <= 64, facts.device != "cpu"
     default("out", f"runs/{run_name(facts.name, given.get('recipe', 'auto'))}", "named after data and recipe")
     default("device", facts.device, "the fastest device here")
-    default("image_size", facts.image_size, "median shorter side of the images, within what the device bears")
+    reason = "of the images' median side; half of it, 16 to 32, on a CPU, where more views beat more detail"
+    default("image_size", facts.image_size, reason)
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
@@ -333,26 +340,38 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
         default("backbone", "resnet18_cifar", "3x3 stem without pooling, for images up to 64 pixels")
     else:
         default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
-    batch = 512 if gpu and small else 256 if gpu else 128
+    batch = 512 if gpu and small else 256 if gpu else 64  # a CPU takes few steps, so they are small ones
     # At least eight steps an epoch, so that the schedule stays smooth on a small set.
     batch = min(batch, max(MIN_IMAGES // 2, _power_of_two(facts.images / 8)))
     batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
-    most = 4096 if small else 65536
-    room = max(1, facts.images - batch)
-    queue = min(most, _power_of_two(room))
-    default("queue_size", queue, f"power of two below images - batch = {room:,}, at most {most:,}")
+    momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
+    queue, reason = _queue_size(facts.images - batch, batch, momentum)
+    default("queue_size", queue, reason)
     default("head", "mlp", "MoCo v2")
     default("head_dim", 128, "as in the papers")
     default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
     default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
-    default("momentum", 0.99 if facts.images < 200_000 else 0.999, "0.99 below 200,000 images, else 0.999")
-    default("symmetric", not gpu, "more learning an image seen" if not gpu else "as in the papers")
+    default("symmetric", False, "as in the papers")
+
+
+def _queue_size(room: int, batch: int, momentum: float) -> tuple[int, str]:
+    """K and its reason: below images - batch, and short enough that its keys are consistent.
+
+    Over the K / batch steps that a key stays, the key encoder moves by (1 - m) K / batch of the way to the query
+    encoder. The authors' CIFAR-10 demo has 8 % there. With several times that the queue's keys tell from fresh
+    ones by their age alone, and little else is learned (docs/LOG.md, 2026-11-23).
+    """
+    steps = max(1, min(MOST_QUEUE_STEPS, round(DRIFT / max(1 - momentum, 1e-6))))
+    if batch * steps > room:
+        return _power_of_two(room), f"power of two below images - batch = {room:,}"
+    return _power_of_two(batch * steps), f"keys of {steps} steps are consistent at momentum {momentum:g}"
 
 
 def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     color = facts.channels == 3
     default("views", "v2", "MoCo v2")
-    default("crop_min", 0.2, "as in the papers")
+    gpu = facts.device != "cpu"
+    default("crop_min", 0.2 if gpu else 0.35, "as in the papers" if gpu else "milder, for a short schedule")
     default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
     default("jitter_strength", 1.0, "as in the papers")
     default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
@@ -369,8 +388,12 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     else:
         default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
         default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
-    base = 0.06 if small else 0.03
-    default("lr", round(base * batch / (512 if small else 256), 6), "linear in the batch size")
+    rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
+    default(
+        "lr",
+        round(rate * batch, 6),
+        f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"),
+    )
     default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
     default("schedule", "cosine", "MoCo v2")
     default("warmup_steps", 0, "as in the papers")

@@ -57,6 +57,17 @@ class RunDirectory:
         """The result of one verb."""
         return self.path / "results" / f"{verb}.json"
 
+    def is_empty(self) -> bool:
+        """Whether there is no run yet: nothing, or only what is written before the configuration.
+
+        Raises:
+            OSError: the path is no directory, or can't be read.
+        """
+        before = (self.skipped.name, self.data.name)
+        return not self.path.exists() or all(
+            entry.name in before or entry.name.endswith(".tmp") for entry in self.path.iterdir()
+        )
+
     def read_config(self) -> Resolved:
         """The configuration of an existing run.
 

@@ -142,11 +142,17 @@ def test_the_image_size_follows_the_images(
     assert open_images(tmp_path / "data", image_size_cap=cap).image_size == expected
 
 
-def test_large_images_are_kept_a_third_larger_than_the_model_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "expected"), [(8, 8), (16, 16), (24, 16), (32, 16), (64, 32), (300, 40)])
+def test_a_share_of_the_images_size(tmp_path: Path, side: int, expected: int) -> None:
+    root = write_images(tmp_path / "data", ["a.png"], height=side, width=side)
+    assert open_images(root, image_size_cap=40, image_size_share=0.5).image_size == expected
+
+
+def test_large_images_are_kept_twice_as_large_as_the_model_needs(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", ["1.png", "2.png"], height=50, width=100)
     store = open_images(root, image_size=16)
     assert store.image_size == 16
-    assert store.splits["train"].canvas == (11, 22)
+    assert store.splits["train"].canvas == (16, 32)
 
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
@@ -384,11 +390,12 @@ def test_every_option_and_every_file_has_its_own_entry(tmp_path: Path) -> None:
         {"limit": 4, "seed": 1},
         {"channels": 1},
         {"image_size_cap": 4},
+        {"image_size_share": 0.5},
     ):
         paths.add(open_images(root, **options).path)
     write_images(root, ["train/class0/new.png"])
     paths.add(open_images(root).path)
-    assert len(paths) == 7
+    assert len(paths) == 8
 
 
 @pytest.mark.parametrize("file", ["pixels.bin", "index.npz", "facts.json"])

@@ -52,7 +52,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     device = pick_device(config.device)
     test = KnnTest(store, config.k, config.temperature)
     encoder = load(config.run, device)
-    untrained = random_encoder(spec, int(about["seed"]), test.bank, device)
+    untrained = random_encoder(spec, about["seed"], test.bank, device)
     accuracies = {
         "encoder": test.accuracy(lambda images, _: extract(encoder, images)),
         "random_init": test.accuracy(lambda images, _: extract(untrained, images)),

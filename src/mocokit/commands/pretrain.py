@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from mocokit.config import (
     run_name,
     validate,
 )
-from mocokit.console import progress, say
+from mocokit.console import LINE_SECONDS, progress, say
 from mocokit.data.batches import channel_statistics
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.deploy.encoder import save_encoder
@@ -41,7 +41,8 @@ from mocokit.training.fit import CALIBRATION_SHARE, fit, seconds_per_step
 from mocokit.training.module import Pretraining, view_set
 from mocokit.training.monitor import Row, read_metrics
 
-IMAGE_SIZE_CAP = {"cpu": 64, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
+CPU_SIZE_SHARE = 0.5  # of the images' side: a quarter of the work buys more than the detail (docs/LOG.md)
+IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
@@ -92,10 +93,10 @@ def pretrain(
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     encoder = Encoder(module.moco.backbone, spec)
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
-    result = _judge(run, config, store, module, exam)
-    result["wall_s"] = round(time.perf_counter() - started, 1)
     with run.writing():
         save_encoder(encoder, run.encoder, about | {"versions": versions()})
+        result = _judge(run, config, store, module, exam)
+        result["wall_s"] = round(time.perf_counter() - started, 1)
         run.write_result("pretrain", result)
     _conclude(run, result, data)
     return result
@@ -133,6 +134,7 @@ def _open_data(given: Mapping[str, Any]) -> Store:
                 given["data"],
                 image_size=given.get("image_size", recipe.get("image_size")),
                 image_size_cap=IMAGE_SIZE_CAP[device],
+                image_size_share=CPU_SIZE_SHARE if device == "cpu" else 1.0,
                 progress=report,
                 **options,
             )
@@ -158,14 +160,12 @@ def data_line(store: Store) -> str:
 def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
     """The configuration of the run to resume, or None where there is none (any more)."""
     try:
-        empty = not run.path.exists() or not any(run.path.iterdir())
         if overwrite and run.config.exists():
             shutil.rmtree(run.path)
-            empty = True
+        if run.is_empty():
+            return None
     except OSError as error:
         raise UserError(f"--out {run.path}: {error.strerror}; choose another --out") from None
-    if empty:
-        return None
     if not run.config.exists():
         raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
     saved = run.read_config()
@@ -284,8 +284,15 @@ def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
         ) from None
 
 
-def _announcer(config: PretrainConfig) -> Any:
+def _announcer(config: PretrainConfig) -> Callable[[Row], None]:
+    """Tells of every quality check, and in between of a row now and then."""
+    told = 0.0
+
     def announce(row: Row) -> None:
+        nonlocal told
+        if "rankme" not in row and time.monotonic() - told < LINE_SECONDS:
+            return
+        told = time.monotonic()
         parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
         if "loss" in row:
             parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")

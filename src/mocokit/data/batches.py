@@ -84,6 +84,9 @@ class Batches:
             return (self._resident_batch(step) for step in remaining)
         if self.device.type == "cpu":
             return (self.steps[step] for step in remaining)
+        return self._streamed(remaining)
+
+    def _streamed(self, remaining: range) -> Iterator[Batch]:
         loader: DataLoader[Batch] = DataLoader(
             self.steps,
             batch_size=None,

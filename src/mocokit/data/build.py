@@ -20,6 +20,7 @@ from mocokit.seeding import derive_seed
 FORMAT = 1  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
+_SHARED_SIZE = 16
 _FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _PEEKED_IMAGES = 100
 _PROGRESS_EVERY = 64
@@ -33,6 +34,7 @@ class Options:
 
     image_size: int | None
     image_size_cap: int
+    image_size_share: float
     limit: int | None
     seed: int
     deep_range: tuple[float, float] | None
@@ -75,7 +77,7 @@ def build(
     if options.limit is not None:
         splits["train"] = limited(splits["train"], listing.labels, options.limit, options.seed)
     order = np.concatenate([splits[split] for split in SPLITS if split in splits])
-    side = options.image_size or _natural_size(source, splits["train"], options.image_size_cap)
+    side = options.image_size or _chosen_size(source, splits["train"], options)
     if workers is None:
         workers = 0 if source.decoded or len(order) < _FEW_IMAGES else usable_cores()
 
@@ -146,8 +148,12 @@ def limited(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: in
     return np.sort(shuffled[:limit])
 
 
-def _natural_size(source: Source, indices: np.ndarray, cap: int) -> int:
-    """The median shorter side of some images, to a multiple of 8 and at most ``cap``."""
+def _chosen_size(source: Source, indices: np.ndarray, options: Options) -> int:
+    """A multiple of 8: the asked share of the median shorter side of some images.
+
+    A share does not lead below `_SHARED_SIZE` pixels, in which little can be seen, nor anything above the cap.
+    """
+    cap = options.image_size_cap
     sides: list[int] = []
     for position in np.linspace(0, len(indices) - 1, min(len(indices), _PEEKED_IMAGES)).round().astype(int):
         try:
@@ -155,7 +161,11 @@ def _natural_size(source: Source, indices: np.ndarray, cap: int) -> int:
             sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
         except BadImage:
             continue
-    return min(cap, max(8, 8 * int(np.median(sides) / 8 + 0.5))) if sides else cap
+    if not sides:
+        return cap
+    median = float(np.median(sides))
+    wanted = min(median, max(_SHARED_SIZE, options.image_size_share * median))
+    return min(cap, max(8, 8 * int(wanted / 8 + 0.5)))
 
 
 def _stage(
@@ -235,8 +245,8 @@ def _write_pixels(
 
 
 def stored_side(image_size: int) -> int:
-    """The longest side that images are kept with: a third over the model's, which leaves crops some room."""
-    return -(-4 * image_size // 3)
+    """The longest side that images are kept with: twice the model's, so that crops lose little."""
+    return 2 * image_size
 
 
 def convert(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> np.ndarray:

@@ -142,6 +142,7 @@ def open_store(
     *,
     image_size: int | None,
     image_size_cap: int,
+    image_size_share: float = 1.0,
     limit: int | None = None,
     seed: int = 0,
     max_skipped: float = 0.05,
@@ -152,12 +153,13 @@ def open_store(
 ) -> Store:
     """Open what the user named, decoding it first unless the cache has it.
 
-    Images are kept a third larger than ``image_size`` at most: crops need some room, not the full photograph.
+    Images are kept twice as large as ``image_size`` at most: crops need some room, not the full photograph.
 
     Args:
         data: see ``open_source``.
         image_size: the side that models take in; None chooses the median shorter side of some images.
         image_size_cap: the most that is chosen.
+        image_size_share: of the median shorter side to choose.
         limit: use a random subset of that many training images, class-balanced if there are labels.
         seed: of the subset.
         max_skipped: fraction of the images that may be unusable, 0 to 1.
@@ -171,7 +173,7 @@ def open_store(
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
     source = open_source(data)
-    options = Options(image_size, image_size_cap, limit, seed, deep_range, channels)
+    options = Options(image_size, image_size_cap, image_size_share, limit, seed, deep_range, channels)
     root = cache_directory() / "images"
     key = hashlib.blake2b(
         json.dumps([FORMAT, source.fingerprint(), asdict(options)]).encode(), digest_size=12

@@ -21,7 +21,7 @@ def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
     Args:
         encoder: any.
         path: replaced whole.
-        about: where the encoder comes from (recipe, data fingerprint, seed, versions); plain values.
+        about: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
     """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
@@ -59,8 +59,18 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         if header.get("format") != FORMAT:
             found = header.get("format", "none")
             raise UserError(f"{file}: encoder format {found} where {FORMAT} was expected; pretrain again")
-        return EncoderSpec.from_dict(json.loads(header["spec"])), dict(json.loads(header["about"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        about = dict(json.loads(header["about"]))
+        about["seed"] = int(about["seed"])  # of the random initialisation that the encoder is compared with
+        return EncoderSpec.from_dict(json.loads(header["spec"])), about
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: not a mocokit encoder file ({reason[:120]})") from None
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mocokit.config import MAX_IMAGE_SIZE
 from mocokit.data.build import convert, stored_side
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
 from mocokit.data.views import center_view
@@ -37,9 +38,13 @@ class EncoderSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
-        """Inverse of `to_dict`, also after a way through JSON."""
-        deep = values.get("deep_range")
-        return cls(
+        """Inverse of `to_dict`, also after a way through JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: values are missing, of a wrong type, or do not belong together.
+        """
+        deep = values["deep_range"]
+        spec = cls(
             backbone=str(values["backbone"]),
             image_size=int(values["image_size"]),
             channels=int(values["channels"]),
@@ -47,6 +52,11 @@ class EncoderSpec:
             std=tuple(map(float, values["std"])),
             deep_range=None if deep is None else (float(deep[0]), float(deep[1])),
         )
+        if not 0 < spec.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image size {spec.image_size}")
+        if not 0 < spec.channels == len(spec.mean) == len(spec.std):
+            raise ValueError(f"{spec.channels} channels, {len(spec.mean)} means")
+        return spec
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -134,10 +144,16 @@ def _decoded(image: Any, max_side: int) -> np.ndarray:
         pixels = image.detach().cpu().numpy()
     else:
         pixels = np.asarray(image)
-        pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-    if pixels.ndim != 3 or pixels.size == 0:
-        raise BadImage(f"expected one image, got shape {pixels.shape}")
-    return shrink(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32), max_side)
+        pixels = (
+            pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+        )
+    if pixels.ndim != 3 or pixels.size == 0 or pixels.dtype.kind not in "buif":
+        raise BadImage(f"expected one image, got {pixels.dtype} of shape {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise BadImage("pixels that are infinite or not a number")
+    return shrink(pixels, max_side)
 
 
 @contextmanager

@@ -15,6 +15,14 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
 from mocokit.training.module import Pretraining
 
+NEEDED = {
+    "global_step",
+    "state_dict",
+    "optimizer_states",
+    "lr_schedulers",
+    "loops",
+    "pytorch-lightning_version",
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -27,21 +35,26 @@ class WholeFileIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint; tensors and plain values only, nothing in it is executed.
+def step_of(path: Path, module: Pretraining) -> int:
+    """The step of a checkpoint that Lightning can resume ``module`` from.
+
+    Only tensors and plain values are read; nothing in the file is executed.
 
     Raises:
-        UserError: the file is damaged or not a checkpoint of mocokit.
+        UserError: the file is damaged, or not a checkpoint of such a run.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        int(checkpoint["global_step"])
+        missing = NEEDED - checkpoint.keys()
+        if missing:
+            raise ValueError(f"it has no {min(missing)}")
+        module.load_state_dict(checkpoint["state_dict"])
+        return int(checkpoint["global_step"])
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: not a usable checkpoint ({reason[:120]}); start anew with --overwrite"
         ) from None
-    return dict(checkpoint)
 
 
 class Checkpoints(pl.Callback):

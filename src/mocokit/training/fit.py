@@ -16,7 +16,7 @@ from mocokit.data.batches import Batches, Steps
 from mocokit.data.store import ImageSet
 from mocokit.model.encoder import EncoderSpec
 from mocokit.rundir import RunDirectory
-from mocokit.training.checkpoint import Checkpoints, WholeFileIO, read_checkpoint
+from mocokit.training.checkpoint import Checkpoints, WholeFileIO, step_of
 from mocokit.training.module import Pretraining
 from mocokit.training.monitor import Measure, Monitor, Row
 
@@ -50,7 +50,7 @@ def fit(
     batches = Batches(steps, config.steps, device, config.workers)
     resumed = run.checkpoint.exists()
     if resumed:
-        batches.start = int(read_checkpoint(run.checkpoint)["global_step"])
+        batches.start = step_of(run.checkpoint, module)
     monitor = Monitor(config, steps.per_epoch, run.metrics, run.tensorboard, measure, announce)
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps)
     trainer = create_trainer(config, run.path, [monitor, checkpoints])
@@ -119,7 +119,7 @@ def seconds_per_step(config: PretrainConfig, spec: EncoderSpec, images: ImageSet
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         times.append(time.perf_counter() - begun)
         if time.perf_counter() - start > seconds:
             break

@@ -1,0 +1,127 @@
+"""``mocokit knn``: three figures side by side, which must agree with pretraining's and with scikit-learn's."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+import mocokit
+from mocokit.cli import main
+from mocokit.errors import UserError
+from tests.helpers import archive, class_folders, encode, noise
+from tests.runs import TinyRun
+
+WHO = ("encoder", "random_init", "pixels")
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, tmp_path) -> Path:
+    """A copy of the finished run that may be written to."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_result(tiny_run: TinyRun, run):
+    result = mocokit.knn(str(run), str(tiny_run.data), k=20)
+    for who in WHO:
+        assert set(result[who]) == {"top1", "top5"}
+        assert 0 <= result[who]["top1"] <= result[who]["top5"] == 1  # of three classes
+    assert (result["k"], result["temperature"], result["data"]) == (20, 0.1, str(tiny_run.data))
+    assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
+    assert json.loads((run / "results" / "knn.json").read_text()) == result
+
+
+def test_encoder_and_random_init_are_those_of_pretraining(tiny_run: TinyRun, run):
+    result = mocokit.knn(str(run), str(tiny_run.data), device="cpu")
+    for who in ("encoder", "random_init"):
+        assert result[who] == pytest.approx(tiny_run.result["knn"][who], abs=1e-6)
+    assert result["encoder"] != result["random_init"]  # or the comparison would prove nothing
+
+
+def pixels_of(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of the images around mid-gray, and their classes."""
+    files = sorted((folder / split).rglob("*.png"))
+    x = np.stack([np.asarray(Image.open(file), float).ravel() for file in files]) / 255 - 0.5
+    return x / np.linalg.norm(x, axis=1, keepdims=True), np.array([file.parent.name for file in files])
+
+
+def vote(k: int) -> KNeighborsClassifier:
+    """Weights exp(cosine / 0.1); unit vectors at distance d have the cosine 1 - d**2 / 2."""
+    return KNeighborsClassifier(k, weights=lambda d: np.exp((1 - d**2 / 2) / 0.1), algorithm="brute")
+
+
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """Labelled 8 x 8 images, the size that the run's encoder takes: nothing is resized."""
+    folder = class_folders(tmp_path / "squares", classes=4, train=15, test=12)
+    for i, file in enumerate(sorted(folder.rglob("*.png"))):
+        tint = np.roll([25, 0, 0, 0], int(file.parent.name[-1]))[:3]
+        file.write_bytes(encode((noise(i) // 10 * 9 + tint).astype(np.uint8)))
+    return folder
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_pixels_are_what_scikit_learn_makes_of_them(run, squares, k):
+    bank, queries = pixels_of(squares, "train"), pixels_of(squares, "test")
+    expected = vote(k).fit(*bank).score(*queries)
+    assert 0.3 < expected < 1
+    assert mocokit.knn(str(run), str(squares), k=k)["pixels"]["top1"] == pytest.approx(expected)
+
+
+def test_without_a_test_split_each_image_is_left_out_of_its_own_vote(run, squares):
+    only = squares / "train"
+    x, labels = pixels_of(squares, "train")
+    right = 0
+    for i in range(len(x)):
+        others = np.arange(len(x)) != i
+        right += (vote(3).fit(x[others], labels[others]).predict(x[i : i + 1]) == labels[i]).item()
+    result = mocokit.knn(str(run), str(only), k=3)
+    assert result["pixels"]["top1"] == pytest.approx(right / len(x))
+    assert result["pixels"]["top1"] < 1  # an image in its own vote would win it
+
+
+def test_other_data_than_that_of_the_run(run, tmp_path):
+    """Gray digits through an encoder of colour images, and the encoder file without its run."""
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(run / "encoder.safetensors", tmp_path / "alone" / "my encoder.safetensors")
+    result = mocokit.knn(str(alone), "digits", limit=100)
+    assert result["pixels"]["top1"] > 0.5
+    assert [p.name for p in (tmp_path / "alone").iterdir()] == ["my encoder.safetensors"]
+    assert not (run / "results" / "knn.json").exists()
+
+
+def test_an_archive_gives_what_its_folder_gives(tiny_run: TinyRun, run, tmp_path):
+    packed = archive(tiny_run.data, tmp_path / "data.zip")
+    results = [mocokit.knn(str(run), str(data)) for data in (tiny_run.data, packed)]
+    assert all(results[0][who] == results[1][who] for who in WHO)
+
+
+def test_table_on_stderr(run, squares, capfd):
+    assert main(["knn", str(run), str(squares), "--k", "5"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert [line.split()[0] for line in stderr.splitlines()[-3:]] == ["encoder", "random", "pixels"]
+    assert stderr.count("%") == 6
+
+
+def test_a_result_that_cannot_be_written_is_one_line(run, squares):
+    shutil.rmtree(run / "results")
+    (run / "results").write_text("in the way")
+    with pytest.raises(UserError, match="results"):
+        mocokit.knn(str(run), str(squares))
+
+
+def test_data_with_another_number_of_channels_is_refused(run, tmp_path):
+    import tifffile
+
+    for value, i in ((v, i) for v in "ab" for i in range(3)):
+        path = tmp_path / "bands" / value / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        planes = noise(i, channels=5).transpose(2, 0, 1)
+        tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
+    with pytest.raises(UserError, match="5 channels among images with 3"):
+        mocokit.knn(str(run), str(tmp_path / "bands"))

@@ -1,0 +1,422 @@
+"""``mocokit pretrain`` from images to an encoder: what it writes, what it takes, what it says."""
+
+import csv
+import io
+import itertools
+import json
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mocokit
+from mocokit.cli import main
+from mocokit.config import FIELDS
+from mocokit.deploy.encoder import read_header
+from mocokit.evaluation.knn import Accuracy
+from mocokit.evaluation.quality import Quality, verdict
+from tests.helpers import archive, encode, noise, png16, png_header, write_images
+from tests.runs import TINY, TinyRun, coloured_data, tiny_data
+
+SHORT = TINY | {"steps": 3}
+del SHORT["epochs"]
+SCORES = {"rankme", "alignment", "uniformity", "retrieval"}
+
+
+def pretrain(data: Path, out: Path, **options: object) -> dict:
+    """A run of three steps."""
+    return mocokit.pretrain(str(data), out=str(out), **(SHORT | options))
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events(run: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (load_file(run / "encoder.safetensors") for run in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What a run leaves ---------------------------------------------------------------------------------------
+
+
+def test_result(tiny_run: TinyRun):
+    result = tiny_run.result
+    contract = "run recipe images skipped epochs steps wall_s loss loss_over_chance verdict knn scorecard"
+    assert set(contract.split()) <= set(result)
+    assert result["run"] == str(tiny_run.path)
+    assert (result["recipe"], result["images"], result["skipped"]) == ("auto", 72, 0)
+    assert (result["epochs"], result["steps"]) == (3, 27)
+    assert result["loss_over_chance"] == pytest.approx(result["loss"] / np.log(17))
+    for who in ("encoder", "random_init"):
+        assert set(result["knn"][who]) == {"top1", "top5"}
+        assert 0 <= result["knn"][who]["top1"] <= result["knn"][who]["top5"] == 1
+        assert set(result["scorecard"][who]) == SCORES
+    assert json.loads((tiny_run.path / "results" / "pretrain.json").read_text()) == result
+
+
+def test_run_directory(tiny_run: TinyRun):
+    files = {p.relative_to(tiny_run.path).as_posix() for p in tiny_run.path.rglob("*") if p.is_file()}
+    event_files = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
+    assert event_files
+    assert files - event_files == {
+        *("config.yaml", "data.json", "checkpoints/last.ckpt", "encoder.safetensors"),
+        *("metrics.csv", "skipped.csv", "results/pretrain.json"),
+    }
+    assert (tiny_run.path / "skipped.csv").read_text() == "image,reason\n"
+    config = yaml.safe_load((tiny_run.path / "config.yaml").read_text())
+    assert set(config) == set(FIELDS) | {"versions", "reasons"}
+    assert set(config["reasons"]) == set(FIELDS) - set(TINY) - {"data", "out"}
+    assert config["versions"]["torch"]
+    assert config["backbone"] == "resnet18_narrow"
+
+
+def test_metrics(tiny_run: TinyRun):
+    rows = metrics(tiny_run.path)
+    assert {"step", "epoch", "loss", "loss_over_chance", "images_per_second", "knn_top1"} <= set(rows[0])
+    assert [int(row["step"]) for row in rows] == [0, *sorted({*range(2, 28, 2), 9, 18, 27})]
+    assert [int(row["epoch"]) for row in rows] == [-(-int(row["step"]) // 9) for row in rows]
+    measured = [int(row["step"]) for row in rows if row["knn_top1"]]
+    assert measured == [0, 9, 18, 27]
+    assert all(row["rankme"] and row["retrieval"] for row in rows if int(row["step"]) in measured)
+    assert rows[0]["loss"] == ""
+    for row in rows[1:]:
+        assert float(row["loss"]) > 0
+        assert float(row["images_per_second"]) > 0
+        assert -1 <= float(row["negative"]) <= 1
+    assert rows[-1]["queue_fill"] == "1"
+    assert float(rows[-1]["loss"]) == pytest.approx(tiny_run.result["loss"])
+
+
+def test_tensorboard(tiny_run: TinyRun):
+    found = events(tiny_run.path)
+    rows = metrics(tiny_run.path)
+    losses = found.Scalars("loss")
+    assert [event.step for event in losses] == [int(row["step"]) for row in rows if row["loss"]]
+    assert losses[-1].value == pytest.approx(tiny_run.result["loss"], rel=1e-5)
+    assert {"knn_top1", "grad_norm", "images_per_second", "rankme"} <= set(found.Tags()["scalars"])
+    weights = {f"encoder_q.0.{name}" for name in ("conv1.weight", "layer4.1.bn2.bias")}
+    assert weights <= set(found.Tags()["histograms"])
+    assert [event.step for event in found.Histograms("encoder_q.0.conv1.weight")] == [1, 2, 3]
+
+
+def test_histograms_can_be_turned_off(tmp_path):
+    pretrain(tiny_data(tmp_path), tmp_path / "run", histograms=False)
+    tags = events(tmp_path / "run").Tags()
+    assert tags["histograms"] == []
+    assert "loss" in tags["scalars"]
+
+
+def test_encoder_header(tiny_run: TinyRun):
+    spec, about = read_header(tiny_run.path)
+    assert (spec.backbone, spec.image_size, spec.channels) == ("resnet18_narrow", 8, 3)
+    assert about["recipe"] == "auto"
+    assert about["data_fingerprint"] == tiny_run.result["data_fingerprint"]
+    assert about["versions"]["torch"]
+
+
+# What it takes -------------------------------------------------------------------------------------------
+
+
+def test_unlabelled_images(tmp_path, capfd):
+    data = write_images(tmp_path / "photos", [f"{i:02d}.png" for i in range(24)])
+    result = pretrain(data, tmp_path / "run")
+    assert result["knn"] is None
+    assert set(result["scorecard"]["encoder"]) == set(result["scorecard"]["random_init"]) == SCORES
+    assert "two-view retrieval" in result["verdict"]
+    rows = metrics(tmp_path / "run")
+    assert {row["knn_top1"] for row in rows} == {""}
+    assert all(rows[i][name] for i in (0, -1) for name in SCORES)
+    stderr = capfd.readouterr().err
+    assert "no labels" in stderr
+    assert "two-view retrieval" in stderr
+    assert f"mocokit.load('{tmp_path / 'run'}')" in stderr
+
+
+def test_nested_folders(tmp_path, capfd):
+    names = [f"{a}/{b}/{i}.png" for a in ("2023", "2024") for b in ("may", "june") for i in range(6)]
+    result = pretrain(write_images(tmp_path / "photos", [*names, "cover.png"]), tmp_path / "run")
+    assert (result["images"], result["knn"]) == (25, None)
+
+
+def test_an_archive_trains_exactly_as_its_folder(tmp_path):
+    folder = coloured_data(tmp_path / "data", train=8, test=4)
+    packed = archive(folder, tmp_path / "data.tar.xz")
+    runs = [tmp_path / "folder", tmp_path / "archive"]
+    results = [pretrain(data, run) for data, run in zip((folder, packed), runs, strict=True)]
+    assert results[0]["data_fingerprint"] == results[1]["data_fingerprint"]
+    assert results[0]["knn"] == results[1]["knn"]
+    assert same_weights(*runs)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_keep_their_channels(tmp_path, channels):
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        pixels = noise(i, 9, 8, channels)
+        if channels == 1:
+            (tmp_path / "data" / f"{i}.png").write_bytes(encode(pixels))
+        else:
+            planes = pixels.transpose(2, 0, 1)
+            path = tmp_path / "data" / f"{i}.tif"
+            tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
+    result = pretrain(tmp_path / "data", tmp_path / "run")
+    assert result["images"] == 20
+    spec, _ = read_header(tmp_path / "run")
+    assert spec.channels == len(spec.mean) == channels
+    assert load_file(tmp_path / "run" / "encoder.safetensors")["conv1.weight"].shape[1] == channels
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["gray_p"] == config["flip_p"] == 0
+
+
+def test_images_of_any_size_and_shape(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i, (height, width) in enumerate(itertools.product((1, 7, 16, 90, 300), (2, 15, 33, 200))):
+        (tmp_path / "data" / f"{i:02d}.png").write_bytes(encode(noise(i, height, width)))
+    assert pretrain(tmp_path / "data", tmp_path / "run")["images"] == 20
+    features = mocokit.load(tmp_path / "run").embed(sorted((tmp_path / "data").iterdir()))
+    assert torch.isfinite(features).all()
+
+
+def test_limit_takes_a_balanced_subset(tiny_run: TinyRun, tmp_path):
+    result = pretrain(tiny_run.data, tmp_path / "run", limit=30)
+    assert result["images"] == 30
+    assert result["knn"] is not None
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny_run: TinyRun, tmp_path):
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    results = [pretrain(tiny_run.data, run, seed=seed) for run, seed in zip(runs, (1, 1, 2), strict=True)]
+    timeless = [{k: v for k, v in r.items() if k not in ("run", "wall_s")} for r in results]
+    assert timeless[0] == timeless[1]
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
+    assert results[0]["loss"] != results[2]["loss"]
+
+
+def test_runs_are_named_after_data_and_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tiny_data(tmp_path)
+    (tmp_path / "mine.yaml").write_text("temperature: 0.3\nepochs: 50\n")
+    assert mocokit.pretrain(str(data), **SHORT)["run"] == str(Path("runs/data"))
+    result = mocokit.pretrain("data", recipe="mine.yaml", **SHORT)
+    assert (result["run"], result["steps"]) == (str(Path("runs/data-mine")), 3)
+    assert "temperature: 0.3" in (tmp_path / "runs" / "data-mine" / "config.yaml").read_text()
+
+
+# An awkward folder ---------------------------------------------------------------------------------------
+
+
+def good_files() -> dict[str, bytes]:
+    """One file of every format and mode that pictures come in."""
+    size = {"height": 20, "width": 28}
+    rgb = Image.fromarray(noise(1, **size))
+    gray = Image.fromarray(noise(2, **size, channels=1))
+    alpha = Image.fromarray(noise(3, **size, channels=4), "RGBA")
+    deep = np.random.default_rng(4).integers(100, 5000, (20, 28), dtype=np.uint16)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    palette = rgb.quantize(16)
+
+    def tiff(pixels: np.ndarray, **options: object) -> bytes:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, pixels, **options)
+        return buffer.getvalue()
+
+    frames = [Image.fromarray(noise(i, **size)) for i in range(3)]
+    return {
+        "jpeg rgb.jpg": encode(rgb, "JPEG"),
+        "jpeg gray.jpeg": encode(gray, "JPEG"),
+        "jpeg cmyk.jpg": encode(rgb.convert("CMYK"), "JPEG"),
+        "jpeg rotated.jpg": encode(rgb, "JPEG", exif=rotated),
+        "jpeg progressive.JPG": encode(rgb, "JPEG", progressive=True),
+        "png rgb.png": encode(rgb),
+        "png gray.png": encode(gray),
+        "png 1 bit.png": encode(gray.convert("1")),
+        "png 16 bit.png": encode(Image.fromarray(deep)),
+        "png 16 bit rgb.png": png16(np.stack([deep] * 3, axis=2)),
+        "png palette.png": encode(palette),
+        "png palette transparent.png": encode(palette, transparency=3),
+        "png gray alpha.png": encode(alpha.convert("LA")),
+        "png rgba.png": encode(alpha),
+        "bmp rgb.bmp": encode(rgb, "BMP"),
+        "bmp gray.bmp": encode(gray, "BMP"),
+        "tiff rgb.tif": encode(rgb, "TIFF"),
+        "tiff lzw.tif": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "tiff cmyk.tif": encode(rgb.convert("CMYK"), "TIFF"),
+        "tiff 16 bit.tiff": encode(Image.fromarray(deep), "TIFF"),
+        "tiff 16 bit big-endian.tif": tiff(deep, byteorder=">"),
+        "tiff float.tif": tiff(deep.astype(np.float32) / 7),
+        "tiff pages.tif": encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
+        "webp.webp": encode(rgb, "WEBP"),
+        "webp alpha.webp": encode(alpha, "WEBP", lossless=True),
+        "gif.gif": encode(palette, "GIF"),
+        "gif animated.gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "ppm.ppm": encode(rgb, "PPM"),
+        "pgm.pgm": encode(gray, "PPM"),
+        "pbm.pbm": encode(gray.convert("1"), "PPM"),
+        "one pixel.png": encode(noise(5, 1, 1)),
+        "strip.png": encode(noise(6, 3, 400)),
+        "a png called.jpg": encode(rgb),
+    }
+
+
+def broken_files() -> dict[str, bytes]:
+    rgb = Image.fromarray(noise(1, 20, 28))
+    return {
+        "cut off.jpg": encode(rgb, "JPEG")[:-200],
+        "cut off.png": encode(rgb)[:-100],
+        "text.jpg": b"This is not a picture.\n",
+        "nothing.png": b"",
+        "bomb.png": png_header(60_000, 60_000),
+        "page.html.gif": b"<html><body>404</body></html>",
+    }
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory) -> tuple[Path, set[str]]:
+    """A folder of all kinds of files, and the names of those that can't be used."""
+    folder = tmp_path_factory.mktemp("awkward") / "pictures"
+    folder.mkdir()
+    for name, content in (good_files() | broken_files()).items():
+        (folder / name).write_bytes(content)
+    os.symlink("loop.png", folder / "loop.png")
+    (folder / "notes.txt").write_text("not an image, and not named like one")
+    return folder, {*broken_files(), "loop.png"}
+
+
+def test_an_awkward_folder_is_refused_with_a_count_and_a_way_out_then_trains(awkward, tmp_path, capfd):
+    folder, broken = awkward
+    out = tmp_path / "run"
+    found = len(good_files()) + len(broken)
+    arguments = ["pretrain", str(folder), "--out", str(out), "--steps=3", "--batch-size=8", "--device=cpu"]
+    assert main(arguments) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert f"{len(broken)} of {found} images" in line
+    assert "--max-skipped" in line
+    assert skipped(out) == broken
+    assert main([*arguments, "--max-skipped", "0.3", "--json"]) == 0  # in the same place: it is no run yet
+    result = json.loads(capfd.readouterr().out)
+    assert (result["images"], result["skipped"]) == (len(good_files()), len(broken))
+    assert skipped(out) == broken
+    spec, _ = read_header(out)
+    assert spec.channels == 3
+    assert spec.deep_range is not None
+    low, high = spec.deep_range  # of the float file, which holds a seventh of the 16-bit values, and of those
+    assert 100 / 7 <= low < 100
+    assert 4000 < high < 5000
+    features = mocokit.load(out).embed([folder / name for name in good_files()])
+    assert torch.isfinite(features).all()
+
+
+def skipped(run: Path) -> set[str]:
+    with (run / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["reason"] for row in rows)
+    return {row["image"] for row in rows}
+
+
+# Verdict -------------------------------------------------------------------------------------------------
+
+
+def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 0.5) -> Quality:
+    scores = {"rankme": rankme, "alignment": 1.0, "uniformity": -2.0, "retrieval": retrieval}
+    return Quality(None if top1 is None else Accuracy(top1, 1.0), scores)
+
+
+@pytest.mark.parametrize(
+    ("loss", "encoder", "random_init", "state", "words"),
+    [
+        (0.8, quality(0.41), quality(0.29), "learning", "kNN top-1 41.0 %, +12.0 points"),
+        (0.8, quality(0.29), quality(0.29), "not learning", "+0.0 points"),
+        (0.8, quality(0.2), quality(0.3), "not learning", "-10.0 points"),
+        (1.0, quality(0.1, rankme=1.2), quality(0.3), "collapsed", "1.2 effective dimensions"),
+        (1.0, quality(rankme=1.0, retrieval=0.0), quality(), "collapsed", "1.0 effective dimensions"),
+        (0.7, quality(retrieval=0.9), quality(), "learning", "two-view retrieval 90.0 %, 50.0 % at random"),
+        (0.7, quality(retrieval=0.4), quality(), "not learning", "two-view retrieval 40.0 %"),
+        (1.1, quality(retrieval=0.9), quality(), "not learning", "110 % of chance"),
+        (0.8, quality(0.4, retrieval=0.0), quality(0.2, retrieval=0.0), "learning", "+20.0 points"),
+    ],
+)
+def test_verdict(loss, encoder, random_init, state, words):
+    judgement = verdict(loss, encoder, random_init)
+    assert judgement["state"] == state
+    assert words in judgement["why"]
+    assert f"loss at {100 * loss:.0f} % of chance" in judgement["why"]
+
+
+def test_identical_images_are_a_collapse(tmp_path, capfd):
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        (tmp_path / "data" / f"{i}.png").write_bytes(encode(np.full((8, 8, 3), 90, np.uint8)))
+    assert pretrain(tmp_path / "data", tmp_path / "run")["verdict"].startswith("collapsed: ")
+    assert "verdict: collapsed" in capfd.readouterr().err
+
+
+# From Python ---------------------------------------------------------------------------------------------
+
+
+def test_python_api(tiny_run: TinyRun):
+    again = mocokit.pretrain(tiny_run.data, out=tiny_run.path, **TINY)  # finished: nothing is done
+    assert again == tiny_run.result
+    encoder = mocokit.load(tiny_run.path)
+    assert isinstance(encoder, mocokit.Encoder)
+    features = encoder.embed([tiny_run.data / "test" / "class0" / "000.png"])
+    assert features.shape == (1, 128)
+    assert not features.requires_grad
+
+
+def test_python_api_refuses_like_the_command(tmp_path):
+    data = str(tiny_data(tmp_path))
+    with pytest.raises(mocokit.UserError, match="did you mean 'batch_size'"):
+        mocokit.pretrain(data, batchsize=3)
+    with pytest.raises(mocokit.UserError, match="exclude each other"):
+        mocokit.pretrain(data, steps=3, epochs=1)
+    with pytest.raises(mocokit.UserError, match="--symmetric: expected true or false"):
+        mocokit.pretrain(data, symmetric=1)
+
+
+# Real photographs ----------------------------------------------------------------------------------------
+
+
+def few(packed: Path, folder: Path, train: int, test: int) -> Path:
+    """An archive of the first images of each of CIFAR-10's classes: the whole test split takes a minute itself."""
+    counts = {"train": train // 10, "test": test // 10}
+    taken: Counter[str] = Counter()
+    with tarfile.open(packed) as source, tarfile.open(folder / "photographs.tar.xz", "w:xz") as target:
+        for member in source:
+            place = member.name.rpartition("/")[0]
+            if member.isfile() and taken[place] < counts[Path(place).parts[0]]:
+                taken[place] += 1
+                target.addfile(member, source.extractfile(member))
+    return folder / "photographs.tar.xz"
+
+
+@pytest.mark.slow
+def test_a_minute_on_real_photographs(cifar10: Path, tmp_path):
+    data = few(cifar10, tmp_path, train=2000, test=1000)
+    options = {"limit": 1000, "time_budget": "60s", "device": "cpu"}
+    result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), **options)
+    assert result["images"] == 1000
+    assert 30 <= result["wall_s"] <= 66
+    assert result["loss_over_chance"] < 0.95
+    assert not result["verdict"].startswith("collapsed")
+    encoder, random_init = (result["scorecard"][who] for who in ("encoder", "random_init"))
+    assert encoder["retrieval"] > 1.3 * random_init["retrieval"]  # 5.5 % against 2.7 % when this was written
+    assert result["knn"]["encoder"]["top1"] > result["knn"]["random_init"]["top1"] - 0.02

@@ -1,0 +1,291 @@
+"""What a user meets on the command line: help, exit codes, one clear line for each mistake, JSON on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mocokit.cli import main
+from mocokit.config import FIELDS, KnnConfig, fields_of, flag
+from tests.helpers import encode, noise, write_images
+from tests.runs import FLAGS, TinyRun, tiny_data
+
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "timm", "sklearn", "pytorch_lightning", "lightning", "rich")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return str(tiny_data(tmp_path_factory.mktemp("cli")))
+
+
+def refused(capfd, *arguments: object) -> str:
+    """Run a command that must fail by the user's fault; returns its one line."""
+    assert main([str(a) for a in arguments]) == 2
+    stdout, stderr = capfd.readouterr()
+    *before, line = stderr.splitlines()
+    assert stdout == ""
+    assert line.startswith("mocokit: ")
+    assert len(line) < 600
+    assert not any("mocokit: " in earlier or "Traceback" in earlier for earlier in before)
+    return line
+
+
+# Help ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["pretrain", "--help"], ["knn", "--help"], ["pretrain", "x", "--epochs=0"]],
+)
+def test_nothing_heavy_is_imported_on_the_way_to_an_answer(arguments):
+    program = f"""
+import sys
+from mocokit.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_python_m_mocokit_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "mocokit", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mocokit ")
+
+
+@pytest.mark.parametrize(("verb", "fields"), [("pretrain", FIELDS), ("knn", fields_of(KnnConfig))])
+def test_help_names_and_explains_every_option(verb, fields, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    positional = {"data", "run"} if verb == "knn" else {"data"}
+    for name, f in fields.items():
+        assert (name.upper() if name in positional else flag(name) + " ") in text
+        assert " ".join(f.metadata["help"].split()) in text
+    for extra in ["--json"] + ["--config", "--print_config", "--overwrite"] * (verb == "pretrain"):
+        assert extra in text
+
+
+def test_help_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "pretrain" in text
+    assert "knn" in text
+
+
+# Mistakes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["VERB"]),
+        (["pretrian"], ["'pretrian'", "pretrain"]),
+        (["pretrain"], ["no DATA given", "digits"]),
+        (["pretrain", ""], ["--data: is empty"]),
+        (["pretrain", "DATA", "--epoch", "3"], ["--epoch", "did you mean --epochs?"]),
+        (["pretrain", "DATA", "--bathc-size=3"], ["did you mean --batch-size?"]),
+        (["pretrain", "DATA", "more"], ["unknown argument more"]),
+        (["pretrain", "DATA", "--epochs"], ["--epochs", "expected one argument"]),
+        (["pretrain", "DATA", "--epochs", "three"], ["--epochs", "'three'"]),
+        (["pretrain", "DATA", "--epochs", "0", "--lr", "nan"], ["--epochs: 0 is too small", "--lr: expected"]),
+        (["pretrain", "DATA", "--histograms", "maybe"], ["--histograms", "true or false"]),
+        (["pretrain", "DATA", "--device", "gpu"], ["'gpu' is not one of cpu, cuda, mps"]),
+        (["pretrain", "DATA", "--time-budget", "soon"], ["'soon' is not a time", "90s"]),
+        (["pretrain", "DATA", "--time-budget", "1m", "--epochs", "2"], ["exclude each other"]),
+        (["pretrain", "DATA", "--print_config", "--epochs", "0"], ["--epochs: 0 is too small"]),
+        (["pretrain", "DATA", "--config", "missing.yaml"], ["--config missing.yaml", "No such file"]),
+        (["pretrain", "DATA", "--config", "TEXT"], ["--config", "option: value"]),
+        (["pretrain", "DATA", "--config", "DAMAGED"], ["--config", "not valid YAML"]),
+        (["pretrain", "DATA", "--config", "UNKNOWN"], ["--config", "did you mean 'epochs'?"]),
+        (["pretrain", "DATA", "--config", "DATA"], ["--config", "directory"]),
+        (["pretrain", "DATA", "--recipe", "moco-v9"], ["no such recipe", "moco-v2-cifar10"]),
+        (["pretrain", "DATA", "--recipe", "missing.yaml"], ["--recipe missing.yaml", "No such file"]),
+        (["pretrain", "nowhere/at/all"], ["no such data", "a folder of images"]),
+        (["pretrain", "EMPTY"], ["no images in"]),
+        (["pretrain", "TEXT"], ["neither a folder nor an archive"]),
+        (["knn"], ["RUN, DATA"]),
+        (["knn", "RUN"], ["DATA"]),
+        (["knn", "nowhere", "DATA"], ["nowhere: no encoder here", "run directory"]),
+        (["knn", "DATA", "DATA"], ["no encoder here"]),
+        (["knn", "DATA", "DATA", "--k", "0"], ["--k: 0 is too small"]),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_mistake_is_one_clear_line_and_nothing_else(arguments, words, data, tmp_path, capfd):
+    places = {"DATA": data, "EMPTY": str(tmp_path / "empty"), "TEXT": str(tmp_path / "text.txt")}
+    (tmp_path / "empty").mkdir()
+    for name, text in (("text", "just words"), ("damaged", "a: ["), ("unknown", "epoch: 3")):
+        path = tmp_path / f"{name}.txt"
+        path.write_text(text)
+        places[name.upper()] = str(path)
+    line = refused(capfd, *(places.get(a, a) for a in arguments))
+    assert [word for word in words if word not in line] == []
+
+
+def test_folders_without_enough_images(tmp_path, capfd):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("hello")
+    assert "no images in" in refused(capfd, "pretrain", tmp_path / "notes")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jpg").write_text("hello")
+    line = refused(capfd, "pretrain", tmp_path / "text")
+    assert "1 of 1 images" in line
+    assert "a.jpg: not an image" in line
+    write_images(tmp_path / "two", ["a.png", "b.png"])
+    assert "2 usable training images" in refused(capfd, "pretrain", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size", "41"], ["--batch-size 41 is larger than the 40 training images"]),
+        (["--recipe", "moco-v2-cifar10"], ["--batch-size 512 is larger than the 40 training images"]),
+        (["--limit", "3"], ["3 usable training images"]),
+        (["--backbone", "resnet1999"], ["--backbone resnet1999", "did you mean resnet"]),
+        (["--backbone", "vit_tiny_patch16_224"], ["can't take 3-channel images of 8 pixels", "--image-size"]),
+        (["--time-budget", "0.01s"], ["--time-budget 0.01s", "give more time"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else None,
+)
+def test_options_that_do_not_fit_the_data_leave_no_run_behind(flags, words, data, tmp_path, capfd):
+    line = refused(capfd, "pretrain", data, "--device=cpu", "--workers=0", *flags, "--out", tmp_path / "run")
+    assert [word for word in words if word not in line] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there(data, monkeypatch, capfd):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "use --device cpu" in refused(capfd, "pretrain", data, "--device=cuda")
+
+
+def test_cifar10_offline(tmp_path, monkeypatch, capfd):
+    def no_network(*_: object, download: bool = False, **__: object) -> None:
+        raise OSError("no route\nto host") if download else RuntimeError("not found")
+
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", no_network)
+    line = refused(capfd, "pretrain", "cifar10")
+    assert "cannot download cifar10" in line
+    assert "folder or archive" in line
+
+
+def test_out_where_nothing_can_be_written(data, tmp_path, capfd):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        line = refused(capfd, "pretrain", data, *FLAGS, "--out", out)
+        assert f"--out {out}" in line
+        assert "choose another --out" in line
+    assert "Not a directory" in refused(capfd, "pretrain", data, *FLAGS, "--out", file, "--overwrite")
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind root")
+def test_out_in_a_folder_without_permission(data, tmp_path, capfd):
+    tmp_path.chmod(0o500)
+    assert "choose another --out" in refused(capfd, "pretrain", data, *FLAGS, "--out", tmp_path / "run")
+
+
+def test_knn_on_a_run_that_is_no_encoder_yet_or_any_more(tiny_run: TinyRun, tmp_path, capfd):
+    (tmp_path / "config.yaml").write_bytes((tiny_run.path / "config.yaml").read_bytes())
+    assert "has not finished" in refused(capfd, "knn", tmp_path, tiny_run.data)
+    whole = (tiny_run.path / "encoder.safetensors").read_bytes()
+    (tmp_path / "encoder.safetensors").write_bytes(whole[:1000])
+    line = refused(capfd, "knn", tmp_path, tiny_run.data)
+    assert "encoder.safetensors: not a mocokit encoder file" in line
+
+
+def test_knn_needs_labels_and_fitting_channels(tiny_run: TinyRun, tmp_path, capfd):
+    flat = write_images(tmp_path / "flat", [f"{i}.png" for i in range(20)])
+    assert "needs labels" in refused(capfd, "knn", tiny_run.path, flat)
+    assert "no such data" in refused(capfd, "knn", tiny_run.path, tmp_path / "nowhere")
+
+
+def test_our_own_mistakes_are_not_hidden(data, monkeypatch):
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mocokit.commands.pretrain.pretrain", broken)
+    with pytest.raises(ZeroDivisionError):  # the interpreter's own exit code is 1
+        main(["pretrain", data])
+
+
+def test_an_interrupt_before_training_is_130(data, monkeypatch, capfd):
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mocokit.commands.pretrain.pretrain", interrupted)
+    assert main(["pretrain", data]) == 130
+    assert capfd.readouterr().err == "mocokit: interrupted\n"
+
+
+# Output --------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_alone_on_stdout(data, tmp_path, capfd):
+    flags = [*FLAGS, "--epochs=1", "--out", str(tmp_path / "run"), "--json"]
+    assert main(["pretrain", data, *flags]) == 0
+    stdout, stderr = capfd.readouterr()
+    result = json.loads(stdout)
+    assert stdout.count("\n") == 1
+    assert result == json.loads((tmp_path / "run" / "results" / "pretrain.json").read_text())
+    assert "epoch 1/1" in stderr
+    assert main(["knn", str(tmp_path / "run"), data, "--json"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert json.loads(stdout) == json.loads((tmp_path / "run" / "results" / "knn.json").read_text())
+    assert "random init" in stderr
+
+
+def test_stdout_is_empty_without_json_and_the_last_lines_say_what_now(data, tmp_path, capfd):
+    flags = [*FLAGS, "--epochs=1", "--out", str(tmp_path / "run")]
+    assert main(["pretrain", data, *flags]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert "verdict: " in stderr
+    assert f"next: mocokit knn {tmp_path / 'run'} {data}" in stderr
+
+
+def test_print_config_prints_what_is_set_and_does_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("data: photos\nlr: 0.5\nepochs: 9\n")
+    assert main(["pretrain", "--config", "c.yaml", "--lr", "0.25", "--print_config"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert yaml.safe_load(stdout) == {"data": "photos", "lr": 0.25, "epochs": 9}
+    assert stderr == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_a_config_file_alone_is_enough(data, tmp_path, capfd):
+    written = {
+        "data": data,
+        "out": str(tmp_path / "run"),
+        "backbone": "resnet18_narrow",
+        "steps": 2,
+        "device": "cpu",
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(written))
+    assert main(["pretrain", "--config", str(tmp_path / "c.yaml"), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps"] == 2
+
+
+def test_a_name_with_strange_letters(tmp_path, capfd):
+    folder = tmp_path / "Bilder für [bold]\U0001f98b 100%"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i} é.png").write_bytes(encode(noise(i)))
+    flags = [*FLAGS, "--epochs=1", "--out", str(tmp_path / "läufe 1")]
+    assert main(["pretrain", str(folder), *flags]) == 0
+    assert folder.name in capfd.readouterr().err
