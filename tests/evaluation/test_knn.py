@@ -13,7 +13,7 @@ from tests import reference
 def made(seed, bank, queries, dim, classes):
     rng = np.random.default_rng(seed)
     centres = 1.5 * rng.normal(size=(classes, dim))
-    labels = [np.concatenate([np.arange(classes), rng.integers(0, classes, max(0, n - classes))])[:n] for n in (bank, queries)]
+    labels = [np.append(np.arange(classes), rng.integers(0, classes, n))[:n] for n in (bank, queries)]
     return [(centres[y] + rng.normal(size=(len(y), dim)), y) for y in labels]
 
 

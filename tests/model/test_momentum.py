@@ -21,7 +21,8 @@ def made() -> nn.Module:
 def test_the_copy_is_exact_and_takes_no_gradient():
     encoder = made()
     copy = momentum_copy(encoder)
-    assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), copy.state_dict().values(), strict=True))
+    pairs = zip(encoder.state_dict().values(), copy.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert not any(p.requires_grad for p in copy.parameters())
     assert all(p.requires_grad for p in encoder.parameters())
 

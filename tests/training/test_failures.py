@@ -102,7 +102,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-@pytest.mark.parametrize("lr", [1e9, 1e38])
+@pytest.mark.parametrize("lr", [1e9, 1e38, 1e60])
 def test_a_huge_learning_rate_never_leaves_broken_weights_in_a_checkpoint(data, tmp_path, lr, capfd):
     """The last step before the loss overflows may already have broken the weights."""
     arguments = [

@@ -74,7 +74,9 @@ def kill_after(arguments, run, step, sig):
     return process.returncode, stderr
 
 
-@pytest.mark.parametrize("step", [2, 6, 12])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), 6, pytest.param(12, marks=pytest.mark.slow)]
+)
 def test_killed_mid_epoch(whole, tmp_path, step):
     data, reference = whole
     arguments = pretrain(data, tmp_path / "run", "--checkpoint-every=0")
@@ -86,6 +88,7 @@ def test_killed_mid_epoch(whole, tmp_path, step):
     assert_same_end(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     """Checkpoints at epoch ends only, so rows written after them must go and come again."""
     data, reference = whole
@@ -99,7 +102,7 @@ def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_polite_stop_leaves_a_checkpoint_of_that_very_step(whole, tmp_path, sig):
     data, reference = whole
     arguments = pretrain(data, tmp_path / "run")
@@ -121,6 +124,7 @@ def test_a_finished_run_is_not_done_again(whole):
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_path):
     data, _ = whole
     out = tmp_path / "run"
@@ -138,6 +142,7 @@ def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_p
     assert "lr: 0.5" in (out / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_changed_images_under_the_same_name_are_refused(tmp_path):
     data, out = tiny_data(tmp_path), tmp_path / "run"
     flags = [*FLAGS, "--epochs=1"]
