@@ -101,6 +101,7 @@ def test_help_lists_the_verbs(capsys):
         (["pretrain", "DATA", "--epochs"], ["--epochs", "expected one argument"]),
         (["pretrain", "DATA", "--epochs", "three"], ["--epochs", "'three'"]),
         (["pretrain", "DATA", "--epochs", "0", "--lr", "nan"], ["--epochs: 0 is too small", "--lr: expected"]),
+        (["pretrain", "DATA", "--lr", "1e60"], ["--lr: 1e+60 is too large"]),
         (["pretrain", "DATA", "--histograms", "maybe"], ["--histograms", "true or false"]),
         (["pretrain", "DATA", "--device", "gpu"], ["'gpu' is not one of cpu, cuda, mps"]),
         (["pretrain", "DATA", "--time-budget", "soon"], ["'soon' is not a time", "90s"]),

@@ -160,9 +160,7 @@ def data_line(store: Store) -> str:
 def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
     """The configuration of the run to resume, or None where there is none (any more)."""
     try:
-        if overwrite and run.config.exists():
-            shutil.rmtree(run.path)
-        if run.is_empty():
+        if run.is_empty() or (overwrite and run.config.exists()):
             return None
     except OSError as error:
         raise UserError(f"--out {run.path}: {error.strerror}; choose another --out") from None
@@ -273,7 +271,10 @@ def _describe(resolved: Resolved) -> None:
 
 
 def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
-    """Write what identifies the run; the configuration last, for it makes the directory a run."""
+    """Write what identifies the run; the configuration last, for it makes the directory a run.
+
+    An old run goes only now, when the new one is known to be possible.
+    """
     try:
         write_skipped(run.skipped, store.skipped)
         write_json(run.data, {"fingerprint": store.fingerprint, "images": len(store.splits["train"])})
