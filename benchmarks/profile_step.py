@@ -48,7 +48,9 @@ def main() -> None:
     print(f"{1000 * seconds:.0f} ms a step, {arguments.batch_size / seconds:.0f} images/s")
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=45))
+    print(
+        profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=45)
+    )
 
 
 if __name__ == "__main__":

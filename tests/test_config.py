@@ -47,7 +47,9 @@ def test_auto_fits_any_data(f):
     assert config.batch_size // config.bn_splits >= 8
     assert config.steps == config.epochs * (f.images // config.batch_size)
     assert f.channels == 3 or (config.gray_p == 0)
-    validate({n: v for n, v in dataclasses.asdict(config).items() if v is not None})  # all within their ranges
+    validate(
+        {n: v for n, v in dataclasses.asdict(config).items() if v is not None}
+    )  # all within their ranges
 
 
 @given(any_facts, st.sampled_from(recipe_names()))
@@ -94,7 +96,9 @@ def test_recipes_say_where_they_come_from():
     for name in recipe_names():
         text = (resources.files("mocokit.recipes") / f"{name}.yaml").read_text()
         header = [line for line in text.splitlines() if line.startswith("#")]
-        assert all(any(word in line for line in header) for word in ("Paper:", "Command:", "Cost:", "Result:"))
+        assert all(
+            any(word in line for line in header) for word in ("Paper:", "Command:", "Cost:", "Result:")
+        )
         load_recipe(name)
 
 
@@ -113,13 +117,20 @@ def test_all_mistakes_are_told_together():
     with pytest.raises(UserError) as caught:
         validate({"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")})
     text = str(caught.value)
-    for part in ("--epochs: 0 is too small", "--lr: expected a number", "did you mean 'batch_size'", "--head: 'big'"):
+    for part in (
+        "--epochs: 0 is too small",
+        "--lr: expected a number",
+        "did you mean 'batch_size'",
+        "--head: 'big'",
+    ):
         assert part in text
     assert "--temperature" in text
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)]
+)
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 

@@ -51,7 +51,9 @@ def test_imports_point_down(path):
         if parts[0] == "mocokit" and len(parts) > 1:
             assert LEVEL[parts[1]] <= LEVEL[own], f"{path.name} imports {name}"
         if own in TORCH_FREE:
-            assert parts[0] not in ("torch", "torchvision", "timm", "pytorch_lightning"), f"{path.name}: {name}"
+            assert parts[0] not in ("torch", "torchvision", "timm", "pytorch_lightning"), (
+                f"{path.name}: {name}"
+            )
 
 
 def test_nothing_but_training_knows_lightning():

@@ -86,6 +86,9 @@ class PretrainConfig:
     monitor_every: int = option("epochs between quality checks; 0 turns them off", low=0)
     knn_k: int = option("neighbours of the kNN monitor", default=200, low=1)
     knn_temperature: float = option("temperature of the kNN vote", default=0.1, low=1e-3)
+    knn_images: int = option(
+        "images that vote, and that ask, at most in the final kNN figures; 0: all", low=0
+    )
     log_every: int = option("steps between rows of metrics.csv", default=50, low=1)
     histograms: bool = option(
         "write weight histograms to TensorBoard each epoch", default=True, identity=False
@@ -399,6 +402,7 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     default("warmup_steps", 0, "as in the papers")
     default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
     default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
+    default("knn_images", 0, "all")
     default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")
 
 

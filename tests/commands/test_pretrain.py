@@ -355,10 +355,17 @@ def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 
     ],
 )
 def test_verdict(loss, encoder, random_init, state, words):
-    judgement = verdict(loss, encoder, random_init)
+    judgement = verdict(loss, encoder, random_init, asked=10_000)
     assert judgement["state"] == state
     assert words in judgement["why"]
     assert f"loss at {100 * loss:.0f} % of chance" in judgement["why"]
+
+
+@pytest.mark.parametrize(("asked", "state"), [(6, "not learning"), (300, "not learning"), (500, "learning")])
+def test_a_gain_within_the_noise_is_no_gain(asked, state):
+    judgement = verdict(0.8, quality(0.45), quality(0.40), asked)
+    assert judgement["state"] == state
+    assert ("within the noise" in judgement["why"]) == (state == "not learning")
 
 
 def test_identical_images_are_a_collapse(tmp_path, capfd):

@@ -14,7 +14,9 @@ B, D, K = 8, 4, 32
 
 def make(symmetric=False, splits=1, m=0.9):
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    backbone = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     split_batch_norm(backbone, splits)
     return MoCo(backbone, nn.Linear(6, D), dim=D, K=K, m=m, tau=0.2, symmetric=symmetric)
 

@@ -138,6 +138,9 @@ def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_p
     elsewhere = mocokit("pretrain", other, "--out", out, *flags)
     assert elsewhere.returncode == 2
     assert "--data" in elsewhere.stderr
+    impossible = mocokit("pretrain", data, "--out", out, *FLAGS, "--batch-size=999", "--overwrite")
+    assert impossible.returncode == 2
+    assert (out / "encoder.safetensors").exists()  # the old run goes only when the new one can start
     assert mocokit("pretrain", data, "--out", out, *flags, "--lr=0.5", "--overwrite").returncode == 0
     assert "lr: 0.5" in (out / "config.yaml").read_text()
 

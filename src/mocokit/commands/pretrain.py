@@ -1,5 +1,6 @@
 """``mocokit pretrain DATA``: from images to an encoder and a plain verdict on it."""
 
+import copy
 import os
 import platform
 import shutil
@@ -30,7 +31,7 @@ from mocokit.data.batches import channel_statistics
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.baselines import random_encoder
+from mocokit.evaluation.baselines import calibrate_batch_norm, random_encoder
 from mocokit.evaluation.knn import KnnTest
 from mocokit.evaluation.quality import Exam, Quality, verdict
 from mocokit.files import write_json, write_text
@@ -39,11 +40,12 @@ from mocokit.model.losses import chance_level
 from mocokit.rundir import RunDirectory
 from mocokit.training.fit import CALIBRATION_SHARE, fit, seconds_per_step
 from mocokit.training.module import Pretraining, view_set
-from mocokit.training.monitor import Row, read_metrics
+from mocokit.training.monitor import Measure, Row, read_metrics
 
 CPU_SIZE_SHARE = 0.5  # of the images' side: a quarter of the work buys more than the detail (docs/LOG.md)
 IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
+FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
 
@@ -82,20 +84,18 @@ def pretrain(
     module = Pretraining(config, spec)  # before anything is written: the backbone may not bear the images
     if not saved:
         _start(run, resolved, store)
-    exam = _exam(store, config)
-    sample = exam.sample(MONITOR_BANK, MONITOR_QUERIES)
     images = store.splits["train"]
     say(f"{run.path}: chance level of the loss is log(K + 1) = {chance_level(config.queue_size):.3f}")
     try:
         with run.writing():
-            fit(module, images, run, lambda e: sample.take(e).row(), _announcer(config))
+            fit(module, images, run, _measure(store, config), _announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     encoder = Encoder(module.moco.backbone, spec)
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
     with run.writing():
         save_encoder(encoder, run.encoder, about | {"versions": versions()})
-        result = _judge(run, config, store, module, exam)
+        result = _judge(run, config, store, module)
         result["wall_s"] = round(time.perf_counter() - started, 1)
         run.write_result("pretrain", result)
     _conclude(run, result, data)
@@ -201,11 +201,11 @@ def _plan(given: Mapping[str, Any], store: Store, started: float) -> Resolved:
 
 @dataclass(frozen=True)
 class _Timing:
-    """Measured seconds: of a training step, of a check during training, of the evaluation at the end."""
+    """Measured seconds: of a training step, of an image in an evaluation, of a check during training."""
 
     step: float
+    image: float
     check: float
-    final: float
 
 
 def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
@@ -218,7 +218,8 @@ def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
     timing = _time(config, store, CALIBRATION_SHARE * budget)
-    left = BUDGET_USE * budget - (time.perf_counter() - started) - timing.final
+    resolved, final = _fit_exam(resolved, store, timing.image, FINAL_SHARE * budget)
+    left = BUDGET_USE * budget - (time.perf_counter() - started) - final
     per_epoch = len(store.splits["train"]) // config.batch_size
     checks = max(2, min(10, int(0.05 * left / timing.check)))  # the first and the last in any case
     steps = int((left - checks * timing.check) / timing.step)
@@ -226,7 +227,7 @@ def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
         spent = budget - left
         raise UserError(
             f"--time-budget {config.time_budget}: loading and evaluating alone take about {spent:.0f} s; "
-            f"give more time, or --limit the images"
+            f"give more time"
         )
     if steps > per_epoch:
         steps -= steps % per_epoch  # whole epochs
@@ -239,6 +240,20 @@ def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
     return resolved
 
 
+def _fit_exam(resolved: Resolved, store: Store, image: float, seconds: float) -> tuple[Resolved, float]:
+    """Keep the evaluation at the end (encoder and random initialisation) within ``seconds``, and its duration."""
+    exam = _exam(store, resolved.config)
+    if resolved.config.knn_images == 0 and "knn_images" in resolved.reasons and exam.knn:
+        room = seconds / 2 / image - (exam.images_read - exam.knn.images_read)
+        if exam.knn.images_read > room:
+            few = max(LEAST_KNN_IMAGES, int(room / 2))
+            reason = f"{1000 * image:.1f} ms an image, twice; for all of them see mocokit knn"
+            resolved = resolved.derive(reason, knn_images=few)
+    if resolved.config.knn_images:
+        exam = exam.sample(resolved.config.knn_images, resolved.config.knn_images)
+    return resolved, 2 * exam.images_read * image
+
+
 def _time(config: PretrainConfig, store: Store, seconds: float) -> _Timing:
     """Time a few steps and an evaluation on models that are thrown away."""
     spec, images = _spec(store, config), store.splits["train"]
@@ -249,8 +264,20 @@ def _time(config: PretrainConfig, store: Store, seconds: float) -> _Timing:
     small.take(encoder)
     begun = time.perf_counter()
     small.take(encoder)
-    per_image = (time.perf_counter() - begun) / small.images_read
-    return _Timing(step, check.images_read * per_image, 2 * exam.images_read * per_image)
+    image = (time.perf_counter() - begun) / small.images_read
+    return _Timing(step, image, check.images_read * image)
+
+
+def _measure(store: Store, config: PretrainConfig) -> Measure:
+    """The check during training, on some images; the initialisation gets its batch-norm statistics first."""
+    exam = _exam(store, config).sample(MONITOR_BANK, MONITOR_QUERIES)
+
+    def measure(encoder: Encoder, step: int) -> dict[str, float]:
+        if step == 0:
+            encoder = calibrate_batch_norm(copy.deepcopy(encoder), store.splits["train"])
+        return exam.take(encoder).row()
+
+    return measure
 
 
 def _exam(store: Store, config: PretrainConfig) -> Exam:
@@ -276,6 +303,8 @@ def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
     An old run goes only now, when the new one is known to be possible.
     """
     try:
+        if run.config.exists():
+            shutil.rmtree(run.path)
         write_skipped(run.skipped, store.skipped)
         write_json(run.data, {"fingerprint": store.fingerprint, "images": len(store.splits["train"])})
         write_text(run.config, dump(resolved, versions()))
@@ -307,18 +336,19 @@ def _announcer(config: PretrainConfig) -> Callable[[Row], None]:
     return announce
 
 
-def _judge(
-    run: RunDirectory, config: PretrainConfig, store: Store, module: Pretraining, exam: Exam
-) -> dict[str, Any]:
-    """Measure the encoder and its random initialisation in full."""
+def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pretraining) -> dict[str, Any]:
+    """Measure the encoder and its random initialisation, on all images unless the configuration says less."""
     spec = module.spec
     images = store.splits["train"]
+    exam = _exam(store, config)
+    if config.knn_images:
+        exam = exam.sample(config.knn_images, config.knn_images)
     encoder = exam.take(Encoder(module.moco.backbone, spec))
     random_init = exam.take(random_encoder(spec, config.seed, images, config.device))
     rows = [row for row in read_metrics(run.metrics) if row["loss"]]
     loss = float(rows[-1]["loss"])
     over_chance = loss / chance_level(config.queue_size)
-    judgement = verdict(over_chance, encoder, random_init)
+    judgement = verdict(over_chance, encoder, random_init, exam.knn.asked if exam.knn else 0)
     return {
         "run": str(run.path),
         "recipe": config.recipe,

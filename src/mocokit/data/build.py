@@ -17,7 +17,7 @@ from mocokit.data.workers import Encoded, decode_all, usable_cores
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 1  # part of every cache key: raise it when files or pixels change
+FORMAT = 2  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _SHARED_SIZE = 16

@@ -94,10 +94,17 @@ class KnnTest:
         return self.store.splits.get("test") or self.store.splits.get("val")
 
     @property
+    def asked(self) -> int:
+        """How many images ask."""
+        if self.queries is None:
+            return len(self.bank if self.votes is None else self.votes)
+        return len(self.queries if self.asks is None else self.asks)
+
+    @property
     def images_read(self) -> int:
         """How many images' features one test takes."""
         votes = len(self.bank if self.votes is None else self.votes)
-        return votes + (0 if self.queries is None else len(self.queries if self.asks is None else self.asks))
+        return votes + (0 if self.queries is None else self.asked)
 
     def accuracy(self, features: Callable[[ImageSet, Tensor | None], Tensor]) -> Accuracy:
         """Accuracy of ``features(images, indices)`` [N, D]."""

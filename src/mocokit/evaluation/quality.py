@@ -1,5 +1,6 @@
 """One measurement of an encoder on a data set: kNN where there are labels, label-free scores always."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,17 +80,26 @@ class Exam:
         return torch.cat(parts)
 
 
-def verdict(loss_over_chance: float, encoder: Quality, random_init: Quality) -> dict[str, Any]:
-    """A plain judgement of a finished run: ``state`` is learning, not learning or collapsed; ``why`` a sentence."""
+def verdict(
+    loss_over_chance: float, encoder: Quality, random_init: Quality, asked: int = 0
+) -> dict[str, Any]:
+    """A plain judgement of a finished run: ``state`` is learning, not learning or collapsed; ``why`` a sentence.
+
+    Of ``asked`` kNN queries, a gain within two standard errors (at most 1 / sqrt(asked)) is no gain.
+    """
     rank, retrieved = encoder.scores["rankme"], encoder.scores["retrieval"]
     if rank < 2:
         state, why = "collapsed", f"features hold {rank:.1f} effective dimensions"
     elif encoder.knn is not None and random_init.knn is not None:
         gain = 100 * (encoder.knn.top1 - random_init.knn.top1)
-        state = "learning" if gain >= 1 else "not learning"
+        noise = 100 / math.sqrt(max(1, asked))
+        state = "learning" if gain > noise else "not learning"
         why = f"kNN top-1 {100 * encoder.knn.top1:.1f} %, {gain:+.1f} points from random initialisation"
+        if 0 < gain <= noise:
+            why += f", within the noise of {asked} queries"
     else:
         before = random_init.scores["retrieval"]
-        state = "learning" if retrieved > before and loss_over_chance < 1 else "not learning"
+        better = retrieved > before or before == 1
+        state = "learning" if better and loss_over_chance < 1 else "not learning"
         why = f"two-view retrieval {100 * retrieved:.1f} %, {100 * before:.1f} % at random initialisation"
     return {"state": state, "why": f"{why}; loss at {100 * loss_over_chance:.0f} % of chance level"}

@@ -99,11 +99,13 @@ class Encoder(nn.Module):
         Args:
             images: one image or several: paths, PIL images, uint8 arrays [H, W], [H, W, C] or a batch
                 [N, H, W, C], or uint8 tensors [C, H, W] or [N, C, H, W].
-            batch_size: images encoded at once.
+            batch_size: images encoded at once, at least 1.
 
         Raises:
             UserError: an image can't be read or has another number of channels than the encoder.
         """
+        if batch_size < 1:
+            raise UserError(f"embed: batch_size {batch_size} is too small; the least is 1")
         with evaluating(self):
             parts = [self._encode(chunk) for chunk in _chunks(_images(images), batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)

@@ -38,7 +38,7 @@ def fit(
         module: at step 0; afterwards at the last step, on its device.
         images: to learn from.
         run: where checkpoint and metrics go.
-        measure: gives the monitored figures of an encoder.
+        measure: gives the monitored figures of an encoder at a step.
         announce: gets every row of metrics.csv as it is written.
 
     Raises:

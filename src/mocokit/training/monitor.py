@@ -20,7 +20,7 @@ COLUMNS = (
     *("queue_fill", "positive", "negative"),
     *("knn_top1", "knn_top5", "rankme", "alignment", "uniformity", "retrieval"),
 )
-Measure = Callable[[Encoder], dict[str, float]]
+Measure = Callable[[Encoder, int], dict[str, float]]
 Row = dict[str, Any]
 
 
@@ -65,7 +65,8 @@ def _text(value: Any) -> Any:
 class Monitor(pl.Callback):
     """Takes a row every ``log_every`` steps, at the end of each epoch, and at step 0 for the initialisation.
 
-    ``measure`` is asked every ``monitor_every`` epochs and at the last step; ``announce`` gets each finished row.
+    ``measure(encoder, step)`` is asked every ``monitor_every`` epochs and at the last step; ``announce`` gets each
+    finished row.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Monitor(pl.Callback):
     def _measured(self, module: Pretraining, step: int) -> dict[str, float]:
         every = self.config.monitor_every
         due = every and (step == self.config.steps or step // self.per_epoch % every == 0)
-        return self.measure(Encoder(module.moco.backbone, module.spec)) if due else {}
+        return self.measure(Encoder(module.moco.backbone, module.spec), step) if due else {}
 
     def _write(self, module: Pretraining, row: Row) -> None:
         self.file.append(row)
