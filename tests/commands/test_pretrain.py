@@ -421,7 +421,7 @@ def test_a_minute_on_real_photographs(cifar10: Path, tmp_path):
     options = {"limit": 1000, "time_budget": "60s", "device": "cpu"}
     result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), **options)
     assert result["images"] == 1000
-    assert 30 <= result["wall_s"]  # how close to the budget depends on what else the machine does
+    assert result["wall_s"] >= 30  # how close to the budget depends on what else the machine does
     assert result["loss_over_chance"] < 0.95
     assert not result["verdict"].startswith("collapsed")
     encoder, random_init = (result["scorecard"][who] for who in ("encoder", "random_init"))

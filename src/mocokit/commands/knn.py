@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mocokit.commands.pretrain import data_line, pick_device, versions
+from mocokit.commands.environment import pick_device, versions
 from mocokit.config import KnnConfig, fields_of, validate
 from mocokit.console import progress, say
 from mocokit.data.store import open_store
@@ -46,7 +46,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
             channels=spec.channels,
             progress=report,
         )
-    say(data_line(store))
+    say(store.summary())
     if store.label_names is None:
         raise UserError(f"{config.data}: kNN needs labels; put the images into one folder for each class")
     device = pick_device(config.device)

@@ -136,6 +136,16 @@ class Store:
     from_cache: bool
     splits: dict[str, ImageSet]
 
+    def summary(self) -> str:
+        """What was found, in one line."""
+        counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
+        labels = f"{len(self.label_names)} classes" if self.label_names else "no labels"
+        kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
+        skipped = f", {len(self.skipped)} skipped (see skipped.csv)" if self.skipped else ""
+        ignored = f", {self.ignored} outside train and test not used" if self.ignored else ""
+        cached = ", from the cache" if self.from_cache else ""
+        return f"{self.name}: {counts} images, {kind}, {labels}{skipped}{ignored}{cached}"
+
 
 def open_store(
     data: str,

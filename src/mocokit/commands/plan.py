@@ -1,0 +1,130 @@
+"""From options and data to a complete configuration; with a time budget, the schedule that ends in time."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mocokit.commands.environment import pick_device
+from mocokit.config import Facts, PretrainConfig, Resolved, parse_duration, resolve
+from mocokit.data.batches import channel_statistics
+from mocokit.data.store import Store
+from mocokit.errors import UserError
+from mocokit.evaluation.knn import KnnTest
+from mocokit.evaluation.quality import Exam
+from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
+from mocokit.training.module import view_set
+
+MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
+FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
+BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
+
+
+def make_plan(given: Mapping[str, Any], store: Store, started: float) -> Resolved:
+    """The complete configuration; with a time budget the schedule that ends in time."""
+    device = pick_device(given.get("device"))
+    facts = Facts(
+        name=store.name,
+        images=len(store.splits["train"]),
+        image_size=store.image_size,
+        channels=store.channels,
+        device=device,
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        cpus=os.cpu_count() or 1,
+    )
+    resolved = resolve(given, facts)
+    if resolved.config.time_budget is None:
+        return resolved
+    return _fit_budget(resolved, store, started)
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """Measured seconds: of a training step, of an image in an evaluation, of a check during training."""
+
+    step: float
+    image: float
+    check: float
+
+
+def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
+    """Derive steps, epochs and the frequency of checks from the time that is left.
+
+    Raises:
+        UserError: the budget is too short for a single step.
+    """
+    config = resolved.config
+    assert config.time_budget is not None
+    budget = parse_duration(config.time_budget)
+    timing = _time(config, store, CALIBRATION_SHARE * budget)
+    resolved, final = _fit_exam(resolved, store, timing.image, FINAL_SHARE * budget)
+    left = BUDGET_USE * budget - (time.perf_counter() - started) - final
+    per_epoch = len(store.splits["train"]) // config.batch_size
+    checks = max(2, min(10, int(0.05 * left / timing.check)))  # the first and the last in any case
+    steps = int((left - checks * timing.check) / timing.step)
+    if steps < 1:
+        spent = budget - left
+        raise UserError(
+            f"--time-budget {config.time_budget}: loading and evaluating alone take about {spent:.0f} s; "
+            f"give more time"
+        )
+    if steps > per_epoch:
+        steps -= steps % per_epoch  # whole epochs
+    epochs = -(-steps // per_epoch)
+    reason = f"{left:.0f} s for training at {1000 * timing.step:.0f} ms a step of {config.batch_size} images"
+    resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
+    if "monitor_every" in resolved.reasons:
+        every = max(1, -(-epochs // (checks - 1)))
+        resolved = resolved.derive(f"{timing.check:.1f} s a check", monitor_every=every)
+    return resolved
+
+
+def _fit_exam(resolved: Resolved, store: Store, image: float, seconds: float) -> tuple[Resolved, float]:
+    """Keep the evaluation at the end (encoder and random initialisation) within ``seconds``, and its duration."""
+    exam = _full_exam(store, resolved.config)
+    if resolved.config.knn_images == 0 and "knn_images" in resolved.reasons and exam.knn:
+        room = seconds / 2 / image - (exam.images_read - exam.knn.images_read)
+        if exam.knn.images_read > room:
+            few = max(LEAST_KNN_IMAGES, int(room / 2))
+            reason = f"{1000 * image:.1f} ms an image, twice; for all of them see mocokit knn"
+            resolved = resolved.derive(reason, knn_images=few)
+    return resolved, 2 * final_exam(store, resolved.config).images_read * image
+
+
+def _time(config: PretrainConfig, store: Store, seconds: float) -> _Timing:
+    """Time a few steps and an evaluation on models that are thrown away."""
+    spec, images = encoder_spec(store, config), store.splits["train"]
+    step = seconds_per_step(config, spec, images, seconds)
+    encoder = Encoder.create(spec).to(config.device)
+    small, check = _full_exam(store, config).sample(256, 256), monitor_exam(store, config)
+    small.take(encoder)
+    begun = time.perf_counter()
+    small.take(encoder)
+    image = (time.perf_counter() - begun) / small.images_read
+    return _Timing(step, image, check.images_read * image)
+
+
+def _full_exam(store: Store, config: PretrainConfig) -> Exam:
+    knn = KnnTest(store, config.knn_k, config.knn_temperature) if store.label_names else None
+    return Exam(store.splits["train"], view_set(config), config.seed, knn)
+
+
+def monitor_exam(store: Store, config: PretrainConfig) -> Exam:
+    """What is measured during training: some images."""
+    return _full_exam(store, config).sample(MONITOR_BANK, MONITOR_QUERIES)
+
+
+def final_exam(store: Store, config: PretrainConfig) -> Exam:
+    """What is measured at the end: all images, unless the configuration says less."""
+    exam = _full_exam(store, config)
+    return exam.sample(config.knn_images, config.knn_images) if config.knn_images else exam
+
+
+def encoder_spec(store: Store, config: PretrainConfig) -> EncoderSpec:
+    """The encoder that a run trains."""
+    mean, std = channel_statistics(store.splits["train"])
+    return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.deep_range)
