@@ -13,6 +13,7 @@ from tests.helpers import class_folders, encode, noise
 
 TINY = {
     "backbone": "resnet18_narrow",
+    "image_size": 8,
     "batch_size": 8,
     "queue_size": 16,
     "bn_splits": 2,

@@ -24,7 +24,9 @@ from mocokit.errors import UserError
 
 
 def facts(**changes):
-    base = Facts(name="birds", images=5000, image_size=32, channels=3, device="cpu", bf16=False, cpus=2)
+    base = Facts(
+        name="birds", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=2
+    )
     return dataclasses.replace(base, **changes)
 
 

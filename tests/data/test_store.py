@@ -55,7 +55,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_a_labelled_set(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "pets", classes=3, train=5, test=2)
     store = open_images(root)
-    assert (store.name, store.image_size, store.channels, store.from_cache) == ("pets", 8, 3, False)
+    assert (store.name, store.image_size, store.channels, store.from_cache) == ("pets", 16, 3, False)
     assert store.label_names == ("class0", "class1", "class2")
     assert list(store.splits) == ["train", "test"]
     for split, count in (("train", 15), ("test", 6)):
@@ -73,7 +73,7 @@ def test_a_labelled_set(tmp_path: Path) -> None:
 
 def test_digits_are_kept_as_they_are() -> None:
     store = open_store("digits", image_size=None, image_size_cap=224)
-    assert (store.image_size, store.channels, store.skipped) == (8, 1, [])
+    assert (store.image_size, store.channels, store.skipped) == (16, 1, [])
     assert {split: len(images) for split, images in store.splits.items()} == {"train": 1438, "test": 359}
     batch = store.splits["test"].batch([3, 0, 3])
     assert batch.shape == (3, 1, 8, 8)
@@ -132,7 +132,7 @@ def test_the_second_split_of_a_ragged_set_starts_where_the_first_ends(tmp_path: 
 @pytest.mark.parametrize(
     ("sides", "cap", "expected"),
     [([(32, 32)], 224, 32), ([(30, 90)], 224, 32), ([(29, 40), (29, 40), (500, 600)], 224, 32),
-     ([(2, 2)], 224, 8), ([(300, 400)], 224, 224), ([(27, 27)], 224, 24), ([(28, 28)], 224, 32)],
+     ([(2, 2)], 224, 16), ([(300, 400)], 224, 224), ([(27, 27)], 224, 24), ([(28, 28)], 224, 32)],
 )  # fmt: skip
 def test_the_image_size_follows_the_images(
     tmp_path: Path, sides: list[tuple[int, int]], cap: int, expected: int
@@ -142,7 +142,7 @@ def test_the_image_size_follows_the_images(
     assert open_images(tmp_path / "data", image_size_cap=cap).image_size == expected
 
 
-@pytest.mark.parametrize(("side", "expected"), [(8, 8), (16, 16), (24, 16), (32, 16), (64, 32), (300, 40)])
+@pytest.mark.parametrize(("side", "expected"), [(8, 16), (16, 16), (24, 16), (32, 16), (64, 32), (300, 40)])
 def test_a_share_of_the_images_size(tmp_path: Path, side: int, expected: int) -> None:
     root = write_images(tmp_path / "data", ["a.png"], height=side, width=side)
     assert open_images(root, image_size_cap=40, image_size_share=0.5).image_size == expected

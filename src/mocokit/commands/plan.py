@@ -31,6 +31,7 @@ def make_plan(given: Mapping[str, Any], store: Store, started: float) -> Resolve
         name=store.name,
         images=len(store.splits["train"]),
         image_size=store.image_size,
+        longest=max(store.splits["train"].canvas),
         channels=store.channels,
         device=device,
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),

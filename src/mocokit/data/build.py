@@ -17,10 +17,10 @@ from mocokit.data.workers import Encoded, decode_all, usable_cores
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 2  # part of every cache key: raise it when files or pixels change
+FORMAT = 3  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
-_SHARED_SIZE = 16
+_LEAST_SIZE = 16
 _FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _PEEKED_IMAGES = 100
 _PROGRESS_EVERY = 64
@@ -151,7 +151,8 @@ def limited(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: in
 def _chosen_size(source: Source, indices: np.ndarray, options: Options) -> int:
     """A multiple of 8: the asked share of the median shorter side of some images.
 
-    A share does not lead below `_SHARED_SIZE` pixels, in which little can be seen, nor anything above the cap.
+    At least `_LEAST_SIZE`, to which smaller images are enlarged: a network that halves its input three times
+    sees nothing in less. At most the cap.
     """
     cap = options.image_size_cap
     sides: list[int] = []
@@ -164,8 +165,7 @@ def _chosen_size(source: Source, indices: np.ndarray, options: Options) -> int:
     if not sides:
         return cap
     median = float(np.median(sides))
-    wanted = min(median, max(_SHARED_SIZE, options.image_size_share * median))
-    return min(cap, max(8, 8 * int(wanted / 8 + 0.5)))
+    return min(cap, max(_LEAST_SIZE, 8 * int(options.image_size_share * median / 8 + 0.5)))
 
 
 def _stage(
