@@ -1,0 +1,45 @@
+"""What the README says is true: its commands are accepted, and CI runs the ones it promises."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mocokit.cli import build_parser
+from mocokit.config import load_recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("mocokit ")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_accepted(command):
+    arguments = build_parser().parse_args(shlex.split(command)[1:])
+    if getattr(arguments, "recipe", None):
+        load_recipe(arguments.recipe)
+
+
+def test_ci_runs_what_the_first_screen_says():
+    ci = (ROOT / ".ci" / "run").read_text()
+    first = BLOCKS[0].split("\n")
+    for line in filter(None, first):
+        assert line in ci, line
+    assert "mocokit knn runs/digits digits" in ci
+    develop = BLOCKS[-1]
+    assert "pip install -c constraints.txt -e '.[dev]'" in develop
+    assert "pip install -q -c constraints.txt -e '.[dev]'" in ci
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(
+        r"\b[A-Z]{3,}_[A-Z]{3,}\b", README.replace("MOCOKIT_CIFAR10", "").replace("MOCOKIT_CACHE", "")
+    )
+
+
+def test_every_file_it_names_is_there():
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
