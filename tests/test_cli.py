@@ -156,7 +156,10 @@ def test_folders_without_enough_images(tmp_path, capfd):
         (["--recipe", "moco-v2-cifar10"], ["--batch-size 512 is larger than the 40 training images"]),
         (["--limit", "3"], ["3 usable training images"]),
         (["--backbone", "resnet1999"], ["--backbone resnet1999", "did you mean resnet"]),
-        (["--backbone", "vit_tiny_patch16_224"], ["can't take 3-channel images of 16 pixels", "--image-size"]),
+        (
+            ["--backbone", "vit_tiny_patch16_224"],
+            ["can't take 3-channel images of 16 pixels", "--image-size"],
+        ),
         (["--time-budget", "0.01s"], ["--time-budget 0.01s", "give more time"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else None,
