@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mocokit.cli import main
-from mocokit.config import FIELDS, KnnConfig, fields_of, flag
+from mocokit.cli import VERBS, main
+from mocokit.options import flag
 from tests.helpers import encode, noise, write_images
 from tests.runs import FLAGS, TinyRun, tiny_data
 
@@ -63,26 +63,25 @@ def test_python_m_mocokit_is_the_command():
     assert done.stdout.startswith("mocokit ")
 
 
-@pytest.mark.parametrize(("verb", "fields"), [("pretrain", FIELDS), ("knn", fields_of(KnnConfig))])
-def test_help_names_and_explains_every_option(verb, fields, capsys):
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_and_explains_every_option(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    positional = {"data", "run"} if verb == "knn" else {"data"}
-    for name, f in fields.items():
-        assert (name.upper() if name in positional else flag(name) + " ") in text
+    for name, f in VERBS[verb].fields.items():
+        assert (name.upper() if name in VERBS[verb].positional else flag(name) + " ") in text
         assert " ".join(f.metadata["help"].split()) in text
-    for extra in ["--json"] + ["--config", "--print_config", "--overwrite"] * (verb == "pretrain"):
+    for extra in ["--json", "--config", "--print_config"]:
         assert extra in text
+    assert ("--overwrite" in text) == VERBS[verb].overwrites
 
 
 def test_help_lists_the_verbs(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert "pretrain" in text
-    assert "knn" in text
+    assert all(f"  {verb}" in text for verb in VERBS)
 
 
 # Mistakes ------------------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ def test_help_lists_the_verbs(capsys):
     [
         ([], ["VERB"]),
         (["pretrian"], ["'pretrian'", "pretrain"]),
-        (["pretrain"], ["no DATA given", "digits"]),
+        (["pretrain"], ["no DATA given", "what to learn from: digits"]),
         (["pretrain", ""], ["--data: is empty"]),
         (["pretrain", "DATA", "--epoch", "3"], ["--epoch", "did you mean --epochs?"]),
         (["pretrain", "DATA", "--bathc-size=3"], ["did you mean --batch-size?"]),
@@ -117,8 +116,10 @@ def test_help_lists_the_verbs(capsys):
         (["pretrain", "nowhere/at/all"], ["no such data", "a folder of images"]),
         (["pretrain", "EMPTY"], ["no images in"]),
         (["pretrain", "TEXT"], ["neither a folder nor an archive"]),
-        (["knn"], ["RUN, DATA"]),
-        (["knn", "RUN"], ["DATA"]),
+        (["knn"], ["knn: no RUN given", "run directory"]),
+        (["knn", "RUN"], ["no DATA given"]),
+        (["embed", "RUN", "DATA"], ["no --output given", ".parquet"]),
+        (["finetune", "--from-scratch"], ["no RUN given"]),
         (["knn", "nowhere", "DATA"], ["nowhere: no encoder here", "run directory"]),
         (["knn", "DATA", "DATA"], ["no encoder here"]),
         (["knn", "DATA", "DATA", "--k", "0"], ["--k: 0 is too small"]),

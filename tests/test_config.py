@@ -5,22 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.config import (
-    FIELDS,
-    Facts,
-    PretrainConfig,
-    differences,
-    dump,
-    load_config,
-    load_recipe,
-    merge,
-    parse,
-    parse_duration,
-    recipe_names,
-    resolve,
-    validate,
-)
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
+from mocokit.options import load_config, merge, parse_duration, validate
+from mocokit.resolve import Facts, differences, dump, load_recipe, parse, recipe_names, resolve
 
 
 def facts(**changes):
@@ -50,7 +38,7 @@ def test_auto_fits_any_data(f):
     assert config.steps == config.epochs * (f.images // config.batch_size)
     assert f.channels == 3 or (config.gray_p == 0)
     validate(
-        {n: v for n, v in dataclasses.asdict(config).items() if v is not None}
+        {n: v for n, v in dataclasses.asdict(config).items() if v is not None}, FIELDS
     )  # all within their ranges
 
 
@@ -117,7 +105,9 @@ def test_papers_settings():
 
 def test_all_mistakes_are_told_together():
     with pytest.raises(UserError) as caught:
-        validate({"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")})
+        validate(
+            {"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")}, FIELDS
+        )
     text = str(caught.value)
     for part in (
         "--epochs: 0 is too small",
@@ -140,11 +130,11 @@ def test_durations(text, seconds):
 @pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
 def test_bad_durations(text):
     with pytest.raises(UserError, match="time-budget"):
-        validate({"time_budget": text})
+        validate({"time_budget": text}, FIELDS)
 
 
 def test_auto_means_leave_it_to_mocokit():
-    assert validate({"device": "auto", "precision": "auto", "recipe": "auto"}) == {"recipe": "auto"}
+    assert validate({"device": "auto", "precision": "auto", "recipe": "auto"}, FIELDS) == {"recipe": "auto"}
 
 
 @given(any_facts)
@@ -158,9 +148,9 @@ def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
     resolved = resolve({"data": "x", "epochs": 5}, facts())
     path = tmp_path / "config.yaml"
     path.write_text(dump(resolved, {}))
-    again = resolve(merge({}, load_config(str(path))), facts())
+    again = resolve(merge({}, load_config(str(path), FIELDS)), facts())
     assert again.config == resolved.config
-    shorter = resolve(merge({"epochs": 2}, load_config(str(path))), facts())
+    shorter = resolve(merge({"epochs": 2}, load_config(str(path), FIELDS)), facts())
     assert (shorter.config.epochs, shorter.config.steps) == (2, 2 * (5000 // again.config.batch_size))
 
 
@@ -190,7 +180,7 @@ def test_damaged_configurations_are_one_clear_line(text, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match="--config"):
-        load_config(str(path))
+        load_config(str(path), FIELDS)
 
 
 def test_options_have_help():

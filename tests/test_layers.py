@@ -10,7 +10,9 @@ import mocokit
 LAYERS = [
     {"errors", "seeding"},
     {"files", "console"},
+    {"options"},
     {"config"},
+    {"resolve"},
     {"rundir"},
     {"data"},
     {"model"},
@@ -23,7 +25,7 @@ LAYERS = [
 ]
 ROOT = Path(mocokit.__file__).parent
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-TORCH_FREE = ("errors", "seeding", "files", "console", "config", "rundir", "cli")
+TORCH_FREE = ("errors", "seeding", "files", "console", "options", "config", "resolve", "rundir", "cli")
 
 
 def imports(path: Path) -> set[str]:

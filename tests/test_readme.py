@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mocokit.cli import build_parser
-from mocokit.config import load_recipe
+from mocokit.resolve import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -4,20 +4,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mocokit.commands.embed import embed as embed
+    from mocokit.commands.export import export as export
+    from mocokit.commands.finetune import finetune as finetune
     from mocokit.commands.knn import knn as knn
     from mocokit.commands.pretrain import pretrain as pretrain
+    from mocokit.commands.probe import probe as probe
+    from mocokit.commands.scorecard import scorecard as scorecard
+    from mocokit.commands.search import search as search
     from mocokit.deploy.encoder import load as load
     from mocokit.errors import UserError as UserError
+    from mocokit.estimator import MoCoEncoder as MoCoEncoder
     from mocokit.model.encoder import Encoder as Encoder
 
 _HOMES = {
     "Encoder": "mocokit.model.encoder",
+    "MoCoEncoder": "mocokit.estimator",
     "UserError": "mocokit.errors",
+    "embed": "mocokit.commands.embed",
+    "export": "mocokit.commands.export",
+    "finetune": "mocokit.commands.finetune",
     "knn": "mocokit.commands.knn",
     "load": "mocokit.deploy.encoder",
     "pretrain": "mocokit.commands.pretrain",
+    "probe": "mocokit.commands.probe",
+    "scorecard": "mocokit.commands.scorecard",
+    "search": "mocokit.commands.search",
 }
-__all__ = ["Encoder", "UserError", "knn", "load", "pretrain"]
+__all__ = [
+    "Encoder",
+    "MoCoEncoder",
+    "UserError",
+    "embed",
+    "export",
+    "finetune",
+    "knn",
+    "load",
+    "pretrain",
+    "probe",
+    "scorecard",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

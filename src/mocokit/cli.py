@@ -1,6 +1,7 @@
 """``mocokit VERB ...``: flags to options, errors to exit codes. No logic, and nothing heavy imported for --help."""
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import json
@@ -13,8 +14,9 @@ from typing import Any, NoReturn
 
 import yaml
 
-from mocokit.config import FIELDS, Fields, KnnConfig, fields_of, flag, kind_of, load_config, merge, validate
+from mocokit import config
 from mocokit.errors import Interrupted, UserError
+from mocokit.options import Fields, fields_of, flag, kind_of, load_config, merge, validate
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,53 @@ class Verb:
     """``module:function`` takes the options as keywords and returns the result object."""
 
     call: str
-    fields: Fields
+    options: type
     positional: tuple[str, ...]
     summary: str
-    trains: bool = False  # takes --config, --overwrite and the time the command began
+    overwrites: bool = False  # takes --overwrite
+    timed: bool = False  # takes the time the command began
+
+    @property
+    def fields(self) -> Fields:
+        """Its options by name."""
+        return fields_of(self.options)
 
 
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+RUN_DATA = ("run", "data")
 VERBS = {
     "pretrain": Verb(
-        "pretrain:pretrain", FIELDS, ("data",), "learn an encoder from images without labels", trains=True
+        "pretrain:pretrain",
+        config.PretrainConfig,
+        ("data",),
+        "learn an encoder from images without labels",
+        overwrites=True,
+        timed=True,
     ),
     "knn": Verb(
-        "knn:knn",
-        fields_of(KnnConfig),
-        ("run", "data"),
-        "kNN accuracy beside random initialisation and pixels",
+        "knn:knn", config.KnnConfig, RUN_DATA, "kNN accuracy beside random initialisation and pixels"
+    ),
+    "probe": Verb("probe:probe", config.ProbeConfig, RUN_DATA, "linear classification on frozen features"),
+    "finetune": Verb(
+        "finetune:finetune",
+        config.FinetuneConfig,
+        RUN_DATA,
+        "train encoder and classifier on labels",
+        overwrites=True,
+    ),
+    "scorecard": Verb(
+        "scorecard:scorecard", config.ScorecardConfig, RUN_DATA, "how good features are, without labels"
+    ),
+    "embed": Verb("embed:embed", config.EmbedConfig, RUN_DATA, "write a table of features", overwrites=True),
+    "search": Verb(
+        "search:search",
+        config.SearchConfig,
+        ("features", "queries"),
+        "find similar images and near-duplicates",
+        overwrites=True,
+    ),
+    "export": Verb(
+        "export:export", config.ExportConfig, ("run",), "write the encoder for timm or ONNX", overwrites=True
     ),
 }
 
@@ -47,10 +81,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
+    if text.lower() not in BOOLEANS:
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return values[text.lower()]
+    return BOOLEANS[text.lower()]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,34 +109,47 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_options(parser: argparse.ArgumentParser, verb: Verb) -> None:
     for name, f in verb.fields.items():
         kind, choices = kind_of(f), f.metadata["choices"]
-        help_text = f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        help_text = (f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")).replace("%", "%%")
         if name in verb.positional:
-            parser.add_argument(
-                name, metavar=name.upper(), help=help_text, nargs="?" if verb.trains else None
-            )
+            # Any of them may be in --config instead; `_options` tells what is missing.
+            count = "*" if kind is tuple else "?"
+            parser.add_argument(name, metavar=name.upper(), help=help_text, nargs=count)
         else:
             metavar = {int: "N", float: "X", bool: "true|false"}.get(kind, name.upper())
+            names = [s for s in (f.metadata["short"], flag(name)) if s]
             parse = _boolean if kind is bool else kind
-            parser.add_argument(flag(name), type=parse, metavar=metavar, help=help_text.replace("%", "%%"))
-    if verb.trains:
-        parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
-        parser.add_argument(
-            "--print_config", action="store_true", help="print the options that are set, and exit"
-        )
-        parser.add_argument("--overwrite", action="store_true", help="replace an existing run directory")
+            parser.add_argument(*names, dest=name, type=parse, metavar=metavar, help=help_text)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the options that are set, and exit"
+    )
+    if verb.overwrites:
+        parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+
+
+def _spelled_out(argv: Sequence[str]) -> list[str]:
+    """``--from-scratch`` alone means true: options that are off by default need no value."""
+    switches = {flag(n) for v in VERBS.values() for n, f in v.fields.items() if f.default is False}
+    following = [*argv, ""][1:]
+    return [
+        f"{word}=true" if word in switches and after.lower() not in BOOLEANS else word
+        for word, after in zip(argv, following, strict=False)
+    ]
 
 
 def _options(verb: Verb, arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that are set, by flag or by file; checked before anything slow is imported."""
-    given = validate({n: getattr(arguments, n) for n in verb.fields}, verb.fields)
-    if not verb.trains:
-        return given
-    options = merge(given, load_config(arguments.config) if arguments.config else {})
-    if "data" not in options:
-        raise UserError(
-            f"{arguments.verb}: no DATA given; name digits, cifar10, a folder or an archive of images"
-        )
+    given = {n: value for n in verb.fields if (value := getattr(arguments, n)) not in (None, [])}
+    file = load_config(arguments.config, verb.fields) if arguments.config else {}
+    options = merge(validate(given, verb.fields), file)
+    for name, f in verb.fields.items():
+        required = name in verb.positional or verb.options is not config.PretrainConfig
+        if name not in options and f.default is dataclasses.MISSING and required:
+            what = name.upper() if name in verb.positional else flag(name)
+            raise UserError(
+                f"{arguments.verb}: no {what} given: {f.metadata['help']} (see mocokit {arguments.verb} --help)"
+            )
     return options
 
 
@@ -113,22 +159,28 @@ def run(argv: Sequence[str], started: float) -> int:
     Raises:
         UserError, Interrupted: as the command does.
     """
-    arguments, unknown = build_parser().parse_known_args(argv)
+    arguments, unknown = build_parser().parse_known_args(_spelled_out(argv))
     verb = VERBS[arguments.verb]
+    for name in verb.positional:
+        if kind_of(verb.fields[name]) is tuple:  # argparse takes only those before the first flag
+            words = [word for word in unknown if not word.startswith("-")]
+            setattr(arguments, name, [*getattr(arguments, name), *words])
+            unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], map(flag, verb.fields), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"unknown argument {unknown[0]}{hint} (see mocokit {arguments.verb} --help)")
     options = _options(verb, arguments)
-    if verb.trains and arguments.print_config:
+    if arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")
         return 0
-    if verb.trains:
-        options |= {"overwrite": arguments.overwrite, "started": started}
+    if verb.overwrites:
+        options["overwrite"] = arguments.overwrite
+    if verb.timed:
+        options["started"] = started
     module, function = verb.call.split(":")
-    result: Mapping[str, Any] = getattr(importlib.import_module(f"mocokit.commands.{module}"), function)(
-        **options
-    )
+    call = getattr(importlib.import_module(f"mocokit.commands.{module}"), function)
+    result: Mapping[str, Any] = call(**options)
     if arguments.json:
         print(json.dumps(result))
     return 0

@@ -1,42 +1,13 @@
-"""The options of a pretraining run: declared once here; flags, YAML, help text and docs derive from them.
+"""The options of every verb, declared once; flags, YAML, help text and docs derive from these classes.
 
-Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `resolve`.
 Nothing here imports torch.
 """
 
-import dataclasses
-import difflib
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import resources
-from typing import Any
+from dataclasses import dataclass
 
-import yaml
-
-from mocokit.errors import UserError
+from mocokit.options import fields_of, option
 
 MAX_IMAGE_SIZE = 4096
-MIN_IMAGES = 16  # fewer leave no room for a batch and a queue without an image meeting itself
-
-
-def option(
-    help: str,
-    *,
-    default: Any = dataclasses.MISSING,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    identity: bool = True,
-) -> Any:
-    """A dataclass field that carries its help text, its allowed range (inclusive) or choices.
-
-    ``identity=False`` marks options that change where or how a run is carried out but not its result; a run
-    may be resumed with other values of these.
-    """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "identity": identity}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,383 +70,119 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig:
-    """Options of ``mocokit knn``."""
+class RunConfig:
+    """Options of every verb that uses a run."""
 
     run: str = option("run directory, or its encoder.safetensors")
-    data: str = option("labelled images, named as for pretrain")
-    k: int = option("neighbours that vote", default=200, low=1)
-    temperature: float = option("temperature of the vote", default=0.1, low=1e-3)
+    device: str | None = option("where to compute", default=None, choices=("cpu", "cuda", "mps"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(RunConfig):
+    """Options of every verb that measures a run on images."""
+
+    data: str = option("images, named as for pretrain")
     limit: int | None = option(
         "use a seeded, class-balanced subset of N training images", default=None, low=1
     )
     max_skipped: float = option("share of unusable images that is tolerated", default=0.05, low=0, high=1)
+    seed: int = option("seed of every random draw", default=0, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(ImagesConfig):
+    """Options of ``mocokit knn``."""
+
+    k: int = option("neighbours that vote", default=200, low=1)
+    temperature: float = option("temperature of the vote", default=0.1, low=1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(ImagesConfig):
+    """Options of ``mocokit probe``."""
+
+    protocol: str = option(
+        "fast: logistic regression on features extracted once; sgd: MoCo's, on augmented images",
+        default="fast",
+        choices=("fast", "sgd"),
+    )
+    labels_per_class: int | None = option("train on N labelled images of each class", default=None, low=1)
+    label_fraction: float | None = option(
+        "train on this share of the labels, class-balanced", default=None, low=1e-6, high=1
+    )
+    repeats: int = option("random choices of the few labels, for the interval", default=5, low=1, high=1000)
+    epochs: int = option("sgd: passes over the images", default=100, low=1)
+    batch_size: int = option("sgd: images a step", default=256, low=1)
+    lr: float = option("sgd: peak learning rate", default=30.0, low=0, high=1e6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(ImagesConfig):
+    """Options of ``mocokit finetune``."""
+
+    out: str | None = option(
+        "directory of the fine-tuned encoder; default RUN/finetune, or RUN/from-scratch", default=None
+    )
+    from_scratch: bool = option("train only the supervised baseline, from random weights", default=False)
+    baseline: bool = option("also train from random weights, with the same budget, to compare", default=True)
+    epochs: int = option("passes over the images at most", default=50, low=1)
+    batch_size: int = option("images a step", default=64, low=2)
+    lr: float = option("peak learning rate of AdamW", default=1e-3, low=0, high=1e3)
+    layer_decay: float = option(
+        "factor on the learning rate from each layer to the one before; 1 trains all alike",
+        default=1.0, low=1e-3, high=1,
+    )  # fmt: skip
+    weight_decay: float = option("weight decay of AdamW", default=0.05, low=0, high=1e3)
+    patience: int = option(
+        "stop after N epochs without a better validation accuracy; 0 never", default=10, low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorecardConfig(ImagesConfig):
+    """Options of ``mocokit scorecard``."""
+
+    images: int = option("images that are scored at most; retrieval depends on it", default=1000, low=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(RunConfig):
+    """Options of ``mocokit embed``."""
+
+    data: str = option("images, named as for pretrain")
+    output: str = option("file of features: .parquet, .npz or .npy", short="-o")
+    dtype: str = option("numbers of the features", default="float32", choices=("float32", "float16"))
+    batch_size: int = option("images encoded at once", default=256, low=1)
+    max_skipped: float = option("share of unusable images that is tolerated", default=0.05, low=0, high=1)
+    workers: int | None = option("processes that decode images; 0 for none", default=None, low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Options of ``mocokit search``."""
+
+    features: str = option("file of features that mocokit embed wrote")
+    queries: tuple[str, ...] = option("image files, or row numbers of the features", default=())
+    k: int = option("neighbours of each query", default=10, low=1)
+    engine: str = option(
+        "exact, or faiss for millions of images", default="exact", choices=("exact", "faiss")
+    )
+    duplicates: float | None = option(
+        "list the pairs of images whose cosine is at least this", default=None, low=-1, high=1
+    )
+    montage: str | None = option("PNG file of the queries beside their neighbours", default=None)
+    run: str | None = option("run directory that embeds the queries, if it has moved", default=None)
+    data: str | None = option("images of the features, if they have moved", default=None)
     device: str | None = option("where to compute", default=None, choices=("cpu", "cuda", "mps"))
 
 
-Fields = dict[str, "dataclasses.Field[Any]"]
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(RunConfig):
+    """Options of ``mocokit export``."""
 
-
-def fields_of(config: type) -> Fields:
-    """The options of a configuration class by name."""
-    return {f.name: f for f in dataclasses.fields(config)}
+    format: str = option("timm: weights for timm or torchvision; onnx: a graph", choices=("timm", "onnx"))
+    output: str | None = option("directory of the export; default RUN/export", default=None, short="-o")
+    data: str | None = option("images to check the export with; default made ones", default=None)
 
 
 FIELDS = fields_of(PretrainConfig)
-AUTO_CHOICES = {"device", "precision"}  # here the word "auto" may be said; elsewhere leaving out says it
-
-
-def kind_of(f: "dataclasses.Field[Any]") -> type:
-    """The type of an option's values: int, float, bool or str."""
-    members: dict[Any, type] = {int: int, int | None: int, float: float, bool: bool}
-    return members.get(f.type, str)
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of an option: ``batch_size`` is ``--batch-size``."""
-    return "--" + name.replace("_", "-")
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
-    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is not a time; write for example 90s, 6m or 2h")
-    return seconds
-
-
-def validate(given: Mapping[str, Any], fields: Fields = FIELDS, origin: str = "") -> dict[str, Any]:
-    """Check values that someone set and return them with exact types; ``auto`` and ``None`` drop out.
-
-    All mistakes are reported together.
-
-    Raises:
-        UserError: unknown names, wrong types, values out of range.
-    """
-    values: dict[str, Any] = {}
-    problems: list[str] = []
-    for name, value in given.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            problems.append(f"unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        elif value is None or (name in AUTO_CHOICES and value == "auto"):
-            continue
-        else:
-            try:
-                values[name] = _checked(fields[name], value)
-            except ValueError as error:
-                problems.append(f"{flag(name)}: {error}")
-    if problems:
-        raise UserError((f"{origin}: " if origin else "") + "; ".join(problems))
-    return values
-
-
-def _checked(f: "dataclasses.Field[Any]", value: Any) -> Any:
-    kind = kind_of(f)
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"expected true or false, got {value!r}")
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"expected a whole number, got {value!r}")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"expected a number, got {value!r}")
-        value = float(value)
-    if kind is str:
-        value = str(value)
-        if not value:
-            raise ValueError("is empty")
-        if f.name == "time_budget":
-            parse_duration(value)
-    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
-    if choices and value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-    if low is not None and value < low:
-        raise ValueError(f"{value} is too small; the least is {low:g}")
-    if high is not None and value > high:
-        raise ValueError(f"{value} is too large; the most is {high:g}")
-    return value
-
-
-LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; one is enough
-
-
-def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``--config`` below those of flags. The strongest source that says how long to train decides.
-
-    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
-
-    Raises:
-        UserError: flags that exclude each other.
-    """
-    said = [name for name in LENGTHS if name in flags]
-    if len(said) > 1:
-        raise UserError(f"{' and '.join(map(flag, said))} exclude each other; give one")
-    kept = said or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
-    below = {name: value for name, value in file.items() if name not in LENGTHS or name in kept}
-    return below | dict(flags)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    files = resources.files("mocokit.recipes").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
-
-
-def load_recipe(name: str) -> dict[str, Any]:
-    """The options that a recipe sets: ``auto`` sets none, others are YAML files (bundled, or a path).
-
-    Raises:
-        UserError: no such recipe, or its file is not a flat mapping of known options.
-    """
-    if name == "auto":
-        return {}
-    path = resources.files("mocokit.recipes") / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
-        values = _read_options(name, f"--recipe {name}")
-    elif name in recipe_names():
-        values = _read_options(str(path), f"--recipe {name}")
-    else:
-        known = ", ".join(["auto", *recipe_names()])
-        raise UserError(f"--recipe {name}: no such recipe; known are {known}, or a .yaml file")
-    return validate(values, origin=f"--recipe {name}")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
-    the longest side among them as stored, in pixels."""
-
-    name: str
-    images: int
-    image_size: int
-    longest: int
-    channels: int
-    device: str
-    bf16: bool
-    cpus: int
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A complete configuration and, for every value nobody set by hand, where it comes from."""
-
-    config: PretrainConfig
-    reasons: dict[str, str]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The values that the user set."""
-        return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
-
-    def derive(self, reason: str, **values: Any) -> "Resolved":
-        """A copy with more values derived, all for the same reason."""
-        config = dataclasses.replace(self.config, **values)
-        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
-
-
-CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
-SHORT_RATE = (
-    0.06 / 64
-)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
-DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
-MOST_QUEUE_STEPS = 256  # as in the papers
-GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
-
-
-def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
-    """Fill in what neither the user nor the recipe set; the user's values are never changed.
-
-    Args:
-        given: validated values of flags and ``--config``.
-        facts: what data and machine turned out to be.
-
-    Raises:
-        UserError: too few images, or values that do not fit the data.
-    """
-    recipe = load_recipe(given.get("recipe", "auto"))
-    if any(name in given for name in LENGTHS):
-        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
-    values: dict[str, Any] = dict(given)
-    reasons: dict[str, str] = {}
-
-    def default(name: str, value: Any, reason: str) -> Any:
-        """Value of ``name``: the user's, else the recipe's, else the one given here."""
-        if name in values:
-            return values[name]
-        if name in recipe:
-            value, reason = recipe[name], f"recipe {given['recipe']}"
-        values[name], reasons[name] = value, reason
-        return value
-
-    if facts.images < MIN_IMAGES:
-        raise UserError(
-            f"{given['data']}: {facts.images} usable training images; MoCo contrasts an image with many "
-            f"others and needs at least {MIN_IMAGES}"
-        )
-    small, gpu = facts.image_size <= 64, facts.device != "cpu"
-    default("out", f"runs/{run_name(facts.name, given.get('recipe', 'auto'))}", "named after data and recipe")
-    default("device", facts.device, "the fastest device here")
-    reason = (
-        "median shorter side, at least 16"
-        if gpu
-        else "half the median shorter side, 16 to 32: more views beat detail"
-    )
-    default("image_size", facts.image_size, reason)
-    _resolve_model(default, facts, small, gpu)
-    _resolve_views(default, facts, small)
-    _resolve_schedule(default, values, facts, small, gpu)
-    for f in FIELDS.values():
-        if f.default is not dataclasses.MISSING:
-            default(f.name, f.default, "default")
-    config = PretrainConfig(**values)
-    if config.batch_size > facts.images:
-        raise UserError(
-            f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
-            f"choose at most {facts.images}, or leave it out"
-        )
-    return Resolved(config, reasons)
-
-
-def run_name(data_name: str, recipe: str) -> str:
-    """Directory name of a run below ``runs/``."""
-    return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
-
-
-def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
-    if not gpu:
-        default("backbone", "resnet18_narrow", "narrow enough to learn at useful speed on a CPU")
-    elif small:
-        default("backbone", "resnet18_cifar", "3x3 stem without pooling, for images up to 64 pixels")
-    else:
-        default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
-    batch = 512 if gpu and small else 256 if gpu else 64  # a CPU takes few steps, so they are small ones
-    # At least eight steps an epoch, so that the schedule stays smooth on a small set.
-    batch = min(batch, max(MIN_IMAGES // 2, _power_of_two(facts.images / 8)))
-    batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
-    momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
-    queue, reason = _queue_size(facts.images - batch, batch, momentum)
-    default("queue_size", queue, reason)
-    default("head", "mlp", "MoCo v2")
-    default("head_dim", 128, "as in the papers")
-    default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
-    default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
-    default("symmetric", False, "as in the papers")
-
-
-def _queue_size(room: int, batch: int, momentum: float) -> tuple[int, str]:
-    """K and its reason: below images - batch, and short enough that its keys are consistent.
-
-    Over the K / batch steps that a key stays, the key encoder moves by (1 - m) K / batch of the way to the query
-    encoder. The authors' CIFAR-10 demo has 8 % there. With several times that the queue's keys tell from fresh
-    ones by their age alone, and little else is learned (docs/LOG.md, 2026-11-23).
-    """
-    steps = max(1, min(MOST_QUEUE_STEPS, round(DRIFT / max(1 - momentum, 1e-6))))
-    if batch * steps > room:
-        return _power_of_two(room), f"power of two below images - batch = {room:,}"
-    return _power_of_two(batch * steps), f"keys of {steps} steps are consistent at momentum {momentum:g}"
-
-
-def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
-    color = facts.channels == 3
-    default("views", "v2", "MoCo v2")
-    gpu = facts.device != "cpu"
-    if facts.longest <= 16:
-        default("crop_min", 0.6, "tiny images have no parts that tell what they show")
-    else:
-        default(
-            "crop_min", 0.2 if gpu else 0.35, "as in the papers" if gpu else "milder, for a short schedule"
-        )
-    default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
-    default("jitter_strength", 1.0, "as in the papers")
-    default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
-    default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
-
-
-def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool) -> None:
-    batch = values["batch_size"]
-    per_epoch = max(1, facts.images // batch)
-    seen = GPU_IMAGES_SEEN if gpu else CPU_IMAGES_SEEN
-    epochs = min(400, max(20, round(seen / facts.images)))
-    if "steps" in values:
-        default("epochs", math.ceil(values["steps"] / per_epoch), "from --steps")
-    else:
-        default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
-        default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
-    rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
-    default(
-        "lr",
-        round(rate * batch, 6),
-        f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"),
-    )
-    default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
-    default("schedule", "cosine", "MoCo v2")
-    default("warmup_steps", 0, "as in the papers")
-    default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
-    default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
-    default("knn_images", 0, "all")
-    default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")
-
-
-def _power_of_two(limit: float) -> int:
-    """The largest power of two that is at most ``limit`` (at least 1)."""
-    return 2 ** max(0, math.floor(math.log2(max(1.0, limit))))
-
-
-RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
-
-
-def load_config(path: str) -> dict[str, Any]:
-    """The options in a ``--config`` file: any of a run's, or all of them as a run's config.yaml has them.
-
-    Raises:
-        UserError: the file can't be read, or holds unknown or wrong options.
-    """
-    values = _read_options(path, f"--config {path}")
-    return validate({n: v for n, v in values.items() if n not in RECORDS}, origin=f"--config {path}")
-
-
-def _read_options(path: str, origin: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
-    except OSError as error:
-        raise UserError(f"{origin}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{origin}: expected lines of the form 'option: value'")
-    return values
-
-
-def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
-    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
-    parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
-    return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
-
-
-def parse(text: str, origin: str) -> Resolved:
-    """Read what `dump` wrote.
-
-    Raises:
-        UserError: ``origin`` does not hold a complete configuration.
-    """
-    try:
-        raw = yaml.safe_load(text)
-        reasons = dict(raw["reasons"])
-        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, origin=origin)
-        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
-    return Resolved(config, reasons)
-
-
-def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
-    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
-    config = dataclasses.asdict(saved.config)
-    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
-    changed = [
-        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
-    ]
-    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
-    return changed + dropped

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mocokit.config import Resolved, parse
 from mocokit.errors import UserError
 from mocokit.files import write_json
+from mocokit.resolve import Resolved, parse
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def test_result(tiny_run: TinyRun, run):
     for who in WHO:
         assert set(result[who]) == {"top1", "top5"}
         assert 0 <= result[who]["top1"] <= result[who]["top5"] == 1  # of three classes
-    assert (result["k"], result["temperature"], result["data"]) == (20, 0.1, str(tiny_run.data))
+    config = result["config"]
+    assert (config["k"], config["temperature"], config["data"]) == (20, 0.1, str(tiny_run.data))
     assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
     assert json.loads((run / "results" / "knn.json").read_text()) == result
 

@@ -398,6 +398,18 @@ def test_every_option_and_every_file_has_its_own_entry(tmp_path: Path) -> None:
     assert len(paths) == 8
 
 
+def test_what_was_found_out_may_be_asked_for(tmp_path: Path) -> None:
+    """After pretraining on `auto` the other verbs ask for the encoder's size, channels and range."""
+    root = class_folders(tmp_path / "data")
+    chosen = open_images(root, image_size=None, seed=3)
+    found_out = {"image_size": chosen.image_size, "channels": chosen.channels}
+    again = open_images(root, **found_out, image_size_cap=chosen.image_size, image_size_share=1.0)
+    assert (again.path, again.from_cache) == (chosen.path, True)
+    assert not open_images(root, **found_out | {"image_size": chosen.image_size + 8}).from_cache
+    assert not open_images(root, **found_out, deep_range=(0.0, 7.0)).from_cache
+    assert not open_images(root, **found_out, limit=4, seed=3).from_cache
+
+
 @pytest.mark.parametrize("file", ["pixels.bin", "index.npz", "facts.json"])
 @pytest.mark.parametrize("damage", ["missing", "short", "empty"])
 def test_a_damaged_entry_is_built_again(tmp_path: Path, file: str, damage: str) -> None:

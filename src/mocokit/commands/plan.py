@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from mocokit.commands.environment import pick_device
-from mocokit.config import Facts, PretrainConfig, Resolved, parse_duration, resolve
+from mocokit.config import PretrainConfig
 from mocokit.data.batches import channel_statistics
 from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.evaluation.knn import KnnTest
 from mocokit.evaluation.quality import Exam
 from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.options import parse_duration
+from mocokit.resolve import Facts, Resolved, resolve
 from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
 from mocokit.training.module import view_set
 

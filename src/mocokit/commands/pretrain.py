@@ -9,16 +9,7 @@ from typing import Any
 
 from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.plan import encoder_spec, final_exam, make_plan, monitor_exam
-from mocokit.config import (
-    PretrainConfig,
-    Resolved,
-    differences,
-    dump,
-    load_recipe,
-    merge,
-    run_name,
-    validate,
-)
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, progress, say
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.deploy.encoder import save_encoder
@@ -28,6 +19,8 @@ from mocokit.evaluation.quality import Quality, verdict
 from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
 from mocokit.model.losses import chance_level
+from mocokit.options import merge, validate
+from mocokit.resolve import Resolved, differences, dump, load_recipe, run_name
 from mocokit.rundir import RunDirectory
 from mocokit.training.fit import fit
 from mocokit.training.module import Pretraining
@@ -57,7 +50,7 @@ def pretrain(
         Interrupted: a signal stopped the run; the same call goes on.
     """
     started = time.perf_counter() if started is None else started
-    given = merge(validate({"data": data, **options}), {})
+    given = merge(validate({"data": data, **options}, FIELDS), {})
     store = _open_data(given)
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
     saved = _existing(run, given, store, overwrite)

@@ -5,9 +5,9 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mocokit.data.workers import Encoded, decode_all, usable_cores
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 3  # part of every cache key: raise it when files or pixels change
+FORMAT = 4  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _LEAST_SIZE = 16
@@ -39,6 +39,16 @@ class Options:
     seed: int
     deep_range: tuple[float, float] | None
     channels: int | None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON gives it back, without what decides nothing: a cap for a given size, a seed without a limit."""
+        values = asdict(self)
+        values["deep_range"] = self.deep_range and list(self.deep_range)
+        if self.image_size is not None:
+            values |= {"image_size_cap": None, "image_size_share": None}
+        if self.limit is None:
+            values["seed"] = None
+        return values
 
 
 class TooManySkipped(UserError):
@@ -107,7 +117,10 @@ def build(
         arrays["labels"] = listing.labels[indices]
     names = "\0".join(listing.names[index] for index in indices).encode(errors="surrogatepass")
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+    found_out = replace(options, image_size=side, deep_range=deep_range, channels=channels)
     facts = {
+        # Asked for what was found out here, the answer would be the same entry.
+        "serves": [options.plain(), found_out.plain()],
         "name": source.name,
         "image_size": side,
         "channels": channels,

@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,11 @@ def open_store(
     source = open_source(data)
     options = Options(image_size, image_size_cap, image_size_share, limit, seed, deep_range, channels)
     root = cache_directory() / "images"
-    key = hashlib.blake2b(
-        json.dumps([FORMAT, source.fingerprint(), asdict(options)]).encode(), digest_size=12
-    ).hexdigest()
-    path = root / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
-    store = _load(path, max_skipped, from_cache=True)
-    if store is not None:
-        return store
+    images = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
+    for entry in sorted(root.glob(f"{images}-*")):
+        if _serves(entry, options) and (store := _load(entry, max_skipped, from_cache=True)):
+            return store
+    path = root / f"{images}-{_key(options.plain())}"
     with cache_errors(root):
         root.mkdir(exist_ok=True)
         if path.exists() and _load(path, max_skipped, from_cache=True) is None:
@@ -201,6 +199,18 @@ def open_store(
     store = _load(path, max_skipped, from_cache=False)
     assert store is not None, f"{path} was removed while it was opened"
     return store
+
+
+def _key(value: Any) -> str:
+    return hashlib.blake2b(json.dumps([FORMAT, value]).encode(), digest_size=8).hexdigest()
+
+
+def _serves(path: Path, options: Options) -> bool:
+    """Whether the entry at ``path`` holds what ``options`` ask for."""
+    try:
+        return options.plain() in json.loads((path / FACTS).read_text())["serves"]
+    except _DAMAGE:
+        return False
 
 
 def _load(path: Path, max_skipped: float, from_cache: bool) -> Store | None:

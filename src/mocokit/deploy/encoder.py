@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 FORMAT = "mocokit-encoder-1"
+CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
 
 def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
-    """Write the backbone's weights and, in the header, ``about`` and all that rebuilds the encoder.
+    """Write the weights and, in the header, ``about`` and all that rebuilds the encoder.
 
     Args:
         encoder: any.
@@ -27,6 +29,10 @@ def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
     }
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "about": json.dumps(about)}
+    if encoder.classifier is not None:
+        header["classes"] = json.dumps(encoder.classes)
+        for name, tensor in encoder.classifier.state_dict().items():
+            weights[CLASSIFIER + name] = tensor.detach().cpu().contiguous()
     with replacing(path) as temporary:
         save_file(weights, temporary, metadata=header)
 
@@ -94,8 +100,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     try:
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            classes = tuple(map(str, json.loads((opened.metadata() or {}).get("classes", "[]"))))
+        if classes:
+            encoder.classes, encoder.classifier = classes, nn.Linear(encoder.dim, len(classes))
+            own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
+            encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: its weights do not fit {spec.backbone} ({reason[:120]})") from None
     return encoder.eval().to(device)

@@ -64,11 +64,21 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """Images in, features out. ``encoder(images, sizes)`` takes what the store holds, `embed` anything."""
+    """Images in, features out. ``encoder(images, sizes)`` takes what the store holds, `embed` anything.
 
-    def __init__(self, backbone: nn.Module, spec: EncoderSpec) -> None:
+    A fine-tuned encoder also has a ``classifier`` on its features and the names of its ``classes``.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: EncoderSpec,
+        classifier: nn.Linear | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.backbone, self.spec = backbone, spec
+        self.classifier, self.classes = classifier, classes
         self.dim = feature_dim(backbone)
 
     @classmethod
@@ -109,6 +119,22 @@ class Encoder(nn.Module):
         with evaluating(self):
             parts = [self._encode(chunk) for chunk in _chunks(_images(images), batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def classify(self, images: Any, batch_size: int = 256) -> Tensor:
+        """Probabilities [N, len(classes)] float32, on the CPU, of images as for `embed`.
+
+        Raises:
+            UserError: as `embed`, or the encoder has no classifier.
+        """
+        if self.classifier is None:
+            raise UserError("this encoder has no classifier; train one with mocokit finetune")
+        return self.probabilities(self.embed(images, batch_size))
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """What the classifier makes of features [N, D]: probabilities [N, len(classes)] float32, on the CPU."""
+        assert self.classifier is not None
+        return self.classifier(features.to(self.device)).softmax(dim=1).cpu()
 
     def _encode(self, images: list[Any]) -> Tensor:
         arrays = [self._pixels(image) for image in images]

@@ -1,0 +1,46 @@
+"""What every verb leaves behind: its figures with all they depend on, printed by --json and kept in the run."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mocokit.commands.environment import versions
+from mocokit.rundir import RunDirectory
+
+
+def record(
+    verb: str,
+    run: str | None,
+    config: Any,
+    figures: dict[str, Any],
+    started: float,
+    data_fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """The result of a verb, also written to ``RUN/results/VERB.json`` where ``run`` is a run directory.
+
+    Args:
+        verb: names the file.
+        run: as the user named it: a directory, an encoder file, or None.
+        config: the verb's options, a dataclass.
+        figures: the verb's own keys.
+        started: `time.perf_counter()` when the verb began.
+        data_fingerprint: of the decoded images.
+
+    Returns:
+        ``figures`` and the keys ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: the run directory can't be written.
+    """
+    result = figures | {
+        "wall_s": round(time.perf_counter() - started, 1),
+        "config": asdict(config),
+        "data_fingerprint": data_fingerprint,
+        "versions": versions(),
+    }
+    directory = RunDirectory(Path(run)) if run is not None and Path(run).is_dir() else None
+    if directory:
+        with directory.writing():
+            directory.write_result(verb, result)
+    return result

@@ -1,0 +1,258 @@
+"""From the options that are set to a complete pretraining configuration, each derived value with its reason.
+
+Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `resolve`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from mocokit.config import FIELDS, PretrainConfig
+from mocokit.errors import UserError
+from mocokit.options import LENGTHS, RECORDS, flag, read_options, validate
+
+MIN_IMAGES = 16  # fewer leave no room for a batch and a queue without an image meeting itself
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("mocokit.recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The options that a recipe sets: ``auto`` sets none, others are YAML files (bundled, or a path).
+
+    Raises:
+        UserError: no such recipe, or its file is not a flat mapping of known options.
+    """
+    if name == "auto":
+        return {}
+    path = resources.files("mocokit.recipes") / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        values = read_options(name, f"--recipe {name}")
+    elif name in recipe_names():
+        values = read_options(str(path), f"--recipe {name}")
+    else:
+        known = ", ".join(["auto", *recipe_names()])
+        raise UserError(f"--recipe {name}: no such recipe; known are {known}, or a .yaml file")
+    return validate(values, FIELDS, origin=f"--recipe {name}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
+    the longest side among them as stored, in pixels."""
+
+    name: str
+    images: int
+    image_size: int
+    longest: int
+    channels: int
+    device: str
+    bf16: bool
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete configuration and, for every value nobody set by hand, where it comes from."""
+
+    config: PretrainConfig
+    reasons: dict[str, str]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that the user set."""
+        return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
+
+    def derive(self, reason: str, **values: Any) -> "Resolved":
+        """A copy with more values derived, all for the same reason."""
+        config = dataclasses.replace(self.config, **values)
+        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
+
+
+CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
+SHORT_RATE = (
+    0.06 / 64
+)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
+DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
+MOST_QUEUE_STEPS = 256  # as in the papers
+GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
+
+
+def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
+    """Fill in what neither the user nor the recipe set; the user's values are never changed.
+
+    Args:
+        given: validated values of flags and ``--config``.
+        facts: what data and machine turned out to be.
+
+    Raises:
+        UserError: too few images, or values that do not fit the data.
+    """
+    recipe = load_recipe(given.get("recipe", "auto"))
+    if any(name in given for name in LENGTHS):
+        recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
+    values: dict[str, Any] = dict(given)
+    reasons: dict[str, str] = {}
+
+    def default(name: str, value: Any, reason: str) -> Any:
+        """Value of ``name``: the user's, else the recipe's, else the one given here."""
+        if name in values:
+            return values[name]
+        if name in recipe:
+            value, reason = recipe[name], f"recipe {given['recipe']}"
+        values[name], reasons[name] = value, reason
+        return value
+
+    if facts.images < MIN_IMAGES:
+        raise UserError(
+            f"{given['data']}: {facts.images} usable training images; MoCo contrasts an image with many "
+            f"others and needs at least {MIN_IMAGES}"
+        )
+    small, gpu = facts.image_size <= 64, facts.device != "cpu"
+    default("out", f"runs/{run_name(facts.name, given.get('recipe', 'auto'))}", "named after data and recipe")
+    default("device", facts.device, "the fastest device here")
+    reason = (
+        "median shorter side, at least 16"
+        if gpu
+        else "half the median shorter side, 16 to 32: more views beat detail"
+    )
+    default("image_size", facts.image_size, reason)
+    _resolve_model(default, facts, small, gpu)
+    _resolve_views(default, facts, small)
+    _resolve_schedule(default, values, facts, small, gpu)
+    for f in FIELDS.values():
+        if f.default is not dataclasses.MISSING:
+            default(f.name, f.default, "default")
+    config = PretrainConfig(**values)
+    if config.batch_size > facts.images:
+        raise UserError(
+            f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
+            f"choose at most {facts.images}, or leave it out"
+        )
+    return Resolved(config, reasons)
+
+
+def run_name(data_name: str, recipe: str) -> str:
+    """Directory name of a run below ``runs/``."""
+    return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
+
+
+def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
+    if not gpu:
+        default("backbone", "resnet18_narrow", "narrow enough to learn at useful speed on a CPU")
+    elif small:
+        default("backbone", "resnet18_cifar", "3x3 stem without pooling, for images up to 64 pixels")
+    else:
+        default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
+    batch = 512 if gpu and small else 256 if gpu else 64  # a CPU takes few steps, so they are small ones
+    # At least eight steps an epoch, so that the schedule stays smooth on a small set.
+    batch = min(batch, max(MIN_IMAGES // 2, _power_of_two(facts.images / 8)))
+    batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
+    momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
+    queue, reason = _queue_size(facts.images - batch, batch, momentum)
+    default("queue_size", queue, reason)
+    default("head", "mlp", "MoCo v2")
+    default("head_dim", 128, "as in the papers")
+    default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
+    default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
+    default("symmetric", False, "as in the papers")
+
+
+def _queue_size(room: int, batch: int, momentum: float) -> tuple[int, str]:
+    """K and its reason: below images - batch, and short enough that its keys are consistent.
+
+    Over the K / batch steps that a key stays, the key encoder moves by (1 - m) K / batch of the way to the query
+    encoder. The authors' CIFAR-10 demo has 8 % there. With several times that the queue's keys tell from fresh
+    ones by their age alone, and little else is learned (docs/LOG.md, 2026-11-23).
+    """
+    steps = max(1, min(MOST_QUEUE_STEPS, round(DRIFT / max(1 - momentum, 1e-6))))
+    if batch * steps > room:
+        return _power_of_two(room), f"power of two below images - batch = {room:,}"
+    return _power_of_two(batch * steps), f"keys of {steps} steps are consistent at momentum {momentum:g}"
+
+
+def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
+    color = facts.channels == 3
+    default("views", "v2", "MoCo v2")
+    gpu = facts.device != "cpu"
+    if facts.longest <= 16:
+        default("crop_min", 0.6, "tiny images have no parts that tell what they show")
+    else:
+        default(
+            "crop_min", 0.2 if gpu else 0.35, "as in the papers" if gpu else "milder, for a short schedule"
+        )
+    default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
+    default("jitter_strength", 1.0, "as in the papers")
+    default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
+    default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
+
+
+def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool) -> None:
+    batch = values["batch_size"]
+    per_epoch = max(1, facts.images // batch)
+    seen = GPU_IMAGES_SEEN if gpu else CPU_IMAGES_SEEN
+    epochs = min(400, max(20, round(seen / facts.images)))
+    if "steps" in values:
+        default("epochs", math.ceil(values["steps"] / per_epoch), "from --steps")
+    else:
+        default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
+        default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
+    rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
+    default(
+        "lr",
+        round(rate * batch, 6),
+        f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"),
+    )
+    default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
+    default("schedule", "cosine", "MoCo v2")
+    default("warmup_steps", 0, "as in the papers")
+    default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
+    default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
+    default("knn_images", 0, "all")
+    default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")
+
+
+def _power_of_two(limit: float) -> int:
+    """The largest power of two that is at most ``limit`` (at least 1)."""
+    return 2 ** max(0, math.floor(math.log2(max(1.0, limit))))
+
+
+def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
+    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
+    parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
+    return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
+
+
+def parse(text: str, origin: str) -> Resolved:
+    """Read what `dump` wrote.
+
+    Raises:
+        UserError: ``origin`` does not hold a complete configuration.
+    """
+    try:
+        raw = yaml.safe_load(text)
+        reasons = dict(raw["reasons"])
+        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
+        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
+    return Resolved(config, reasons)
+
+
+def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
+    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
+    config = dataclasses.asdict(saved.config)
+    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
+    changed = [
+        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
+    ]
+    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
+    return changed + dropped
