@@ -28,7 +28,7 @@ def run(tiny_run: TinyRun, tmp_path) -> Path:
 def test_result(tiny_run: TinyRun, run):
     result = mocokit.knn(str(run), str(tiny_run.data), k=20)
     for who in WHO:
-        assert set(result[who]) == {"top1", "top5"}
+        assert set(result[who]) == {"top1", "top5", "ci95", "seconds"}
         assert 0 <= result[who]["top1"] <= result[who]["top5"] == 1  # of three classes
     config = result["config"]
     assert (config["k"], config["temperature"], config["data"]) == (20, 0.1, str(tiny_run.data))
@@ -39,8 +39,9 @@ def test_result(tiny_run: TinyRun, run):
 def test_encoder_and_random_init_are_those_of_pretraining(tiny_run: TinyRun, run):
     result = mocokit.knn(str(run), str(tiny_run.data), device="cpu")
     for who in ("encoder", "random_init"):
-        assert result[who] == pytest.approx(tiny_run.result["knn"][who], abs=1e-6)
-    assert result["encoder"] != result["random_init"]  # or the comparison would prove nothing
+        for name, value in tiny_run.result["knn"][who].items():
+            assert result[who][name] == pytest.approx(value, abs=1e-6)
+    assert result["encoder"]["top1"] != result["random_init"]["top1"]  # or the comparison would prove nothing
 
 
 def pixels_of(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +99,7 @@ def test_other_data_than_that_of_the_run(run, tmp_path):
 def test_an_archive_gives_what_its_folder_gives(tiny_run: TinyRun, run, tmp_path):
     packed = archive(tiny_run.data, tmp_path / "data.zip")
     results = [mocokit.knn(str(run), str(data)) for data in (tiny_run.data, packed)]
-    assert all(results[0][who] == results[1][who] for who in WHO)
+    assert all(results[0][who]["top1"] == results[1][who]["top1"] for who in WHO)
 
 
 def test_table_on_stderr(run, squares, capfd):
@@ -106,7 +107,7 @@ def test_table_on_stderr(run, squares, capfd):
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
     assert [line.split()[0] for line in stderr.splitlines()[-3:]] == ["encoder", "random", "pixels"]
-    assert stderr.count("%") == 6
+    assert stderr.count("%") == 12
 
 
 def test_a_result_that_cannot_be_written_is_one_line(run, squares):

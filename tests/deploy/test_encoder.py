@@ -73,6 +73,41 @@ def test_weights_fit_timm_and_plain_batch_norm(tiny_run: TinyRun):
     timm.create_model("resnet18_narrow", num_classes=0).load_state_dict(weights)
 
 
+def test_a_classifier_goes_with_its_encoder(tmp_path):
+    classes = ("ant", "bee", "größte Wespe")
+    encoder = Encoder.create(spec(3)).eval()
+    encoder.classifier, encoder.classes = torch.nn.Linear(encoder.dim, 3), classes
+    save_encoder(encoder, tmp_path / "encoder.safetensors", ABOUT)
+    loaded = mocokit.load(tmp_path)
+    images = [noise(i, 20, 30) for i in range(4)]
+    probabilities = loaded.classify(images)
+    assert loaded.classes == classes
+    assert torch.equal(probabilities, encoder.classify(images))
+    assert_close(probabilities.sum(dim=1), torch.ones(4))
+    logits = loaded.embed(images) @ encoder.classifier.weight.T + encoder.classifier.bias
+    assert_close(probabilities, logits.detach().softmax(dim=1))
+
+
+def test_without_a_classifier_there_are_no_probabilities(rgb):
+    with pytest.raises(UserError, match="no classifier; train one with mocokit finetune"):
+        rgb.classify([noise(0)])
+
+
+@pytest.mark.parametrize("classes", ["[]", '["a", "b"]', "7", "not JSON", None])
+def test_a_classifier_that_does_not_fit_is_one_line(tmp_path, classes):
+    """Its weights have three rows: no other number of classes will do."""
+    encoder = Encoder.create(spec(3))
+    encoder.classifier, encoder.classes = torch.nn.Linear(encoder.dim, 3), ("a", "b", "c")
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(encoder, path, ABOUT)
+    with safe_open(path, "pt") as file:
+        header, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header["classes"] = classes
+    save_file(weights, path, {name: value for name, value in header.items() if value is not None})
+    with pytest.raises(UserError, match="weights do not fit"):
+        mocokit.load(path)
+
+
 def test_header(tmp_path):
     deep = Encoder.create(spec(1, (12.5, 4095.0)))
     save_encoder(deep, tmp_path / "encoder.safetensors", ABOUT)

@@ -1,12 +1,17 @@
 """``mocokit knn RUN DATA``: kNN accuracy of an encoder, of its random initialisation and of raw pixels."""
 
 import time
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
 from mocokit.config import KnnConfig
 from mocokit.console import say
+from mocokit.data.store import ImageSet
+from mocokit.evaluation.classification import bootstrap_interval
 from mocokit.evaluation.features import extract, pixels
 from mocokit.evaluation.knn import KnnTest
 from mocokit.options import fields_of, validate
@@ -22,7 +27,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5}``; ``wall_s``, ``config``,
+        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, seconds}``; ``wall_s``, ``config``,
         ``data_fingerprint``, ``versions``.
 
     Raises:
@@ -32,12 +37,20 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
     test = KnnTest(inputs.store, config.k, config.temperature)
-    accuracies = {
-        "encoder": test.accuracy(lambda images, _: extract(inputs.encoder, images)),
-        "random_init": test.accuracy(lambda images, _: extract(inputs.random_init, images)),
-        "pixels": test.accuracy(lambda images, _: pixels(images, inputs.spec.image_size)),
+    features: dict[str, Callable[[ImageSet, Tensor | None], Tensor]] = {
+        "encoder": lambda images, _: extract(inputs.encoder, images),
+        "random_init": lambda images, _: extract(inputs.random_init, images),
+        "pixels": lambda images, _: pixels(images, inputs.spec.image_size),
     }
-    for name, accuracy in accuracies.items():
-        say(f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%}  top-5 {accuracy.top5:7.2%}")
-    figures = {name: accuracy._asdict() for name, accuracy in accuracies.items()}
+    figures: dict[str, Any] = {}
+    for name, extracted in features.items():
+        begun = time.perf_counter()
+        accuracy = test.accuracy(extracted)
+        low, high = bootstrap_interval(accuracy.top1, test.asked, config.seed)
+        seconds = round(time.perf_counter() - begun, 2)
+        figures[name] = {**accuracy._asdict(), "ci95": [low, high], "seconds": seconds}
+        say(
+            f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  "
+            f"top-5 {accuracy.top5:7.2%}"
+        )
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
