@@ -16,8 +16,13 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 import mocokit
 from mocokit.cli import main
+from mocokit.commands.inputs import open_inputs
+from mocokit.config import FinetuneConfig
 from mocokit.deploy.encoder import read_header
 from mocokit.errors import UserError
+from mocokit.evaluation.features import extract
+from mocokit.evaluation.labelled import split_labelled
+from mocokit.evaluation.probe import fast
 from mocokit.model.encoder import Encoder
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.monitor import read_metrics
@@ -96,7 +101,8 @@ def test_result(finished, tiny_run: TinyRun):
 def test_the_result_is_an_encoder_for_other_verbs(finished, tiny_run: TinyRun, tmp_path):
     shutil.copytree(finished[0] / "finetune", tmp_path / "tuned")
     knn = mocokit.knn(str(tmp_path / "tuned"), str(tiny_run.data), k=5)
-    assert knn["random_init"] == mocokit.knn(str(finished[0]), str(tiny_run.data), k=5)["random_init"]
+    expected = mocokit.knn(str(tiny_run.path / "encoder.safetensors"), str(tiny_run.data), k=5)
+    assert knn["random_init"]["top1"] == expected["random_init"]["top1"]
     again = mocokit.finetune(str(tmp_path / "tuned"), str(tiny_run.data), baseline=False, **SHORT)
     assert again["directory"] == str(tmp_path / "tuned" / "finetune")
 
@@ -118,6 +124,28 @@ def test_step_zero_is_the_encoder_or_its_random_initialisation(tiny_run: TinyRun
     assert result["random_init"] is None
 
 
+def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run):
+    data = str(tiny_run.data)
+    result = mocokit.finetune(str(run), data, **SHORT | {"epochs": 1, "lr": 0.0, "baseline": False})
+    inputs = open_inputs(FinetuneConfig(run=str(run), data=data, device="cpu"))
+    labelled = split_labelled(inputs.store, 0)
+    probe = fast(inputs.encoder, labelled.train, None, 3, 0)
+    assert torch.equal(mocokit.load(result["directory"]).classifier.weight, probe.weight)
+    val = labelled.val
+    scores = probe.scores(extract(inputs.encoder, val.images, val.indices))
+    first = read_metrics(run / "finetune" / "metrics.csv")[0]
+    expected = (scores.argmax(dim=1) == val.labels).double().mean()
+    assert float(first["val_top1"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_class_without_training_images(run, tmp_path):
+    data = class_folders(tmp_path / "data", classes=2, train=10, test=4)
+    write_images(data / "test" / "class2", ["0.png"])
+    result = mocokit.finetune(str(run), str(data), **SHORT)
+    assert result["encoder"]["per_class"]["class2"]["images"] == 1
+    assert mocokit.load(run / "finetune").classify(data / "test" / "class2" / "0.png").isfinite().all()
+
+
 def test_the_pretrained_encoder_is_left_alone(tiny_run: TinyRun, finished):
     for name in ("encoder.safetensors", "checkpoints/last.ckpt", "config.yaml"):
         assert (finished[0] / name).read_bytes() == (tiny_run.path / name).read_bytes()
@@ -127,8 +155,8 @@ def test_an_encoder_file_without_its_run(tiny_run: TinyRun, run, tmp_path):
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(run / "encoder.safetensors", tmp_path / "alone" / "mine.safetensors")
     out = tmp_path / "out"
-    result = mocokit.finetune(str(alone), str(tiny_run.data), out=str(out), **SHORT)
-    assert result["encoder"] is not None
+    result = mocokit.finetune(str(alone), str(tiny_run.data), out=str(out), epochs=1, device="cpu")
+    assert (result["config"]["batch_size"], result["config"]["lr"]) == (16, 0.004)  # 57 images, 128 features
     assert [p.name for p in (tmp_path / "alone").iterdir()] == ["mine.safetensors"]
     assert (out / "from-scratch" / "encoder.safetensors").exists()
     assert json.loads((out / RESULT).read_text()) == result
@@ -160,7 +188,7 @@ def test_another_training_is_refused_and_overwrite_replaces(tiny_run: TinyRun, r
     data, options = str(tiny_run.data), SHORT | {"epochs": 1, "baseline": False}
     mocokit.finetune(str(run), data, **options)
     before = state(run / "finetune")
-    with pytest.raises(UserError, match=r"with --lr 0\.001\. Give another --out, or --overwrite"):
+    with pytest.raises(UserError, match=r"with --lr 0\.004\. Give another --out, or --overwrite"):
         mocokit.finetune(str(run), data, **options, lr=0.5)
     other = coloured_data(tmp_path / "other", train=20)
     with pytest.raises(UserError, match="with other images than"):

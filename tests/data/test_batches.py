@@ -152,3 +152,15 @@ def test_generators_differ_by_seed_purpose_and_step():
         for step in (0, 1)
     }
     assert len(draws) == 8
+
+
+def test_steps_over_some_rows(images):
+    """Batches of chosen images only, all of them in an epoch; fewer than a batch are one batch."""
+    rows = torch.arange(1, len(images), 2)
+    steps = Steps(images, 5, 0, rows)
+    seen = torch.cat([steps.ids(step) for step in range(steps.per_epoch)])
+    assert set(seen.tolist()) <= set(rows.tolist())
+    assert len(set(seen.tolist())) == len(seen) == len(rows) // 5 * 5
+    few = Steps(images, 50, 0, rows[:3])
+    assert few.per_epoch == 1
+    assert sorted(few.ids(7).tolist()) == rows[:3].tolist()

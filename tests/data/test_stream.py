@@ -1,7 +1,7 @@
 """Images decoded on the fly are those of the store, and only a few of them are in memory."""
 
-import itertools
-import threading
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,18 +114,21 @@ def test_processes_only_where_they_pay(tmp_path):
     assert worker_count(open_source("digits"), 10_000) == 0
 
 
-def test_closing_early_does_not_hang():
-    """Workers that ended in the middle of sending a result would leave this process waiting for its rest."""
-    image = encode(noise(0, 512, 512))
+CLOSE_EARLY = """
+import itertools, sys
+from mocokit.data.stream import stream
 
-    def close_early(after: int) -> None:
-        images = stream(itertools.repeat(image), image_size=256, channels=3, deep_range=None, workers=2)
-        for _ in range(after):
-            next(images)
-        images.close()
+image = open(sys.argv[1], "rb").read()
+for after in (1, 2, 3, 12, 13, 14):
+    images = stream(itertools.repeat(image), image_size=256, channels=3, deep_range=None, workers=2)
+    for _ in range(after):
+        next(images)
+    images.close()
+"""
 
-    for after in (1, 2, 3, 12, 13, 14):
-        closing = threading.Thread(target=close_early, args=(after,), daemon=True)
-        closing.start()
-        closing.join(timeout=20)
-        assert not closing.is_alive()
+
+def test_closing_early_does_not_hang(tmp_path):
+    """Workers that ended in the middle of sending a result would leave their parent waiting for its rest."""
+    (tmp_path / "large.png").write_bytes(encode(noise(0, 512, 512)))
+    command = [sys.executable, "-c", CLOSE_EARLY, str(tmp_path / "large.png")]
+    subprocess.run(command, check=True, timeout=60)

@@ -168,6 +168,18 @@ def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
     assert not same(first, module.encoder)
 
 
+def test_a_loaded_encoder_trains_its_batch_norm(images, tmp_path):
+    """Loaded encoders are in evaluation mode; training them like that would freeze the statistics."""
+    rows = torch.arange(len(images))
+    module = Finetuning(new_encoder().eval(), CONFIG, Steps(images, CONFIG.batch_size, 0, rows))
+    best = train_classifier(module, RunDirectory(tmp_path), lambda encoder: 0.0, lambda row: None)
+    steps = CONFIG.epochs * module.steps.per_epoch
+    norms = [m for m in module.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(int(norm.num_batches_tracked) == steps for norm in norms)
+    assert not any(m.training for m in best.modules())
+
+
 @pytest.mark.parametrize("step", [1, 6, 9])  # within an epoch of three steps, at its end
 def test_interrupted_at_any_step_ends_the_same(images, tmp_path, monkeypatch, step):
     curve = [0.1, 0.2, 0.6, 0.4, 0.5]

@@ -77,7 +77,7 @@ def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> N
 def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str | None]:
     """Images [P, H, W, C] uint8 to check with, and the fingerprint of the data they are from."""
     if config.data is None:
-        return made_pictures(spec), None
+        return made_pictures(spec.channels), None
     with progress("decoding images") as report:
         store = open_store(
             config.data,
@@ -94,12 +94,8 @@ def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str 
     return images.batch(rows)[:, :, :height, :width].transpose(0, 2, 3, 1), store.fingerprint
 
 
-def made_pictures(spec: EncoderSpec) -> np.ndarray:
-    """Smooth random images: uint8 [64, H, W, C], wider than high and larger than the encoder's size."""
-    coarse = np.random.default_rng(0).integers(0, 256, (PICTURES, spec.channels, 6, 8), dtype=np.uint8)
-    size = (2 * spec.image_size, spec.image_size * 3 // 2)
-    planes = [
-        np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
-        for plane in coarse.reshape(-1, 6, 8)
-    ]
-    return np.stack(planes).reshape(PICTURES, spec.channels, size[1], size[0]).transpose(0, 2, 3, 1)
+def made_pictures(channels: int) -> np.ndarray:
+    """Smooth random images: uint8 [64, 72, 96, C]."""
+    coarse = np.random.default_rng(0).integers(0, 256, (PICTURES * channels, 6, 8), dtype=np.uint8)
+    planes = [np.asarray(Image.fromarray(p).resize((96, 72), Image.Resampling.BICUBIC)) for p in coarse]
+    return np.stack(planes).reshape(PICTURES, channels, 72, 96).transpose(0, 2, 3, 1)

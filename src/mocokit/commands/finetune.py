@@ -34,13 +34,8 @@ VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 MOST_BATCH, LEAST_BATCH = 64, 16
 STEPS_AN_EPOCH = 32  # few labels take small steps, or the last epoch comes before anything is learned
 LR_TIMES_WIDTH, MOST_LR = 0.512, 4e-3
-FREE = {
-    "run",
-    "data",
-    "max_skipped",
-    "out",
-    "baseline",
-}  # may differ when a training goes on: content decides
+# May differ when a training goes on; of run and data the content counts.
+FREE = {"run", "data", "max_skipped", "out", "baseline"}
 
 
 def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
@@ -107,11 +102,9 @@ def _derived(config: FinetuneConfig, images: int, width: int) -> dict[str, Any]:
     derived: dict[str, Any] = {}
     if config.batch_size is None:
         derived["batch_size"] = max(LEAST_BATCH, min(MOST_BATCH, images // STEPS_AN_EPOCH))
-        say(
-            f"--batch-size {derived['batch_size']}: at least {STEPS_AN_EPOCH} steps an epoch of {images:,} images"
-        )
+        say(f"--batch-size {derived['batch_size']}: for {images:,} images")
     if config.lr is None:
-        # Adam's best rate falls with the width of a network (Yang et al. 2022, arXiv 2203.03466, table 3).
+        # Adam's best rate falls with the width of a network (Yang et al. 2022, arXiv 2203.03466).
         derived["lr"] = round(min(MOST_LR, LR_TIMES_WIDTH / width), 6)
         say(f"--lr {derived['lr']:g}: for {width} features")
     return derived

@@ -25,6 +25,7 @@ Decoded = np.ndarray | BadImage
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**24
 _DEEP_PIXEL_BYTES = 12  # three bands of float32
+_stopping = threading.Event()  # in a worker: nobody waits for what is under way
 
 
 def usable_cores() -> int:
@@ -71,7 +72,7 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
 
 
 def _decode_chunk(chunk: list[Encoded], max_side: int) -> list[Decoded]:
-    return [_decode_one(image, max_side) for image in chunk]
+    return [_decode_one(image, max_side) for image in chunk if not _stopping.is_set()]
 
 
 def _decode_one(image: Encoded, max_side: int) -> Decoded:
@@ -101,7 +102,7 @@ class _Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._stop.send_bytes(b"stop")  # nobody waits for what is under way
+            self._stop.send_bytes(b"stop")
         self._executor.shutdown(cancel_futures=True)
         self._stop.close()
         self._stopped.close()
@@ -147,8 +148,14 @@ def _start_worker(stopped: Connection) -> None:
 
 
 def _exit_with_parent(stopped: Connection) -> None:
-    """End when told to, or when the parent is gone: killed, it cannot stop workers that wait for work."""
+    """End when the parent is gone: killed, it cannot stop workers that wait for work.
+
+    Told to stop, a worker leaves its chunk but does not end: a parent that has half a result would wait for
+    the other half.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel, stopped])
+    if parent.sentinel not in wait([parent.sentinel, stopped]):
+        _stopping.set()
+        wait([parent.sentinel])
     os._exit(1)

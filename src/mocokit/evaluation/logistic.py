@@ -43,8 +43,8 @@ def logistic_path(
     """One classifier for each strength, each solved from the solution before it.
 
     Minimises mean cross entropy + strength / 2 * |W|^2 over the weights W of standardised features and the biases,
-    which are not penalised; scikit-learn's ``LogisticRegression`` at C = 1 / (strength * N) has the same minimum.
-    L-BFGS with strong Wolfe line search in float64.
+    which are not penalised; scikit-learn's ``LogisticRegression`` at C = 1 / (strength * N) has the same minimum
+    for more than two classes. L-BFGS with strong Wolfe line search in float64, the features in memory at once.
 
     Args:
         features: [N, D] float32, standardised here by their own mean and standard deviation.
@@ -58,9 +58,7 @@ def logistic_path(
         UserError: features are infinite or not a number.
     """
     if not features.isfinite().all():
-        raise UserError(
-            "the encoder gives features that are infinite or not a number; was its training stable?"
-        )
+        raise UserError(NOT_FINITE)
     device = device if device.type != "mps" else torch.device("cpu")
     x = features.to(device).double()
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0)

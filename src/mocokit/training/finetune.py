@@ -64,7 +64,8 @@ class Finetuning(pl.LightningModule):
         """``encoder`` has a classifier and is trained in place; ``steps`` are over labelled images."""
         super().__init__()
         assert steps.images.labels is not None and config.lr is not None  # noqa: PT018
-        self.encoder = encoder.to(memory_format=torch.channels_last)
+        # Lightning leaves modes alone, and a loaded encoder evaluates: its batch norm would stay frozen.
+        self.encoder = encoder.to(memory_format=torch.channels_last).train()
         self.best = copy.deepcopy(self.encoder).requires_grad_(False)
         self.config, self.lr = config, config.lr
         self.steps, self.total = steps, config.epochs * steps.per_epoch
