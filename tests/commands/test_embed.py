@@ -78,7 +78,8 @@ def test_rows_are_those_of_encoder_embed(tiny_run, run, tmp_path, suffix, dtype)
     }  # fmt: skip
     assert result["images_per_second"] > 0
     assert json.loads((run / "results" / "embed.json").read_text()) == result
-    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.skipped.csv"))
+    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob("*.skipped.csv"))
 
 
 def test_rows_are_those_of_the_evaluation(tiny_run, run, tmp_path):
@@ -154,7 +155,8 @@ def test_too_many_skipped_fails_and_what_was_done_is_kept(run, images, tmp_path,
     arguments = str(run), str(images), str(tmp_path / "f.npy")
     with pytest.raises(UserError, match=r"2 of 42 images \(4\.8%\) .* --max-skipped"):
         mocokit.embed(*arguments, max_skipped=0.01)
-    assert (tmp_path / "f.npy.skipped.csv").exists() and not (tmp_path / "f.npy").exists()
+    assert (tmp_path / "f.npy.skipped.csv").exists()
+    assert not (tmp_path / "f.npy").exists()
     monkeypatch.setattr(module, "_encode", None)  # nothing is encoded again
     result = mocokit.embed(*arguments, max_skipped=0.1)
     assert (result["rows"], result["images_per_second"]) == (40, None)
@@ -245,7 +247,7 @@ def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_features", full)
-    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
+    with pytest.raises(UserError, match=r"No space left on device.*run the same command again"):
         mocokit.embed(*arguments, max_skipped=0.1)
     monkeypatch.undo()
     monkeypatch.setattr(module, "_encode", None)
@@ -260,7 +262,7 @@ def test_an_output_that_exists(run, tiny_run, tmp_path):
     np.save(output, np.ones(3))
     (tmp_path / "f.npy.skipped.csv").write_text("of an earlier one")
     before = output.read_bytes()
-    with pytest.raises(UserError, match="exists; .* --overwrite"):
+    with pytest.raises(UserError, match=r"exists; .* --overwrite"):
         mocokit.embed(str(run), str(tiny_run.data), str(output))
     assert output.read_bytes() == before
     mocokit.embed(str(run), str(tiny_run.data), str(output), overwrite=True)

@@ -97,7 +97,8 @@ def test_table_and_json(embedded, capfd):
     stdout, stderr = capfd.readouterr()
     (query,) = json.loads(stdout)["queries"]
     for neighbour in query["neighbours"]:
-        assert f"{neighbour['similarity']:.6f}" in stderr and neighbour["path"] in stderr
+        assert f"{neighbour['similarity']:.6f}" in stderr
+        assert neighbour["path"] in stderr
     assert main(["search", str(embedded / "f.parquet"), "3", "--k", "2"]) == 0
     assert capfd.readouterr().out == ""
 
@@ -202,7 +203,7 @@ def test_montage_shows_the_images(place):
 def test_a_montage_that_exists_is_kept(place):
     target = place / "m.png"
     target.write_text("mine")
-    with pytest.raises(UserError, match="exists; .*--overwrite"):
+    with pytest.raises(UserError, match=r"exists; .*--overwrite"):
         mocokit.search(str(place / "f.npy"), 3, montage=str(target))
     assert target.read_text() == "mine"
     mocokit.search(str(place / "f.npy"), 3, montage=str(target), overwrite=True)
@@ -250,7 +251,8 @@ def test_damaged_features_are_one_line(place, capfd):
         path.write_bytes(path.read_bytes()[:300])
         assert main(["search", str(path), "3"]) == 2
         stderr = capfd.readouterr().err
-        assert str(path) in stderr and stderr.count("\n") == 1
+        assert str(path) in stderr
+        assert stderr.count("\n") == 1
 
 
 def test_foreign_metadata_write_nowhere(place):

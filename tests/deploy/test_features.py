@@ -179,11 +179,14 @@ def test_a_failure_leaves_nothing_half(tmp_path, suffix):
 # Foreign and damaged files ----------------------------------------------------------------------------------
 
 
+def read_all(path):
+    opened = open_features(path)
+    return list(opened.blocks()), opened.named([0])
+
+
 def refused(path, match):
     with pytest.raises(UserError, match=match) as error:
-        opened = open_features(path)
-        list(opened.blocks())
-        opened.named([0])
+        read_all(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 

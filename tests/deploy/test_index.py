@@ -127,7 +127,7 @@ def test_rows_as_queries():
     assert np.array_equal(vectors(made, [9, 0, 9]), matrix[[9, 0, 9]])
     with pytest.raises(UserError, match=r"row 10: made\.npy has rows 0 to 9"):
         vectors(made, [0, 10])
-    with pytest.raises(UserError, match="row 4 .* zero vector"):
+    with pytest.raises(UserError, match=r"row 4 .* zero vector"):
         vectors(made, [4])
 
 
