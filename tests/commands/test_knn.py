@@ -28,7 +28,7 @@ def run(tiny_run: TinyRun, tmp_path) -> Path:
 def test_result(tiny_run: TinyRun, run):
     result = mocokit.knn(str(run), str(tiny_run.data), k=20)
     for who in WHO:
-        assert set(result[who]) == {"top1", "top5", "ci95", "seconds"}
+        assert set(result[who]) == {"top1", "top5", "ci95", "wall_s"}
         assert 0 <= result[who]["top1"] <= result[who]["top5"] == 1  # of three classes
     config = result["config"]
     assert (config["k"], config["temperature"], config["data"]) == (20, 0.1, str(tiny_run.data))

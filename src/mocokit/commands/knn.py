@@ -27,7 +27,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, seconds}``; ``wall_s``, ``config``,
+        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
         ``data_fingerprint``, ``versions``.
 
     Raises:
@@ -48,7 +48,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         accuracy = test.accuracy(extracted)
         low, high = bootstrap_interval(accuracy.top1, test.asked, config.seed)
         seconds = round(time.perf_counter() - begun, 2)
-        figures[name] = {**accuracy._asdict(), "ci95": [low, high], "seconds": seconds}
+        figures[name] = {**accuracy._asdict(), "ci95": [low, high], "wall_s": seconds}
         say(
             f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  "
             f"top-5 {accuracy.top5:7.2%}"

@@ -72,7 +72,7 @@ class Finetuning(pl.LightningModule):
         self.register_buffer("labels", torch.from_numpy(steps.images.labels), persistent=False)
         self.register_buffer("window", torch.zeros(3))
         self.register_buffer("best_epoch", torch.tensor(0))
-        self.register_buffer("best_top1", torch.tensor(-1.0, dtype=torch.float64))
+        self.register_buffer("best_top1", torch.tensor(-1.0))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """`Batches` has put the images where they belong; the rest stays on the host on purpose."""
