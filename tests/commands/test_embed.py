@@ -265,6 +265,9 @@ def test_an_output_that_exists(run, tiny_run, tmp_path):
     with pytest.raises(UserError, match=r"exists; .* --overwrite"):
         mocokit.embed(str(run), str(tiny_run.data), str(output))
     assert output.read_bytes() == before
+    (tmp_path / "g.npy.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"g\.npy\.csv exists"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "g.npy"))
     mocokit.embed(str(run), str(tiny_run.data), str(output), overwrite=True)
     assert features(output).ndim == 2
     assert not (tmp_path / "f.npy.skipped.csv").exists()

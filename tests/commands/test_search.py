@@ -262,4 +262,6 @@ def test_foreign_metadata_write_nowhere(place):
     for run in (str(place / "mine"), 7, ["x"], None):
         sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"run": run}))
         assert mocokit.search(str(place / "f.npy"), 3)["queries"]
+        with pytest.raises(UserError, match=r"--run|no encoder here"):
+            mocokit.search(str(place / "f.npy"), str(place / "data" / "train" / "class1" / "005.png"))
     assert not list((place / "mine").iterdir())

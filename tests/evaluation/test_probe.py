@@ -79,7 +79,7 @@ def test_sgd_is_a_plain_training_loop(encoder, labelled):
         layer.weight.copy_(0.01 * torch.randn(3, encoder.dim, generator=generator(0, "probe weights")))
         layer.bias.zero_()
     steps = Steps(train.images, 16, 0, train.indices)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9, weight_decay=0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
     total, losses = 3 * steps.per_epoch, []
     for step in range(total):
         for group in optimizer.param_groups:

@@ -30,6 +30,7 @@ from mocokit.deploy.features import (
     check_format,
     encoder_fingerprint,
     printable,
+    sidecars,
     write_features,
 )
 from mocokit.deploy.parts import Arrays, Parts
@@ -101,8 +102,9 @@ def _check_output(path: Path, overwrite: bool) -> None:
     check_format(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise UserError(f"--output {path}: exists; name another, or --overwrite to replace it")
+    for file in (path, *(sidecars(path) if path.suffix == ".npy" else ())):
+        if file.exists() and not overwrite:
+            raise UserError(f"--output {path}: {file} exists; name another, or --overwrite to replace it")
 
 
 @contextmanager

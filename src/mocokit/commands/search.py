@@ -118,7 +118,7 @@ def _search(
 def _embedded(features: Features, config: SearchConfig, files: list[str], device: str) -> np.ndarray:
     """Features [len(files), D] of image files, by the encoder that made the others."""
     metadata = features.metadata or {}
-    run = config.run or metadata.get("run")
+    run = config.run or str(metadata.get("run") or "")
     for file in files:
         if not Path(file).is_file():
             raise UserError(
