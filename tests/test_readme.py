@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.cli import build_parser
+from mocokit.cli import VERBS, build_parser
 from mocokit.resolve import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,9 @@ def test_ci_runs_what_the_first_screen_says():
     first = BLOCKS[0].split("\n")
     for line in filter(None, first):
         assert line in ci, line
-    assert "mocokit knn runs/digits digits" in ci
+    verbs = re.search(r"grep -E '\^mocokit \((.*)\) '", ci)[1].split("|")
+    told = {line.split()[1] for line in COMMANDS} - {"pretrain"}
+    assert told == set(verbs) == set(VERBS) - {"pretrain"}  # CI runs those lines as they stand here
     develop = BLOCKS[-1]
     assert "pip install -c constraints.txt -e '.[dev]'" in develop
     assert "pip install -q -c constraints.txt -e '.[dev]'" in ci

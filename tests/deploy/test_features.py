@@ -3,7 +3,6 @@
 import csv
 import json
 import pickle
-import sys
 import zipfile
 
 import numpy as np
@@ -284,15 +283,11 @@ def test_a_sidecar_of_another_matrix(tmp_path):
         open_features(tmp_path / "f.npy").named([0])
 
 
-def test_missing_and_unknown(tmp_path, monkeypatch):
+def test_missing_and_unknown(tmp_path):
     refused(tmp_path / "none.npy", "no such file")
     for name in ("f.csv", "f", "f.NPY.gz"):
         with pytest.raises(UserError, match=r"ends in \.parquet, \.npz, \.npy"):
             check_format(tmp_path / name)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"pip install 'mocokit\[features\]'"):
-        check_format(tmp_path / "f.parquet")
 
 
 def test_encoder_fingerprint_tells_encoders_apart():

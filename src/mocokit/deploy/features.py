@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mocokit.errors import UserError
 from mocokit.files import replacing, write_json
@@ -76,23 +79,10 @@ def check_format(path: Path) -> None:
     """See that the name ``path`` is that of a feature file which can be written and read here.
 
     Raises:
-        UserError: an unknown suffix, or pyarrow is missing.
+        UserError: an unknown suffix.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: the name of a feature file ends in {', '.join(SUFFIXES)}")
-    if path.suffix == ".parquet":
-        _pyarrow(path)
-
-
-def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            f"{path}: .parquet needs pyarrow; run pip install 'mocokit[features]', or choose .npz or .npy"
-        ) from None
-    return pyarrow
 
 
 def write_features(
@@ -121,7 +111,6 @@ def _write_parquet(
     path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
 ) -> None:
     """One row group a chunk. A dictionary of distinct values helps no column but these."""
-    pa = _pyarrow(path)
     vector = pa.list_(pa.from_numpy_dtype(dtype), shape[1])
     types = {"probability": pa.float32(), "feature": vector}
     writer = None
@@ -135,7 +124,7 @@ def _write_parquet(
                 arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(chunk.feature.ravel()), type=vector))
                 if writer is None:
                     repeated = ["split", "label", "predicted"]
-                    writer = pa.parquet.ParquetWriter(temporary, schema, use_dictionary=repeated)
+                    writer = pq.ParquetWriter(temporary, schema, use_dictionary=repeated)
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         finally:
             if writer is not None:
@@ -246,7 +235,7 @@ def open_features(path: Path) -> Features:
     """Open a feature file; of an .npy any matrix will do.
 
     Raises:
-        UserError: no such file, of another kind, damaged, or pyarrow is missing.
+        UserError: no such file, of another kind, or damaged.
     """
     check_format(path)
     if not path.is_file():
@@ -340,9 +329,8 @@ class _ParquetFeatures:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        parquet = _pyarrow(path).parquet
         with _reading(path):
-            self._file = parquet.ParquetFile(path)
+            self._file = pq.ParquetFile(path)
             schema = self._file.schema_arrow
             self.rows = self._file.metadata.num_rows
             self.dim = self._first_length() if self.rows else 0
@@ -365,7 +353,7 @@ class _ParquetFeatures:
                 continue
             with _reading(self.path):
                 column = self._file.read_row_group(group, columns=["feature"])["feature"].combine_chunks()
-                lengths = _pyarrow(self.path).compute.list_value_length(column).to_numpy(zero_copy_only=False)
+                lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
                 if (lengths != self.dim).any():  # of a missing one it is not a number
                     row = first + int((lengths != self.dim).argmax())
                     raise ValueError(f"the feature of row {row} is not of length {self.dim}")

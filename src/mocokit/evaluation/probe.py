@@ -104,8 +104,9 @@ def sgd(
 ) -> Iterator[Epoch]:
     """Train a linear layer on augmented images by SGD, epoch by epoch: He et al. 2020, section 4.1.
 
-    Learning rate 30, no weight decay and no momentum, as in lightly's tutorial; weights from N(0, 0.01^2); the rate
-    falls by half a cosine, step by step, to 0. Nothing is chosen: the classifier to use is that of the last epoch.
+    Learning rate 30, no weight decay and no momentum, as in the notebook that mocokit grew from; weights start from
+    N(0, 0.01^2). The rate falls by half a cosine, step by step, to 0. Nothing is chosen: the classifier to use is that
+    of the last epoch.
 
     Args:
         encoder: only read; in evaluation mode meanwhile.

@@ -63,7 +63,8 @@ class Finetuning(pl.LightningModule):
     def __init__(self, encoder: Encoder, config: FinetuneConfig, steps: Steps) -> None:
         """``encoder`` has a classifier and is trained in place; ``steps`` are over labelled images."""
         super().__init__()
-        assert steps.images.labels is not None and config.lr is not None  # noqa: PT018
+        assert steps.images.labels is not None
+        assert config.lr is not None
         # Lightning leaves modes alone, and a loaded encoder evaluates: its batch norm would stay frozen.
         self.encoder = encoder.to(memory_format=torch.channels_last).train()
         self.best = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -81,15 +82,8 @@ class Finetuning(pl.LightningModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Views [B, C, S, S] and labels [B], outside of autocast."""
         spec, draw = self.encoder.spec, generator(self.config.seed, "training view", batch.step)
-        x = training_view(
-            batch.images,
-            batch.sizes,
-            spec.image_size,
-            spec.mean,
-            spec.std,
-            draw,
-            flip_probability(spec.channels),
-        )
+        flip_p = flip_probability(spec.channels)
+        x = training_view(batch.images, batch.sizes, spec.image_size, spec.mean, spec.std, draw, flip_p)
         ids = batch.ids.to(batch.images.device, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last), self.labels[ids]
 
