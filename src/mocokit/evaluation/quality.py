@@ -39,7 +39,7 @@ class Exam:
     """
 
     images: ImageSet
-    view_set: ViewSet
+    view_sets: tuple[ViewSet, ViewSet]
     seed: int
     knn: KnnTest | None
 
@@ -55,7 +55,7 @@ class Exam:
     def take(self, encoder: Encoder) -> Quality:
         """Measure ``encoder``; it is left as it was."""
         plain = extract(encoder, self.images, random_subset(len(self.images), SCORE_IMAGES, self.seed))
-        first, second = (self._views(encoder, name) for name in ("exam view 1", "exam view 2"))
+        first, second = self._views(encoder, 0), self._views(encoder, 1)
         scores = {
             "rankme": rankme(plain),
             "alignment": alignment(first, second),
@@ -67,14 +67,14 @@ class Exam:
         return Quality(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
 
     @torch.inference_mode()
-    def _views(self, encoder: Encoder, name: str) -> Tensor:
+    def _views(self, encoder: Encoder, which: int) -> Tensor:
         """Features of one augmented view of the scored images."""
-        spec, draw = encoder.spec, generator(self.seed, name)
+        spec, draw = encoder.spec, generator(self.seed, f"exam view {which + 1}")
         parts = []
         with evaluating(encoder):
             for rows in random_subset(len(self.images), SCORE_IMAGES, self.seed).split(BATCH):
                 pixels, sizes = rows_of(self.images, rows, encoder.device)
-                params = sample_params(self.view_set, sizes, spec.channels, draw)
+                params = sample_params(self.view_sets[which], sizes, spec.channels, draw)
                 view = render(pixels, params, spec.image_size, spec.mean, spec.std)
                 parts.append(encoder.backbone(view).float().cpu())
         return torch.cat(parts)
