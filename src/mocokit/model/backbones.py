@@ -101,7 +101,9 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size  # such models must be told the size of their images
+    fixed = timm.get_pretrained_cfg(
+        name
+    ).fixed_input_size  # such models must be told the size of their images
     size = {"img_size": image_size} if fixed else {}
     try:
         backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size)
@@ -123,8 +125,9 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
 def _initialise(backbone: nn.Module) -> None:
     """What MoCo wants otherwise than timm has it.
 
-    ViTs start as in MoCo v3 (arXiv 2104.02057, implementation details): fixed 2-D sine-cosine positions, and uniform (Xavier) weights, also
-    of the patch projection. Stochastic depth is off: the papers use none, and every draw of a run has a seed.
+    ViTs start as in MoCo v3 (arXiv 2104.02057, implementation details): fixed 2-D sine-cosine positions, and
+    uniform (Xavier) weights, also of the patch projection. Stochastic depth is off: the papers use none, and
+    every draw of a run must be a function of seed and step.
     """
     for module in backbone.modules():
         if isinstance(module, DropPath):

@@ -12,8 +12,8 @@ def create_head(kind: str, in_dim: int, hidden: int, out_dim: int) -> nn.Module:
     """The projection head of features [B, in_dim].
 
     Args:
-        kind: ``linear`` (v1), ``mlp`` with one hidden layer (v2, section 3.1), ``v3-resnet`` with one or ``v3-vit``
-            with two hidden layers and batch norm everywhere (v3, implementation details; layers as in the authors' code).
+        kind: ``linear`` (v1); ``mlp`` with one hidden layer (v2, section 3.1); ``v3-resnet`` with one, ``v3-vit``
+            with two hidden layers and batch norm after each layer (v3, implementation details).
         in_dim, hidden, out_dim: widths of features, hidden layers and embedding.
     """
     if kind == "linear":

@@ -51,7 +51,9 @@ class MoCo(nn.Module):
         self.queue = Queue(K, dim) if K else None
         self.tau, self.symmetric = tau, symmetric
         halves = 2 if symmetric else 1
-        self.scale = 1.0 if K else 2 * tau * halves  # of the mean over the halves; v3, algorithm 1: sum and 2 tau
+        self.scale = (
+            1.0 if K else 2 * tau * halves
+        )  # of the mean over the halves; v3, algorithm 1: sum and 2 tau
 
     @property
     def backbone(self) -> nn.Module:
