@@ -30,8 +30,13 @@ class CifarResNet(ResNet):
         self.maxpool = nn.Identity()  # type: ignore[assignment]
 
 
-_SMALL = {"input_size": (3, 32, 32), "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
-_SMALL_VIT = {
+_SMALL: Any = {
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+_SMALL_VIT: Any = {
     "input_size": (3, 32, 32), "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"
 }  # fmt: skip
 default_cfgs = generate_default_cfgs(
@@ -101,10 +106,9 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
-    fixed = timm.get_pretrained_cfg(
-        name
-    ).fixed_input_size  # such models must be told the size of their images
-    size = {"img_size": image_size} if fixed else {}
+    known = timm.get_pretrained_cfg(name)
+    # Models of a fixed input size (ViT, Swin) must be told which.
+    size: dict[str, Any] = {"img_size": image_size} if known and known.fixed_input_size else {}
     try:
         backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size)
         _initialise(backbone)

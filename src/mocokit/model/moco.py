@@ -50,10 +50,8 @@ class MoCo(nn.Module):
         self.encoder_k = momentum_copy(self.encoder_q)
         self.queue = Queue(K, dim) if K else None
         self.tau, self.symmetric = tau, symmetric
-        halves = 2 if symmetric else 1
-        self.scale = (
-            1.0 if K else 2 * tau * halves
-        )  # of the mean over the halves; v3, algorithm 1: sum and 2 tau
+        # Of the loss, which is the mean of the halves in v1 and v2 and 2 tau times their sum in v3 (algorithm 1).
+        self.scale = 1.0 if K else 2 * tau * (1 + symmetric)
 
     @property
     def backbone(self) -> nn.Module:
