@@ -20,7 +20,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"commands"},
-    {"cli"},
+    {"cli", "estimator"},
     {"__main__", "__init__"},
 ]
 ROOT = Path(mocokit.__file__).parent

@@ -135,20 +135,25 @@ class FinetuneConfig(ImagesConfig):
     """Options of ``mocokit finetune``."""
 
     out: str | None = option(
-        "directory of the fine-tuned encoder; default RUN/finetune, or RUN/from-scratch", default=None
+        "directory of the trained encoder; default RUN/finetune, or RUN/from-scratch", default=None
     )
     from_scratch: bool = option("train only the supervised baseline, from random weights", default=False)
     baseline: bool = option("also train from random weights, with the same budget, to compare", default=True)
     epochs: int = option("passes over the images at most", default=50, low=1)
-    batch_size: int = option("images a step", default=64, low=2)
-    lr: float = option("peak learning rate of AdamW", default=1e-3, low=0, high=1e3)
+    batch_size: int | None = option(
+        "images a step; default 64, as few as 16 where an epoch has under 32 steps", default=None, low=2
+    )
+    lr: float | None = option(
+        "peak learning rate of AdamW; default by the encoder's width, 0.001 at 512 features",
+        default=None, low=0, high=1e3,
+    )  # fmt: skip
     layer_decay: float = option(
         "factor on the learning rate from each layer to the one before; 1 trains all alike",
         default=1.0, low=1e-3, high=1,
     )  # fmt: skip
     weight_decay: float = option("weight decay of AdamW", default=0.05, low=0, high=1e3)
     patience: int = option(
-        "stop after N epochs without a better validation accuracy; 0 never", default=10, low=0
+        "stop after N epochs without a better validation accuracy; 0 never", default=20, low=0
     )
 
 
@@ -191,11 +196,14 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(RunConfig):
+class ExportConfig:
     """Options of ``mocokit export``."""
 
+    run: str = option("run directory, or its encoder.safetensors")
     format: str = option("timm: weights for timm or torchvision; onnx: a graph", choices=("timm", "onnx"))
-    output: str | None = option("directory of the export; default RUN/export", default=None, short="-o")
+    output: str | None = option(
+        "directory of the export; default RUN/export/FORMAT", default=None, short="-o"
+    )
     data: str | None = option("images to check the export with; default made ones", default=None)
 
 

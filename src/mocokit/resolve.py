@@ -16,7 +16,7 @@ from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.options import LENGTHS, RECORDS, flag, read_options, validate
 
-MIN_IMAGES = 16  # fewer leave no room for a batch and a queue without an image meeting itself
+MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image meeting itself
 
 
 def recipe_names() -> list[str]:
@@ -154,7 +154,7 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
         default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
     batch = 512 if gpu and small else 256 if gpu else 64  # a CPU takes few steps, so they are small ones
     # At least eight steps an epoch, so that the schedule stays smooth on a small set.
-    batch = min(batch, max(MIN_IMAGES // 2, _power_of_two(facts.images / 8)))
+    batch = min(batch, max(min(8, facts.images // 2), _power_of_two(facts.images / 8)))
     batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
     momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
     default("momentum_end", momentum, "constant, as in MoCo v1 and v2")

@@ -24,6 +24,11 @@ class RunDirectory:
         return self.path / "config.yaml"
 
     @property
+    def finetuning(self) -> Path:
+        """The options of a fine-tuning, whose directory has the files of a run's but this configuration."""
+        return self.path / "finetune.yaml"
+
+    @property
     def checkpoint(self) -> Path:
         """Everything that resuming needs."""
         return self.path / "checkpoints" / "last.ckpt"
@@ -50,7 +55,7 @@ class RunDirectory:
 
     @property
     def data(self) -> Path:
-        """Which data the run learns from: fingerprint and number of images."""
+        """What the run learns from, by content: fingerprint and number of images; a fine-tuning's first weights."""
         return self.path / "data.json"
 
     def result(self, verb: str) -> Path:
@@ -82,10 +87,10 @@ class RunDirectory:
             raise UserError(f"{self.config}: not a text file") from None
         return parse(text, str(self.config))
 
-    def read_fingerprint(self) -> str | None:
-        """Fingerprint of the data the run learns from, or None if its file is damaged."""
+    def read_fingerprint(self, of: str = "fingerprint") -> str | None:
+        """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
         try:
-            return str(json.loads(self.data.read_text(encoding="utf-8"))["fingerprint"])
+            return str(json.loads(self.data.read_text(encoding="utf-8"))[of])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -29,7 +29,7 @@ from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
 SHORT = TINY | {"steps": 3}
 del SHORT["epochs"]
-SCORES = {"rankme", "alignment", "uniformity", "retrieval"}
+SCORES = {"rankme", "effective_dimension", "alignment", "uniformity", "retrieval"}
 
 
 def pretrain(data: Path, out: Path, **options: object) -> dict:
@@ -346,8 +346,8 @@ def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 
         (0.8, quality(0.41), quality(0.29), "learning", "kNN top-1 41.0 %, +12.0 points"),
         (0.8, quality(0.29), quality(0.29), "not learning", "+0.0 points"),
         (0.8, quality(0.2), quality(0.3), "not learning", "-10.0 points"),
-        (1.0, quality(0.1, rankme=1.2), quality(0.3), "collapsed", "1.2 effective dimensions"),
-        (1.0, quality(rankme=1.0, retrieval=0.0), quality(), "collapsed", "1.0 effective dimensions"),
+        (1.0, quality(0.1, rankme=1.2), quality(0.3), "collapsed", "effective rank of 1.2"),
+        (1.0, quality(rankme=1.0, retrieval=0.0), quality(), "collapsed", "effective rank of 1.0"),
         (0.7, quality(retrieval=0.9), quality(), "learning", "two-view retrieval 90.0 %, 50.0 % at random"),
         (0.7, quality(retrieval=0.4), quality(), "not learning", "two-view retrieval 40.0 %"),
         (1.1, quality(retrieval=0.9), quality(), "not learning", "110 % of chance"),

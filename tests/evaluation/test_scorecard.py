@@ -4,7 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.evaluation.scorecard import alignment, rankme, retrieval, uniformity
+from mocokit.evaluation.scorecard import (
+    SCORES,
+    Views,
+    alignment,
+    effective_dimension,
+    rankme,
+    retrieval,
+    uniformity,
+)
 
 
 def features(n, d, seed=0):
@@ -24,6 +32,28 @@ def test_rankme_is_the_formula(n, d, seed):
     s = np.linalg.svd(x.double().numpy(), compute_uv=False)
     p = s / s.sum() + 1e-7
     assert rankme(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+
+
+def test_effective_dimension_counts_equal_variances():
+    corners = torch.cat([torch.eye(3), -torch.eye(3)])
+    assert effective_dimension(corners) == pytest.approx(3)
+    assert effective_dimension(corners + 100) == pytest.approx(3, rel=1e-4)  # wherever they lie
+    assert effective_dimension(corners @ torch.randn(3, 50)[:, :1]) == pytest.approx(1)
+    assert effective_dimension(corners * torch.tensor([1e-20, 1e-20, 0])) == pytest.approx(2)
+    # Variances 4 and 1: (4 + 1)^2 / (16 + 1).
+    assert effective_dimension(corners[[0, 1, 3, 4]] * torch.tensor([2.0, 1, 1])) == pytest.approx(25 / 17)
+    assert effective_dimension(torch.full((20, 5), 0.1)) == 0
+    assert effective_dimension(torch.zeros(20, 5)) == 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 99), st.floats(-10, 10))
+def test_effective_dimension_is_the_formula(n, d, seed, shift):
+    x = features(n, d, seed) * torch.linspace(0.1, 3, d) + shift
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.double().numpy(), rowvar=False).reshape(d, d))
+    expected = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    assert effective_dimension(x) == pytest.approx(expected, rel=1e-6)
+    assert 1 - 1e-9 <= effective_dimension(x) <= min(n - 1, d) + 1e-9
 
 
 def test_alignment_has_closed_forms():
@@ -49,3 +79,49 @@ def test_retrieval_counts_images_that_find_themselves():
     swapped = x[[1, 0, 2, 3]]
     assert retrieval(x, swapped) == 0.5
     assert retrieval(torch.ones(4, 3), torch.ones(4, 3)) == 0  # collapsed features tie
+
+
+# What is said of the figures ------------------------------------------------------------------------------
+
+
+def test_every_score_is_measured_by_its_function():
+    plain, first, second = (features(12, 5, seed) for seed in range(3))
+    measured = {score.name: score.measure(Views(plain, first, second)) for score in SCORES}
+    assert measured == {
+        "rankme": rankme(plain),
+        "effective_dimension": effective_dimension(plain),
+        "alignment": alignment(first, second),
+        "uniformity": uniformity(first),
+        "retrieval": retrieval(first, second),
+    }
+
+
+@pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
+def test_better_is_better(score):
+    """Alignment and retrieval reward views that agree, the others images that differ."""
+    spread, line = features(40, 8), features(40, 1) @ torch.ones(1, 8) + 0.01 * features(40, 8)
+    noise = 0.01 * features(40, 8, 1)
+    near, far = (spread, spread + noise), (spread, features(40, 8, 2))
+    good, bad = (near, far) if score.name in ("alignment", "retrieval") else (near, (line, line + noise))
+    better, worse = (score.measure(Views(first, first, second)) for first, second in (good, bad))
+    assert (better > worse) == (score.better == "higher")
+    assert better != worse
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "before", "words"),
+    [
+        ("rankme", 1.2, 40.0, "collapsed: an effective rank of 1.2"),
+        ("rankme", 62.0, 40.0, "about 62.0 directions, up from 40.0 at random initialisation"),
+        ("rankme", 62.0, 62.01, "as at random initialisation"),
+        ("effective_dimension", 7.0, 9.0, "along 7.0 directions equally, down from 9.0"),
+        ("alignment", 0.3, 0.6, "a cosine of 0.85, up from 0.70"),
+        ("uniformity", -2.0, -1.0, "more evenly spread on the sphere than"),
+        ("uniformity", -1.0, -2.0, "less evenly spread on the sphere than"),
+        ("uniformity", -1.0, -1.0, "as evenly spread on the sphere as"),
+        ("retrieval", 0.276, 0.032, "27.6% of the images find their own other view, up from 3.2%"),
+    ],
+)
+def test_what_a_figure_means(name, value, before, words):
+    (score,) = [score for score in SCORES if score.name == name]
+    assert words in score.meaning(value, before)

@@ -14,7 +14,7 @@ from mocokit.training.module import Pretraining, Views
 FACTS = Facts(name="x", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
 V2 = {"queue_size": 16}
 V3 = {"queue_size": 0, "symmetric": True, "bn_splits": 1, "momentum_end": 1.0, "head_hidden": 16}
-V3_RESNET = V3 | {"head": "v3-resnet", "optimizer": "lars", "views": "v3"}
+V3_RESNET = V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0, "views": "v3"}
 V3_VIT = V3 | {"head": "v3-vit", "optimizer": "adamw", "views": "v3"}
 
 
@@ -50,7 +50,7 @@ def test_any_pooled_backbone_learns_and_round_trips(backbone, size, options, tmp
     before = [p.clone() for p in pretraining.moco.encoder_q.parameters()]
     assert torch.isfinite(step(pretraining))
     pairs = zip(pretraining.moco.encoder_q.parameters(), before, strict=True)
-    assert all(not torch.equal(p, old) or not p.requires_grad or not p.grad.any() for p, old in pairs)
+    assert not any(torch.equal(p, old) for p, old in pairs if p.requires_grad and p.ndim > 1)
     encoder = Encoder(pretraining.moco.backbone, pretraining.spec)
     save_encoder(encoder, tmp_path / "encoder.safetensors", {"seed": 0})
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.plan import encoder_spec, final_exam, make_plan, monitor_exam
+from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, progress, say
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
@@ -42,7 +43,7 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn, scorecard.
+        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -69,16 +70,15 @@ def pretrain(
     say(f"{run.path}: chance level of the loss is {module.chance_level:.3f}, {formula}")
     try:
         with run.writing():
-            fit(module, images, run, _measure(store, config), _announcer(config))
+            fit(module, images, run, _measure(store, config), announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     encoder = Encoder(module.moco.backbone, spec)
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
     with run.writing():
         save_encoder(encoder, run.encoder, about | {"versions": versions()})
-        result = _judge(run, config, store, module)
-        result["wall_s"] = round(time.perf_counter() - started, 1)
-        run.write_result("pretrain", result)
+    figures = _judge(run, config, store, module)
+    result = record("pretrain", str(run.path), config, figures, started, store.fingerprint)
     _conclude(run, result, data)
     return result
 
@@ -165,7 +165,7 @@ def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
         ) from None
 
 
-def _announcer(config: PretrainConfig) -> Callable[[Row], None]:
+def announcer(config: PretrainConfig) -> Callable[[Row], None]:
     """Tells of every quality check, and in between of a row now and then."""
     told = 0.0
 
@@ -205,14 +205,11 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
         "skipped": len(store.skipped),
         "epochs": config.epochs,
         "steps": config.steps,
-        "wall_s": 0.0,
         "loss": loss,
         "loss_over_chance": over_chance,
         "verdict": f"{judgement['state']}: {judgement['why']}",
         "knn": _knn(encoder, random_init),
         "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
-        "data_fingerprint": store.fingerprint,
-        "versions": versions(),
     }
 
 

@@ -39,19 +39,24 @@ class Batch(NamedTuple):
 
 
 class Steps(Dataset[Batch]):
-    """The batch of every step: shuffled anew each epoch, incomplete last batches left out as in the papers."""
+    """The batch of every step: shuffled anew each epoch, incomplete last batches left out as in the papers.
 
-    def __init__(self, images: ImageSet, batch_size: int, seed: int) -> None:
-        self.images, self.batch_size, self.seed = images, batch_size, seed
-        self.per_epoch = len(images) // batch_size
+    ``rows`` [N] int64 are the images to use, or None for all. Fewer than a batch are one batch.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int, rows: Tensor | None = None) -> None:
+        self.images, self.seed = images, seed
+        self.rows = torch.arange(len(images)) if rows is None else rows
+        self.batch_size = min(batch_size, len(self.rows))
+        self.per_epoch = len(self.rows) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)
 
     def ids(self, step: int) -> Tensor:
         """Which images step ``step`` (from 0) sees: [B] int64."""
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            order = torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch))
-            self._epoch, self._order = epoch, order
+            order = torch.randperm(len(self.rows), generator=generator(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, self.rows[order]
         return self._order[batch * self.batch_size :][: self.batch_size]
 
     def __getitem__(self, step: int) -> Batch:

@@ -54,12 +54,12 @@ class Listing:
 
 
 class Source(Protocol):
-    """Where images come from: a bundled data set, a folder or an archive.
+    """Where images come from: a bundled data set, a folder, an archive or an array.
 
     ``name`` is short enough for a run directory; ``decoded`` tells whether it holds pixels already, so that
     decoding costs nothing; ``fingerprint`` changes when the images do, without
     reading them; ``scan`` must come before ``read``, which gives the bytes of the image ``names[index]``
-    or its pixels (uint8 [C, H, W]) and raises BadImage if it cannot.
+    or its pixels (uint8 or, deeper, float32 [C, H, W]) and raises BadImage if it cannot.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the user named, as a source of images: a bundled data set, CIFAR-10, a folder or an archive.
+"""What the user named, as a source of images: a bundled data set, CIFAR-10, a folder, archive or array.
 
 First stop of the data flow; the store decodes what is listed here.
 """
@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.archives import ARCHIVE_SUFFIXES, MAX_FILE_BYTES, open_archive
+from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source, arrange, is_hidden, is_image_name
 from mocokit.errors import UserError
 
-ACCEPTED = f"digits, cifar10, a folder of images, or an archive of one ({' '.join(ARCHIVE_SUFFIXES)})"
+ACCEPTED = (
+    f"digits, cifar10, a folder of images, an archive of one ({' '.join(ARCHIVE_SUFFIXES)}), "
+    f"or a NumPy file ({' '.join(ARRAY_SUFFIXES)})"
+)
 
 
 def open_source(data: str) -> Source:
@@ -43,6 +47,8 @@ def open_source(data: str) -> Source:
         return FolderSource(path)
     if stat.S_ISREG(mode) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return open_archive(path)
+    if stat.S_ISREG(mode) and path.suffix.lower() in ARRAY_SUFFIXES:
+        return ArraySource(path)
     raise UserError(f"{data} is neither a folder nor an archive; accepted are {ACCEPTED}")
 
 

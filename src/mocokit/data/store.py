@@ -24,7 +24,7 @@ from mocokit.data.build import (
     check_skipped,
 )
 from mocokit.data.cache import building, cache_directory, cache_errors, discard
-from mocokit.data.layout import Skipped
+from mocokit.data.layout import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
 
@@ -148,7 +148,7 @@ class Store:
 
 
 def open_store(
-    data: str,
+    data: str | Source,
     *,
     image_size: int | None,
     image_size_cap: int,
@@ -160,13 +160,14 @@ def open_store(
     deep_range: tuple[float, float] | None = None,
     channels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
 ) -> Store:
     """Open what the user named, decoding it first unless the cache has it.
 
     Images are kept twice as large as ``image_size`` at most: crops need some room, not the full photograph.
 
     Args:
-        data: see ``open_source``.
+        data: see ``open_source``; or a source.
         image_size: the side that models take in; None chooses the median shorter side of some images.
         image_size_cap: the most that is chosen.
         image_size_share: of the median shorter side to choose.
@@ -177,14 +178,15 @@ def open_store(
         deep_range: scale 16- and 32-bit images from this range, not from their own.
         channels: convert gray to RGB (3) or the reverse (1); None keeps gray if every image is.
         progress: called with the images done and in total.
+        cache: keep the decoded images below this directory, not below ``cache_directory()``.
 
     Raises:
         UserError: the data cannot be opened, or the cache directory cannot be written.
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
-    source = open_source(data)
+    source = open_source(data) if isinstance(data, str) else data
     options = Options(image_size, image_size_cap, image_size_share, limit, seed, deep_range, channels)
-    root = cache_directory() / "images"
+    root = (cache or cache_directory()) / "images"
     images = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
     for entry in sorted(root.glob(f"{images}-*")):
         if _serves(entry, options) and (store := _load(entry, max_skipped, from_cache=True)):

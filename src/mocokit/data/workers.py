@@ -36,7 +36,7 @@ def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Genera
     """Decode images in order; what cannot be decoded comes out as its BadImage.
 
     Args:
-        images: file contents, or pixels uint8 [C, H, W] that are only shrunk, or a BadImage passed through.
+        images: file contents, or pixels [C, H, W] that are only shrunk, or a BadImage passed through.
         max_side: see ``decode``.
         workers: number of processes; with 0 the images are decoded in this one.
     """

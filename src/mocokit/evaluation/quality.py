@@ -12,7 +12,7 @@ from mocokit.data.store import ImageSet
 from mocokit.data.views import ViewSet, render, sample_params
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnTest
-from mocokit.evaluation.scorecard import alignment, rankme, retrieval, uniformity
+from mocokit.evaluation.scorecard import COLLAPSED, SCORES, Views
 from mocokit.model.encoder import Encoder, evaluating
 
 SCORE_IMAGES = 1000  # two-view scores use this many images at most: retrieval depends on the number
@@ -20,7 +20,7 @@ SCORE_IMAGES = 1000  # two-view scores use this many images at most: retrieval d
 
 @dataclass(frozen=True)
 class Quality:
-    """``knn`` is None without labels; ``scores``: rankme, alignment, uniformity, retrieval."""
+    """``knn`` is None without labels; ``scores`` are those of `mocokit.evaluation.scorecard.SCORES` by name."""
 
     knn: Accuracy | None
     scores: dict[str, float]
@@ -35,13 +35,15 @@ class Quality:
 class Exam:
     """A fixed measurement of encoders: the same images and the same views each time it is taken.
 
-    ``images`` are the training split, some of which are used for the scores; ``knn`` is None without labels.
+    ``images`` are the training split, of which at most ``scored`` are used for the scores; ``knn`` is None
+    without labels.
     """
 
     images: ImageSet
     view_sets: tuple[ViewSet, ViewSet]
     seed: int
     knn: KnnTest | None
+    scored: int = SCORE_IMAGES
 
     def sample(self, votes: int, asks: int) -> "Exam":
         """The same exam with a kNN test on at most that many images."""
@@ -50,30 +52,26 @@ class Exam:
     @property
     def images_read(self) -> int:
         """How many times an image goes through the encoder when the exam is taken."""
-        return 3 * min(SCORE_IMAGES, len(self.images)) + (self.knn.images_read if self.knn else 0)
+        return 3 * min(self.scored, len(self.images)) + (self.knn.images_read if self.knn else 0)
 
     def take(self, encoder: Encoder) -> Quality:
         """Measure ``encoder``; it is left as it was."""
-        plain = extract(encoder, self.images, random_subset(len(self.images), SCORE_IMAGES, self.seed))
-        first, second = self._views(encoder, 0), self._views(encoder, 1)
-        scores = {
-            "rankme": rankme(plain),
-            "alignment": alignment(first, second),
-            "uniformity": uniformity(first),
-            "retrieval": retrieval(first, second),
-        }
+        rows = random_subset(len(self.images), self.scored, self.seed)
+        plain = extract(encoder, self.images, rows)
+        views = Views(plain, self._view(encoder, rows, 0), self._view(encoder, rows, 1))
+        scores = {score.name: score.measure(views) for score in SCORES}
         if self.knn is None:
             return Quality(None, scores)
         return Quality(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
 
     @torch.inference_mode()
-    def _views(self, encoder: Encoder, which: int) -> Tensor:
+    def _view(self, encoder: Encoder, rows: Tensor, which: int) -> Tensor:
         """Features of one augmented view of the scored images."""
         spec, draw = encoder.spec, generator(self.seed, f"exam view {which + 1}")
         parts = []
         with evaluating(encoder):
-            for rows in random_subset(len(self.images), SCORE_IMAGES, self.seed).split(BATCH):
-                pixels, sizes = rows_of(self.images, rows, encoder.device)
+            for batch in rows.split(BATCH):
+                pixels, sizes = rows_of(self.images, batch, encoder.device)
                 params = sample_params(self.view_sets[which], sizes, spec.channels, draw)
                 view = render(pixels, params, spec.image_size, spec.mean, spec.std)
                 parts.append(encoder.backbone(view).float().cpu())
@@ -88,8 +86,8 @@ def verdict(
     Of ``asked`` kNN queries, a gain within two standard errors (at most 1 / sqrt(asked)) is no gain.
     """
     rank, retrieved = encoder.scores["rankme"], encoder.scores["retrieval"]
-    if rank < 2:
-        state, why = "collapsed", f"features hold {rank:.1f} effective dimensions"
+    if rank < COLLAPSED:
+        state, why = "collapsed", f"features have an effective rank of {rank:.1f}"
     elif encoder.knn is not None and random_init.knn is not None:
         gain = 100 * (encoder.knn.top1 - random_init.knn.top1)
         noise = 100 / math.sqrt(max(1, asked))

@@ -1,8 +1,17 @@
-"""How good features are when there are no labels: each score is a function of features alone."""
+"""How good features are when there are no labels: each score is a function of features alone.
+
+`SCORES` declares them once; training, its verdict and ``mocokit scorecard`` measure and explain what is in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+COLLAPSED = 2  # directions: features of a smaller effective rank lie on one line
 
 
 @torch.inference_mode()
@@ -14,6 +23,23 @@ def rankme(features: Tensor) -> float:
     singular = torch.linalg.svdvals(features.double())
     p = singular / singular.sum().clamp(min=torch.finfo(torch.float64).tiny) + 1e-7
     return float((-(p * p.log()).sum()).exp())
+
+
+@torch.inference_mode()
+def effective_dimension(features: Tensor) -> float:
+    """Participation ratio (sum of l)^2 / sum of l^2 of the eigenvalues l of the covariance of features [N, D].
+
+    From 1 (all variance in one direction) to min(N - 1, D); 0 if all features are the same. Unlike RankMe it
+    leaves the mean out and counts variances, not their roots: many weak directions add little. Gao et al. 2017,
+    "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262.
+    """
+    x = features.double()
+    x = x - x.mean(dim=0)
+    if x.abs().max() <= 1e-6 * features.abs().max():  # rounding of the mean is no variance
+        return 0.0
+    x /= x.abs().max()
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x  # the same eigenvalues, but for zeros
+    return float(gram.trace().square() / gram.square().sum())
 
 
 @torch.inference_mode()
@@ -49,3 +75,114 @@ def retrieval(first: Tensor, second: Tensor) -> float:
     own = similarity.diagonal().clone()
     similarity.fill_diagonal_(-torch.inf)
     return float((own > similarity.max(dim=1).values).double().mean())
+
+
+class Views(NamedTuple):
+    """Features [N, D] of the same images: as they are, and of two augmented views."""
+
+    plain: Tensor
+    first: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """One label-free score and what a reader needs to judge a figure.
+
+    ``measure`` computes it; ``meaning`` says in a sentence what a value means beside that of the random
+    initialisation; ``better`` is "higher" or "lower".
+    """
+
+    name: str
+    better: str
+    range: str
+    definition: str
+    source: str
+    measure: Callable[[Views], float]
+    meaning: Callable[[float, float], str]
+
+
+def _beside(value: float, before: float, form: str) -> str:
+    shown = format(before, form)
+    if shown == format(value, form):
+        return "as at random initialisation"
+    return f"{'up' if value > before else 'down'} from {shown} at random initialisation"
+
+
+def _rankme_means(value: float, before: float) -> str:
+    if value < COLLAPSED:
+        return f"collapsed: an effective rank of {value:.1f} is that of features on one line"
+    return f"the features use about {value:.1f} directions, {_beside(value, before, '.1f')}"
+
+
+def _effective_dimension_means(value: float, before: float) -> str:
+    return f"they vary as if along {value:.1f} directions equally, {_beside(value, before, '.1f')}"
+
+
+def _alignment_means(value: float, before: float) -> str:
+    cosine, cosine_before = 1 - value / 2, 1 - before / 2  # of unit vectors at these squared distances
+    return (
+        f"two views of an image have a cosine of {cosine:.2f}, {_beside(cosine, cosine_before, '.2f')}; "
+        f"it counts only beside uniformity, since features that are all alike align best"
+    )
+
+
+def _uniformity_means(value: float, before: float) -> str:
+    how = "more" if value < before else "less" if value > before else "as"
+    than = "as" if how == "as" else "than"
+    return (
+        f"features of different images lie {how} evenly spread on the sphere {than} at random initialisation"
+    )
+
+
+def _retrieval_means(value: float, before: float) -> str:
+    return f"{value:.1%} of the images find their own other view, {_beside(value, before, '.1%')}"
+
+
+SCORES = (
+    Score(
+        name="rankme",
+        better="higher",
+        range="1 to min(images, features)",
+        definition="effective rank: exp of the entropy of the normalised singular values",
+        source="Garrido et al. 2023, arXiv 2210.02885, eq. 1",
+        measure=lambda views: rankme(views.plain),
+        meaning=_rankme_means,
+    ),
+    Score(
+        name="effective_dimension",
+        better="higher",
+        range="1 to min(images - 1, features)",
+        definition="participation ratio of the eigenvalues of the covariance: (sum l)^2 / sum l^2",
+        source="Gao et al. 2017, bioRxiv 214262",
+        measure=lambda views: effective_dimension(views.plain),
+        meaning=_effective_dimension_means,
+    ),
+    Score(
+        name="alignment",
+        better="lower",
+        range="0 to 4",
+        definition="mean squared distance of the unit features of two views of an image",
+        source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.1",
+        measure=lambda views: alignment(views.first, views.second),
+        meaning=_alignment_means,
+    ),
+    Score(
+        name="uniformity",
+        better="lower",
+        range="-8 to 0",
+        definition="log of the mean of exp(-2 squared distance) over pairs of unit features",
+        source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.2",
+        measure=lambda views: uniformity(views.first),
+        meaning=_uniformity_means,
+    ),
+    Score(
+        name="retrieval",
+        better="higher",
+        range="0 to 1, chance 1/images",
+        definition="share of images whose other view is nearest by cosine among all other views",
+        source="instance discrimination, Wu et al. 2018, arXiv 1805.01978",
+        measure=lambda views: retrieval(views.first, views.second),
+        meaning=_retrieval_means,
+    ),
+)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,6 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
-from mocokit.training.module import Pretraining
 
 NEEDED = {
     "global_step",
@@ -35,7 +35,7 @@ class WholeFileIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-def step_of(path: Path, module: Pretraining) -> int:
+def step_of(path: Path, module: pl.LightningModule) -> int:
     """The step of a checkpoint that Lightning can resume ``module`` from.
 
     Only tensors and plain values are read; nothing in the file is executed.
@@ -58,10 +58,16 @@ def step_of(path: Path, module: Pretraining) -> int:
 
 
 class Checkpoints(pl.Callback):
-    """Saves every ``seconds`` seconds, at the end of each epoch, at the last step, and when a signal asks to stop."""
+    """Saves every ``seconds`` seconds, at the end of each epoch, at the last step, and when a signal asks to stop.
 
-    def __init__(self, path: Path, seconds: float, per_epoch: int, steps: int) -> None:
+    ``check`` is called before: it raises where the state is not worth keeping.
+    """
+
+    def __init__(
+        self, path: Path, seconds: float, per_epoch: int, steps: int, check: Callable[[], None]
+    ) -> None:
         self.path, self.seconds, self.per_epoch, self.steps = path, seconds, per_epoch, steps
+        self.check = check
         self.stop: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
         self.saved = time.monotonic()
@@ -91,14 +97,12 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         late = time.monotonic() - self.saved >= self.seconds
         if late or self.stop or step % self.per_epoch == 0 or step == self.steps:
-            self._save(trainer, module)
+            self._save(trainer)
         if self.stop and step < self.steps:
             raise Interrupted(f"stopped at step {step:,} of {self.steps:,} by {self.stop.name}")
 
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, Pretraining)
-        module.check_finite()
-        module.check_weights()
+    def _save(self, trainer: pl.Trainer) -> None:
+        self.check()
         try:
             trainer.save_checkpoint(self.path)
         except (OSError, RuntimeError) as error:

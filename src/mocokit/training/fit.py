@@ -31,6 +31,7 @@ def fit(
     run: RunDirectory,
     measure: Measure,
     announce: Callable[[Row], None],
+    bar: bool = True,
 ) -> None:
     """Train until the last step, from the run's checkpoint if it has one.
 
@@ -40,6 +41,7 @@ def fit(
         run: where checkpoint and metrics go.
         measure: gives the monitored figures of an encoder at a step.
         announce: gets every row of metrics.csv as it is written.
+        bar: draw a progress bar if stderr is a terminal.
 
     Raises:
         UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
@@ -48,37 +50,54 @@ def fit(
     config, device = module.config, torch.device(module.config.device)
     steps = Steps(images, config.batch_size, config.seed)
     batches = Batches(steps, config.steps, device, config.workers)
-    resumed = run.checkpoint.exists()
-    if resumed:
-        batches.start = step_of(run.checkpoint, module)
     monitor = Monitor(config, steps.per_epoch, run.metrics, run.tensorboard, measure, announce)
-    checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps)
-    trainer = create_trainer(config, run.path, [monitor, checkpoints])
+    checkpoints = Checkpoints(
+        run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps, module.check_state
+    )
+    callbacks = [monitor, checkpoints]
+    trainer = create_trainer(
+        device, config.precision, config.steps, run.path, callbacks, bar and sys.stderr.isatty()
+    )
+    take_steps(trainer, module, batches, checkpoints)
+
+
+def take_steps(
+    trainer: pl.Trainer, module: pl.LightningModule, batches: Batches, checkpoints: Checkpoints
+) -> None:
+    """Train ``module``, from its checkpoint if it has one; a signal stops it at a step boundary.
+
+    Raises:
+        UserError, Interrupted: as `fit`.
+    """
+    resumed = checkpoints.path.exists()
+    if resumed:
+        batches.start = step_of(checkpoints.path, module)
     checkpoints.catch_signals()
     try:
-        trainer.fit(module, batches, ckpt_path=run.checkpoint if resumed else None, weights_only=True)
+        trainer.fit(module, batches, ckpt_path=checkpoints.path if resumed else None, weights_only=True)
     finally:
         checkpoints.restore_signals()
-    module.to(device)
+    module.to(batches.device)
 
 
-def create_trainer(config: PretrainConfig, root: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A Lightning trainer that takes ``config.steps`` steps.
+def create_trainer(
+    device: torch.device, precision: str, steps: int, root: Path, callbacks: list[pl.Callback], bar: bool
+) -> pl.Trainer:
+    """A Lightning trainer that takes ``steps`` steps, with a progress ``bar`` or silently.
 
     To Lightning the whole run is one epoch: the batches of all steps in order. So there is one kind of resume,
     from the middle, and the epochs that users see are counted from the step (`Steps.per_epoch`).
     """
     _quiet_lightning()
-    bar = sys.stderr.isatty()
     if bar:
         callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
     return pl.Trainer(
         default_root_dir=root,
-        accelerator=config.device,
+        accelerator=device.type,
         devices=1,
-        precision=PRECISION[config.precision],  # type: ignore[arg-type]
+        precision=PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=1,
-        max_steps=config.steps,
+        max_steps=steps,
         callbacks=callbacks,
         plugins=[WholeFileIO()],
         logger=False,

@@ -77,10 +77,10 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
 class NonFiniteLoss(UserError):
     """The loss, its gradient or the weights are no longer finite numbers."""
 
-    def __init__(self, what: str, step: int, lr: float) -> None:
+    def __init__(self, what: str, step: int, lr: float, remedies: str = "") -> None:
         super().__init__(
             f"step {step:,}: {what} not finite, so the run stops; an earlier checkpoint is kept. Start again "
-            f"(--overwrite) with a lower --lr than {lr:g}, with --warmup-steps, or with --precision fp32"
+            f"(--overwrite) with a lower --lr than {lr:g}{remedies}"
         )
 
 
@@ -144,12 +144,17 @@ class Pretraining(pl.LightningModule):
     def check_finite(self) -> None:
         """Raise `NonFiniteLoss` if anything since the window was last taken was not a number."""
         if not torch.isfinite(self.window).all():
-            raise NonFiniteLoss("the loss or its gradient is", self.global_step, self.config.lr)
+            raise self._not_finite("the loss or its gradient is")
 
-    def check_weights(self) -> None:
-        """Raise `NonFiniteLoss` if a weight is not a number: the last step may have been the one too far."""
+    def check_state(self) -> None:
+        """`check_finite`, and the same for the weights: the last step may have been the one too far."""
+        self.check_finite()
         if not all(torch.isfinite(tensor).all() for tensor in self.moco.state_dict().values()):
-            raise NonFiniteLoss("the weights are", self.global_step, self.config.lr)
+            raise self._not_finite("the weights are")
+
+    def _not_finite(self, what: str) -> NonFiniteLoss:
+        remedies = ", with --warmup-steps, or with --precision fp32"
+        return NonFiniteLoss(what, self.global_step, self.config.lr, remedies)
 
     def take_window(self) -> dict[str, float]:
         """Means over the steps since the last call, which starts a new window."""

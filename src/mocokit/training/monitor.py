@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mocokit.training.module import Pretraining
 COLUMNS = (
     *("step", "epoch", "loss", "loss_over_chance", "lr", "grad_norm", "images_per_second"),
     *("queue_fill", "positive", "negative"),
-    *("knn_top1", "knn_top5", "rankme", "alignment", "uniformity", "retrieval"),
+    *("knn_top1", "knn_top5"),
+    *("rankme", "effective_dimension", "alignment", "uniformity", "retrieval"),
 )
 Measure = Callable[[Encoder, int], dict[str, float]]
 Row = dict[str, Any]
@@ -27,16 +28,16 @@ Row = dict[str, Any]
 class MetricsFile:
     """metrics.csv: rows are appended as they come; a resumed run first drops what lies after its checkpoint."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, columns: Sequence[str]) -> None:
         """Keep the rows up to ``step``."""
-        self.path = path
+        self.path, self.columns = path, columns
         kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step else []
-        write_text(path, _csv(kept, header=True))
+        write_text(path, _csv(kept, columns, header=True))
 
     def append(self, row: Row) -> None:
         """Add one row and hand it to the operating system."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_csv([row], header=False))
+            file.write(_csv([row], self.columns, header=False))
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -49,9 +50,9 @@ def read_metrics(path: Path) -> list[Row]:
     return list(csv.DictReader(io.StringIO(whole)))
 
 
-def _csv(rows: list[Row], header: bool) -> str:
+def _csv(rows: list[Row], columns: Sequence[str], header: bool) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
@@ -86,7 +87,7 @@ class Monitor(pl.Callback):
         """Open the files at the checkpoint's step; a fresh run measures its initialisation."""
         assert isinstance(module, Pretraining)
         step = trainer.global_step
-        self.file = MetricsFile(self.metrics, step)
+        self.file = MetricsFile(self.metrics, step, COLUMNS)
         self.writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1 if step else None)
         if step == 0:
             self._write(module, {"step": 0, "epoch": 0} | self._measured(module, step))

@@ -1,0 +1,105 @@
+"""``mocokit export RUN --format timm|onnx``: an encoder for those who do not have mocokit."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mocokit.commands.results import record
+from mocokit.config import ExportConfig
+from mocokit.console import progress, say
+from mocokit.data.store import open_store
+from mocokit.deploy import export_onnx, export_timm
+from mocokit.deploy.encoder import encoder_file, load, read_header
+from mocokit.errors import UserError
+from mocokit.model.encoder import EncoderSpec
+from mocokit.options import fields_of, validate
+from mocokit.rundir import RunDirectory
+
+PICTURES = 64  # that the export is checked with
+ONNX_FILE = "encoder.onnx"
+FILES = {"timm": export_timm.FILES, "onnx": (ONNX_FILE,)}
+
+
+def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
+    """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
+
+    Args:
+        run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
+        overwrite: replace an earlier export.
+        options: any other field of `mocokit.config.ExportConfig`; ``format`` is required.
+
+    Returns:
+        ``path`` of the directory (timm) or file (onnx), ``format``, ``max_abs_diff``: the largest difference from
+        the encoder's outputs; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no encoder there, an export is already there, a package is missing, or a wrong option.
+        RuntimeError: the export does not compute what the encoder does; it is not written.
+    """
+    started = time.perf_counter()
+    config = ExportConfig(**validate({"run": run, **options}, fields_of(ExportConfig)))
+    if config.format == "onnx":
+        export_onnx.require_onnx()
+    folder = Path(config.output or encoder_file(run).parent / "export" / config.format)
+    _refuse_existing(folder, FILES[config.format], overwrite)
+    about = read_header(run)[1]
+    encoder = load(run)
+    pictures, fingerprint = _pictures(config, encoder.spec)
+    with RunDirectory(folder).writing():
+        if config.format == "timm":
+            path = folder
+            difference = export_timm.export_timm(encoder, path, about, torch.from_numpy(pictures))
+            lines = export_timm.loading_lines(encoder, path.as_posix())
+        else:
+            path = folder / ONNX_FILE
+            difference = export_onnx.export_onnx(encoder, path, about, pictures)
+            lines = export_onnx.running_lines(encoder, path.as_posix())
+    say(f"{path}: {encoder.spec.backbone}; largest difference from PyTorch's outputs {difference:.1e}")
+    say(f"to use it in Python:\n\n{lines.rstrip()}")
+    figures = {"path": str(path), "format": config.format, "max_abs_diff": difference}
+    return record("export", run, config, figures, started, fingerprint)
+
+
+def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; name a directory")
+    existing = [folder / name for name in names if (folder / name).exists()]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]}: is already there; --overwrite replaces it, --output writes elsewhere"
+        )
+
+
+def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str | None]:
+    """Images [P, H, W, C] uint8 to check with, and the fingerprint of the data they are from."""
+    if config.data is None:
+        return made_pictures(spec), None
+    with progress("decoding images") as report:
+        store = open_store(
+            config.data,
+            image_size=spec.image_size,
+            image_size_cap=spec.image_size,
+            limit=PICTURES,
+            deep_range=spec.deep_range,
+            channels=spec.channels,
+            progress=report,
+        )
+    images = store.splits["train"]
+    rows = np.arange(min(PICTURES, len(images)))
+    height, width = images.sizes[rows].min(axis=0)  # what all of them have
+    return images.batch(rows)[:, :, :height, :width].transpose(0, 2, 3, 1), store.fingerprint
+
+
+def made_pictures(spec: EncoderSpec) -> np.ndarray:
+    """Smooth random images: uint8 [64, H, W, C], wider than high and larger than the encoder's size."""
+    coarse = np.random.default_rng(0).integers(0, 256, (PICTURES, spec.channels, 6, 8), dtype=np.uint8)
+    size = (2 * spec.image_size, spec.image_size * 3 // 2)
+    planes = [
+        np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
+        for plane in coarse.reshape(-1, 6, 8)
+    ]
+    return np.stack(planes).reshape(PICTURES, spec.channels, size[1], size[0]).transpose(0, 2, 3, 1)

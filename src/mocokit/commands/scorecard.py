@@ -1,0 +1,68 @@
+"""``mocokit scorecard RUN DATA``: how good features are without labels, beside those of random initialisation."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mocokit.commands.inputs import open_inputs
+from mocokit.commands.results import record
+from mocokit.config import ScorecardConfig
+from mocokit.console import say
+from mocokit.data.views import VIEW_SETS, ViewSet
+from mocokit.errors import UserError
+from mocokit.evaluation.quality import Exam
+from mocokit.evaluation.scorecard import SCORES, Score
+from mocokit.options import fields_of, validate
+from mocokit.rundir import RunDirectory
+from mocokit.training.module import view_sets
+
+LEAST_IMAGES = 2  # to compare one image with another
+
+
+def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
+    """Compare an encoder with its random initialisation by the scores that need no labels.
+
+    Args:
+        run: a run directory, whose own augmentation makes the two views of each image; or an
+            ``encoder.safetensors``, with the view set of MoCo v2.
+        data: images, as for `mocokit.pretrain`; the training split is scored.
+        options: any other field of `mocokit.config.ScorecardConfig`.
+
+    Returns:
+        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``meaning``: a sentence on
+        each; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no encoder there, fewer than two images, or a wrong option.
+    """
+    started = time.perf_counter()
+    config = ScorecardConfig(**validate({"run": run, "data": data, **options}, fields_of(ScorecardConfig)))
+    views = _views_of(Path(run))
+    inputs = open_inputs(config)
+    images = inputs.store.splits["train"]
+    if len(images) < LEAST_IMAGES:
+        raise UserError(f"{data}: one image can't be compared with others; name at least {LEAST_IMAGES}")
+    exam = Exam(images, views, config.seed, knn=None, scored=config.images)
+    encoder, random_init = exam.take(inputs.encoder).scores, exam.take(inputs.random_init).scores
+    meaning = {score.name: score.meaning(encoder[score.name], random_init[score.name]) for score in SCORES}
+    say(f"{'':22}{'encoder':>10}{'random init':>14}")
+    for score in SCORES:
+        _show(score, encoder[score.name], random_init[score.name], meaning[score.name])
+    figures = {
+        "scorecard": {"encoder": encoder, "random_init": random_init},
+        "meaning": meaning,
+        "images": min(config.images, len(images)),
+    }
+    return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
+
+
+def _views_of(run: Path) -> tuple[ViewSet, ViewSet]:
+    """How the run made its views; those of MoCo v2 where that is not known."""
+    directory = RunDirectory(run)
+    return view_sets(directory.read_config().config) if directory.config.exists() else VIEW_SETS["v2"]
+
+
+def _show(score: Score, value: float, before: float, meaning: str) -> None:
+    say(f"{score.name:22}{value:10.3f}{before:14.3f}   {score.better} is better, {score.range}")
+    say(f"    {score.definition} ({score.source})")
+    say(f"    here: {meaning}")

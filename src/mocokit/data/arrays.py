@@ -1,0 +1,266 @@
+"""Images as NumPy arrays, in .npy and .npz files or in memory: sources whose pixels need no decoding.
+
+Beside ``sources.py`` and ``archives.py``; files are memory-mapped, and arrays of more than 8 bits are scaled by
+the store as deep image files are.
+"""
+
+import math
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+from mocokit.data.archives import archive_fingerprint
+from mocokit.data.cache import cache_directory, cache_errors
+from mocokit.data.decode import BadImage, decode_pillow
+from mocokit.data.layout import SPLITS, Listing
+from mocokit.errors import UserError
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+
+_KINDS = "buif"  # of dtypes that can be pixels: bool, whole numbers, floats
+_KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of MedMNIST and of Keras
+_SHAPES = "[N, H, W] or [N, H, W, C]"
+_BLOCK = 2**22
+
+
+def pixels(image: np.ndarray) -> np.ndarray:
+    """One image [H, W] or [H, W, C] of any kind of number as [C, H, W], C-contiguous.
+
+    uint8 stays; everything else becomes float32 in its own units.
+
+    Raises:
+        BadImage: no pixels, not numbers, or not finite ones.
+    """
+    if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in _KINDS:
+        raise BadImage(f"{image.dtype} of shape {list(image.shape)} where [H, W] or [H, W, C] is expected")
+    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    if planes.dtype == np.uint8:
+        return np.ascontiguousarray(planes)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        planes = np.ascontiguousarray(planes, dtype=np.float32)
+    if not np.isfinite(planes).all():
+        raise BadImage("pixels that are infinite or not a number")
+    return planes
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of ``shape`` are more likely [N, C, H, W]: four pixels high with more bands than that."""
+    return len(shape) == 4 and shape[1] <= 4 < shape[3]
+
+
+class MemorySource:
+    """Images at hand, one by one: arrays as for `pixels`, PIL images, or paths of files."""
+
+    name = "images"
+    decoded = True  # also of files: nothing may be forked here
+
+    def __init__(self, images: Sequence[Any]) -> None:
+        self.images = images
+
+    def fingerprint(self) -> str:
+        """The same for all: for stores that are used once."""
+        return "memory"
+
+    def scan(self) -> Listing:
+        """All images are to train on, in order; a file goes by its path, others by their position."""
+        names = [
+            str(image) if isinstance(image, str | Path) else f"image {row}"
+            for row, image in enumerate(self.images)
+        ]
+        return Listing(names, {"train": np.arange(len(names))})
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        """The bytes of a file, or the pixels [C, H, W] uint8 or float32; BadImage if there are none."""
+        image = self.images[index]
+        try:
+            if isinstance(image, str | Path):
+                return Path(image).read_bytes()
+            if isinstance(image, Image.Image):
+                return np.ascontiguousarray(decode_pillow(image, None))
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror or error}") from error
+        return pixels(image)
+
+
+class ArraySource:
+    """An .npy file of images, or an .npz file of images and maybe labels and splits.
+
+    Images are [N, H, W] or [N, H, W, C], of any real dtype and any number of channels. In an .npz they are called
+    ``train_images``, ``val_images``, ``test_images`` or ``x_train``, ..., with labels ``train_labels`` or ``y_train``;
+    or they are the only such array, with ``labels`` or ``y``. Labels are whole numbers or text, one an image.
+    """
+
+    decoded = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem or "data"
+        self._parts: list[np.ndarray] = []
+        self._starts: list[int] = []
+
+    def fingerprint(self) -> str:
+        """From name, size, time and both ends of the file."""
+        return archive_fingerprint(self.path)
+
+    def scan(self) -> Listing:
+        """Map the arrays into memory.
+
+        Raises:
+            UserError: the file is damaged, holds Python objects, or no images.
+        """
+        try:
+            parts, labels = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
+        except UserError:
+            raise
+        except Exception as error:  # parsers of untrusted bytes raise anything
+            reason = " ".join(
+                (getattr(error, "strerror", None) or str(error) or type(error).__name__).split()
+            )
+            raise UserError(
+                f"{self.path} cannot be read as a NumPy file ({reason[:120]}); is it damaged or misnamed?"
+            ) from error
+        self._parts = list(parts.values())
+        counts = [len(part) for part in self._parts]
+        self._starts = [0, *np.cumsum(counts).tolist()]
+        names, splits = [], {}
+        for split, start, count in zip(parts, self._starts, counts, strict=False):
+            prefix = f"{split}/" if len(parts) > 1 else ""
+            names += [f"{prefix}{row:06d}" for row in range(count)]
+            splits[split] = np.arange(start, start + count)
+        return Listing(names, splits, *_classes(labels))
+
+    def read(self, index: int) -> np.ndarray:
+        """Pixels [C, H, W] uint8 or float32 of one image; BadImage if they are not finite."""
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return pixels(self._parts[part][index - self._starts[part]])
+
+    def _npy(self) -> "tuple[dict[str, np.ndarray], None]":
+        with self.path.open("rb") as file:
+            header = _read_header(file, self.path.stat().st_size)
+            self._check("its array", header)
+            return {"train": _mapped(file, header)}, None
+
+    def _npz(self) -> "tuple[dict[str, np.ndarray], np.ndarray | None]":
+        images, labels = {}, {}
+        with zipfile.ZipFile(self.path) as archive:
+            headers: dict[str, _Header] = {}
+            for member in archive.infolist():
+                if member.filename.endswith(".npy"):
+                    with archive.open(member) as file:
+                        headers[member.filename.removesuffix(".npy")] = _read_header(file, member.file_size)
+            for split, (key, label_key) in self._keys(headers).items():
+                self._check(key, headers[key])
+                images[split] = _unpacked(archive, key, headers[key])
+                if label_key in headers and self._are_labels(
+                    label_key, headers[label_key], len(images[split])
+                ):
+                    labels[split] = _unpacked(archive, label_key, headers[label_key]).reshape(-1)
+        return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
+
+    def _keys(self, headers: "dict[str, _Header]") -> dict[str, tuple[str, str]]:
+        """The names of images and labels of each split."""
+        for images, labels in _KEYS:
+            splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in headers}
+            if "train" in splits:
+                return splits
+        found = ["images"] if "images" in headers else [key for key in headers if headers[key].is_images]
+        if len(found) != 1:
+            there = ", ".join(f"{key} {header}" for key, header in headers.items()) or "nothing"
+            raise UserError(
+                f"{self.path} holds {'several arrays of' if found else 'no'} images {_SHAPES}: {there[:300]}; "
+                "call them images, or train_images and test_images"
+            )
+        return {"train": (found[0], "y" if "y" in headers else "labels")}
+
+    def _check(self, key: str, header: "_Header") -> None:
+        """Raise UserError unless these are images, with their channels last."""
+        if not header.is_images:
+            objects = ", Python objects, which could run code and are not loaded" * header.dtype.hasobject
+            raise UserError(f"{self.path}: {key} is {header}{objects}, where images {_SHAPES} are expected")
+        if channels_first(header.shape):
+            raise UserError(
+                f"{self.path}: {key} {header} seems to have its channels first, where {_SHAPES} is expected; "
+                "save numpy.moveaxis(array, 1, -1)"
+            )
+
+    def _are_labels(self, key: str, header: "_Header", count: int) -> bool:
+        """Whether there is one class an image: several labels, or figures, are no classes."""
+        if header.dtype.hasobject:
+            raise UserError(
+                f"{self.path}: {key} is {header}; Python objects are not loaded; save array.astype(str)"
+            )
+        if header.shape[:1] != (count,):
+            raise UserError(f"{self.path}: {key} is {header}, which is not one for each of {count:,} images")
+        return math.prod(header.shape) == count and header.dtype.kind in "biuUS"
+
+
+def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Labels as numbers from 0 and what each stands for; a lone class is none."""
+    if labels is None:
+        return None, None
+    classes, values = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        return None, None
+    names = (
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist()
+    )
+    return values.reshape(-1).astype(np.int64), tuple(names)
+
+
+class _Header(NamedTuple):
+    """What an .npy file says of its array, and where its numbers start."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    offset: int
+
+    @property
+    def is_images(self) -> bool:
+        return len(self.shape) in (3, 4) and self.dtype.kind in _KINDS and math.prod(self.shape) > 0
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def _read_header(file: IO[bytes], size: int) -> _Header:
+    """The header of the .npy file that is ``size`` bytes long; ValueError if it cannot be true."""
+    version = npy.read_magic(file)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"format version {version[0]}.{version[1]}")
+    shape, fortran, dtype = readers[version](file)
+    offset = file.tell()
+    if min(shape, default=0) < 0 or (
+        not dtype.hasobject and offset + math.prod(shape) * dtype.itemsize > size
+    ):
+        raise ValueError(f"it ends before its {list(shape)} numbers")
+    return _Header(shape, dtype, fortran, offset)
+
+
+def _mapped(file: IO[bytes], header: _Header) -> np.ndarray:
+    """The array in an open file, mapped: what is not read takes no memory."""
+    order = "F" if header.fortran else "C"
+    if not math.prod(header.shape):
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)  # type: ignore[call-overload]
+
+
+def _unpacked(archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:
+    """A member as an anonymous temporary file in the cache directory, mapped; its checksum is verified."""
+    root = cache_directory()
+    with cache_errors(root):
+        spool = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - the mapping outlives it
+    with spool, archive.open(f"{key}.npy") as member:
+        while block := member.read(_BLOCK):
+            with cache_errors(root):
+                spool.write(block)
+        with cache_errors(root):
+            spool.flush()
+        return _mapped(spool, header)

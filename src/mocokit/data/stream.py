@@ -1,0 +1,63 @@
+"""Images of a source decoded on the fly, in order and in bounded memory, for what looks at each image once.
+
+Gives the pixels that the store holds and `Encoder.embed` makes; nothing is written to disk.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+
+import numpy as np
+
+from mocokit.data.build import convert, stored_side
+from mocokit.data.decode import BadImage
+from mocokit.data.layout import Source
+from mocokit.data.workers import Decoded, Encoded, decode_all, usable_cores
+
+_FEW_IMAGES = 200  # below, starting processes costs more than it saves
+
+
+def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
+    """The images of a scanned source at ``indices`` of its listing, as the source has them."""
+    for index in indices:
+        try:
+            yield source.read(index)
+        except BadImage as error:
+            yield error
+
+
+def stream(
+    images: Iterable[Encoded],
+    *,
+    image_size: int,
+    channels: int,
+    deep_range: tuple[float, float] | None,
+    workers: int = 0,
+) -> Generator[Decoded, None, None]:
+    """Decode and convert images in order.
+
+    Args:
+        images: as `read_all` gives them.
+        image_size: the side that the model takes in; images are shrunk to twice that side at most.
+        channels: gray is converted to RGB (3) or the reverse (1).
+        deep_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.
+        workers: decoding processes, 0 for none.
+
+    Yields:
+        For each image uint8 [channels, H, W], or the BadImage that says why it can't be used.
+    """
+    with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
+        for pixels in decoded:
+            yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, deep_range)
+
+
+def worker_count(source: Source, images: int) -> int:
+    """As many decoding processes as pay for that many images."""
+    return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
+
+
+def _converted(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> Decoded:
+    if len(pixels) != channels and {len(pixels), channels} != {1, 3}:
+        return BadImage(f"{len(pixels)} channels where {channels} are needed")
+    if pixels.dtype != np.uint8 and deep_range is None:
+        deep_range = (float(pixels.min()), float(pixels.max()))
+    return convert(pixels, channels, deep_range)

@@ -1,0 +1,217 @@
+"""The encoder as one ONNX file: uint8 images in, features out, the preprocessing inside the graph.
+
+What it computes is checked against PyTorch before the file is given its name.
+"""
+
+import importlib.util
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mocokit.data.build import stored_side
+from mocokit.errors import UserError
+from mocokit.files import replacing
+from mocokit.model.encoder import Encoder, EncoderSpec
+
+EXTRA = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # of the largest output; float32 in another order of summation stays below 1e-5
+MAX_BYTES = 2**31 - 2**24  # of weights: what one protobuf file holds, less the graph
+
+
+def require_onnx() -> None:
+    """See that what the export needs is installed, without importing it.
+
+    Raises:
+        UserError: a package is missing; says how to install it.
+    """
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {', '.join(missing)}; pip install 'mocokit[onnx]'")
+
+
+def export_onnx(encoder: Encoder, path: Path, about: dict[str, Any], pictures: np.ndarray) -> float:
+    """Write the graph ``images -> features`` or, with a classifier, ``images -> features, probabilities``.
+
+    ``images`` is uint8 [N, H, W, C] for any N, H and W of at least 1; ``features`` float32 [N, D]; ``probabilities``
+    float32 [N, K]. The file's metadata hold the spec, the classes, ``about`` and the version of mocokit.
+
+    Args:
+        encoder: on the CPU, in evaluation mode.
+        path: replaced whole.
+        about: where the encoder comes from; plain values.
+        pictures: uint8 [P, H, W, C], to check the file with.
+
+    Returns:
+        The largest absolute difference between ONNX Runtime's and PyTorch's outputs.
+
+    Raises:
+        UserError: the weights are too many for one file.
+        RuntimeError: the difference is more than `TOLERANCE` of the largest output; no file is written.
+    """
+    nbytes = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    if nbytes > MAX_BYTES:
+        raise UserError(f"{nbytes / 1e9:.1f} GB of weights do not fit into one ONNX file; use --format timm")
+    program = _trace(encoder)
+    program.model.metadata_props.update(
+        {
+            "spec": json.dumps(encoder.spec.to_dict()),
+            "classes": json.dumps(encoder.classes),
+            "origin": json.dumps(about),
+            "mocokit": version("mocokit"),
+        }
+    )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    with tempfile.TemporaryDirectory() as temporary:
+        new = Path(temporary) / path.name
+        program.save(str(new))
+        difference = _check(encoder, new, pictures)
+        with replacing(path) as target:
+            shutil.copyfile(new, target)
+    return difference
+
+
+def running_lines(encoder: Encoder, file: str) -> str:
+    """Python that runs ``file`` on an image without mocokit, by ONNX Runtime and Pillow."""
+    outputs, first = ("features", "[0]") if encoder.classifier is None else ("features, probabilities", "")
+    return (
+        "import numpy, onnxruntime\n"
+        "from PIL import Image\n"
+        f"{picture_lines(encoder.spec)}"
+        f"images = numpy.asarray(image).reshape(1, image.height, image.width, {encoder.spec.channels})\n"
+        f"session = onnxruntime.InferenceSession({file!r})\n"
+        f'{outputs} = session.run(None, {{"images": images}}){first}\n'
+    )
+
+
+def picture_lines(spec: EncoderSpec) -> str:
+    """Python that opens ``image`` by Pillow as mocokit does: of its size, or shrunk to what is kept."""
+    side = stored_side(spec.image_size)
+    mode = "L" if spec.channels == 1 else "RGB"
+    return (
+        f'image = Image.open("image.jpg").convert("{mode}")\n'
+        f"image.thumbnail(({side}, {side}), Image.Resampling.BILINEAR, reducing_gap=None)\n"
+    )
+
+
+class OnnxEncoder(nn.Module):
+    """What is exported: `mocokit.data.views.center_view` for a batch of one size, backbone and classifier.
+
+    The filters are built from the size of the images by ordinary operations, so that they are ours in every
+    runtime; ONNX's own Resize leaves its antialiasing to the runtime.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.backbone, self.classifier, self.size = (
+            encoder.backbone,
+            encoder.classifier,
+            encoder.spec.image_size,
+        )
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(encoder.spec, name))[:, None, None])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 [N, H, W, C] -> features [N, D] and, with a classifier, probabilities [N, K]."""
+        H, W = images.shape[1:3]
+        height, width = (torch.full((), extent, dtype=torch.float32) for extent in (H, W))
+        side = torch.minimum(height, width)
+        if self.size > 64:
+            side = (side * 0.875).round().clamp(min=1)
+        rows = self._filters(torch.arange(H), ((height - side) / 2).round(), side)  # [size, H]
+        columns = self._filters(torch.arange(W), ((width - side) / 2).round(), side)  # [size, W]
+        x = images.permute(0, 3, 1, 2).float() / 255  # [N, C, H, W]
+        x = rows @ (x @ columns.mT)  # [N, C, size, size]
+        features = self.backbone((x - self.mean) / self.std).float()
+        if self.classifier is None:
+            return (features,)
+        return features, self.classifier(features).softmax(dim=1)
+
+    def _filters(self, pixel: Tensor, start: Tensor, side: Tensor) -> Tensor:
+        """Triangle filters from ``side`` pixels at ``start`` to `size` pixels: [size, pixels], rows sum to 1.
+
+        Positions are counted in input pixels when enlarging, in output pixels when reducing. Products of whole
+        numbers are divided once, so float32 places them as exactly as float64 would.
+        """
+        source = pixel - start
+        inside = (source >= 0) & (source < side)
+        longer = side.clamp(min=self.size)
+        source = (source + 0.5) * self.size / longer  # [pixels]
+        target = (torch.arange(self.size) + 0.5) * side / longer  # [size]
+        weights = (1 - (source - target[:, None]).abs()).clamp(min=0) * inside
+        return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _trace(encoder: Encoder) -> "torch.onnx.ONNXProgram":
+    spec = encoder.spec
+    any_size = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("N", "H", "W"))}
+    # Sizes of an example must differ from each other and from 1, or they are taken for constants.
+    example = torch.zeros(2, spec.image_size + 3, spec.image_size + 5, spec.channels, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own workings
+        program = torch.onnx.export(
+            OnnxEncoder(encoder).eval(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(any_size,),
+            input_names=["images"],
+            output_names=["features"] if encoder.classifier is None else ["features", "probabilities"],
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _check(encoder: Encoder, file: Path, pictures: np.ndarray) -> float:
+    """The largest difference of the file's outputs from PyTorch's; RuntimeError if it is beyond the tolerance."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for images in _batches(pictures, encoder.spec.image_size):
+        outputs = session.run(None, {"images": images})
+        for found, expected in zip(outputs, _expected(encoder, images), strict=True):
+            difference, scale = np.abs(found - expected).max(), np.abs(expected).max()
+            if not difference <= TOLERANCE * scale:
+                raise RuntimeError(
+                    f"the ONNX graph of {encoder.spec.backbone} differs from PyTorch by {difference:.2g} on images "
+                    f"of shape {images.shape}, where outputs reach {scale:.2g}; nothing was written"
+                )
+            largest = max(largest, float(difference))
+    return largest
+
+
+@torch.inference_mode()
+def _expected(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    features = encoder(pixels, torch.tensor([images.shape[1:3]] * len(images)))
+    outputs = [features] if encoder.classifier is None else [features, encoder.probabilities(features)]
+    return [output.numpy() for output in outputs]
+
+
+def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Batches of 1, 7 and 64 pictures, tiled or cut to sizes around the encoder's, square and not."""
+    P, H, W = pictures.shape[:3]
+    smaller, larger = max(1, size // 2), 2 * size + 1
+    for n, h, w in (
+        (1, size, size),
+        (1, larger, size + 3),
+        (1, smaller, max(1, size // 3)),
+        (7, smaller, larger),
+        (64, size, size),
+    ):
+        yield pictures[np.ix_(np.arange(n) % P, np.arange(h) % H, np.arange(w) % W)]

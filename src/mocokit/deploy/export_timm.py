@@ -1,0 +1,264 @@
+"""The encoder as a directory that timm loads: weights under timm's names, their preprocessing, and a README.
+
+Nothing of mocokit is needed to load it; what torchvision names differently is also written in its names.
+"""
+
+import re
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mocokit.data.views import center_view
+from mocokit.deploy.export_onnx import picture_lines
+from mocokit.errors import UserError
+from mocokit.files import replacing, write_json
+from mocokit.model.encoder import Encoder
+
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.txt"
+TORCHVISION_WEIGHTS = "torchvision.safetensors"  # only where the names differ
+FILES = (WEIGHTS, CONFIG, README, TORCHVISION_WEIGHTS)
+TOLERANCE = 1e-6  # of the largest output; the same operations run on the same weights
+
+# What stock timm builds in place of our ResNets, before stem and pooling are replaced: code and stem width.
+_STOCK = {
+    "resnet18_cifar": ('timm.create_model("resnet18", {options})', 64),
+    "resnet34_cifar": ('timm.create_model("resnet34", {options})', 64),
+    "resnet50_cifar": ('timm.create_model("resnet50", {options})', 64),
+    "resnet18_narrow": (
+        "timm.models.resnet.ResNet(\n"
+        "    timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(16, 32, 64, 128),\n"
+        '    stem_type="deep", stem_width=8, {options},\n'
+        ")",
+        16,
+    ),
+}
+
+# timm's Vision Transformers under torchvision's names, and the names of their weights.
+_TORCHVISION_VITS = {
+    "vit_base_patch16_224": "vit_b_16",
+    "vit_base_patch32_224": "vit_b_32",
+    "vit_large_patch16_224": "vit_l_16",
+    "vit_large_patch32_224": "vit_l_32",
+    "vit_huge_patch14_224": "vit_h_14",
+}
+_VIT_NAMES = (
+    (r"^cls_token$", "class_token"),
+    (r"^pos_embed$", "encoder.pos_embedding"),
+    (r"^patch_embed\.proj\.", "conv_proj."),
+    (r"^norm\.", "encoder.ln."),
+    (r"^head\.", "heads.head."),
+    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.encoder_layer_\1.ln_\2."),
+    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_"),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.encoder_layer_\1.self_attention.out_proj."),
+    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layers.encoder_layer_\1.mlp.0."),
+    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
+)
+
+
+def export_timm(encoder: Encoder, folder: Path, about: dict[str, Any], pictures: Tensor) -> float:
+    """Write `FILES` into ``folder``; other files there are left alone.
+
+    A fine-tuned encoder's classifier becomes that of the timm model, which then gives logits.
+
+    Args:
+        encoder: on the CPU, in evaluation mode.
+        folder: made if need be. What is there already is replaced when everything new is written and checked.
+        about: where the encoder comes from, for ``config.json``; plain values.
+        pictures: uint8 [P, H, W, C], to check with.
+
+    Returns:
+        The largest absolute difference between the outputs of what timm loads and those of the encoder.
+
+    Raises:
+        UserError: the timm architecture has no place for the classifier.
+        RuntimeError: the difference is more than `TOLERANCE` of the largest output; no file is written.
+    """
+    model = _timm_model(encoder)
+    with tempfile.TemporaryDirectory() as temporary:
+        new = Path(temporary)
+        save_file(model.state_dict(), new / WEIGHTS)
+        write_json(new / CONFIG, _config(encoder, model) | {"origin": about})
+        names = torchvision_weights(encoder, model)
+        if names is not None and names.keys() != model.state_dict().keys():
+            save_file(names, new / TORCHVISION_WEIGHTS)
+        (new / README).write_text(_readme(encoder, names), encoding="utf-8")
+        difference = _check(encoder, new, pictures)
+        for name in FILES:
+            if (new / name).exists():
+                with replacing(folder / name) as target:
+                    shutil.copyfile(new / name, target)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    return difference
+
+
+def loading_lines(encoder: Encoder, folder: str) -> str:
+    """Python that loads the export in ``folder`` without mocokit, as ``model`` and ``transform``."""
+    spec, classes = encoder.spec, len(encoder.classes)
+    if spec.backbone not in _STOCK:
+        return (
+            "import timm\n"
+            f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()\n"
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+        )
+    stock, width = _STOCK[spec.backbone]
+    return (
+        "import json, safetensors.torch, timm, torch\n"
+        f"model = {stock.format(options=f'in_chans={spec.channels}, num_classes={classes}')}\n"
+        f"model.conv1 = torch.nn.Conv2d({spec.channels}, {width}, 3, padding=1, bias=False)\n"
+        "model.maxpool = torch.nn.Identity()\n"
+        f"model.eval().load_state_dict(safetensors.torch.load_file({f'{folder}/{WEIGHTS}'!r}))\n"
+        f"config = json.load(open({f'{folder}/{CONFIG}'!r}, encoding='utf-8'))['pretrained_cfg']\n"
+        "transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))\n"
+    )
+
+
+def torchvision_weights(encoder: Encoder, model: nn.Module) -> dict[str, Tensor] | None:
+    """The weights of a timm ``model`` under torchvision's names; None if torchvision has no such network."""
+    name = _torchvision_name(encoder)
+    if name is None:
+        return None
+    weights = {torchvision_key(key, name): tensor for key, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=len(encoder.classes) or 1)
+    shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
+    own = {key: tensor.shape for key, tensor in weights.items()}
+    extra = shapes.keys() - own.keys()
+    fits = own.items() <= shapes.items() and len(extra) == (0 if encoder.classifier else 2)
+    return weights if fits else None
+
+
+def torchvision_key(key: str, name: str) -> str:
+    """torchvision's name in its model ``name`` of what timm calls ``key``."""
+    if name in _TORCHVISION_VITS.values():
+        for pattern, replacement in _VIT_NAMES:
+            key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _torchvision_name(encoder: Encoder) -> str | None:
+    name = _TORCHVISION_VITS.get(encoder.spec.backbone, encoder.spec.backbone)
+    return name if name in torchvision.models.list_models() else None
+
+
+def _timm_model(encoder: Encoder) -> nn.Module:
+    """The backbone as timm builds it, with the classifier where timm has it."""
+    spec = encoder.spec
+    model: nn.Module = timm.create_model(
+        spec.backbone, num_classes=len(encoder.classes), in_chans=spec.channels
+    )
+    weights = dict(encoder.backbone.state_dict())
+    try:
+        if encoder.classifier is not None:
+            own = encoder.classifier.state_dict()
+            for key, tensor in model.state_dict().items():
+                if key not in weights:  # two classifiers, as of a distilled transformer, are averaged
+                    weights[key] = own[key.rpartition(".")[2]].reshape(tensor.shape)
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError):
+        raise UserError(
+            f"timm's {spec.backbone} has no linear classifier on its features; use --format onnx"
+        ) from None
+    return model
+
+
+def _config(encoder: Encoder, model: nn.Module) -> dict[str, Any]:
+    """What ``timm.create_model("local-dir:...")`` reads: the architecture and how its images are prepared."""
+    spec, K = encoder.spec, len(encoder.classes)
+    preparation = {
+        "num_classes": K,
+        "input_size": (spec.channels, spec.image_size, spec.image_size),
+        "interpolation": "bilinear",
+        "crop_mode": "center",
+        "crop_pct": 0.875 if spec.image_size > 64 else 1.0,
+        "mean": spec.mean,
+        "std": spec.std,
+    }
+    known: Any = (
+        model.pretrained_cfg
+    )  # of the weights that timm has under this name; some is of the architecture
+    network = {key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")}
+    config = {
+        "architecture": spec.backbone,
+        "num_classes": K,
+        "num_features": encoder.dim,
+        "pretrained_cfg": network | preparation,
+    }
+    return config | ({"label_names": encoder.classes} if K else {})
+
+
+@torch.inference_mode()
+def _check(encoder: Encoder, folder: Path, pictures: Tensor) -> float:
+    """Load ``folder`` with timm and compare; RuntimeError if outputs differ beyond the tolerance."""
+    spec = encoder.spec
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pixels = pictures.permute(0, 3, 1, 2).contiguous()
+    sizes = torch.tensor([pictures.shape[1:3]] * len(pictures))
+    found = model(center_view(pixels, sizes, spec.image_size, spec.mean, spec.std))
+    features = encoder(pixels, sizes)
+    expected = features if encoder.classifier is None else encoder.classifier(features)
+    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * scale:
+        raise RuntimeError(
+            f"timm's {spec.backbone} differs from the encoder by {difference:.2g}, where outputs reach "
+            f"{scale:.2g}; nothing was written"
+        )
+    return difference
+
+
+def exact_lines(encoder: Encoder) -> str:
+    """Python that makes of an image file the ``x`` [1, C, S, S] that the encoder makes of it."""
+    spec = encoder.spec
+    side = "min(image.size)" + (" * 0.875" if spec.image_size > 64 else "")
+    return (
+        "from PIL import Image\n"
+        "from torchvision.transforms.v2 import functional as F\n"
+        f"{picture_lines(spec)}"
+        f"square = F.center_crop(F.pil_to_tensor(image), round({side}))\n"
+        f"resized = F.resize(square / 255, [{spec.image_size}, {spec.image_size}], antialias=True)\n"
+        f"x = F.normalize(resized, {list(spec.mean)}, {list(spec.std)})[None]\n"
+    )
+
+
+def _readme(encoder: Encoder, torchvision_names: dict[str, Tensor] | None) -> str:
+    spec, K = encoder.spec, len(encoder.classes)
+    gives = f"logits [1, {K}] of the label_names in {CONFIG}" if K else f"features [1, {encoder.dim}]"
+    parts = [
+        f"{spec.backbone}, trained by mocokit {version('mocokit')}.",
+        "To load it with timm, in this directory:",
+        loading_lines(encoder, "."),
+        f"model(transform(image)[None]) gives {gives} of a Pillow image.",
+        "timm's transform resizes in 8 bits before it cuts, and cuts at whole pixels: its outputs are close to "
+        "those of mocokit. They are equal for model(x) with",
+        exact_lines(encoder),
+    ]
+    if spec.deep_range is not None:
+        low, high = spec.deep_range
+        parts.append(f"Images of more than 8 bits: scale {low:g}..{high:g} to 0..255 first.")
+    if K:
+        parts.append(
+            "Features instead of logits: model.forward_head(model.forward_features(x), pre_logits=True)."
+        )
+    if torchvision_names is not None:
+        parts += ["To load it with torchvision, in this directory:", _torchvision_lines(encoder)]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _torchvision_lines(encoder: Encoder) -> str:
+    name, K = _torchvision_name(encoder), len(encoder.classes)
+    same = name == encoder.spec.backbone
+    head = encoder.backbone.pretrained_cfg["classifier"] if same else "heads"  # type: ignore[index]
+    return (
+        "import safetensors.torch, torch, torchvision\n"
+        f'model = torchvision.models.get_model("{name}"{f", num_classes={K}" if K else ""})\n'
+        + ("" if K else f"model.{head} = torch.nn.Identity()\n")
+        + f'model.eval().load_state_dict(safetensors.torch.load_file("{WEIGHTS if same else TORCHVISION_WEIGHTS}"))'
+    )

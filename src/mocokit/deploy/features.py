@@ -1,0 +1,394 @@
+"""The feature file: one row an image, as Parquet, .npz or .npy; written by ``mocokit embed``, read by search.
+
+Columns: ``path`` inside the data, ``split``, ``label`` (class name), ``feature`` [D], and of a fine-tuned encoder
+``predicted`` and ``probability``. Both ways only a chunk of the features is in memory (an .npz is read whole).
+"""
+
+import csv
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mocokit.errors import UserError
+from mocokit.files import replacing, write_json
+from mocokit.model.encoder import Encoder
+
+FORMAT = "mocokit-features-1"
+SUFFIXES = (".parquet", ".npz", ".npy")
+BLOCK_ROWS = 16_384  # written and read at once
+
+_PARQUET_METADATA = b"mocokit"
+_DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a feature file: lists of equal length, and ``feature`` [N, D] float32 or float16."""
+
+    path: list[str]
+    split: list[str]
+    label: list[str | None]
+    feature: np.ndarray
+    predicted: list[str] | None = None
+    probability: list[float] | None = None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Those columns besides the features that there are."""
+        names = ("path", "split", "label", "predicted", "probability")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+class Named(NamedTuple):
+    """What a feature file says of a row; None where it doesn't."""
+
+    path: str | None = None
+    label: str | None = None
+
+
+def encoder_fingerprint(encoder: Encoder) -> str:
+    """Digest of all that decides about an encoder's output: weights, preprocessing and classes."""
+    digest = hashlib.blake2b(json.dumps([encoder.spec.to_dict(), encoder.classes]).encode(), digest_size=16)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def printable(name: str) -> str:
+    """A path as every format can hold it: a file name need not be UTF-8; what is not gets backslashes."""
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
+
+
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def check_format(path: Path) -> None:
+    """See that the name ``path`` is that of a feature file which can be written and read here.
+
+    Raises:
+        UserError: an unknown suffix, or pyarrow is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: the name of a feature file ends in {', '.join(SUFFIXES)}")
+    if path.suffix == ".parquet":
+        _pyarrow(path)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(
+            f"{path}: .parquet needs pyarrow; run pip install 'mocokit[features]', or choose .npz or .npy"
+        ) from None
+    return pyarrow
+
+
+def write_features(
+    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: str, metadata: dict[str, Any]
+) -> None:
+    """Write a feature file whole.
+
+    Args:
+        path: replaced; the suffix decides about the format. An .npy holds the features alone; beside it
+            ``PATH.csv`` takes the other columns and ``PATH.json`` the metadata.
+        chunks: all rows, in order.
+        shape: rows and dimension of all features.
+        dtype: float32 or float16.
+        metadata: plain values.
+
+    Raises:
+        OSError: the disk is full, or ``path`` may not be written.
+    """
+    write: Callable[..., None] = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}[
+        path.suffix
+    ]
+    write(path, chunks, shape, np.dtype(dtype), {"format": FORMAT} | metadata)
+
+
+def _write_parquet(
+    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
+) -> None:
+    """One row group a chunk. A dictionary of distinct values helps no column but these."""
+    pa = _pyarrow(path)
+    vector = pa.list_(pa.from_numpy_dtype(dtype), shape[1])
+    types = {"probability": pa.float32(), "feature": vector}
+    writer = None
+    with replacing(path) as temporary:
+        try:
+            for chunk in chunks:
+                columns = chunk.columns()
+                schema = pa.schema([(name, types.get(name, pa.string())) for name in [*columns, "feature"]])
+                schema = schema.with_metadata({_PARQUET_METADATA: json.dumps(metadata)})
+                arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(chunk.feature.ravel()), type=vector))
+                if writer is None:
+                    repeated = ["split", "label", "predicted"]
+                    writer = pa.parquet.ParquetWriter(temporary, schema, use_dictionary=repeated)
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _write_npz(
+    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
+) -> None:
+    """As np.savez does, but in one pass. Text becomes unicode arrays, so that no reader needs pickle."""
+    columns: dict[str, list[Any]] = {}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with _member(archive, "feature", shape, dtype) as file:
+            for chunk in chunks:
+                file.write(chunk.feature.tobytes())
+                for name, values in chunk.columns().items():
+                    columns.setdefault(name, []).extend(values)
+        for name, values in columns.items():
+            width = max((len(v) for v in values if isinstance(v, str)), default=1)
+            kind = np.dtype(np.float32 if name == "probability" else f"<U{max(1, width)}")
+            with _member(archive, name, (len(values),), kind) as file:
+                for start in range(0, len(values), BLOCK_ROWS):
+                    block = ["" if v is None else v for v in values[start : start + BLOCK_ROWS]]
+                    file.write(np.array(block, kind).tobytes())
+        text = np.array(json.dumps(metadata))
+        with _member(archive, "metadata", (), text.dtype) as file:
+            file.write(text.tobytes())
+
+
+@contextmanager
+def _member(
+    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> Iterator[IO[bytes]]:
+    """The file of an array in an .npz, open for its values."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        _write_header(file, shape, dtype)
+        yield file
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _write_npy(
+    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
+) -> None:
+    beside = sidecars(path)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # the matrix appears last
+        _write_header(file, shape, dtype)
+        with replacing(beside.rows) as rows, rows.open("w", encoding="utf-8", newline="") as text:
+            writer = csv.writer(text, lineterminator="\n")
+            for number, chunk in enumerate(chunks):
+                file.write(chunk.feature.tobytes())
+                columns = chunk.columns()
+                if number == 0:
+                    writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
+        write_json(beside.metadata, metadata)
+
+
+class Sidecars(NamedTuple):
+    """The two files beside an .npy."""
+
+    rows: Path
+    metadata: Path
+
+
+def sidecars(path: Path) -> Sidecars:
+    """Where the other columns and the metadata of an .npy lie."""
+    return Sidecars(path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.json"))
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+class Features(Protocol):
+    """An opened feature file.
+
+    Attributes:
+        path: of the file.
+        rows: N.
+        dim: D.
+        metadata: what ``mocokit embed`` wrote about it, or None of a file from elsewhere.
+    """
+
+    path: Path
+    rows: int
+    dim: int
+    metadata: dict[str, Any] | None
+
+    def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, features [n, D] float32, finite) from the block that begins with row ``start`` on.
+
+        Raises:
+            UserError: the file is damaged, or holds numbers that are not finite.
+        """
+
+    def named(self, rows: Collection[int]) -> dict[int, Named]:
+        """Path and label of some rows.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+
+
+def open_features(path: Path) -> Features:
+    """Open a feature file; of an .npy any matrix will do.
+
+    Raises:
+        UserError: no such file, of another kind, damaged, or pyarrow is missing.
+    """
+    check_format(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; mocokit embed writes it")
+    opened: Features = _ParquetFeatures(path) if path.suffix == ".parquet" else _ArrayFeatures(path)
+    if not (opened.rows and opened.dim):
+        raise UserError(f"{path}: holds no features (its matrix is {opened.rows} x {opened.dim})")
+    return opened
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, whatever a damaged or hostile file raises is a UserError that names the file."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise UserError(f"{path}: not a feature file, or damaged ({reason}); embed again") from None
+
+
+def _finite(path: Path, first: int, block: np.ndarray) -> tuple[int, np.ndarray]:
+    with _reading(path), np.errstate(over="ignore"):
+        block = np.array(block, np.float32, order="C")
+    bad = ~np.isfinite(block).all(axis=1)
+    if bad.any():
+        row = first + int(bad.argmax())
+        raise UserError(f"{path}: row {row} holds numbers that are infinite or not a number")
+    return first, block
+
+
+class _ArrayFeatures:
+    """An .npy, memory-mapped, or an .npz."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: dict[str, np.ndarray] = {}
+        self.metadata = None
+        with _reading(path):
+            if path.suffix == ".npy":
+                matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+                beside = sidecars(path)
+                text = beside.metadata.read_text("utf-8") if beside.metadata.exists() else None
+            else:
+                matrix, text = self._load_npz()
+        if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
+            raise UserError(
+                f"{path}: expected a matrix of numbers [rows, features], "
+                f"got {matrix.dtype} of shape {list(matrix.shape)}"
+            )
+        self._matrix = matrix
+        self.rows, self.dim = matrix.shape
+        with _reading(path):
+            self.metadata = None if text is None else _metadata(text)
+
+    def _load_npz(self) -> tuple[np.ndarray, str | None]:
+        with zipfile.ZipFile(self.path) as archive:
+            # Stored, an array is no larger than the file; compressed, a small file could fill the memory.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{self.path}: its arrays are compressed; write it with numpy.savez")
+        with np.load(self.path, allow_pickle=False) as arrays:
+            self._columns = {name: arrays[name] for name in ("path", "label") if name in arrays}
+            return arrays["feature"], str(arrays["metadata"]) if "metadata" in arrays else None
+
+    def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(start, self.rows, BLOCK_ROWS):
+            yield _finite(self.path, first, self._matrix[first : first + BLOCK_ROWS])
+
+    def named(self, rows: Collection[int]) -> dict[int, Named]:
+        if self.path.suffix == ".npy":
+            return self._from_sidecar(set(rows))
+        with _reading(self.path):
+            return {row: Named(**{n: str(c[row]) or None for n, c in self._columns.items()}) for row in rows}
+
+    def _from_sidecar(self, rows: set[int]) -> dict[int, Named]:
+        path = sidecars(self.path).rows
+        if not path.exists():
+            return dict.fromkeys(rows, Named())
+        found: dict[int, Named] = {}
+        with _reading(path), path.open(encoding="utf-8", newline="") as file:
+            count = 0
+            for count, values in enumerate(csv.DictReader(file), start=1):
+                if count - 1 in rows:
+                    found[count - 1] = Named(values.get("path") or None, values.get("label") or None)
+            if count != self.rows:
+                raise ValueError(f"{count} rows beside {self.rows} in {self.path.name}")
+        return found
+
+
+class _ParquetFeatures:
+    """A Parquet file, read by row groups."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        parquet = _pyarrow(path).parquet
+        with _reading(path):
+            self._file = parquet.ParquetFile(path)
+            schema = self._file.schema_arrow
+            self.rows = self._file.metadata.num_rows
+            self.dim = self._first_length() if self.rows else 0
+            text = (schema.metadata or {}).get(_PARQUET_METADATA)
+            self.metadata = None if text is None else _metadata(text)
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._groups = np.flatnonzero(counts).tolist()  # an empty one would begin where the next does
+        self._starts = (np.cumsum(counts) - counts)[self._groups].tolist()
+
+    def _first_length(self) -> int:
+        """Of the first vector: tables that other tools have rewritten have vectors of any length."""
+        first = next(self._file.iter_batches(1, columns=["feature"]))["feature"][0].as_py()
+        if not isinstance(first, list):
+            raise ValueError("its column feature holds no vectors")
+        return len(first)
+
+    def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        for first, group in zip(self._starts, self._groups, strict=True):
+            if first < start:
+                continue
+            with _reading(self.path):
+                column = self._file.read_row_group(group, columns=["feature"])["feature"].combine_chunks()
+                lengths = _pyarrow(self.path).compute.list_value_length(column).to_numpy(zero_copy_only=False)
+                if (lengths != self.dim).any():  # of a missing one it is not a number
+                    row = first + int((lengths != self.dim).argmax())
+                    raise ValueError(f"the feature of row {row} is not of length {self.dim}")
+                block = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
+            yield _finite(self.path, first, block)
+
+    def named(self, rows: Collection[int]) -> dict[int, Named]:
+        found: dict[int, Named] = {}
+        columns = [name for name in ("path", "label") if name in self._file.schema_arrow.names]
+        wanted = np.array(sorted(rows), dtype=np.int64)
+        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        for place in np.unique(places).tolist():
+            with _reading(self.path):
+                table = self._file.read_row_group(self._groups[place], columns=columns)
+                for row in wanted[places == place].tolist():
+                    values = {name: table[name][row - self._starts[place]].as_py() for name in columns}
+                    found[row] = Named(**{n: None if v is None else str(v) for n, v in values.items()})
+        return found
+
+
+def _metadata(text: str | bytes) -> dict[str, Any]:
+    """The metadata of a file that mocokit wrote."""
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"its metadata are not of format {FORMAT}")
+    return metadata

@@ -1,0 +1,205 @@
+"""Nearest neighbours and near-duplicates by cosine, over a feature file that is read block by block.
+
+Similarities are rounded to six decimals, which is what float32 can honestly give; equal ones are ordered by row.
+So neither chunk size nor engine nor number of threads changes the order of identical images.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocokit.deploy.features import Features
+from mocokit.errors import UserError
+
+MAX_PAIRS = 100_000  # of near-duplicates that are listed
+CHUNK_FLOATS = 2**22  # similarities held at once: 16 MB, and some times that for ranking them
+
+_DECIMALS = 6
+_UNIT = 10**_DECIMALS
+_ROW_BITS = 40  # of a rank: above them the similarity, below the row
+
+Report = Callable[[int, int], None]
+
+
+class Neighbour(NamedTuple):
+    """A row of the features and its cosine to a query."""
+
+    row: int
+    similarity: float
+
+
+class Pair(NamedTuple):
+    """Two rows, the lower first, and their cosine."""
+
+    rows: tuple[int, int]
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The pairs found, most similar first: ``pairs`` are those listed, ``count`` is of all."""
+
+    pairs: list[Pair]
+    count: int
+
+
+def unit(features: np.ndarray) -> Tensor:
+    """Rows of float32 [N, D] scaled to length 1; zero vectors, which have no direction, stay zero."""
+    x = torch.from_numpy(features)
+    # By the largest value first, so that no square leaves the range of float32.
+    x = x / x.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
+    """Features [len(rows), D] float32 of some rows.
+
+    Raises:
+        UserError: a row is out of range, or is a zero vector.
+    """
+    for row in rows:
+        if not 0 <= row < features.rows:
+            raise UserError(f"row {row}: {features.path} has rows 0 to {features.rows - 1}")
+    found: dict[int, np.ndarray] = {}
+    for first, block in features.blocks():
+        found |= {row: block[row - first].copy() for row in rows if first <= row < first + len(block)}
+    for row, vector in found.items():
+        if not vector.any():
+            raise UserError(f"row {row} of {features.path} is a zero vector, which resembles nothing")
+    return np.stack([found[row] for row in rows])
+
+
+@torch.inference_mode()
+def search(
+    features: Features,
+    queries: np.ndarray,
+    k: int,
+    without: list[int | None],
+    device: str = "cpu",
+    report: Report | None = None,
+) -> list[list[Neighbour]]:
+    """The k rows of greatest cosine to each query, exactly; a running top k over the blocks.
+
+    Args:
+        features: N rows of dimension D.
+        queries: [Q, D] float32.
+        k: neighbours; at most all rows are given.
+        without: for each query a row that is left out, or None.
+        device: where to compute.
+        report: called with the rows done and in total.
+    """
+    asking = unit(queries).to(device)
+    left_out = torch.tensor([-1 if row is None else row for row in without], device=device)
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    step = max(1, CHUNK_FLOATS // len(queries))
+    for first, block in features.blocks():
+        for start in range(0, len(block), step):
+            bank = unit(block[start : start + step]).to(device)
+            rows = torch.arange(first + start, first + start + len(bank), device=device)
+            ranks = _ranks(_rounded(asking @ bank.T), rows)
+            ranks[rows == left_out[:, None]] = torch.iinfo(torch.int64).min
+            best = torch.cat([best, ranks.topk(min(k, len(bank)), dim=1).values], dim=1)
+            best = best.topk(min(k, best.shape[1]), dim=1).values
+        if report is not None:
+            report(first + len(block), features.rows)
+    return _neighbours(best)
+
+
+def search_faiss(
+    features: Features, queries: np.ndarray, k: int, without: list[int | None], report: Report | None = None
+) -> list[list[Neighbour]]:
+    """As `search`, by faiss' exact index of inner products, which holds all features in memory.
+
+    An approximate index takes longer to build than one exact pass over the features, and is asked once here.
+
+    Raises:
+        UserError: faiss is missing.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise UserError("--engine faiss needs faiss; run pip install 'mocokit[faiss]'") from None
+    index = faiss.IndexFlatIP(features.dim)
+    for first, block in features.blocks():
+        index.add(unit(block).numpy())
+        if report is not None:
+            report(first + len(block), features.rows)
+    # One more than asked: the row that is left out may be among them.
+    similarity, rows = index.search(unit(queries).numpy(), min(k + 1, features.rows))
+    found = torch.from_numpy(rows)
+    ranks = _ranks(_rounded(torch.from_numpy(similarity)), found)
+    left_out = torch.tensor([-1 if row is None else row for row in without])
+    ranks[found == left_out[:, None]] = torch.iinfo(torch.int64).min
+    return _neighbours(ranks.topk(min(k, ranks.shape[1]), dim=1).values)
+
+
+def _rounded(similarity: Tensor) -> Tensor:
+    """Cosines in whole millionths, int64."""
+    return (similarity.double().clamp(-1, 1) * _UNIT).round().long()
+
+
+def _ranks(rounded: Tensor, rows: Tensor) -> Tensor:
+    """One int64 each, greater for what comes first: by similarity, equal ones by row, the lowest first."""
+    return (rounded << _ROW_BITS) + ((1 << _ROW_BITS) - 1 - rows)
+
+
+def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
+    """Back from ranks, in descending order, leaving out what was left out."""
+    rows = (1 << _ROW_BITS) - 1 - (ranks & ((1 << _ROW_BITS) - 1))
+    kept = ranks != torch.iinfo(torch.int64).min
+    return [
+        [Neighbour(r, s / _UNIT) for r, s, keep in zip(*columns, strict=True) if keep]
+        for columns in zip(rows.tolist(), (ranks >> _ROW_BITS).tolist(), kept.tolist(), strict=True)
+    ]
+
+
+@torch.inference_mode()
+def duplicates(
+    features: Features, threshold: float, device: str = "cpu", report: Report | None = None
+) -> Duplicates:
+    """All pairs of rows whose cosine is at least ``threshold``, over the blocks of the upper triangle.
+
+    The `MAX_PAIRS` most similar are listed. Zero vectors are in no pair.
+    """
+    least = round(threshold * _UNIT)
+    side = int(CHUNK_FLOATS**0.5)
+    best = torch.empty(0, 3, dtype=torch.int64)  # minus the similarity, and the rows: sorted as tuples are
+    count = 0
+    for first, block in features.blocks():
+        left = unit(block).to(device)
+        for second, other in features.blocks(first):
+            right = left if second == first else unit(other).to(device)
+            for i in range(0, len(left), side):
+                for j in range(0, len(right), side):
+                    if second + j + side <= first + i:
+                        continue  # below the diagonal
+                    pairs = _pairs(left[i : i + side], right[j : j + side], first + i, second + j, least)
+                    count += len(pairs)
+                    best = torch.cat([best, pairs.cpu()])
+                    if len(best) > 2 * MAX_PAIRS:
+                        best = _most_similar(best)
+        if report is not None:
+            report(first + len(block), features.rows)
+    listed = [Pair((i, j), -similarity / _UNIT) for similarity, i, j in _most_similar(best).tolist()]
+    return Duplicates(listed, count)
+
+
+def _pairs(left: Tensor, right: Tensor, first: int, second: int, least: int) -> Tensor:
+    """[P, 3] of the pairs i < j: minus the similarity in millionths, i, j."""
+    similarity = left @ right.T
+    # Narrowed in float32 by a little less than asked, rounded only where it matters.
+    i, j = (similarity >= (least - 1) / _UNIT).nonzero(as_tuple=True)
+    rounded = _rounded(similarity[i, j])
+    directed = left.any(dim=1)[i] & right.any(dim=1)[j]
+    keep = (rounded >= least) & (first + i < second + j) & directed
+    return torch.stack([-rounded[keep], first + i[keep], second + j[keep]], dim=1)
+
+
+def _most_similar(pairs: Tensor) -> Tensor:
+    array = pairs.numpy()
+    order = np.lexsort(array.T[::-1])[:MAX_PAIRS]
+    return torch.from_numpy(array[order])

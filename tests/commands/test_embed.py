@@ -1,0 +1,311 @@
+"""``mocokit embed``: a row for every image, equal to what ``Encoder.embed`` gives, whatever interrupts it."""
+
+import csv
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import mocokit
+import mocokit.commands.embed as module
+from mocokit.cli import main
+from mocokit.data.store import open_store
+from mocokit.deploy.encoder import read_header, save_encoder
+from mocokit.errors import Interrupted, UserError
+from mocokit.evaluation.features import extract
+from mocokit.model.encoder import EncoderSpec
+from tests.helpers import archive, encode, noise, png16, write_images
+from tests.runs import TinyRun
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, tmp_path) -> Path:
+    """A copy of the finished run that may be written to."""
+    return Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Images of several sizes, without labels, some of them damaged."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(40):
+        size = (8, 8) if i % 3 else (5 + i, 30)
+        (folder / f"{i:02d}.png").write_bytes(encode(noise(i, *size, channels=1 + 2 * (i % 2))))
+    (folder / "07b.png").write_bytes(b"no image")
+    (folder / "33b.png").write_bytes((folder / "33.png").read_bytes()[:60])
+    return folder
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Any of the three formats."""
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return pd.DataFrame({name: list(file[name]) for name in file if name != "metadata"})
+    table = pd.read_csv(f"{path}.csv", keep_default_na=False)
+    return table.assign(feature=list(np.load(path, allow_pickle=False)))
+
+
+def features(path: Path) -> np.ndarray:
+    return np.stack(read(path)["feature"])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_are_those_of_encoder_embed(tiny_run, run, tmp_path, suffix, dtype):
+    output = tmp_path / f"f{suffix}"
+    result = mocokit.embed(str(run), str(tiny_run.data), str(output), dtype=dtype)
+    table = read(output)
+    files = sorted(tiny_run.data.rglob("*.png"))
+    assert table["path"].tolist() == [file.relative_to(tiny_run.data).as_posix() for file in files]
+    assert table["label"].tolist() == [file.parent.name for file in files]
+    assert table["split"].tolist() == [file.parent.parent.name for file in files]
+    assert list(table)[-1] == "feature" or suffix == ".npz"
+    expected = mocokit.load(run).embed(files).numpy()
+    found = np.stack(table["feature"])
+    assert found.dtype == dtype
+    assert np.allclose(found, expected, rtol=0, atol=1e-5 if dtype == "float32" else 1e-2)
+    assert {name: result[name] for name in ("path", "rows", "dim", "skipped")} == {
+        "path": str(output), "rows": len(files), "dim": expected.shape[1], "skipped": 0
+    }  # fmt: skip
+    assert result["images_per_second"] > 0
+    assert json.loads((run / "results" / "embed.json").read_text()) == result
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.skipped.csv"))
+
+
+def test_rows_are_those_of_the_evaluation(tiny_run, run, tmp_path):
+    mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.parquet"))
+    store = open_store(str(tiny_run.data), image_size=8, image_size_cap=8, channels=3)
+    table = read(tmp_path / "f.parquet").set_index("path")["feature"]
+    for split in store.splits.values():
+        expected = extract(mocokit.load(run), split).numpy()
+        assert np.allclose(np.stack(table[split.names]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batch_size_and_workers_do_not_matter(run, images, tmp_path, batch_size, workers):
+    options = {"max_skipped": 0.2}
+    mocokit.embed(str(run), str(images), str(tmp_path / "a.npy"), batch_size=16, **options)
+    mocokit.embed(
+        str(run), str(images), str(tmp_path / "b.npy"), batch_size=batch_size, workers=workers, **options
+    )
+    assert np.allclose(features(tmp_path / "a.npy"), features(tmp_path / "b.npy"), rtol=0, atol=1e-5)
+    assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
+
+
+def test_an_archive_gives_what_its_folder_gives(tiny_run, run, tmp_path):
+    packed = archive(tiny_run.data, tmp_path / "data.tar.gz")
+    for number, data in enumerate((tiny_run.data, packed)):
+        mocokit.embed(str(run), str(data), str(tmp_path / f"{number}.parquet"))
+    folder, archived = (read(tmp_path / f"{number}.parquet") for number in (0, 1))
+    assert np.array_equal(np.stack(folder.pop("feature")), np.stack(archived.pop("feature")))
+    assert folder.equals(archived)
+
+
+def test_deep_images(tmp_path):
+    """Scaled by the range that the encoder was trained with, as the store scales them."""
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 600 * (i + 1), (9, 9, 1), dtype=np.uint16)
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / "deep" / f"{i}.png").write_bytes(png16(pixels))
+    spec = EncoderSpec("resnet18_narrow", 8, 1, (0.4,), (0.2,), (50.0, 3000.0))
+    encoder = mocokit.Encoder.create(spec).eval()
+    save_encoder(encoder, tmp_path / "encoder.safetensors", {"seed": 0})
+    mocokit.embed(str(tmp_path / "encoder.safetensors"), str(tmp_path / "deep"), str(tmp_path / "f.npy"))
+    files = sorted((tmp_path / "deep").iterdir())
+    assert np.allclose(features(tmp_path / "f.npy"), encoder.embed(files), rtol=0, atol=1e-5)
+    assert np.ptp(features(tmp_path / "f.npy"), axis=0).max() > 1e-3
+
+
+def test_a_fine_tuned_encoder_also_classifies(tiny_run, run, tmp_path):
+    encoder = mocokit.load(run)
+    encoder.classifier, encoder.classes = nn.Linear(encoder.dim, 3), ("apple", "pear", "plum")
+    nn.init.normal_(encoder.classifier.weight)
+    save_encoder(encoder, tmp_path / "tuned.safetensors", read_header(run)[1])
+    mocokit.embed(str(tmp_path / "tuned.safetensors"), str(tiny_run.data), str(tmp_path / "f.parquet"))
+    table = read(tmp_path / "f.parquet")
+    expected = encoder.classify(sorted(tiny_run.data.rglob("*.png")))
+    assert table["predicted"].tolist() == [encoder.classes[i] for i in expected.argmax(dim=1)]
+    assert np.allclose(table["probability"], expected.amax(dim=1), atol=1e-5)
+    assert not (run / "results" / "embed.json").exists()
+
+
+def test_skipped_images_are_listed(run, images, tmp_path, capfd):
+    result = mocokit.embed(str(run), str(images), str(tmp_path / "f.parquet"), max_skipped=0.1)
+    assert (result["rows"], result["skipped"]) == (40, 2)
+    with (tmp_path / "f.parquet.skipped.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["07b.png", "33b.png"]
+    assert "f.parquet.skipped.csv" in capfd.readouterr().err
+    assert not {"07b.png", "33b.png"} & set(read(tmp_path / "f.parquet")["path"])
+    assert read(tmp_path / "f.parquet")["label"].isna().all()
+
+
+def test_too_many_skipped_fails_and_what_was_done_is_kept(run, images, tmp_path, monkeypatch):
+    arguments = str(run), str(images), str(tmp_path / "f.npy")
+    with pytest.raises(UserError, match=r"2 of 42 images \(4\.8%\) .* --max-skipped"):
+        mocokit.embed(*arguments, max_skipped=0.01)
+    assert (tmp_path / "f.npy.skipped.csv").exists() and not (tmp_path / "f.npy").exists()
+    monkeypatch.setattr(module, "_encode", None)  # nothing is encoded again
+    result = mocokit.embed(*arguments, max_skipped=0.1)
+    assert (result["rows"], result["images_per_second"]) == (40, None)
+
+
+def test_no_usable_image(run, tmp_path):
+    write_images(tmp_path / "data", ["a.png"])
+    (tmp_path / "data" / "a.png").write_bytes(b"")
+    with pytest.raises(UserError, match="no usable images"):
+        mocokit.embed(str(run), str(tmp_path / "data"), str(tmp_path / "f.npy"), max_skipped=1.0)
+
+
+# Interruption ---------------------------------------------------------------------------------------------
+
+
+class Stopping:
+    """Calls the encoder so many times, then does what a user or a machine does; counts images."""
+
+    def __init__(self, times: int, error: BaseException) -> None:
+        self.inner, self.times, self.error, self.images = module._encode, times, error, 0
+
+    def __call__(self, encoder, batch, *rest):
+        if self.times == 0:
+            raise self.error
+        self.times -= 1
+        self.images += len(batch)
+        return self.inner(encoder, batch, *rest)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_resumes_to_the_same_bytes(run, images, tmp_path, suffix, error, monkeypatch):
+    arguments, options = (str(run), str(images)), {"batch_size": 4, "max_skipped": 0.1}
+    mocokit.embed(*arguments, str(tmp_path / f"whole{suffix}"), **options)
+    monkeypatch.setattr("mocokit.deploy.parts.PART_ROWS", 8)
+    output = tmp_path / f"f{suffix}"
+    monkeypatch.setattr(module, "_encode", Stopping(5, error))
+    with pytest.raises((Interrupted, MemoryError)) as stopped:
+        mocokit.embed(*arguments, str(output), **options)
+    if stopped.type is Interrupted:
+        assert "20 of 42 images" in str(stopped.value)
+    assert not output.exists()
+    monkeypatch.undo()
+    rest = Stopping(100, error)
+    monkeypatch.setattr(module, "_encode", rest)
+    assert mocokit.embed(*arguments, str(output), **options)["rows"] == 40
+    assert rest.images == 42 - 20
+    assert np.array_equal(features(output), features(tmp_path / f"whole{suffix}"))
+    assert read(output)["path"].tolist() == read(tmp_path / f"whole{suffix}")["path"].tolist()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_interrupted_exits_130_with_the_way_on(run, images, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(module, "_encode", Stopping(0, KeyboardInterrupt()))
+    assert main(["embed", str(run), str(images), "-o", str(tmp_path / "f.npy")]) == 130
+    assert "run the same command to go on" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["data", "dtype", "run"])
+def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change, monkeypatch):
+    options = {"batch_size": 4, "max_skipped": 0.1}
+    arguments = {"run": str(run), "data": str(images), "output": str(tmp_path / "f.npy")}
+    monkeypatch.setattr(module, "_encode", Stopping(5, KeyboardInterrupt()))
+    with pytest.raises(Interrupted):
+        mocokit.embed(**arguments, **options)
+    monkeypatch.undo()
+    if change == "data":
+        (images / "00.png").write_bytes(encode(noise(99)))
+    elif change == "dtype":
+        options["dtype"] = "float16"
+    else:
+        encoder = mocokit.load(run)
+        with torch.no_grad():
+            encoder.backbone.bn1.bias += 1
+        save_encoder(encoder, run / "encoder.safetensors", read_header(run)[1])
+    with pytest.raises(UserError, match="--overwrite"):
+        mocokit.embed(**arguments, **options)
+    mocokit.embed(**arguments, **options, overwrite=True)
+    names = [name for name in sorted(p.name for p in images.iterdir()) if "b" not in name]
+    expected = mocokit.load(run).embed([images / name for name in names])
+    assert np.allclose(features(tmp_path / "f.npy"), expected, rtol=0, atol=1e-2)
+
+
+def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkeypatch):
+    arguments = str(run), str(images), str(tmp_path / "f.npy")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "write_features", full)
+    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
+        mocokit.embed(*arguments, max_skipped=0.1)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_encode", None)
+    assert mocokit.embed(*arguments, max_skipped=0.1)["rows"] == 40
+
+
+# Wrong input ----------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists(run, tiny_run, tmp_path):
+    output = tmp_path / "f.npy"
+    np.save(output, np.ones(3))
+    (tmp_path / "f.npy.skipped.csv").write_text("of an earlier one")
+    before = output.read_bytes()
+    with pytest.raises(UserError, match="exists; .* --overwrite"):
+        mocokit.embed(str(run), str(tiny_run.data), str(output))
+    assert output.read_bytes() == before
+    mocokit.embed(str(run), str(tiny_run.data), str(output), overwrite=True)
+    assert features(output).ndim == 2
+    assert not (tmp_path / "f.npy.skipped.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "match"), [("f.csv", r"ends in \.parquet, \.npz, \.npy"), ("folder.npy", "is a folder")]
+)
+def test_outputs_that_cannot_be(run, tiny_run, tmp_path, output, match, monkeypatch):
+    (tmp_path / "folder.npy").mkdir()
+    monkeypatch.setattr(module, "open_source", None)  # nothing is read before
+    with pytest.raises(UserError, match=match):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / output))
+
+
+def test_a_file_where_the_output_needs_a_folder(run, tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "file" / "f.npy"))
+
+
+def test_an_encoder_that_gives_no_numbers(run, tiny_run, tmp_path):
+    encoder = mocokit.load(run)
+    encoder.backbone.bn1.weight.data.fill_(float("nan"))
+    save_encoder(encoder, run / "encoder.safetensors", read_header(run)[1])
+    with pytest.raises(UserError, match="infinite or not a number"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.npy"))
+
+
+def test_features_too_large_for_float16(run, tiny_run, tmp_path):
+    encoder = mocokit.load(run)
+    for parameter in encoder.backbone.layer4[-1].bn2.parameters():
+        parameter.data.fill_(1e6)
+    save_encoder(encoder, run / "encoder.safetensors", read_header(run)[1])
+    with pytest.raises(UserError, match="--dtype float32"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.npy"), dtype="float16")
+
+
+def test_json(run, tiny_run, tmp_path, capfd):
+    output = tmp_path / "f.parquet"
+    assert main(["embed", str(run), str(tiny_run.data), "-o", str(output), "--json"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert (json.loads(stdout)["path"], json.loads(stdout)["rows"]) == (str(output), len(read(output)))
+    assert "images/s" in stderr
+    assert main(["embed", str(run), str(tiny_run.data), "-o", str(output)]) == 2
+    assert capfd.readouterr().err.count("\n") == 1

@@ -1,0 +1,132 @@
+"""``mocokit export``: where files go, what is printed and refused. That they compute the same: tests/deploy."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.testing import assert_close
+
+import mocokit
+from mocokit.cli import main
+from mocokit.commands.export import export, made_pictures
+from mocokit.deploy import export_onnx
+from mocokit.errors import UserError
+from mocokit.model.encoder import EncoderSpec
+from tests.deploy.exporting import without
+from tests.helpers import noise
+from tests.runs import TinyRun
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, tmp_path) -> Path:
+    """A copy of the finished run that may be written to."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_timm(run, capfd):
+    assert main(["export", str(run), "--format", "timm", "--json"]) == 0
+    stdout, stderr = capfd.readouterr()
+    result = json.loads(stdout)
+    assert (result["path"], result["format"]) == (str(run / "export" / "timm"), "timm")
+    assert 0 <= result["max_abs_diff"] < 1e-6
+    assert json.loads((run / "results" / "export.json").read_text()) == result
+    printed: dict = {}
+    exec(stderr.partition("in Python:\n\n")[2], printed)  # what is printed works as it stands
+    pictures = np.stack([noise(i, 8, 8) for i in range(5)])
+    encoder = mocokit.load(run)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (encoder.spec.mean, encoder.spec.std))
+    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
+    with torch.inference_mode():
+        assert_close(printed["model"](x), encoder.embed(pictures), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
+    """Checked on the user's own images; nothing of the exporter's is printed."""
+    (tmp_path / "elsewhere").mkdir()
+    encoder = shutil.copy(run / "encoder.safetensors", tmp_path / "elsewhere")  # the file without its run
+    arguments = ["export", str(encoder), "--format", "onnx", "--data", str(tiny_run.data)]
+    assert main([*arguments, "--output", str(tmp_path / "o"), "--json"]) == 0
+    stdout, stderr = capfd.readouterr()
+    result = json.loads(stdout)
+    assert (result["path"], result["format"]) == (str(tmp_path / "o" / "encoder.onnx"), "onnx")
+    assert 0 < result["max_abs_diff"] < 1e-5
+    assert result["data_fingerprint"]
+    assert f"largest difference from PyTorch's outputs {result['max_abs_diff']:.1e}" in stderr
+    assert len(stderr.splitlines()) == 10  # one of ours, a heading, a blank one and seven of Python
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["encoder.safetensors"]
+    session = onnxruntime.InferenceSession(result["path"])
+    pictures = np.stack([noise(i, 10, 13) for i in range(5)])
+    (features,) = session.run(None, {"images": pictures})
+    assert_close(torch.from_numpy(features), mocokit.load(run).embed(pictures), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("format", "name"), [("timm", "README.txt"), ("onnx", "encoder.onnx")])
+def test_nothing_is_overwritten_unasked(run, format, name, monkeypatch):
+    monkeypatch.setattr(export_onnx, "export_onnx", lambda *_: 0.0)
+    file = run / "export" / format / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(UserError, match=rf"{name}: is already there; --overwrite replaces it, --output"):
+        export(str(run), format=format)
+    assert file.read_text() == "mine"
+    export(str(run), format=format, overwrite=True)
+    export(str(run), format=format, output=str(run / "other"))
+
+
+def test_a_missing_package_is_told_before_anything_slow(tmp_path, monkeypatch):
+    """Even before the run is looked at."""
+    monkeypatch.setattr(export_onnx, "EXTRA", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"needs no_such_package; pip install 'mocokit\[onnx\]'"):
+        export(str(tmp_path / "none"), format="onnx")
+
+
+def test_timm_needs_no_onnx(run):
+    script = (
+        f"from mocokit.cli import main; raise SystemExit(main(['export', {str(run)!r}, '--format', 'timm']))"
+    )
+    without(export_onnx.EXTRA, script, run)
+    assert (run / "export" / "timm" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "coreml"}, "--format: 'coreml' is not one of timm, onnx"),
+        ({"format": "timm", "data": "nowhere"}, "nowhere"),
+        (
+            {"format": "timm", "output": "run/config.yaml"},
+            "--output run/config.yaml: is a file; name a directory",
+        ),
+        ({"format": "timm", "output": "run/config.yaml/x"}, "config.yaml"),
+    ],
+)
+def test_mistakes(run, options, message, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    with pytest.raises(UserError, match=message):
+        export("run", **options)
+
+
+def test_no_format(run, capfd):
+    assert main(["export", str(run)]) == 2
+    assert "no --format given" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(run):
+    (run / "export").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="export"):
+        export(str(run), format="timm")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_made_pictures_are_smooth_and_not_alike(channels):
+    pictures = made_pictures(EncoderSpec("resnet18", 20, channels, (0.5,) * channels, (0.2,) * channels))
+    assert (pictures.shape, pictures.dtype) == ((64, 30, 40, channels), np.uint8)
+    assert np.abs(np.diff(pictures.astype(int), axis=1)).mean() < pictures.std() / 2
+    assert len(np.unique(pictures.reshape(64, -1), axis=0)) == 64

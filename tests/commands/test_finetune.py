@@ -1,0 +1,300 @@
+"""``mocokit finetune``: what it measures and keeps, what it refuses to replace, and that a kill changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, load_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+
+import mocokit
+from mocokit.cli import main
+from mocokit.deploy.encoder import read_header
+from mocokit.errors import UserError
+from mocokit.model.encoder import Encoder
+from mocokit.training.checkpoint import Checkpoints
+from mocokit.training.monitor import read_metrics
+from tests.helpers import class_folders, write_images
+from tests.runs import TinyRun, coloured_data, command
+
+SHORT = {"epochs": 3, "batch_size": 16, "device": "cpu"}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+RESULT = Path("results", "finetune.json")
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, tmp_path) -> Path:
+    """A copy of the finished run that may be written to."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run: TinyRun, tmp_path_factory) -> tuple[Path, dict]:
+    """A run that was fine-tuned, with its baseline, and the result. Read it only."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    shutil.copytree(tiny_run.path, path)
+    return path, mocokit.finetune(str(path), str(tiny_run.data), **SHORT | {"epochs": 15, "lr": 3e-3})
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Metrics without the speed, which no run repeats."""
+    found = read_metrics(folder / "metrics.csv")
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+
+
+# What it measures and keeps
+
+
+def test_figures_are_those_of_the_encoder_it_keeps(finished, tiny_run: TinyRun):
+    path, result = finished
+    files = sorted((tiny_run.data / "test").rglob("*.png"))
+    for folder, who in (("finetune", "encoder"), ("from-scratch", "random_init")):
+        encoder = mocokit.load(path / folder)
+        assert encoder.classes == ("class0", "class1", "class2")
+        assert encoder.embed(files[:2]).shape == (2, 128)
+        predicted = [encoder.classes[i] for i in encoder.classify(files).argmax(dim=1)]
+        true = [file.parent.name for file in files]
+        figures = result[who]
+        assert figures["top1"] == pytest.approx(accuracy_score(true, predicted))
+        assert figures["balanced"] == pytest.approx(balanced_accuracy_score(true, predicted))
+        assert figures["confusion"] == confusion_matrix(true, predicted).tolist()
+        assert figures["ci95"][0] <= figures["top1"] <= figures["ci95"][1]
+        metrics = read_metrics(path / folder / "metrics.csv")
+        assert figures["epochs"] == len(metrics) - 1
+        best = max(metrics, key=lambda row: float(row["val_top1"]))  # the first of the best
+        assert figures["best_epoch"] == int(best["epoch"])
+        assert figures["val_top1"] == pytest.approx(float(best["val_top1"]), rel=1e-5)
+        assert figures["train_s"] >= 0
+
+
+def test_result(finished, tiny_run: TinyRun):
+    path, result = finished
+    assert result["protocol"] == "finetune"
+    assert result["encoder"]["top1"] > 0.6  # chance is one in three
+    assert result["images"] == {"train": 57, "val": 15, "test": 48}  # a fifth of each class validates
+    assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
+    assert result["config"]["lr"] == 3e-3
+    for where in (path, path / "finetune"):
+        assert json.loads((where / RESULT).read_text()) == result
+    alone = json.loads((path / "from-scratch" / RESULT).read_text())
+    assert (alone["protocol"], alone["random_init"]) == ("from scratch", None)
+    assert alone["encoder"] == result["random_init"]
+
+
+def test_the_result_is_an_encoder_for_other_verbs(finished, tiny_run: TinyRun, tmp_path):
+    shutil.copytree(finished[0] / "finetune", tmp_path / "tuned")
+    knn = mocokit.knn(str(tmp_path / "tuned"), str(tiny_run.data), k=5)
+    assert knn["random_init"] == mocokit.knn(str(finished[0]), str(tiny_run.data), k=5)["random_init"]
+    again = mocokit.finetune(str(tmp_path / "tuned"), str(tiny_run.data), baseline=False, **SHORT)
+    assert again["directory"] == str(tmp_path / "tuned" / "finetune")
+
+
+def parameters(backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(backbone.named_parameters())
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_step_zero_is_the_encoder_or_its_random_initialisation(tiny_run: TinyRun, run, scratch):
+    """Without a learning rate the weights stay where they start."""
+    options = SHORT | {"epochs": 1, "lr": 0.0, "baseline": False, "from_scratch": scratch}
+    result = mocokit.finetune(str(run), str(tiny_run.data), **options)
+    spec, about = read_header(run)
+    expected = Encoder.create(spec, about["seed"]) if scratch else mocokit.load(run)
+    assert result["directory"] == str(run / ("from-scratch" if scratch else "finetune"))
+    kept, expected = (parameters(e.backbone) for e in (mocokit.load(result["directory"]), expected))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+    assert result["random_init"] is None
+
+
+def test_the_pretrained_encoder_is_left_alone(tiny_run: TinyRun, finished):
+    for name in ("encoder.safetensors", "checkpoints/last.ckpt", "config.yaml"):
+        assert (finished[0] / name).read_bytes() == (tiny_run.path / name).read_bytes()
+
+
+def test_an_encoder_file_without_its_run(tiny_run: TinyRun, run, tmp_path):
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(run / "encoder.safetensors", tmp_path / "alone" / "mine.safetensors")
+    out = tmp_path / "out"
+    result = mocokit.finetune(str(alone), str(tiny_run.data), out=str(out), **SHORT)
+    assert result["encoder"] is not None
+    assert [p.name for p in (tmp_path / "alone").iterdir()] == ["mine.safetensors"]
+    assert (out / "from-scratch" / "encoder.safetensors").exists()
+    assert json.loads((out / RESULT).read_text()) == result
+
+
+# Going on, and what is not replaced
+
+
+def test_a_finished_one_is_not_done_again(finished, tiny_run: TinyRun, capfd):
+    path, result = finished
+    before = state(path / "finetune") | state(path / "from-scratch")
+    options = SHORT | {"epochs": 15, "lr": 3e-3}
+    assert mocokit.finetune(str(path), str(tiny_run.data), **options) == result
+    assert "is finished" in capfd.readouterr().err
+    assert state(path / "finetune") | state(path / "from-scratch") == before
+
+
+def test_the_baseline_is_reused(tiny_run: TinyRun, run):
+    alone = mocokit.finetune(str(run), str(tiny_run.data), from_scratch=True, **SHORT)
+    assert alone["protocol"] == "from scratch"
+    before = state(run / "from-scratch")
+    assert not (run / "finetune").exists()
+    both = mocokit.finetune(str(run), str(tiny_run.data), **SHORT)
+    assert both["random_init"] == alone["encoder"]
+    assert state(run / "from-scratch") == before
+
+
+def test_another_training_is_refused_and_overwrite_replaces(tiny_run: TinyRun, run, tmp_path):
+    data, options = str(tiny_run.data), SHORT | {"epochs": 1, "baseline": False}
+    mocokit.finetune(str(run), data, **options)
+    before = state(run / "finetune")
+    with pytest.raises(UserError, match=r"with --lr 0\.001\. Give another --out, or --overwrite"):
+        mocokit.finetune(str(run), data, **options, lr=0.5)
+    other = coloured_data(tmp_path / "other", train=20)
+    with pytest.raises(UserError, match="with other images than"):
+        mocokit.finetune(str(run), str(other), **options)
+    with pytest.raises(UserError, match="--from-scratch False; other weights to start from"):
+        mocokit.finetune(str(run), data, **options, out=str(run / "finetune"), from_scratch=True)
+    assert state(run / "finetune") == before
+    (run / "finetune" / "features.npz").touch()
+    mocokit.finetune(str(run), data, **options, lr=0.5, overwrite=True)
+    assert not (run / "finetune" / "features.npz").exists()  # of the old encoder
+    assert "lr: 0.5" in (run / "finetune" / "finetune.yaml").read_text()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_only_a_training_is_ever_replaced(tiny_run: TinyRun, run, tmp_path, overwrite):
+    photos = write_images(tmp_path / "photos", ["mine.png"])
+    (tmp_path / "file").touch()
+    shutil.copytree(run, tmp_path / "another run")
+    for out, why in (
+        (photos, "holds no fine-tuning"),
+        (tmp_path / "another run", "holds no fine-tuning"),
+        (run, "the encoder to start from is there"),
+        (tmp_path / "file", "choose another --out"),
+    ):
+        before = state(tmp_path)
+        with pytest.raises(UserError, match=why):
+            mocokit.finetune(str(run), str(tiny_run.data), out=str(out), overwrite=overwrite, **SHORT)
+        assert state(tmp_path) == before
+
+
+def test_damage_is_one_line(tiny_run: TinyRun, run, capfd):
+    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS, "--baseline=false"]
+    assert main(arguments) == 0
+    for name, content in (
+        ("finetune.yaml", b"lr: [1"),
+        ("finetune.yaml", b"\xff\xfe"),
+        ("finetune.yaml", b"speed: 3"),
+        ("data.json", b"{"),
+        ("encoder.safetensors", None),
+        ("checkpoints/last.ckpt", b"PK not a checkpoint"),
+    ):
+        file = run / "finetune" / name
+        kept = file.read_bytes()
+        if content is None:  # is made again from the checkpoint
+            file.unlink()
+            assert main(arguments) == 0
+            weights, before = load_file(file), load(kept)  # their order in the file is not fixed
+            assert all(torch.equal(weights[name], before[name]) for name in before)
+            continue
+        file.write_bytes(content)
+        (run / "finetune" / RESULT).unlink(missing_ok=True)
+        capfd.readouterr()
+        assert main(arguments) == 2
+        error = capfd.readouterr().err.splitlines()
+        assert str(run / "finetune") in error[-1]
+        assert not any("Traceback" in line for line in error)
+        file.write_bytes(kept)
+
+
+def test_interrupted_says_how_to_go_on(tiny_run: TinyRun, run, capfd, monkeypatch):
+    end = Checkpoints.on_train_batch_end
+
+    def stop_at_five(self, trainer, *args):
+        self.stop = signal.SIGINT if trainer.global_step == 5 else self.stop
+        end(self, trainer, *args)
+
+    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS]
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", stop_at_five)
+    assert main(arguments) == 130
+    assert (
+        capfd.readouterr()
+        .err.splitlines()[-1]
+        .endswith(f"run the same command to go on from {run / 'finetune' / 'checkpoints' / 'last.ckpt'}")
+    )
+    monkeypatch.undo()
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["encoder"]["epochs"] == SHORT["epochs"]
+
+
+def test_killed_and_resumed_ends_bit_identical(tiny_run: TinyRun, run, tmp_path):
+    options = ["--epochs=8", "--batch-size=16", "--device=cpu", "--baseline=false", "--patience=0"]
+    arguments = ["finetune", str(run), str(tiny_run.data), "--out", str(tmp_path / "killed"), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / "killed" / "metrics.csv").exists() and len(rows(tmp_path / "killed")) >= 2:
+            break
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    assert 2 <= len(rows(tmp_path / "killed")) < 8
+    assert main(arguments) == 0
+    assert main([*arguments[:4], str(tmp_path / "whole"), *options]) == 0
+
+    killed, whole = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("killed", "whole")
+    )
+    assert killed["global_step"] == whole["global_step"] == 8 * 3
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert np.array_equal(leaves(killed[part]), leaves(whole[part])), part
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    kept, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def leaves(tree) -> np.ndarray:
+    """All numbers in nested containers, in order."""
+    if isinstance(tree, dict):
+        return np.concatenate([leaves(value) for value in tree.values()] or [np.empty(0)])
+    if isinstance(tree, list | tuple):
+        return np.concatenate([leaves(value) for value in tree] or [np.empty(0)])
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().double().numpy().ravel()
+    return np.array([float(tree)]) if isinstance(tree, int | float) else np.empty(0)
+
+
+# Data that does not serve
+
+
+def test_labels_are_needed_and_several_of_a_class(run, tmp_path):
+    flat = write_images(tmp_path / "flat", [f"{i}.png" for i in range(20)])
+    with pytest.raises(UserError, match="fine-tuning needs labels"):
+        mocokit.finetune(str(run), str(flat), **SHORT)
+    single = class_folders(tmp_path / "single", classes=3, train=1, test=2)
+    with pytest.raises(UserError, match="too few labelled training images"):
+        mocokit.finetune(str(run), str(single), **SHORT)
+    assert not (run / "finetune").exists()
+
+
+def test_fewer_images_than_a_batch(run, tmp_path):
+    data = class_folders(tmp_path / "few", classes=2, train=3, test=2)
+    result = mocokit.finetune(str(run), str(data), **SHORT | {"batch_size": 64})
+    assert result["images"]["train"] == 4
+    assert [int(row["step"]) for row in read_metrics(run / "finetune" / "metrics.csv")] == [0, 1, 2, 3]

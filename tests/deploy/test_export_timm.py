@@ -1,0 +1,296 @@
+"""The timm export: stock timm and torchvision load it and compute what the encoder computes."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from mocokit.data.views import center_view
+from mocokit.deploy import export_timm as module
+from mocokit.deploy.export_timm import _TORCHVISION_VITS, export_timm, loading_lines
+from mocokit.errors import UserError
+from mocokit.model import backbones
+from mocokit.model.encoder import Encoder, EncoderSpec
+from tests.deploy.exporting import CLASSES, make_encoder, photographs, without
+
+ABOUT = {"seed": 3, "recipe": "auto"}
+ENCODERS = {
+    "resnet18": ("resnet18", 32, 3, ()),
+    "gray resnet18": ("resnet18", 24, 1, ()),
+    "fine-tuned resnet18": ("resnet18", 96, 3, CLASSES),
+    "convnext_atto": ("convnext_atto", 32, 3, ()),
+    "fine-tuned convnext_atto": ("convnext_atto", 32, 3, CLASSES),
+    "resnet18_cifar": ("resnet18_cifar", 16, 3, ()),
+    "resnet18_narrow": ("resnet18_narrow", 16, 3, ()),
+    "gray resnet18_narrow": ("resnet18_narrow", 16, 1, ()),
+    "fine-tuned resnet18_narrow": ("resnet18_narrow", 16, 3, CLASSES),
+}
+
+
+def view(encoder: Encoder, pictures: np.ndarray) -> Tensor:
+    """What the encoder's backbone sees of pictures [N, H, W, C]."""
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    sizes = torch.tensor([pictures.shape[1:3]] * len(pictures))
+    return center_view(pixels, sizes, encoder.spec.image_size, encoder.spec.mean, encoder.spec.std)
+
+
+def outputs(encoder: Encoder, x: Tensor) -> Tensor:
+    """Features, or logits of a fine-tuned encoder."""
+    with torch.inference_mode():
+        features = encoder.backbone(x)
+        return encoder.classifier(features) if encoder.classifier else features
+
+
+def code(readme: str, start: str) -> str:
+    """The Python of the README's paragraph after the one that starts so."""
+    paragraphs = readme.split("\n\n")
+    (at,) = [i for i, text in enumerate(paragraphs) if text.startswith(start)]
+    return paragraphs[at + 1]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> dict[str, tuple[Encoder, Path]]:
+    folder = tmp_path_factory.mktemp("exports")
+    result = {}
+    for name, (backbone, size, channels, classes) in ENCODERS.items():
+        encoder = make_encoder(backbone, size, channels, classes)
+        pictures = torch.from_numpy(photographs(size + 9, size + 4, channels))
+        assert export_timm(encoder, folder / name, ABOUT, pictures) <= 1e-6
+        result[name] = (encoder, folder / name)
+    return result
+
+
+@pytest.mark.slow
+def test_timm_alone_gives_equal_outputs(exported):
+    """Each README's own lines, with mocokit out of reach, on photographs prepared by timm's transform."""
+    top = next(iter(exported.values()))[1].parent
+    for encoder, folder in exported.values():
+        size, channels = encoder.spec.image_size, encoder.spec.channels
+        Image.fromarray(photographs(size, size, channels)[0].squeeze()).save(folder / "of its size.png")
+        Image.fromarray(photographs(*awkward(size), channels)[0].squeeze()).save(
+            folder / "image.jpg", quality=95
+        )
+        np.save(folder / "x.npy", view(encoder, photographs(2 * size, size + 5, channels)).numpy())
+    script = """
+import os, numpy, torch
+from pathlib import Path
+from PIL import Image
+for folder in sorted(Path(".").resolve().iterdir()):
+    os.chdir(folder)
+    loading, exact = [p for p in Path("README.txt").read_text().split("\\n\\n") if "\\n" in p][:2]
+    found = {}
+    exec(loading, found)
+    exec(exact, found)
+    x = {"tensor": torch.from_numpy(numpy.load("x.npy")), "exact": found["x"]}
+    x["transform"] = found["transform"](Image.open("of its size.png"))[None]
+    with torch.inference_mode():
+        numpy.savez("y.npz", **{name: found["model"](x).numpy() for name, x in x.items()})
+import sys
+print(sorted(name for name in sys.modules if name.partition(".")[0] == "mocokit"))
+"""
+    assert without(("mocokit",), script, top) == "[]\n"
+    for encoder, folder in exported.values():
+        size, channels = encoder.spec.image_size, encoder.spec.channels
+        expected = outputs(encoder, torch.from_numpy(np.load(folder / "x.npy")))
+        assert expected.std(dim=0).max() > 1e-4  # or equality would say nothing
+        found = {name: torch.from_numpy(y) for name, y in np.load(folder / "y.npz").items()}
+        assert_close(found["tensor"], expected, rtol=1e-6, atol=1e-6)
+        with torch.inference_mode():
+            features = encoder.embed(folder / "image.jpg")
+            seen = encoder.classifier(features) if encoder.classifier else features
+        assert_close(found["exact"], seen, rtol=1e-4, atol=1e-5)
+        if size <= 64:  # nothing to resize and nothing to cut off
+            seen = outputs(encoder, view(encoder, photographs(size, size, channels)[:1]))
+            assert_close(found["transform"], seen, rtol=1e-4, atol=1e-5)
+
+
+def awkward(size: int) -> tuple[int, int]:
+    """Height and width for which neither the cut nor a scale is a whole number; mocokit shrinks such images."""
+    return 3 * size - 3, size + size // 2 - 1
+
+
+@pytest.mark.parametrize("name", ["gray resnet18_narrow", "fine-tuned resnet18_narrow"])
+def test_the_registered_name_and_the_documented_edit_load_the_same(exported, name):
+    """timm.create_model knows our ResNets once mocokit is imported; the README's lines do without."""
+    encoder, folder = exported[name]
+    registered = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    found: dict = {}
+    exec(loading_lines(encoder, folder.as_posix()), found)
+    x = view(encoder, photographs(20, 20, encoder.spec.channels))
+    with torch.inference_mode():
+        assert_close(registered(x), outputs(encoder, x), rtol=0, atol=0)
+        assert_close(found["model"](x), outputs(encoder, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", backbones.default_cfgs)
+def test_every_resnet_of_ours_has_its_lines(name):
+    """The weights' names and shapes are right; that they compute the same is shown above for some."""
+    spec = EncoderSpec(name, 16, 3, (0.5,) * 3, (0.5,) * 3)
+    with torch.device("meta"):
+        backbone = timm.create_model(name, num_classes=0)
+        lines = loading_lines(Encoder(backbone, spec), "").splitlines()
+        found: dict = {}
+        exec("\n".join(line for line in lines if "load_file" not in line and "config" not in line), found)
+    shapes = {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in found["model"].state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "width", "within"),
+    [(16, 16, 16, 1e-3), (32, 64, 96, 0.5), (32, 16, 32, 0.5), (224, 256, 256, 1e-3), (224, 512, 640, 0.5)],
+)
+def test_timms_transform_is_the_encoders_preprocessing(size, height, width, within):
+    """To 8-bit rounding, in sizes where timm cuts in the same place."""
+    encoder = make_encoder("resnet18_narrow", size)
+    stated = module._config(encoder, encoder.backbone)["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=stated))
+    pictures = photographs(height, width)
+    theirs = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+    gray_levels = 255 * (theirs - view(encoder, pictures)) * torch.tensor(encoder.spec.std)[:, None, None]
+    assert gray_levels.abs().mean() < within
+
+
+def test_a_fine_tuned_model_also_gives_features(exported):
+    encoder, folder = exported["fine-tuned convnext_atto"]
+    x = view(encoder, photographs(32, 40))
+    with torch.inference_mode():
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert_close(model.forward_head(model.forward_features(x), pre_logits=True), encoder.backbone(x))
+        headless = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        assert_close(headless(x), encoder.backbone(x))
+    assert model.pretrained_cfg["label_names"] == list(CLASSES)
+    assert model.num_classes == len(CLASSES)
+
+
+def test_config(exported):
+    folder = exported["gray resnet18"][1]
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["architecture"], config["num_classes"], config["num_features"]) == ("resnet18", 0, 512)
+    assert config["origin"] == ABOUT
+    stated = config["pretrained_cfg"]
+    assert stated["input_size"] == [1, 24, 24]
+    assert (stated["mean"], stated["std"]) == ([0.48], [0.22])
+    assert (stated["interpolation"], stated["crop_pct"], stated["crop_mode"]) == ("bilinear", 1.0, "center")
+    others = {"tag", "license", "url", "hf_hub_id", "origin_url", "test_input_size"}
+    assert not {key for key in others if stated.get(key)}  # of weights that timm knows under this name
+
+
+# torchvision ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "fine-tuned resnet18"])
+def test_torchvision_loads_the_same_file(exported, name, monkeypatch):
+    encoder, folder = exported[name]
+    monkeypatch.chdir(folder)
+    found: dict = {}
+    exec(code((folder / "README.txt").read_text(), "To load it with torchvision"), found)
+    x = view(encoder, photographs(50, 60))
+    assert isinstance(found["model"], torchvision.models.ResNet)
+    with torch.inference_mode():
+        assert_close(found["model"](x), outputs(encoder, x), rtol=1e-6, atol=1e-6)
+    assert not (folder / "torchvision.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["gray resnet18", "convnext_atto", "resnet18_cifar", "resnet18_narrow"])
+def test_what_torchvision_lacks_is_not_promised(exported, name):
+    assert "torchvision.models" not in (exported[name][1] / "README.txt").read_text()
+
+
+class TinyViT(torchvision.models.VisionTransformer):
+    """torchvision's transformer, small."""
+
+    def __init__(self, num_classes: int = 1) -> None:
+        super().__init__(32, 8, 2, 3, 24, 96, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_a_transformer_is_also_written_in_torchvisions_names(classes, tmp_path, monkeypatch):
+    """A small one under the name of the base model, whose 86 M weights take too long here."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    def tiny(name: str, num_classes: int = 0, in_chans: int = 3) -> VisionTransformer:
+        model = VisionTransformer(32, 8, in_chans, num_classes, embed_dim=24, depth=2, num_heads=3)
+        model.pretrained_cfg = {"architecture": name, "classifier": "head"}
+        return model
+
+    monkeypatch.setattr(backbones.timm, "create_model", tiny)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights=None, **kw: TinyViT(**kw))
+    monkeypatch.setattr(module, "_check", lambda *_: 0.0)
+    encoder = make_encoder("vit_base_patch16_224", 32, 3, classes)
+    export_timm(encoder, tmp_path, ABOUT, torch.empty(0))
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(code((tmp_path / "README.txt").read_text(), "To load it with torchvision"), found)
+    x = view(encoder, photographs(32, 32))
+    with torch.inference_mode():
+        assert_close(found["model"](x), outputs(encoder, x), rtol=1e-4, atol=1e-5)
+    assert {p.name for p in tmp_path.iterdir()} == set(module.FILES)
+
+
+@pytest.mark.parametrize(("timm_name", "torchvision_name"), _TORCHVISION_VITS.items())
+def test_the_named_transformers_are_those_of_torchvision(timm_name, torchvision_name):
+    with torch.device("meta"):
+        size = torchvision.models.get_model(torchvision_name, weights=None).image_size
+        backbone = timm.create_model(timm_name, num_classes=0)
+    spec = EncoderSpec(timm_name, size, 3, (0.5,) * 3, (0.5,) * 3)
+    assert module.torchvision_weights(Encoder(backbone, spec), backbone) is not None
+
+
+# Files ---------------------------------------------------------------------------------------------------
+
+
+def test_only_its_own_files_are_replaced(tmp_path):
+    encoder, pictures = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "torchvision.safetensors").write_text("of another architecture")
+    (tmp_path / "model.safetensors").write_text("old")
+    export_timm(encoder, tmp_path, ABOUT, pictures)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "notes.txt",
+        "model.safetensors",
+        "config.json",
+        "README.txt",
+    }
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert load_file(tmp_path / "model.safetensors").keys() == encoder.backbone.state_dict().keys()
+    if os.name == "posix":
+        others = stat.S_IMODE((tmp_path / "notes.txt").stat().st_mode)
+        assert all(stat.S_IMODE(p.stat().st_mode) == others for p in tmp_path.iterdir())
+
+
+def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
+    def forgetful(weights, path):
+        save_file(
+            {name: 0 * w if name == "layer4.1.bn2.running_mean" else w for name, w in weights.items()}, path
+        )
+
+    monkeypatch.setattr(module, "save_file", forgetful)
+    encoder, pictures = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
+    with pytest.raises(RuntimeError, match="differs from the encoder"):
+        export_timm(encoder, tmp_path / "new", ABOUT, pictures)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_architecture_without_a_plain_classifier_is_the_users_to_change(tmp_path):
+    encoder = make_encoder("levit_128s", 224, classes=CLASSES)  # classifies by normalised features
+    with pytest.raises(UserError, match=r"levit_128s has no linear classifier.*--format onnx"):
+        export_timm(encoder, tmp_path / "new", ABOUT, torch.from_numpy(photographs(9, 9)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("classes", [(), CLASSES])
+def test_transformers(backbone, classes, tmp_path):
+    """A distilled one has two classifiers, whose logits it averages."""
+    encoder = make_encoder(backbone, 224, classes=classes)
+    assert export_timm(encoder, tmp_path, ABOUT, torch.from_numpy(photographs(300, 250))) < 1e-5

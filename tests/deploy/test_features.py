@@ -1,0 +1,302 @@
+"""The feature file: what is written comes back, plain libraries read it, and no foreign file does harm."""
+
+import csv
+import json
+import pickle
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mocokit.deploy.features as module
+from mocokit.deploy.features import (
+    Named,
+    Rows,
+    check_format,
+    encoder_fingerprint,
+    open_features,
+    printable,
+    write_features,
+)
+from mocokit.errors import UserError
+from mocokit.model.encoder import Encoder, EncoderSpec
+
+SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
+
+
+def made(counts=(5, 3), dim=4, dtype="float32", classified=False, labelled=True) -> list[Rows]:
+    """Chunks of that many rows."""
+    rng, chunks, number = np.random.default_rng(0), [], 0
+    for count in counts:
+        names = [f'train/ä{i}, "q".png' for i in range(number, number + count)]
+        number += count
+        chunks.append(
+            Rows(
+                path=names,
+                split=["train"] * count,
+                label=["cat" if labelled and i % 2 else None for i in range(count)],
+                feature=rng.normal(size=(count, dim)).astype(dtype),
+                predicted=["dog"] * count if classified else None,
+                probability=[0.0, *rng.random(count - 1).tolist()] if classified else None,
+            )
+        )
+    return chunks
+
+
+def write(path, chunks, **metadata):
+    feature = np.concatenate([chunk.feature for chunk in chunks])
+    write_features(path, iter(chunks), feature.shape, str(feature.dtype), metadata)
+    return feature
+
+
+def content(features) -> np.ndarray:
+    blocks = list(features.blocks())
+    assert [first for first, _ in blocks] == np.cumsum([0, *(len(b) for _, b in blocks)])[:-1].tolist()
+    return np.concatenate([block for _, block in blocks])
+
+
+@SUFFIXES
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("classified", [False, True])
+def test_round_trip(tmp_path, suffix, dtype, classified, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 3)
+    chunks = made((5, 3, 1), dtype=dtype, classified=classified)
+    feature = write(tmp_path / f"f{suffix}", chunks, run="somewhere")
+    opened = open_features(tmp_path / f"f{suffix}")
+    assert (opened.rows, opened.dim) == (9, 4)
+    assert opened.metadata == {"format": "mocokit-features-1", "run": "somewhere"}
+    assert np.array_equal(content(opened), feature.astype(np.float32))
+    paths = [p for chunk in chunks for p in chunk.path]
+    labels = [label for chunk in chunks for label in chunk.label]
+    expected = {row: Named(paths[row], labels[row]) for row in (7, 0, 4)}
+    assert opened.named({7, 0, 4}) == expected
+    starts = [first for first, _ in opened.blocks()]
+    assert [first for first, _ in opened.blocks(starts[1])] == starts[1:]
+
+
+def test_pandas_reads_parquet(tmp_path):
+    import pandas as pd
+
+    for dtype in ("float32", "float16"):
+        feature = write(tmp_path / "f.parquet", made(classified=True, dtype=dtype))
+        table = pd.read_parquet(tmp_path / "f.parquet")
+        assert list(table) == ["path", "split", "label", "predicted", "probability", "feature"]
+        assert np.array_equal(np.stack(table["feature"]), feature)
+        assert np.stack(table["feature"]).dtype == dtype
+        assert table["label"].isna().tolist() == [True, False, True, False, True, True, False, True]
+
+
+def test_a_table_that_pandas_has_filtered(tmp_path):
+    import pandas as pd
+
+    feature = write(tmp_path / "f.parquet", made())
+    table = pd.read_parquet(tmp_path / "f.parquet")
+    table[table["label"] == "cat"].to_parquet(tmp_path / "cats.parquet")
+    opened = open_features(tmp_path / "cats.parquet")
+    assert np.array_equal(content(opened), feature[[1, 3, 6]])
+    assert opened.named([2]) == {2: Named(table["path"][6], "cat")}
+    assert opened.metadata is None
+
+
+def test_empty_row_groups(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("feature", pa.list_(pa.float32(), 2)), ("path", pa.string())])
+    with pq.ParquetWriter(tmp_path / "f.parquet", schema) as writer:
+        for i in (0, 2, 0, 1, 0):
+            writer.write_table(pa.table({"feature": [[i, 1]] * i, "path": [str(i)] * i}, schema))
+    opened = open_features(tmp_path / "f.parquet")
+    assert content(opened).tolist() == [[2, 1], [2, 1], [1, 1]]
+    assert [first for first, _ in opened.blocks(2)] == [2]
+    assert opened.named([1, 2]) == {1: Named("2"), 2: Named("1")}
+
+
+def test_parquet_has_a_row_group_a_chunk_and_vectors_of_fixed_size(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write(tmp_path / "f.parquet", made((5, 3)), run="r")
+    file = pq.ParquetFile(tmp_path / "f.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)] == [5, 3]
+    assert file.schema_arrow.field("feature").type == pa.list_(pa.float32(), 4)
+    assert json.loads(file.schema_arrow.metadata[b"mocokit"])["run"] == "r"
+
+
+def test_numpy_reads_npz_without_pickle(tmp_path):
+    chunks = made(classified=True)
+    feature = write(tmp_path / "f.npz", chunks)
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as file:
+        assert set(file) == {"path", "split", "label", "predicted", "probability", "feature", "metadata"}
+        assert np.array_equal(file["feature"], feature)
+        assert file["path"].tolist() == [p for c in chunks for p in c.path]
+        assert file["label"].tolist() == ["", "cat", "", "cat", "", "", "cat", ""]
+        assert file["probability"].dtype == np.float32
+        assert file["probability"].tolist() == pytest.approx([p for c in chunks for p in c.probability])
+        assert json.loads(str(file["metadata"]))["format"] == "mocokit-features-1"
+
+
+def test_npy_is_the_matrix_alone(tmp_path):
+    feature = write(tmp_path / "f.npy", made(labelled=False))
+    assert np.array_equal(np.load(tmp_path / "f.npy", allow_pickle=False), feature)
+    with (tmp_path / "f.npy.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[7]["path"], rows[7]["split"], rows[7]["label"]) == ('train/ä7, "q".png', "train", "")
+    assert json.loads((tmp_path / "f.npy.json").read_text())["format"] == "mocokit-features-1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npy", "f.npy.csv", "f.npy.json"]
+
+
+@SUFFIXES
+@settings(deadline=None, max_examples=15)
+@given(text=st.lists(st.text(st.characters(blacklist_characters="\0\r"), min_size=1), min_size=1, max_size=4))
+def test_any_name_that_a_file_can_have(suffix, text, tmp_path_factory):
+    names = [printable(name) for name in [*text, "not utf-8: \udcff"]]
+    assert names[-1] == "not utf-8: \\udcff"
+    chunk = Rows(names, ["train"] * len(names), [None] * len(names), np.ones((len(names), 2), np.float32))
+    path = tmp_path_factory.mktemp("names") / f"f{suffix}"
+    write(path, [chunk])
+    assert open_features(path).named(range(len(names))) == {i: Named(n) for i, n in enumerate(names)}
+
+
+@SUFFIXES
+def test_a_failure_leaves_nothing_half(tmp_path, suffix):
+    path = tmp_path / f"f{suffix}"
+    write(path, made(), run="old")
+
+    def failing():
+        yield made()[0]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_features(path, failing(), (8, 4), "float32", {})
+    assert open_features(path).metadata["run"] == "old"
+    assert not list(tmp_path.glob(".*"))
+
+
+# Foreign and damaged files ----------------------------------------------------------------------------------
+
+
+def refused(path, match):
+    with pytest.raises(UserError, match=match) as error:
+        opened = open_features(path)
+        list(opened.blocks())
+        opened.named([0])
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bare_matrix(tmp_path):
+    matrix = np.arange(6, dtype=">f8").reshape(3, 2)
+    np.save(tmp_path / "f.npy", np.asfortranarray(matrix))
+    opened = open_features(tmp_path / "f.npy")
+    assert opened.metadata is None
+    assert np.array_equal(content(opened), matrix)
+    assert opened.named([2]) == {2: Named()}
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('executed')",)
+
+    np.save(tmp_path / "f.npy", np.array([[Bomb()]], object), allow_pickle=True)
+    refused(tmp_path / "f.npy", "not a feature file")
+    (tmp_path / "raw.npy").write_bytes(pickle.dumps(Bomb()))
+    refused(tmp_path / "raw.npy", "not a feature file")
+    np.savez(tmp_path / "f.npz", feature=np.array([[Bomb()]], object))
+    refused(tmp_path / "f.npz", "not a feature file")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "match"),
+    [
+        (np.array([[1, 2], [np.nan, 1]]), "row 1 holds numbers that are infinite or not a number"),
+        (np.array([[1e39, 2]]), "row 0 holds numbers"),
+        (np.ones(3), r"expected a matrix of numbers .* got float64 of shape \[3\]"),
+        (np.ones((2, 2, 2)), "expected a matrix"),
+        (np.array([["a"]]), "expected a matrix"),
+        (np.ones((0, 4)), "holds no features"),
+        (np.ones((4, 0)), "holds no features"),
+    ],
+)
+def test_matrices_that_are_no_features(tmp_path, matrix, match):
+    np.save(tmp_path / "f.npy", matrix)
+    refused(tmp_path / "f.npy", match)
+
+
+@SUFFIXES
+@pytest.mark.parametrize("keep", [0, 10, 100, 0.5, 0.99])
+def test_truncated(tmp_path, suffix, keep):
+    path = tmp_path / f"f{suffix}"
+    write(path, made((50, 30)))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    refused(path, "not a feature file, or damaged")
+
+
+def test_a_small_file_that_fills_the_memory_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "f.npz", feature=np.zeros((1000, 1000)))
+    refused(tmp_path / "f.npz", "compressed")
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000), }"
+    (tmp_path / "f.npy").write_bytes(header.ljust(127) + b"\n")
+    refused(tmp_path / "f.npy", "not a feature file")
+    with zipfile.ZipFile(tmp_path / "g.npz", "w") as file:
+        file.writestr("feature.npy", header.ljust(127) + b"\n")
+    refused(tmp_path / "g.npz", "not a feature file")
+
+
+def test_other_tables(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    refused(tmp_path / "a.parquet", "not a feature file")
+    pq.write_table(pa.table({"feature": [1.0]}), tmp_path / "b.parquet")
+    refused(tmp_path / "b.parquet", "not a feature file")
+    gaps = pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"feature": gaps}), tmp_path / "c.parquet")
+    refused(tmp_path / "c.parquet", "row 1 is not of length 2")
+    pq.write_table(pa.table({"feature": [[1.0, 2.0], [1.0, 2.0, 3.0], [1.0]]}), tmp_path / "e.parquet")
+    refused(tmp_path / "e.parquet", "row 1 is not of length 2")
+    pq.write_table(pa.table({"feature": [["a"], ["b"]]}), tmp_path / "f.parquet")
+    refused(tmp_path / "f.parquet", "not a feature file")
+    np.savez(tmp_path / "d.npz", other=np.ones((2, 2)))
+    refused(tmp_path / "d.npz", "not a feature file")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "mocokit-features-0"}', "[" * 100_000])
+def test_damaged_metadata(tmp_path, text):
+    write(tmp_path / "f.npy", made())
+    (tmp_path / "f.npy.json").write_text(text)
+    refused(tmp_path / "f.npy", "not a feature file")
+
+
+def test_a_sidecar_of_another_matrix(tmp_path):
+    write(tmp_path / "f.npy", made((5, 3)))
+    np.save(tmp_path / "f.npy", np.ones((7, 4)))
+    with pytest.raises(UserError, match=r"f\.npy\.csv: .*8 rows beside 7 in f\.npy"):
+        open_features(tmp_path / "f.npy").named([0])
+
+
+def test_missing_and_unknown(tmp_path, monkeypatch):
+    refused(tmp_path / "none.npy", "no such file")
+    for name in ("f.csv", "f", "f.NPY.gz"):
+        with pytest.raises(UserError, match=r"ends in \.parquet, \.npz, \.npy"):
+            check_format(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"pip install 'mocokit\[features\]'"):
+        check_format(tmp_path / "f.parquet")
+
+
+def test_encoder_fingerprint_tells_encoders_apart():
+    spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5,) * 3)
+    one = Encoder.create(spec, seed=0)
+    assert encoder_fingerprint(one) == encoder_fingerprint(Encoder.create(spec, seed=0))
+    others = [Encoder.create(spec, seed=1), Encoder.create(spec, seed=0), Encoder.create(spec, seed=0)]
+    others[1].backbone.bn1.running_mean[0] += 1e-3
+    others[2].spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5, 0.5, 0.4))
+    assert len({encoder_fingerprint(encoder) for encoder in (one, *others)}) == 4

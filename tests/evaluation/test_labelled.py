@@ -1,0 +1,135 @@
+"""Which labelled images train, validate and test: parts never overlap, and few labels are few."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mocokit.data.batches import generator
+from mocokit.errors import UserError
+from mocokit.evaluation.labelled import held_out, split_labelled, stratified_folds
+
+
+class Images:
+    """As much of an ImageSet as splitting looks at."""
+
+    def __init__(self, labels):
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def store(classes=3, **splits):
+    images = {name: Images(labels) for name, labels in splits.items()}
+    return SimpleNamespace(name="pets", splits=images, label_names=tuple("abcdefg"[:classes]))
+
+
+def ids(*parts):
+    """Which images parts hold: pairs of the set and the position in it."""
+    return [(id(part.images), index) for part in parts for index in part.indices.tolist()]
+
+
+def counts(part, classes=3):
+    return part.labels.bincount(minlength=classes).tolist()
+
+
+BALANCED = [0, 1, 2] * 20
+many_labels = st.lists(st.integers(0, 6), min_size=1, max_size=80)
+
+
+def test_own_splits_are_used():
+    data = store(train=BALANCED, val=[0, 1, 2], test=[2, 1])
+    found = split_labelled(data, seed=0)
+    assert [counts(part) for part in (found.train, found.val, found.test)] == [[20] * 3, [1] * 3, [0, 1, 1]]
+    assert found.test.images is data.splits["test"]
+    assert len(found.pool) == 60
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("train", "test")])
+def test_a_missing_split_is_a_fifth_of_each_class(splits):
+    data = store(**dict.fromkeys(splits, BALANCED))
+    found = split_labelled(data, seed=0)
+    test, remaining = (4, 16) if splits == ("train",) else (20, 20)
+    assert counts(found.test) == [test] * 3
+    assert counts(found.val) == [remaining // 5] * 3
+    assert counts(found.train) == [remaining - remaining // 5] * 3
+    together = ids(found.train, found.val, found.test)
+    assert len(set(together)) == len(together) == 60 * len(splits)  # no overlap, nothing left out
+    assert sorted(ids(found.pool)) == sorted(ids(found.train, found.val))
+
+
+def test_parts_are_a_function_of_the_seed():
+    data = store(train=BALANCED)
+    first, again, other = (ids(split_labelled(data, seed).test) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_nothing_to_test_on_is_told():
+    with pytest.raises(UserError, match="pets: no class has two images"):
+        split_labelled(store(train=[0, 1, 2]), seed=0)
+    found = split_labelled(store(train=[0, 1, 2], test=[0]), seed=0)
+    assert (len(found.train), len(found.val)) == (3, 0)
+
+
+@settings(deadline=None)
+@given(labels=many_labels, seed=st.integers(0, 2**32))
+def test_held_out_is_a_fifth_of_each_class(labels, seed):
+    labels = torch.tensor(labels)
+    out = held_out(labels, generator(seed, "test"))
+    for value in labels.unique():
+        n, k = int((labels == value).sum()), int(out[labels == value].sum())
+        assert (k == 0) if n == 1 else (k >= 1 and abs(k - n / 5) <= max(0.5, 1 - n / 5))
+
+
+@settings(deadline=None)
+@given(labels=many_labels, seed=st.integers(0, 2**32), most=st.integers(2, 6))
+def test_folds_are_stratified_and_leave_every_class_to_learn_from(labels, seed, most):
+    labels = torch.tensor(labels)
+    folds = stratified_folds(labels, most, generator(seed, "test"))
+    sizes = labels.bincount()
+    assert len(folds) == (min(most, int(sizes.max())) if sizes.max() > 1 else 0)
+    if not folds:
+        return
+    times = torch.stack(folds).sum(dim=0)
+    assert torch.equal(times, (sizes[labels] > 1).long())
+    for fold in folds:
+        assert fold.any()
+        assert set(labels[~fold].tolist()) == set(labels.tolist())
+        share = sizes / len(folds)
+        assert bool(((labels[fold].bincount(minlength=len(sizes)) - share).abs() <= 1).all())
+
+
+def test_held_out_images_are_random_in_their_class():
+    labels = torch.zeros(10, dtype=torch.int64)
+    often = sum(held_out(labels, generator(seed, "test")).long() for seed in range(500))
+    assert ((often - 100).abs() < 40).all()  # two of ten, 500 times: 100 each, standard deviation 9
+
+
+@pytest.mark.parametrize(
+    "splits", [{"train": BALANCED}, {"train": BALANCED, "val": BALANCED, "test": BALANCED}]
+)
+def test_few_labels_per_class(splits):
+    found = split_labelled(store(**splits), seed=0)
+    few = [found.few(4, None, 0, repeat) for repeat in (0, 1, 0)]
+    assert [counts(part) for part in few] == [[4] * 3] * 3
+    assert ids(few[0]) == ids(few[2]) != ids(few[1])
+    assert not set(ids(*few)) & set(ids(found.test))
+    assert len(found.few(len(found.pool) // 3, None, 0, 0)) == len(found.pool)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.1, [1, 4]), (0.01, [1, 1]), (1.0, [10, 40])])
+def test_a_fraction_of_each_class(fraction, expected):
+    found = split_labelled(store(classes=2, train=[0] * 10 + [1] * 40, test=[0, 1]), seed=0)
+    assert counts(found.few(None, fraction, 0, 0), 2) == expected
+
+
+def test_more_labels_than_there_are_names_the_smallest_class():
+    data = store(classes=4, train=[0] * 9 + [1] * 7 + [3] * 8, test=[0, 1])  # no image of the third class
+    found = split_labelled(data, seed=0)
+    with pytest.raises(UserError, match=r"--labels-per-class 8: class 'b' has 7 .* at most"):
+        found.few(8, None, 0, 0)
+    assert counts(found.few(7, None, 0, 0), 4) == [7, 7, 0, 7]

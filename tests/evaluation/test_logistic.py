@@ -1,0 +1,135 @@
+"""The solver of the fast probe against scikit-learn's LogisticRegression on the same features."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+
+from mocokit.data.batches import generator
+from mocokit.errors import UserError
+from mocokit.evaluation.labelled import stratified_folds
+from mocokit.evaluation.logistic import logistic_path
+from mocokit.evaluation.probe import DEFAULT_STRENGTH, STRENGTHS, choose_strength
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [400, 64] of written digits, some of them constant, and labels."""
+    x, y = load_digits(return_X_y=True)
+    return torch.tensor(x[:400], dtype=torch.float32), torch.tensor(y[:400])
+
+
+def solve(features, labels, strength, classes=10):
+    (classifier,) = logistic_path(features, labels, classes, [strength], CPU)
+    return classifier
+
+
+def scikit_learn(features, labels, strength):
+    """The same problem, solved tightly."""
+    C = 1 / (strength * len(labels))
+    x = StandardScaler().fit_transform(features.double().numpy())
+    return LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(x, labels.numpy()), x
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
+def test_probabilities_equal_scikit_learn(digits, strength):
+    model, x = scikit_learn(*digits, strength)
+    found = solve(*digits, strength).scores(digits[0]).softmax(dim=1)
+    np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-4)
+
+
+def test_two_classes_are_multinomial_too(digits):
+    """scikit-learn fits one weight vector to two classes; of two that share the penalty each has half of it."""
+    features, labels = digits[0][digits[1] < 2], digits[1][digits[1] < 2]
+    model, x = scikit_learn(features, labels, 0.05)
+    found = solve(features, labels, 0.1, classes=2).scores(features).softmax(dim=1)
+    np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [1e-1, 1e-4, 1e-6])
+def test_the_gradient_vanishes(digits, strength):
+    features, labels = digits
+    classifier = solve(features, labels, strength)
+    std = features.double().std(dim=0, correction=0)
+    x = (features.double() - features.double().mean(dim=0)) / std.clamp(min=1e-9)
+    # On standardised features the weights are times std; the bias takes up the means.
+    W = classifier.weight.double() * std
+    b = classifier.bias.double() + classifier.weight.double() @ features.double().mean(dim=0)
+    error = (x @ W.T + b).softmax(dim=1) - torch.eye(10)[labels]
+    assert (error.T @ x / len(x) + strength * W).abs().max() < 2e-6  # the tolerance, and rounding to float32
+    assert error.mean(dim=0).abs().max() < 2e-6
+
+
+def test_a_path_gives_what_each_strength_gives_alone(digits):
+    strengths = (1.0, 0.1, 0.01)
+    for strength, warm in zip(strengths, logistic_path(*digits, 10, strengths, CPU), strict=True):
+        cold = solve(*digits, strength)
+        found, expected = (c.scores(digits[0]).softmax(dim=1) for c in (warm, cold))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        assert warm.strength == strength
+
+
+def test_the_scale_of_features_does_not_matter(digits):
+    features, labels = digits
+    scale, shift = torch.logspace(-3, 3, 64), torch.linspace(-1, 1, 64)
+    expected = solve(features, labels, 0.01).scores(features)
+    found = solve(features * scale + shift, labels, 0.01).scores(features * scale + shift)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+
+
+def test_constant_features_predict_the_shares_of_the_classes():
+    features, labels = torch.full((10, 4), 0.1), torch.tensor([0] * 7 + [2] * 3)
+    probabilities = solve(features, labels, 0.1, classes=3).scores(features).softmax(dim=1)
+    torch.testing.assert_close(probabilities, torch.tensor([[0.7, 0, 0.3]]).expand(10, 3), atol=1e-5, rtol=0)
+
+
+def test_chunks_do_not_change_the_sum(digits, monkeypatch):
+    expected = solve(*digits, 0.01)
+    monkeypatch.setattr("mocokit.evaluation.logistic.CHUNK_LOGITS", 370)
+    found = solve(*digits, 0.01)
+    torch.testing.assert_close(found.weight, expected.weight, atol=1e-6, rtol=0)
+
+
+def test_thousands_of_classes():
+    labels = torch.arange(1000).repeat(2)
+    features = torch.randn(1000, 24, generator=generator(0, "test")).repeat(2, 1)
+    assert (solve(features, labels, 1e-3, classes=5000).scores(features).argmax(dim=1) == labels).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_refused(value):
+    with pytest.raises(UserError, match="infinite or not a number"):
+        solve(torch.tensor([[1.0], [value]]), torch.tensor([0, 1]), 1.0)
+
+
+@pytest.mark.parametrize("images", [60, 250])
+def test_the_strength_is_as_good_as_that_of_an_exhaustive_search(digits, images):
+    features, labels = digits[0][:images], digits[1][:images]
+    masks = stratified_folds(labels, 3, generator(0, "test"))
+    folds = [((features[~mask], labels[~mask]), (features[mask], labels[mask])) for mask in masks]
+    losses = []
+    for strength in STRENGTHS:
+        loss = 0.0
+        for (x, y), (val_x, val_y) in folds:
+            scores = solve(x, y, strength).scores(val_x).double().softmax(dim=1)
+            loss += log_loss(val_y, scores, labels=range(10), normalize=False)
+        losses.append(loss)
+    chosen = losses[STRENGTHS.index(choose_strength(folds, 10, CPU))]
+    assert chosen <= 1.05 * min(losses)  # near the minimum strengths are alike
+    assert min(losses[0], losses[-1]) > 1.1 * min(losses)  # or any choice would do
+
+
+def test_classes_that_cannot_be_learned_are_not_validated_on(digits):
+    features, labels = digits
+    known = labels[:200] < 9
+    train, val = (features[:200][known], labels[:200][known]), (features[200:], labels[200:])
+    seen = labels[200:] < 9
+    expected = choose_strength([(train, (val[0][seen], val[1][seen]))], 10, CPU)
+    assert choose_strength([(train, val)], 10, CPU) == expected != STRENGTHS[0]
+    unseen = (val[0][~seen], val[1][~seen])
+    assert choose_strength([(train, unseen)], 10, CPU) == choose_strength([], 10, CPU) == DEFAULT_STRENGTH

@@ -1,0 +1,208 @@
+"""Supervised training: rates of the layers, the best epoch, early stopping, and a resume that changes nothing."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mocokit.config import FinetuneConfig
+from mocokit.data.batches import Steps
+from mocokit.data.store import ImageSet, open_store
+from mocokit.errors import Interrupted, UserError
+from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.rundir import RunDirectory
+from mocokit.training.checkpoint import Checkpoints
+from mocokit.training.finetune import Finetuning, attach_classifier, layer_groups, train_classifier
+from mocokit.training.monitor import read_metrics
+from tests.runs import coloured_data
+
+CONFIG = FinetuneConfig(
+    run="run", data="data", device="cpu", epochs=4, batch_size=16, lr=3e-3, patience=0, seed=3
+)
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    folder = coloured_data(tmp_path_factory.mktemp("finetune"))
+    return open_store(str(folder), image_size=8, image_size_cap=8).splits["train"]
+
+
+def new_encoder(backbone: str = "resnet18_narrow", size: int = 8, seed: int = 0) -> Encoder:
+    spec = EncoderSpec(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
+    return attach_classifier(Encoder.create(spec, seed), CLASSES, seed)
+
+
+def train(
+    images: ImageSet, path: Path, config: FinetuneConfig = CONFIG, curve=None
+) -> tuple[Finetuning, Encoder]:
+    """Train on all but ten images; ``curve`` is what validation says at the start and after each epoch."""
+    rows = torch.arange(10, len(images))
+    module = Finetuning(new_encoder(), config, Steps(images, config.batch_size, config.seed, rows))
+
+    def validate(encoder: Encoder) -> float:
+        epoch = module.global_step // module.steps.per_epoch
+        return 0.0 if curve is None else curve[epoch]
+
+    return module, train_classifier(module, RunDirectory(path), validate, lambda row: None)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in row.items() if k != "images_per_second"}
+        for row in read_metrics(path / "metrics.csv")
+    ]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# Layers
+
+
+def rates(encoder: Encoder, config: FinetuneConfig) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter, each of which must be in one group."""
+    groups = layer_groups(encoder, config.lr, config.layer_decay, config.weight_decay)
+    groups = torch.optim.AdamW(groups, lr=config.lr).param_groups
+    names = {id(p): name for name, p in encoder.named_parameters()}
+    found = [(names[id(p)], (g["lr"], g["weight_decay"])) for g in groups for p in g["params"]]
+    assert len(found) == len(dict(found)) == len([p for p in encoder.parameters() if p.requires_grad])
+    return dict(found)
+
+
+def test_resnet_layers_from_the_closed_form():
+    """A stem and eight blocks; the classifier, the ninth block in effect, has the full rate."""
+    found = rates(new_encoder(), replace(CONFIG, layer_decay=0.5, lr=1.0))
+    depth = {"conv1": 0, "bn1": 0} | {f"layer{1 + i // 2}.{i % 2}": 1 + i for i in range(8)}
+    for name, (lr, _) in found.items():
+        own = [d for prefix, d in depth.items() if name.startswith(f"backbone.{prefix}.")]
+        assert lr == (0.5 ** (9 - own[0]) if own else 1.0), name
+    assert {lr for lr, _ in found.values()} == {0.5**i for i in range(10)}
+
+
+def test_transformer_layers_from_the_closed_form():
+    encoder = new_encoder("vit_tiny_patch16_224", 224)
+    found = rates(encoder, replace(CONFIG, layer_decay=0.75, lr=1.0))
+    assert found["backbone.blocks.0.attn.qkv.weight"][0] == pytest.approx(0.75**12)
+    assert found["backbone.blocks.11.attn.qkv.weight"][0] == pytest.approx(0.75)
+    assert found["backbone.norm.weight"][0] == pytest.approx(0.75)
+    assert found["backbone.patch_embed.proj.weight"][0] == pytest.approx(0.75**13)
+    assert found["classifier.weight"][0] == 1
+    assert found["backbone.pos_embed"] == (pytest.approx(0.75**13), 0)  # positions are not decayed
+
+
+@pytest.mark.parametrize("backbone", ["resnet18_narrow", "mobilenetv3_small_050", "convnext_atto"])
+def test_plain_rates_and_what_is_decayed(backbone):
+    encoder = new_encoder(backbone, 32)
+    found = rates(encoder, replace(CONFIG, weight_decay=0.07))
+    for name, parameter in encoder.named_parameters():
+        assert found[name] == (CONFIG.lr, 0.07 if parameter.ndim > 1 else 0.0), name
+
+
+# The best epoch and early stopping
+
+
+@pytest.mark.parametrize(
+    ("curve", "patience", "epochs", "best"),
+    [
+        ([0.0, 0.1, 0.5, 0.4, 0.3, 0.2, 0.9], 3, 5, 2),  # the rise after the stop is never seen
+        ([0.0, 0.1, 0.5, 0.4, 0.3, 0.2, 0.9], 4, 6, 6),
+        ([0.0, 0.1, 0.5, 0.4, 0.3, 0.2, 0.2], 0, 6, 2),  # no patience: to the end
+        ([0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 2, 3, 1),  # of equals the first
+        ([0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], 2, 2, 0),  # nothing better than the start
+        ([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 6, 6),
+    ],
+)
+def test_early_stopping_and_best_epoch(images, tmp_path, curve, patience, epochs, best):
+    config = replace(CONFIG, epochs=6, patience=patience)
+    module, encoder = train(images, tmp_path / "run", config, curve)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [int(row["epoch"]) for row in rows] == list(range(epochs + 1))
+    assert [float(row["val_top1"]) for row in rows] == curve[: epochs + 1]
+    assert (int(module.best_epoch), float(module.best_top1)) == (best, curve[best])
+    assert same(encoder, module.encoder) == (best == epochs)
+
+    # The weights are those of that epoch: a run that ends by its best epoch is followed up to there.
+    until = replace(config, patience=0)
+    reference = stopped_after(images, tmp_path / "reference", until, best)
+    assert same(encoder, reference)
+
+    # Started again, a run that stopped early stays stopped.
+    again, kept = train(images, tmp_path / "run", config, curve)
+    assert same(kept, encoder)
+    assert same(again.encoder, module.encoder)
+    assert read_metrics(tmp_path / "run" / "metrics.csv") == rows
+
+
+def stopped_after(images: ImageSet, path: Path, config: FinetuneConfig, epoch: int) -> nn.Module:
+    """The encoder after ``epoch`` epochs of a run."""
+    kept: list[Encoder] = []
+    rows = torch.arange(10, len(images))
+    module = Finetuning(new_encoder(), config, Steps(images, config.batch_size, config.seed, rows))
+
+    def validate(encoder: Encoder) -> float:
+        kept.append(copy.deepcopy(encoder))
+        return 0.0
+
+    train_classifier(module, RunDirectory(path), validate, lambda row: None)
+    return kept[epoch]
+
+
+# Learning and resuming
+
+
+def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
+    config = replace(CONFIG, epochs=12)
+    module, first = train(images, tmp_path / "run", config)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert float(rows[1]["loss"]) > 0.9  # log 3 = 1.1 for a classifier that starts near zero
+    assert float(rows[-1]["loss"]) < 0.3
+    assert float(rows[-1]["top1"]) > 0.9
+    assert float(rows[-1]["lr"]) < 0.1 * CONFIG.lr
+    assert int(module.best_epoch) == 0
+    assert not same(first, module.encoder)
+
+
+@pytest.mark.parametrize("step", [1, 6, 9])  # within an epoch of three steps, at its end
+def test_interrupted_at_any_step_ends_the_same(images, tmp_path, monkeypatch, step):
+    curve = [0.1, 0.2, 0.6, 0.4, 0.5]
+    module, encoder = train(images, tmp_path / "whole", CONFIG, curve)
+
+    end = Checkpoints.on_train_batch_end
+
+    def stop_at(self, trainer, *args):
+        if trainer.global_step == step:
+            import signal
+
+            self.stop = signal.SIGTERM
+        end(self, trainer, *args)
+
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", stop_at)
+    with pytest.raises(Interrupted, match=f"step {step} "):
+        train(images, tmp_path / "run", CONFIG, curve)
+    monkeypatch.undo()
+    resumed, kept = train(images, tmp_path / "run", CONFIG, curve)
+    assert resumed.global_step == module.global_step == 4 * module.steps.per_epoch
+    assert same(resumed, module)  # weights, statistics, the best epoch's, sums
+    assert same(kept, encoder)
+    optimizers = [m.trainer.optimizers[0].state_dict() for m in (resumed, module)]
+    assert str(optimizers[0]) == str(optimizers[1])
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_is_one_line(images, tmp_path):
+    with pytest.raises(UserError, match=r"not finite.*--lr than 1e\+30$"):
+        train(images, tmp_path / "run", replace(CONFIG, lr=1e30))
+
+
+def test_classifier_is_a_function_of_the_seed():
+    first, again, other = (new_encoder(seed=seed) for seed in (0, 0, 1))
+    assert same(first, again)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert first.classifier.weight.std().item() == pytest.approx(0.01, rel=0.15)
+    assert not first.classifier.bias.any()
