@@ -31,7 +31,7 @@ def made(counts=(5, 3), dim=4, dtype="float32", classified=False, labelled=True)
     """Chunks of that many rows."""
     rng, chunks, number = np.random.default_rng(0), [], 0
     for count in counts:
-        names = [f'train/ä{i}, "q".png' for i in range(number, number + count)]
+        names = [f"train/ä{i}, \"q\".png" for i in range(number, number + count)]
         number += count
         chunks.append(
             Rows(
@@ -144,7 +144,7 @@ def test_npy_is_the_matrix_alone(tmp_path):
     assert np.array_equal(np.load(tmp_path / "f.npy", allow_pickle=False), feature)
     with (tmp_path / "f.npy.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert (rows[7]["path"], rows[7]["split"], rows[7]["label"]) == ('train/ä7, "q".png', "train", "")
+    assert (rows[7]["path"], rows[7]["split"], rows[7]["label"]) == ("train/ä7, \"q\".png", "train", "")
     assert json.loads((tmp_path / "f.npy.json").read_text())["format"] == "mocokit-features-1"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f.npy", "f.npy.csv", "f.npy.json"]
 

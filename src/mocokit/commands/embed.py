@@ -38,6 +38,7 @@ from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
 
 
+
 def embed(run: str, data: str, output: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
 
