@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from mocokit.model.encoder import Encoder, EncoderSpec
-from mocokit.model.heads import create_head
+from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo
 from mocokit.model.norm import split_batch_norm
 
@@ -25,9 +25,12 @@ def main() -> None:
     arguments = parser.parse_args()
     spec = EncoderSpec(arguments.backbone, arguments.image_size, 3, (0.5,) * 3, (0.25,) * 3)
     encoder = Encoder.create(spec)
-    head = create_head("mlp", encoder.dim, 128)
+    head, predictor = (
+        create_head("mlp", encoder.dim, encoder.dim, 128),
+        create_predictor("mlp", encoder.dim, 128),
+    )
     backbone = split_batch_norm(encoder.backbone, arguments.splits)
-    moco = MoCo(backbone, head, dim=128, K=1024, m=0.99, tau=0.1, symmetric=False)
+    moco = MoCo(backbone, head, predictor, dim=128, K=1024, tau=0.1, symmetric=False)
     moco = moco.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(moco.encoder_q.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     x = torch.randn(arguments.batch_size, 3, arguments.image_size, arguments.image_size)
@@ -35,7 +38,7 @@ def main() -> None:
     ids = torch.arange(arguments.batch_size)
 
     def step() -> None:
-        loss = moco(x, x, ids, torch.randperm(arguments.batch_size)).loss
+        loss = moco(x, x, ids, torch.randperm(arguments.batch_size), 0.99).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,6 +16,31 @@ def info_nce(q, k, queue, temperature, own=None):
     return float(np.mean(losses))
 
 
+def info_nce_in_batch(q, k, temperature):
+    """``ctr`` of MoCo v3, algorithm 1, one query at a time in float64, without its factor of 2 tau."""
+    losses = []
+    for i in range(len(q)):
+        logits = [np.dot(q[i], k[j]) / temperature for j in range(len(k))]
+        losses.append(np.log(np.sum(np.exp(logits))) - logits[i])
+    return float(np.mean(losses))
+
+
+def moco_v3_loss(q1, q2, k1, k2, temperature):
+    """MoCo v3, algorithm 1: ctr(q1, k2) + ctr(q2, k1)."""
+
+    def ctr(q, k):
+        return 2 * temperature * info_nce_in_batch(q, k, temperature)
+
+    return ctr(q1, k2) + ctr(q2, k1)
+
+
+def lars_step(p, grad, buffer, *, lr, momentum, decay, trust):
+    """One step of You et al. 2017 (arXiv 1708.03888), algorithm 1, with momentum as in SGD: (p, buffer)."""
+    factor = trust * np.linalg.norm(p) / (np.linalg.norm(grad) + decay * np.linalg.norm(p))
+    buffer = momentum * buffer + factor * (grad + decay * p)
+    return p - lr * buffer, buffer
+
+
 def momentum_update(theta_k, theta_q, m):
     """MoCo v1, equation 2."""
     return [m * k + (1 - m) * q for k, q in zip(theta_k, theta_q, strict=True)]

@@ -158,7 +158,7 @@ def test_folders_without_enough_images(tmp_path, capfd):
         (["--limit", "3"], ["3 usable training images"]),
         (["--backbone", "resnet1999"], ["--backbone resnet1999", "did you mean resnet"]),
         (
-            ["--backbone", "vit_tiny_patch16_224"],
+            ["--backbone", "convnext_atto"],
             ["can't take 3-channel images of 16 pixels", "--image-size"],
         ),
         (["--time-budget", "0.01s"], ["--time-budget 0.01s", "give more time"]),

@@ -44,8 +44,8 @@ def test_auto_fits_any_data(f):
 
 @given(any_facts, st.sampled_from(recipe_names()))
 def test_every_value_is_given_or_has_a_reason(f, recipe):
-    if f.images < 2048:
-        f = dataclasses.replace(f, images=2048)
+    if f.images < 8192:
+        f = dataclasses.replace(f, images=8192)
     resolved = resolve({"data": "x", "recipe": recipe, "lr": 0.123}, f)
     assert set(resolved.given) == {"data", "recipe", "lr"}
     assert resolved.config.lr == 0.123
@@ -82,7 +82,9 @@ def test_a_length_of_the_users_beats_the_recipes(length):
 def test_recipes_say_where_they_come_from():
     from importlib import resources
 
-    assert {"moco-v1", "moco-v2", "moco-v2-cifar10"} <= set(recipe_names())
+    assert {"moco-v1", "moco-v2", "moco-v2-cifar10", "moco-v3-resnet50", "moco-v3-vit-s"} <= set(
+        recipe_names()
+    )
     for name in recipe_names():
         text = (resources.files("mocokit.recipes") / f"{name}.yaml").read_text()
         header = [line for line in text.splitlines() if line.startswith("#")]
@@ -101,6 +103,26 @@ def test_papers_settings():
         assert (recipe["epochs"], recipe["backbone"], recipe["head_dim"]) == (200, "resnet50", 128)
     assert (v1["head"], v1["temperature"], v1["schedule"], v1["views"]) == ("linear", 0.07, "step", "v1")
     assert (v2["head"], v2["temperature"], v2["schedule"], v2["views"]) == ("mlp", 0.2, "cosine", "v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("moco-v3-resnet50", {"optimizer": "lars", "lr": 0.3 * 16, "temperature": 1.0, "crop_min": 0.2}),
+        ("moco-v3-vit-s", {"optimizer": "adamw", "lr": 1.5e-4 * 16, "temperature": 0.2, "crop_min": 0.08}),
+    ],
+)
+def test_papers_settings_of_v3(name, expected):
+    recipe = load_recipe(name)
+    shared = {"queue_size": 0, "symmetric": True, "momentum": 0.99, "momentum_end": 1.0, "batch_size": 4096}
+    shared |= {"epochs": 300, "head_hidden": 4096, "head_dim": 256, "bn_splits": 1, "schedule": "cosine"}
+    shared |= {"views": "v3", "blur_p": 1.0, "blur_p2": 0.1, "solarize_p2": 0.2}
+    assert {key: recipe[key] for key in shared | expected} == pytest.approx(shared | expected)
+
+
+def test_momentum_and_blur_are_the_same_throughout_unless_said():
+    config = resolve({"data": "x", "momentum": 0.97, "blur_p": 0.3}, facts()).config
+    assert (config.momentum_end, config.blur_p2, config.solarize_p2) == (0.97, 0.3, 0.0)
 
 
 def test_all_mistakes_are_told_together():

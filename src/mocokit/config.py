@@ -20,27 +20,41 @@ class PretrainConfig:
 
     backbone: str = option("timm model name, e.g. resnet18_cifar or resnet50")
     image_size: int = option("side of the square views, in pixels", low=4, high=MAX_IMAGE_SIZE)
-    head: str = option("projection head: linear (v1) or mlp (v2)", choices=("linear", "mlp"))
+    head: str = option(
+        "projection head: linear (v1), mlp (v2), or with batch norm and a prediction head, v3-resnet or v3-vit",
+        choices=("linear", "mlp", "v3-resnet", "v3-vit"),
+    )
+    head_hidden: int = option("width of the heads' hidden layers; 0: that of the features", default=0, low=0)
     head_dim: int = option("dimension of the contrasted embedding", low=2)
     bn_splits: int = option("groups of split batch norm; 1 is plain batch norm", low=1)
-    queue_size: int = option("negatives in the queue (K)", low=1)
-    momentum: float = option("momentum of the key encoder (m)", low=0, high=1)
+    queue_size: int = option(
+        "negatives in the queue (K); 0 for none, as in v3: the batch's other keys are the negatives", low=0
+    )
+    momentum: float = option("momentum of the key encoder (m) at the start", low=0, high=1)
+    momentum_end: float = option("momentum at the end, on half a cosine from the start", low=0, high=1)
     temperature: float = option("softmax temperature of InfoNCE (tau)", low=1e-3, high=10)
     symmetric: bool = option("let both views be the query in turn (twice the work a step)")
 
-    views: str = option("view set of the paper: v1 or v2", choices=("v1", "v2"))
+    views: str = option("view set of the paper: v1, v2 or v3", choices=("v1", "v2", "v3"))
     crop_min: float = option("smallest share of the image's area that a view shows", low=0.01, high=1)
     flip_p: float = option("probability of a horizontal flip", low=0, high=1)
     jitter_strength: float = option("factor on the view set's colour jitter; 0 turns it off", low=0, high=2)
     gray_p: float = option("probability of turning a view gray", low=0, high=1)
-    blur_p: float = option("probability of a Gaussian blur", low=0, high=1)
+    blur_p: float = option("probability of a Gaussian blur of view 1", low=0, high=1)
+    blur_p2: float = option("probability of a Gaussian blur of view 2", low=0, high=1)
+    solarize_p2: float = option("probability of solarizing view 2", low=0, high=1)
 
     epochs: int = option("passes over the images", low=1)
     steps: int = option("optimizer steps in all, instead of epochs", low=1)
     batch_size: int = option("images a step", low=2)
-    lr: float = option("peak learning rate of SGD", low=0, high=1e6)
-    weight_decay: float = option("weight decay of SGD", low=0, high=1e3)
-    sgd_momentum: float = option("momentum of SGD", default=0.9, low=0, high=1)
+    optimizer: str = option(
+        "sgd (v1, v2), lars (v3, ResNet), larc (lars that never exceeds the learning rate) or adamw (v3, ViT)",
+        choices=("sgd", "lars", "larc", "adamw"),
+    )
+    lr: float = option("peak learning rate", low=0, high=1e6)
+    weight_decay: float = option("weight decay", low=0, high=1e3)
+    sgd_momentum: float = option("momentum of SGD, LARS and LARC", default=0.9, low=0, high=1)
+    trust: float = option("trust coefficient of LARS and LARC", default=0.001, low=0, high=1)
     schedule: str = option("learning-rate schedule: cosine (v2) or step (v1)", choices=("cosine", "step"))
     warmup_steps: int = option("steps of linear warm-up before the schedule", low=0)
 

@@ -157,6 +157,7 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     batch = min(batch, max(min(8, facts.images // 2), _power_of_two(facts.images / 8)))
     batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
     momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
+    default("momentum_end", momentum, "constant, as in MoCo v1 and v2")
     queue, reason = _queue_size(facts.images - batch, batch, momentum)
     default("queue_size", queue, reason)
     default("head", "mlp", "MoCo v2")
@@ -192,7 +193,9 @@ def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
     default("jitter_strength", 1.0, "as in the papers")
     default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
-    default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
+    blur = default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
+    default("blur_p2", blur, "as view 1")
+    default("solarize_p2", 0.0, "MoCo v2")
 
 
 def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool) -> None:
@@ -211,6 +214,7 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
         round(rate * batch, 6),
         f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"),
     )
+    default("optimizer", "sgd", "as in the papers")
     default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
     default("schedule", "cosine", "MoCo v2")
     default("warmup_steps", 0, "as in the papers")

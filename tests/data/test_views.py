@@ -23,6 +23,7 @@ from mocokit.data.views import VIEW_SETS, ViewParams, ViewSet, center_view, rend
 POINT, RESAMPLED = 2e-6, 2e-5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SEEDS = st.integers(0, 2**31)
+SETS = {name: VIEW_SETS[name][0] for name in VIEW_SETS} | {"v3, view 2": VIEW_SETS["v3"][1]}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -48,6 +49,7 @@ def plain_params(images: Tensor) -> ViewParams:
         order=torch.arange(4).repeat(B, 1),
         gray=torch.zeros(B, dtype=torch.bool),
         sigma=torch.zeros(B),
+        solarized=torch.zeros(B, dtype=torch.bool),
         gray_first=False,
         blur_radius=6,
     )
@@ -87,6 +89,8 @@ def torchvision_view(image: Tensor, params: ViewParams, i: int, size: int) -> Te
     if params.sigma[i] > 0:
         kernel = 2 * min(params.blur_radius, size - 1) + 1
         x = F.gaussian_blur(x, [kernel, kernel], [params.sigma[i].item()])
+    if params.solarized[i]:
+        x = F.solarize(x, threshold=0.5)
     return x
 
 
@@ -192,12 +196,36 @@ def test_blur_equals_torchvision(sigma: float, size: int, seed: int) -> None:
     torch.testing.assert_close(unnormalised(images, params, size)[0], expected, atol=POINT, rtol=0)
 
 
+def test_solarize_equals_torchvision_and_spares_the_rest() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(6, 3, 1, 1)
+    solarized = torch.tensor([True, False, True, True, False, False])
+    params = dataclasses.replace(plain_params(images), solarized=solarized)
+    view = unnormalised(images, params, 16)
+    plain = unnormalised(images, plain_params(images), 16)
+    assert torch.equal(view[~solarized], plain[~solarized])
+    assert torch.equal(view[solarized], F.solarize(plain[solarized], threshold=0.5))
+    assert view[0].max() <= 0.5
+    assert plain.max() == 1
+
+
+def test_solarize_comes_after_blur() -> None:
+    images = noise(3, 3, 20, 20)
+    params = dataclasses.replace(
+        plain_params(images),
+        sigma=torch.tensor([0.0, 1.0, 2.0]),
+        solarized=torch.tensor([False, False, True]),
+    )
+    view = unnormalised(images, params, 20)
+    blurred = F.gaussian_blur(images[2:].float() / 255, [13, 13], [2.0])
+    torch.testing.assert_close(view[2:], F.solarize(blurred, threshold=0.5), atol=POINT, rtol=0)
+
+
 # The whole pipeline
 
 
 @pytest.mark.parametrize("size", [8, 32, 80])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("name", list(VIEW_SETS))
+@pytest.mark.parametrize("name", list(SETS))
 def test_pipeline_equals_torchvision(name: str, channels: int, size: int) -> None:
     """Padded canvases, 1-pixel-high images, up- and downscaling: within 2e-5."""
     H, W, B = 70, 41, 48
@@ -205,14 +233,14 @@ def test_pipeline_equals_torchvision(name: str, channels: int, size: int) -> Non
     g = generator(1)
     sizes = torch.stack([torch.randint(1, n + 1, (B,), generator=g) for n in (H, W)], dim=1)
     sizes[:6, 0] = 1
-    params = sample_params(VIEW_SETS[name], sizes, channels, g)
+    params = sample_params(SETS[name], sizes, channels, g)
     expected = torch.stack([torchvision_view(image, params, i, size) for i, image in enumerate(images)])
     torch.testing.assert_close(unnormalised(images, params, size), expected, atol=RESAMPLED, rtol=0)
 
 
 def test_normalisation_comes_last() -> None:
     images = noise(5, 3, 24, 24)
-    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.4]
     expected = F.normalize(unnormalised(images, params, 16), mean, std)
     torch.testing.assert_close(render(images, params, 16, mean, std), expected, atol=1e-5, rtol=0)
@@ -224,14 +252,14 @@ def test_wrong_number_of_means_is_an_error() -> None:
         render(images, plain_params(images), 8, [0.5], [0.5])
 
 
-@pytest.mark.parametrize("name", list(VIEW_SETS))
+@pytest.mark.parametrize("name", list(SETS))
 def test_padding_never_leaks(name: str) -> None:
     g = generator(5)
     sizes = torch.randint(1, 33, (64, 2), generator=g)
     images, other = noise(64, 3, 32, 32, seed=1), noise(64, 3, 32, 32, seed=2)
     for i, (height, width) in enumerate(sizes.tolist()):
         other[i, :, :height, :width] = images[i, :, :height, :width]
-    params = sample_params(VIEW_SETS[name], sizes, 3, g)
+    params = sample_params(SETS[name], sizes, 3, g)
     assert torch.equal(unnormalised(images, params, 16), unnormalised(other, params, 16))
     assert torch.equal(
         center_view(images, sizes, 16, [0.5] * 3, [1.0] * 3),
@@ -242,18 +270,18 @@ def test_padding_never_leaks(name: str) -> None:
 def test_images_without_jitter_are_untouched() -> None:
     """Bit for bit, whatever their factors say and whatever happens to the rest of the batch."""
     images = noise(64, 3, 32, 32)
-    view_set = dataclasses.replace(VIEW_SETS["v2"], jitter_p=0.5, gray_p=0.0, blur_p=0.0)
+    view_set = dataclasses.replace(SETS["v2"], jitter_p=0.5, gray_p=0.0, blur_p=0.0)
     params = sample_params(view_set, full_sizes(images), 3, generator())
     alone = dataclasses.replace(params, jittered=torch.zeros(64, dtype=torch.bool))
     same = (unnormalised(images, params, 32) == unnormalised(images, alone, 32)).flatten(1).all(dim=1)
     assert torch.equal(same, ~params.jittered)
 
 
-@pytest.mark.parametrize("name", list(VIEW_SETS))
+@pytest.mark.parametrize("name", list(SETS))
 def test_extremes_stay_in_range(name: str) -> None:
     images = noise(200, 3, 32, 32).lt(128).byte() * 255
     images[:50], images[50:100] = 0, 255
-    strong = dataclasses.replace(VIEW_SETS[name], jitter=(1.0, 1.0, 1.0, 0.5), blur_p=0.5)
+    strong = dataclasses.replace(SETS[name], jitter=(1.0, 1.0, 1.0, 0.5), blur_p=0.5)
     view = unnormalised(images, sample_params(strong, full_sizes(images), 3, generator()), 32)
     assert view.isfinite().all()
     assert view.min() >= -1e-6
@@ -262,17 +290,17 @@ def test_extremes_stay_in_range(name: str) -> None:
 
 def test_same_parameters_give_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(70, 3, 32, 32)
-    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     once = unnormalised(images, params, 32)
     assert torch.equal(once, unnormalised(images, params, 32))
     monkeypatch.setattr(views, "_CPU_CHUNK_BYTES", 100_000)
     torch.testing.assert_close(unnormalised(images, params, 32), once, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", list(VIEW_SETS))
+@pytest.mark.parametrize("name", list(SETS))
 def test_a_view_does_not_depend_on_its_batch(name: str) -> None:
     images = noise(40, 3, 32, 32)
-    params = sample_params(VIEW_SETS[name], full_sizes(images), 3, generator())
+    params = sample_params(SETS[name], full_sizes(images), 3, generator())
     together = unnormalised(images, params, 32)
     alone = torch.cat([unnormalised(images[i : i + 1], params[i : i + 1], 32) for i in range(40)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
@@ -284,7 +312,7 @@ def test_a_view_does_not_depend_on_its_batch(name: str) -> None:
 
 def test_autocast_does_not_lower_the_precision() -> None:
     images = noise(4, 3, 16, 16)
-    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     expected = unnormalised(images, params, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(unnormalised(images, params, 16), expected)
@@ -293,7 +321,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_renders_the_same_views_without_waiting() -> None:
     images = noise(64, 3, 32, 32)
-    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     expected = unnormalised(images, params, 32)
     on_device = images.cuda()
     unnormalised(on_device, params, 32)  # the first call makes the blur's constants
@@ -307,7 +335,7 @@ def test_cuda_renders_the_same_views_without_waiting() -> None:
 
 def test_empty_batch() -> None:
     images = noise(0, 3, 8, 8)
-    params = sample_params(VIEW_SETS["v2"], full_sizes(images), 3, generator())
+    params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     assert unnormalised(images, params, 8).shape == (0, 3, 8, 8)
 
 
@@ -350,7 +378,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
         torch.manual_seed(0)
         reference = torchvision_boxes(height, width, n).double()
     sizes = torch.tensor([[height, width]] * n)
-    ours = sample_params(VIEW_SETS["v2"], sizes, 3, generator()).box.double()
+    ours = sample_params(SETS["v2"], sizes, 3, generator()).box.double()
     for quantity in (
         lambda b: b[:, 2] * b[:, 3],
         lambda b: b[:, 3] / b[:, 2],
@@ -363,7 +391,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 50), (50, 1), (10, 400), (400, 10)])
 def test_box_that_never_fits_is_the_central_crop(height: int, width: int) -> None:
     """Where all ten attempts must fail, torchvision's rule leaves one box; ours is the same."""
-    view_set = dataclasses.replace(VIEW_SETS["v2"], crop_scale=(0.9, 1.0))
+    view_set = dataclasses.replace(SETS["v2"], crop_scale=(0.9, 1.0))
     crop = v2.RandomResizedCrop(8, scale=(0.9, 1.0))
     expected = crop.make_params([torch.empty(3, height, width)])
     boxes = sample_params(view_set, torch.tensor([[height, width]] * 50), 3, generator()).box
@@ -374,7 +402,7 @@ def test_box_that_never_fits_is_the_central_crop(height: int, width: int) -> Non
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=20), SEEDS)
 def test_boxes_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) -> None:
     limits = torch.tensor(sizes)
-    box = sample_params(VIEW_SETS["v1"], limits, 3, generator(seed)).box
+    box = sample_params(SETS["v1"], limits, 3, generator(seed)).box
     assert (box[:, :2] >= 0).all()
     assert (box[:, 2:] >= 1).all()
     assert (box[:, :2] + box[:, 2:] <= limits).all()
@@ -382,7 +410,7 @@ def test_boxes_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) 
 
 def test_jitter_factors_are_distributed_as_torchvisions() -> None:
     n = 4000
-    view_set = dataclasses.replace(VIEW_SETS["v2"], jitter=(0.4, 0.8, 1.5, 0.1), jitter_p=1.0)
+    view_set = dataclasses.replace(SETS["v2"], jitter=(0.4, 0.8, 1.5, 0.1), jitter_p=1.0)
     ours = sample_params(view_set, torch.full((n, 2), 32), 3, generator()).factors
     jitter = v2.ColorJitter(0.4, 0.8, 1.5, 0.1)
     names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
@@ -396,20 +424,22 @@ def test_jitter_factors_are_distributed_as_torchvisions() -> None:
 
 def test_all_orders_are_equally_likely() -> None:
     n = 24_000
-    order = sample_params(VIEW_SETS["v2"], torch.full((n, 2), 32), 3, generator()).order
+    order = sample_params(SETS["v2"], torch.full((n, 2), 32), 3, generator()).order
     counts = Counter(map(tuple, order.tolist()))
     assert len(counts) == math.factorial(4)
     assert max(abs(count - 1000) for count in counts.values()) < 5 * math.sqrt(1000)
 
 
-@pytest.mark.parametrize("name", list(VIEW_SETS))
+@pytest.mark.parametrize("name", list(SETS))
 def test_probabilities_and_ranges(name: str) -> None:
     """Frequencies within five standard errors; the papers' numbers, written out again."""
     n = 20_000
-    params = sample_params(VIEW_SETS[name], torch.full((n, 2), 32), 3, generator())
+    params = sample_params(SETS[name], torch.full((n, 2), 32), 3, generator())
     expected = {
-        "v1": {"flip": 0.5, "jittered": 1.0, "gray": 0.2, "sigma": 0.0},
-        "v2": {"flip": 0.5, "jittered": 0.8, "gray": 0.2, "sigma": 0.5},
+        "v1": {"flip": 0.5, "jittered": 1.0, "gray": 0.2, "sigma": 0.0, "solarized": 0.0},
+        "v2": {"flip": 0.5, "jittered": 0.8, "gray": 0.2, "sigma": 0.5, "solarized": 0.0},
+        "v3": {"flip": 0.5, "jittered": 0.8, "gray": 0.2, "sigma": 1.0, "solarized": 0.0},
+        "v3, view 2": {"flip": 0.5, "jittered": 0.8, "gray": 0.2, "sigma": 0.1, "solarized": 0.2},
     }[name]
     for field, p in expected.items():
         frequency = getattr(params, field).bool().double().mean().item()
@@ -417,18 +447,23 @@ def test_probabilities_and_ranges(name: str) -> None:
     blurred = params.sigma[params.sigma > 0]
     if len(blurred):
         assert ks_2samp(blurred, torch.rand(n, generator=generator(1)) * 1.9 + 0.1).pvalue > 0.01
-    hue = {"v1": 0.4, "v2": 0.1}[name]
+    hue = 0.4 if name == "v1" else 0.1
+    saturation = 0.2 if name.startswith("v3") else 0.4
     low, high = params.factors.amin(dim=0), params.factors.amax(dim=0)
-    torch.testing.assert_close(low, torch.tensor([0.6, 0.6, 0.6, -hue]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1.4, hue]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(low, torch.tensor([0.6, 0.6, 1 - saturation, -hue]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.4, 1.4, 1 + saturation, hue]), atol=1e-3, rtol=0)
     assert params.gray_first == (name == "v1")
     assert torch.equal(
         params.factors[~params.jittered], torch.tensor([1.0, 1, 1, 0]).repeat((~params.jittered).sum(), 1)
     )
 
 
+def test_v1_and_v2_draw_both_views_alike() -> None:
+    assert all(VIEW_SETS[name][0] == VIEW_SETS[name][1] for name in ("v1", "v2"))
+
+
 def test_draws_are_independent_of_each_other() -> None:
-    params = sample_params(VIEW_SETS["v2"], torch.full((20_000, 2), 64), 3, generator())
+    params = sample_params(SETS["v2"], torch.full((20_000, 2), 64), 3, generator())
     draws = torch.stack(
         [params.box[:, 2], params.box[:, 3], params.flip, params.jittered, params.gray, params.sigma > 0]
     ).double()
@@ -440,8 +475,8 @@ def test_draws_are_independent_of_each_other() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_other_channel_counts_have_no_color_operations(channels: int) -> None:
     sizes = torch.full((500, 2), 32)
-    params = sample_params(VIEW_SETS["v2"], sizes, channels, generator())
-    rgb = sample_params(VIEW_SETS["v2"], sizes, 3, generator())
+    params = sample_params(SETS["v2"], sizes, channels, generator())
+    rgb = sample_params(SETS["v2"], sizes, 3, generator())
     assert not params.gray.any()
     assert (params.factors[:, SATURATION] == 1).all()
     assert (params.factors[:, HUE] == 0).all()
@@ -451,8 +486,8 @@ def test_other_channel_counts_have_no_color_operations(channels: int) -> None:
 
 def test_parameters_are_a_function_of_the_generator() -> None:
     sizes = torch.full((10, 2), 32)
-    a, b = (sample_params(VIEW_SETS["v2"], sizes, 3, generator(7)) for _ in range(2))
-    c = sample_params(VIEW_SETS["v2"], sizes, 3, generator(8))
+    a, b = (sample_params(SETS["v2"], sizes, 3, generator(7)) for _ in range(2))
+    c = sample_params(SETS["v2"], sizes, 3, generator(8))
     assert torch.equal(a.box, b.box)
     assert torch.equal(a.factors, b.factors)
     assert not torch.equal(a.factors, c.factors)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from torch.nn.functional import normalize
 
-from mocokit.model.losses import chance_level, info_nce
+from mocokit.model.losses import info_nce, info_nce_in_batch
 from tests import reference
 
 
@@ -38,7 +38,6 @@ def test_identical_embeddings_are_at_chance_level(K, tau):
     one = unit(1, 8)
     loss = info_nce(one.expand(5, -1), one.expand(5, -1), one.expand(K, -1), tau).loss
     assert float(loss) == pytest.approx(math.log(K + 1), rel=1e-6)
-    assert chance_level(K) == pytest.approx(math.log(K + 1))
 
 
 def test_orthogonal_negatives_have_a_closed_form():
@@ -102,3 +101,40 @@ def test_equals_lightlys_loss_with_a_memory_bank():
     queue = bank if bank.shape == (64, 32) else bank.T
     theirs = criterion(q.clone().requires_grad_(), k)
     assert float(info_nce(q, k, queue, 0.1).loss) == pytest.approx(float(theirs), rel=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 9), st.integers(2, 5), st.floats(0.05, 2), st.integers(0, 999))
+def test_in_batch_equals_slow_numpy(B, D, tau, seed):
+    q, k = unit(B, D, seed=seed), unit(B, D, seed=seed + 1)
+    expected = reference.info_nce_in_batch(q.double().numpy(), k.double().numpy(), tau)
+    assert float(info_nce_in_batch(q, k, tau).loss) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("N", [2, 64])
+def test_in_batch_closed_forms(N):
+    same = unit(1, 8).expand(N, -1)
+    assert float(info_nce_in_batch(same, same, 0.2).loss) == pytest.approx(math.log(N), rel=1e-6)
+    orthogonal = torch.eye(N)
+    contrast = info_nce_in_batch(orthogonal, orthogonal, 0.5)
+    assert float(contrast.loss) == pytest.approx(math.log(1 + (N - 1) * math.exp(-2)), rel=1e-5)
+    assert (float(contrast.positive), float(contrast.negative)) == pytest.approx((1, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_of_the_queries_against_all_keys_average_to_the_whole(parts):
+    q, k = unit(12, 5), unit(12, 5, seed=1)
+    size = 12 // parts
+    halves = [info_nce_in_batch(q[i : i + size], k, 0.2, first=i) for i in range(0, 12, size)]
+    for part, whole in zip(zip(*halves, strict=True), info_nce_in_batch(q, k, 0.2), strict=True):
+        torch.testing.assert_close(sum(part) / parts, whole)
+
+
+def test_in_batch_gradient_reaches_only_queries_and_autocast_changes_nothing():
+    q, k = (unit(4, 6, seed=s).requires_grad_() for s in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = info_nce_in_batch(q, k, 0.3).loss
+    loss.backward()
+    assert k.grad is None
+    p = (q @ k.T / 0.3).softmax(dim=1)
+    torch.testing.assert_close(q.grad, (p @ k - k).detach() / (0.3 * 4), rtol=1e-4, atol=1e-6)

@@ -1,24 +1,34 @@
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.losses import info_nce
 from mocokit.model.moco import MoCo
 from mocokit.model.norm import split_batch_norm
+from tests import reference
 
 B, D, K = 8, 4, 32
 
 
-def make(symmetric=False, splits=1, m=0.9):
+def backbone(splits=1):
     torch.manual_seed(0)
-    backbone = nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
-    split_batch_norm(backbone, splits)
-    return MoCo(backbone, nn.Linear(6, D), dim=D, K=K, m=m, tau=0.2, symmetric=symmetric)
+    layers = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return split_batch_norm(nn.Sequential(*layers), splits)
+
+
+def make(symmetric=False, splits=1):
+    head, predictor = create_head("linear", 6, 6, D), create_predictor("linear", 6, D)
+    return MoCo(backbone(splits), head, predictor, dim=D, K=K, tau=0.2, symmetric=symmetric)
+
+
+def make_v3(kind="v3-resnet", symmetric=True):
+    head, predictor = create_head(kind, 6, 12, D), create_predictor(kind, 12, D)
+    return MoCo(backbone(), head, predictor, dim=D, K=0, tau=0.2, symmetric=symmetric)
 
 
 def views(seed=0):
@@ -38,14 +48,14 @@ def test_a_step_scores_against_the_queue_as_it_was_before(symmetric):
     moco = make(symmetric)
     before = copy.deepcopy(moco)
     (x1, x2), ids = views(), torch.arange(B)
-    contrast = moco(x1, x2, ids, torch.randperm(B))
+    contrast = moco(x1, x2, ids, torch.randperm(B), 0.9)
     q1, k2 = (normalize(e(x), dim=1) for e, x in ((before.encoder_q, x1), (before.encoder_k, x2)))
     expected = info_nce(q1, k2, before.queue.keys, 0.2).loss
     if symmetric:
         q2, k1 = (normalize(e(x), dim=1) for e, x in ((before.encoder_q, x2), (before.encoder_k, x1)))
         expected = (expected + info_nce(q2, k1, before.queue.keys, 0.2).loss) / 2
     torch.testing.assert_close(contrast.loss, expected)
-    held = torch.cat([k1, k2]) if symmetric else k2
+    held = torch.cat([k2, k1]) if symmetric else k2
     torch.testing.assert_close(moco.queue.keys[: len(held)], held.detach())
     assert torch.equal(moco.queue.keys[len(held) :], before.queue.keys[len(held) :])
     contrast.loss.backward()  # the queue has moved on; the gradient must not notice
@@ -55,11 +65,11 @@ def test_no_image_is_its_own_negative():
     moco = make()
     ids = torch.arange(B)
     for seed in range(3):
-        moco(*views(seed), ids, torch.arange(B))  # the queue now holds keys of these very images
+        moco(*views(seed), ids, torch.arange(B), 0.9)  # the queue now holds keys of these very images
     x1, x2 = views(9)
     others = moco.queue.ids != 0
     before = copy.deepcopy(moco)
-    got = moco(x1[:2], x2[:2], ids[:2], torch.arange(2)).loss
+    got = moco(x1[:2], x2[:2], ids[:2], torch.arange(2), 0.9).loss
     q, k = (normalize(e(x[:2]), dim=1) for e, x in ((before.encoder_q, x1), (before.encoder_k, x2)))
     first = info_nce(q[:1], k[:1], before.queue.keys[others], 0.2).loss
     second = info_nce(q[1:], k[1:], before.queue.keys[before.queue.ids != 1], 0.2).loss
@@ -76,12 +86,75 @@ def test_shuffling_is_undone_and_changes_only_batch_statistics():
 
 
 def test_the_key_encoder_moves_before_it_encodes_and_only_by_momentum():
-    moco = make(m=0.9)
+    moco = make()
     with torch.no_grad():
         for p in moco.encoder_q.parameters():
             p.add_(1)
     start = [p.clone() for p in moco.encoder_k.parameters()]
-    moco(*views(), torch.arange(B), torch.arange(B)).loss.backward()
+    moco(*views(), torch.arange(B), torch.arange(B), 0.9).loss.backward()
     for p, k, q in zip(moco.encoder_k.parameters(), start, moco.encoder_q.parameters(), strict=True):
         torch.testing.assert_close(p, 0.9 * k + 0.1 * q)
         assert p.grad is None
+
+
+def embed(*modules):
+    """Modules after one another, then unit length, in float64 NumPy."""
+
+    def run(x):
+        return normalize(nn.Sequential(*modules)(x), dim=1).detach().double().numpy()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["v3-resnet", "v3-vit"])
+def test_v3_is_the_papers_algorithm(kind):
+    """Keys come from the momentum encoder without prediction head, queries with it; both halves are summed."""
+    moco = make_v3(kind)
+    with torch.no_grad():
+        for p in moco.encoder_q.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    before = copy.deepcopy(moco)
+    x1, x2 = views()
+    contrast = moco(x1, x2, torch.arange(B), torch.randperm(B), 0.7)
+    with torch.no_grad():
+        pairs = zip(before.encoder_k.parameters(), before.encoder_q.parameters(), strict=True)
+        for k, q in pairs:
+            k.copy_(0.7 * k + 0.3 * q)
+    f_q, f_k = embed(before.encoder_q, before.predictor), embed(before.encoder_k)
+    expected = reference.moco_v3_loss(f_q(x1), f_q(x2), f_k(x1), f_k(x2), 0.2)
+    assert float(contrast.loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_v3_trains_all_of_the_query_encoder_and_nothing_else():
+    moco = make_v3()
+    moco(*views(), torch.arange(B), torch.arange(B), 0.9).loss.backward()
+    for module in (moco.encoder_q, moco.predictor):
+        assert all(p.grad is not None and p.grad.any() for p in module.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in moco.encoder_k.parameters())
+    assert len(list(moco.encoder_k.parameters())) == len(
+        list(moco.encoder_q.parameters())
+    )  # no prediction head
+
+
+def test_v3_is_symmetric_in_its_views():
+    losses = [
+        make_v3()(*pair, torch.arange(B), torch.arange(B), 0.9).loss for pair in (views(), views()[::-1])
+    ]
+    torch.testing.assert_close(*losses)
+    one_way = make_v3(symmetric=False)(*views(), torch.arange(B), torch.arange(B), 0.9).loss
+    assert float(one_way) < float(losses[0])
+
+
+def test_chance_level_is_the_loss_of_collapsed_encoders():
+    """All embeddings equal: log(K + 1) with a queue of them, 4 tau log(B) for v3's two halves."""
+
+    for size, expected in ((K, math.log(K + 1)), (0, 4 * 0.2 * math.log(B))):
+        collapsed = nn.Sequential(nn.Flatten(), nn.Linear(36, D))
+        nn.init.zeros_(collapsed[1].weight)
+        nn.init.ones_(collapsed[1].bias)
+        moco = MoCo(collapsed, nn.Identity(), nn.Identity(), dim=D, K=size, tau=0.2, symmetric=True)
+        if moco.queue is not None:
+            moco.queue.keys.fill_(D**-0.5)
+        loss = moco(*views(), torch.arange(B), torch.arange(B), 0.9).loss
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+        assert moco.chance_level(B) == pytest.approx(expected)

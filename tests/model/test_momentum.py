@@ -1,10 +1,13 @@
+import math
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mocokit.model.momentum import momentum_copy, momentum_update
+from mocokit.model.momentum import momentum_at, momentum_copy, momentum_update
 from tests import reference
 
 
@@ -50,3 +53,19 @@ def test_statistics_of_the_key_encoder_are_its_own():
     before = copy[1].running_mean.clone()
     momentum_update(copy, encoder, 0.5)
     assert torch.equal(copy[1].running_mean, before)
+
+
+@given(st.integers(1, 1000), st.floats(0, 1), st.floats(0, 1), st.data())
+def test_momentum_is_the_formula(steps, start, end, data):
+    step = data.draw(st.integers(0, steps - 1))
+    got = momentum_at(step, steps, start, end)
+    assert momentum_at(step, steps, start, start) == start  # v1, v2: exactly constant
+    assert min(start, end) - 1e-9 <= got <= max(start, end) + 1e-9
+    in_v3 = momentum_at(step, steps, start, 1.0)
+    assert in_v3 == pytest.approx(1 - (1 - start) * (math.cos(math.pi * step / steps) + 1) / 2)
+
+
+def test_momentum_starts_and_ends_where_it_should():
+    assert momentum_at(0, 100, 0.99, 0.999) == pytest.approx(0.99)
+    assert momentum_at(50, 100, 0.9, 1.0) == pytest.approx(0.95)
+    assert momentum_at(100, 100, 0.99, 0.999) == pytest.approx(0.999)

@@ -1,11 +1,15 @@
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.training.optim import lr_factor
+from mocokit.resolve import Facts, resolve
+from mocokit.training.optim import create_optimizer, lr_factor
+from tests import reference
 
 
 @given(st.integers(1, 500), st.data())
@@ -36,3 +40,87 @@ def test_warm_up_is_linear_to_the_peak(schedule):
     factors = [lr_factor(s, steps=100, warmup=10, schedule=schedule) for s in range(11)]
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
     assert lr_factor(99, steps=100, warmup=10, schedule=schedule) < 0.02
+
+
+def configuration(**values):
+    facts = Facts(
+        name="x", images=5000, image_size=16, longest=32, channels=3, device="cpu", bf16=False, cpus=1
+    )
+    return resolve({"data": "x", "steps": 10, **values}, facts).config
+
+
+def parameters(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((4, 3), (2, 3, 3, 3), (5,))]
+
+
+def give_gradients(params, seed):
+    for p, g in zip(params, parameters(seed), strict=True):
+        p.grad = g.detach().clone()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_adapts_and_decays_matrices_and_leaves_vectors_alone(decay):
+    config = configuration(optimizer="lars", lr=0.3, weight_decay=decay, schedule="step")
+    params = parameters()
+    optimizer, _ = create_optimizer(params, config)
+    expected = [p.detach().double().numpy() for p in params]
+    buffers = [np.zeros_like(p) for p in expected]
+    for step in range(1, 4):
+        give_gradients(params, step)
+        optimizer.step()
+        for i, p in enumerate(params):
+            grad = p.grad.double().numpy()
+            if p.ndim > 1:
+                expected[i], buffers[i] = reference.lars_step(
+                    expected[i], grad, buffers[i], lr=0.3, momentum=0.9, decay=decay, trust=0.001
+                )
+            else:  # plain SGD
+                buffers[i] = 0.9 * buffers[i] + grad
+                expected[i] = expected[i] - 0.3 * buffers[i]
+    for p, e in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), e, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trust", [0.001, 10.0])
+def test_larc_steps_no_faster_than_sgd(trust):
+    """min(trust |p| / |g|, lr) along the gradient."""
+    params = parameters()[:1]
+    config = configuration(optimizer="larc", lr=0.3, weight_decay=0.0, trust=trust)
+    optimizer, _ = create_optimizer(params, config)
+    params[0].grad = torch.ones(4, 3)
+    before = params[0].detach().clone()
+    rate = min(trust * float(before.norm()) / 12**0.5, 0.3)
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), before - rate)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_frozen_parameters_are_left_out(name):
+    params = parameters()
+    params[1].requires_grad_(False)
+    optimizer, _ = create_optimizer(params, configuration(optimizer=name))
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(params[0]), id(params[2])]
+
+
+def test_adamw_equals_torchs_on_all_parameters():
+    ours, theirs = parameters(), parameters()
+    optimizer, _ = create_optimizer(ours, configuration(optimizer="adamw", lr=0.01, weight_decay=0.1))
+    reference_optimizer = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
+    for params, o in ((ours, optimizer), (theirs, reference_optimizer)):
+        give_gradients(params, 3)
+        o.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_warm_up_then_cosine_reaches_the_optimizer():
+    config = dataclasses.replace(configuration(optimizer="adamw", lr=1.0), warmup_steps=4, steps=14)
+    optimizer, scheduler = create_optimizer(parameters(), config)
+    rates = []
+    for _ in range(14):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])

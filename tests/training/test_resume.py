@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import FLAGS, command, mocokit, tiny_data
+import mocokit as package
+from mocokit.commands import pretrain as verb
+from mocokit.errors import Interrupted
+from tests.runs import FLAGS, TINY, command, mocokit, tiny_data
 
 STEPS = 15  # three epochs of five
 
@@ -166,3 +169,43 @@ def test_overwrite_never_removes_what_is_no_run(tmp_path):
         assert refused.returncode == 2
         assert "not a run directory" in refused.stderr
     assert (out / "precious.txt").read_text() == "mine"
+
+
+V3 = TINY | {
+    "head": "v3-vit",
+    "head_hidden": 16,
+    "head_dim": 8,
+    "queue_size": 0,
+    "symmetric": True,
+    "bn_splits": 1,
+    "momentum": 0.9,
+    "momentum_end": 1.0,
+    "views": "v3",
+    "blur_p": 1.0,
+    "blur_p2": 0.1,
+    "solarize_p2": 0.2,
+    "warmup_steps": 4,
+}
+V3_KINDS = {
+    "resnet": V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0},
+    "vit": V3 | {"backbone": "vit_narrow", "optimizer": "adamw", "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("kind", V3_KINDS)
+def test_v3_goes_on_where_it_stopped(kind, tmp_path, monkeypatch):
+    """In the middle of warm-up and of an epoch: momentum, optimizer and prediction head as if never stopped."""
+    data, options = str(tiny_data(tmp_path)), V3_KINDS[kind]
+    package.pretrain(data, out=str(tmp_path / "whole"), **options)
+
+    def stopping(row):
+        if row["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, "_announcer", lambda config: stopping)
+        with pytest.raises(Interrupted):
+            package.pretrain(data, out=str(tmp_path / "stopped"), **options)
+    assert checkpoint(tmp_path / "stopped")["global_step"] == 2
+    package.pretrain(data, out=str(tmp_path / "stopped"), **options)
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")

@@ -19,7 +19,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
 from mocokit.resolve import Facts, Resolved, resolve
 from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
-from mocokit.training.module import view_set
+from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
@@ -113,7 +113,7 @@ def _time(config: PretrainConfig, store: Store, seconds: float) -> _Timing:
 
 def _full_exam(store: Store, config: PretrainConfig) -> Exam:
     knn = KnnTest(store, config.knn_k, config.knn_temperature) if store.label_names else None
-    return Exam(store.splits["train"], view_set(config), config.seed, knn)
+    return Exam(store.splits["train"], view_sets(config), config.seed, knn)
 
 
 def monitor_exam(store: Store, config: PretrainConfig) -> Exam:

@@ -19,7 +19,6 @@ from mocokit.evaluation.baselines import calibrate_batch_norm, random_encoder
 from mocokit.evaluation.quality import Quality, verdict
 from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
-from mocokit.model.losses import chance_level
 from mocokit.options import merge, validate
 from mocokit.resolve import Resolved, differences, dump, load_recipe, run_name
 from mocokit.rundir import RunDirectory
@@ -67,7 +66,8 @@ def pretrain(
     if not saved:
         _start(run, resolved, store)
     images = store.splits["train"]
-    say(f"{run.path}: chance level of the loss is log(K + 1) = {chance_level(config.queue_size):.3f}")
+    formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
+    say(f"{run.path}: chance level of the loss is {module.chance_level:.3f}, {formula}")
     try:
         with run.writing():
             fit(module, images, run, _measure(store, config), announcer(config))
@@ -196,7 +196,7 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
     random_init = exam.take(random_encoder(spec, config.seed, images, config.device))
     rows = [row for row in read_metrics(run.metrics) if row["loss"]]
     loss = float(rows[-1]["loss"])
-    over_chance = loss / chance_level(config.queue_size)
+    over_chance = loss / module.chance_level
     judgement = verdict(over_chance, encoder, random_init, exam.knn.asked if exam.knn else 0)
     return {
         "run": str(run.path),

@@ -14,7 +14,7 @@ from mocokit.evaluation.quality import Exam
 from mocokit.evaluation.scorecard import SCORES, Score
 from mocokit.options import fields_of, validate
 from mocokit.rundir import RunDirectory
-from mocokit.training.module import view_set
+from mocokit.training.module import view_sets
 
 LEAST_IMAGES = 2  # to compare one image with another
 
@@ -56,10 +56,10 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _views_of(run: Path) -> ViewSet:
+def _views_of(run: Path) -> tuple[ViewSet, ViewSet]:
     """How the run made its views; those of MoCo v2 where that is not known."""
     directory = RunDirectory(run)
-    return view_set(directory.read_config().config) if directory.config.exists() else VIEW_SETS["v2"]
+    return view_sets(directory.read_config().config) if directory.config.exists() else VIEW_SETS["v2"]
 
 
 def _show(score: Score, value: float, before: float, meaning: str) -> None:

@@ -36,14 +36,18 @@ class ViewSet:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_p: float = 0.5
+    solarize_p: float = 0.0
 
 
-VIEW_SETS = {
-    # He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
-    "v1": ViewSet(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0),
-    # Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
-    "v2": ViewSet(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5),
-}
+# He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
+_V1 = ViewSet(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0)
+# Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
+_V2 = ViewSet(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5)
+# Chen et al. 2021 (MoCo v3), after BYOL: two distributions.
+_V3 = ViewSet(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=1.0)
+
+# The distributions of view 1 and view 2.
+VIEW_SETS = {"v1": (_V1, _V1), "v2": (_V2, _V2), "v3": (_V3, replace(_V3, blur_p=0.1, solarize_p=0.2))}
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class ViewParams:
     order: Tensor  # [B, 4] int64: the permutation in which the four factors apply
     gray: Tensor  # [B] bool
     sigma: Tensor  # [B] float32: of the Gaussian blur in output pixels; 0 is none
+    solarized: Tensor  # [B] bool
     gray_first: bool  # grayscale before the jitter
     blur_radius: int  # of every blur kernel, in output pixels
 
@@ -73,6 +78,7 @@ class ViewParams:
             order=self.order[index],
             gray=self.gray[index],
             sigma=self.sigma[index],
+            solarized=self.solarized[index],
         )
 
 
@@ -86,8 +92,8 @@ def sample_params(view_set: ViewSet, sizes: Tensor, channels: int, generator: to
         generator: a CPU generator; it advances by an amount that depends on B alone.
     """
     B = len(sizes)
-    attempts, u = torch.rand(4 * _CROP_ATTEMPTS + 13, B, generator=generator, dtype=torch.float64).split(
-        (4 * _CROP_ATTEMPTS, 13)
+    attempts, u = torch.rand(4 * _CROP_ATTEMPTS + 14, B, generator=generator, dtype=torch.float64).split(
+        (4 * _CROP_ATTEMPTS, 14)
     )
     flip_u, jitter_u, gray_u, blur_u, sigma_u = u[:5]
     jittered = jitter_u < view_set.jitter_p
@@ -107,6 +113,7 @@ def sample_params(view_set: ViewSet, sizes: Tensor, channels: int, generator: to
         order=u[9:13].T.argsort(dim=1),
         gray=gray,
         sigma=sigma.float(),
+        solarized=u[13] < view_set.solarize_p,
         gray_first=view_set.gray_first,
         blur_radius=math.ceil(3 * high),
     )
@@ -148,7 +155,7 @@ def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
 def render(
     images: Tensor, params: ViewParams, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Make one view of each image, on the images' device: crop and flip, colours, blur, normalisation.
+    """Make one view of each image, on the images' device: crop and flip, colours, blur, solarize, normalisation.
 
     Pixels outside an image's box have no influence, so canvases may be padded with anything. Before the
     normalisation values lie in [0, 1] to float32 rounding.
@@ -230,12 +237,14 @@ def _render_chunk(
     _jitter(x, params, hue_step)
     if not params.gray_first:
         _grayscale(x, params.gray)
+    solarized = params.solarized
     if params.sigma.any():
         sigma, by_blur = params.sigma.sort(descending=True)
         sigma = sigma[sigma > 0]
-        sorting = sorting[by_blur]
+        sorting, solarized = sorting[by_blur], solarized[by_blur]
         x = x.index_select(1, _to_device(by_blur, x.device))
         _blur(x[:, : len(sigma)], sigma, params.blur_radius)
+    _solarize(x, solarized)
     unsorted = _to_device(sorting.argsort(), x.device)
     torch.index_select(_normalise(x, mean, std).transpose(0, 1), 0, unsorted, out=out)
 
@@ -391,6 +400,15 @@ def _blur_taps(size: int, radius: int, device: torch.device) -> Tensor:
         distance = (position[None, :] - i[:, None]).abs()
         taps += (torch.arange(radius + 1)[:, None, None] == distance) & shown
     return taps.to(device)
+
+
+def _solarize(x: Tensor, solarized: Tensor) -> None:
+    """Invert the bright half (at least 0.5) of the chosen images' pixels, in place. x: [C, B, S, S]."""
+    chosen = solarized.nonzero()[:, 0]
+    if len(chosen):
+        chosen = _to_device(chosen, x.device)
+        pixels = x.index_select(1, chosen)
+        x[:, chosen] = torch.where(pixels < 0.5, pixels, 1 - pixels)
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -40,7 +40,7 @@ class Exam:
     """
 
     images: ImageSet
-    view_set: ViewSet
+    view_sets: tuple[ViewSet, ViewSet]
     seed: int
     knn: KnnTest | None
     scored: int = SCORE_IMAGES
@@ -58,21 +58,21 @@ class Exam:
         """Measure ``encoder``; it is left as it was."""
         rows = random_subset(len(self.images), self.scored, self.seed)
         plain = extract(encoder, self.images, rows)
-        views = Views(plain, *(self._view(encoder, rows, name) for name in ("exam view 1", "exam view 2")))
+        views = Views(plain, self._view(encoder, rows, 0), self._view(encoder, rows, 1))
         scores = {score.name: score.measure(views) for score in SCORES}
         if self.knn is None:
             return Quality(None, scores)
         return Quality(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
 
     @torch.inference_mode()
-    def _view(self, encoder: Encoder, rows: Tensor, name: str) -> Tensor:
+    def _view(self, encoder: Encoder, rows: Tensor, which: int) -> Tensor:
         """Features of one augmented view of the scored images."""
-        spec, draw = encoder.spec, generator(self.seed, name)
+        spec, draw = encoder.spec, generator(self.seed, f"exam view {which + 1}")
         parts = []
         with evaluating(encoder):
             for batch in rows.split(BATCH):
                 pixels, sizes = rows_of(self.images, batch, encoder.device)
-                params = sample_params(self.view_set, sizes, spec.channels, draw)
+                params = sample_params(self.view_sets[which], sizes, spec.channels, draw)
                 view = render(pixels, params, spec.image_size, spec.mean, spec.std)
                 parts.append(encoder.backbone(view).float().cpu())
         return torch.cat(parts)

@@ -1,12 +1,14 @@
-"""Backbones: any timm model that pools its features, and four ResNets for small images registered with timm."""
+"""Backbones: any timm model that pools its features, and ResNets and ViTs for small images registered with timm."""
 
 import difflib
 from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath, build_sincos2d_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mocokit.errors import UserError
@@ -28,9 +30,18 @@ class CifarResNet(ResNet):
         self.maxpool = nn.Identity()  # type: ignore[assignment]
 
 
-_SMALL = {"input_size": (3, 32, 32), "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
+_SMALL: Any = {
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "first_conv": "conv1",
+    "classifier": "fc",
+}
+_SMALL_VIT: Any = {
+    "input_size": (3, 32, 32), "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"
+}  # fmt: skip
 default_cfgs = generate_default_cfgs(
     dict.fromkeys(("resnet18_cifar", "resnet34_cifar", "resnet50_cifar", "resnet18_narrow"), _SMALL)
+    | dict.fromkeys(("vit_tiny_cifar", "vit_narrow"), _SMALL_VIT)
 )
 
 
@@ -66,6 +77,25 @@ def resnet18_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return _create("resnet18_narrow", pretrained, BasicBlock, (2, 2, 2, 2), **sizes, **kwargs)
 
 
+def _create_vit(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    model: nn.Module = build_model_with_cfg(VisionTransformer, name, pretrained, **kwargs)
+    return model
+
+
+@register_model
+def vit_tiny_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ViT-Tiny with patches of 4 pixels: 5.4 M parameters, 65 tokens at 32 x 32, 192 features."""
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _create_vit("vit_tiny_cifar", pretrained, **sizes | kwargs)
+
+
+@register_model
+def vit_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A ViT of 6 layers, 4 heads and patches of 4 pixels: 1.2 M parameters, 65 tokens at 32 x 32, 128 features."""
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    return _create_vit("vit_narrow", pretrained, **sizes | kwargs)
+
+
 def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
     """Build a randomly initialised backbone that maps images [B, channels, S, S] to pooled features [B, D].
 
@@ -76,8 +106,12 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
+    known = timm.get_pretrained_cfg(name)
+    # Models of a fixed input size (ViT, Swin) must be told which.
+    size: dict[str, Any] = {"img_size": image_size} if known and known.fixed_input_size else {}
     try:
-        backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels)
+        backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size)
+        _initialise(backbone)
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(2, channels, image_size, image_size))
     except Exception as error:
@@ -89,6 +123,38 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
     if features.ndim != 2:
         raise UserError(f"--backbone {name}: gives no pooled features (shape {tuple(features.shape)})")
     return backbone.train()
+
+
+@torch.no_grad()
+def _initialise(backbone: nn.Module) -> None:
+    """What MoCo wants otherwise than timm has it.
+
+    ViTs start as in MoCo v3 (arXiv 2104.02057, implementation details): fixed 2-D sine-cosine positions, and
+    uniform (Xavier) weights, also of the patch projection. Stochastic depth is off: the papers use none, and
+    every draw of a run must be a function of seed and step.
+    """
+    for module in backbone.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    if not isinstance(backbone, VisionTransformer) or backbone.pos_embed is None:
+        return
+    backbone.init_weights("moco")
+    projection = backbone.patch_embed.proj
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+    positions = build_sincos2d_pos_embed(
+        list(backbone.patch_embed.grid_size), backbone.embed_dim, interleave_sin_cos=True
+    )
+    backbone.pos_embed.zero_()  # of class and register tokens, which come first
+    backbone.pos_embed[0, -len(positions) :] = positions
+    backbone.pos_embed.requires_grad_(False)
+
+
+def freeze_patch_projection(backbone: nn.Module) -> None:
+    """Keep a ViT's patch projection random, which keeps its training stable (MoCo v3, section 4.2)."""
+    if isinstance(backbone, VisionTransformer):
+        backbone.patch_embed.proj.requires_grad_(False)
 
 
 def feature_dim(backbone: nn.Module) -> int:

@@ -1,10 +1,44 @@
-"""Projection heads: from the backbone's features to the embedding that is contrasted."""
+"""Heads between the backbone's features and the embedding that is contrasted.
+
+The projection head belongs to both encoders, v3's prediction head to the query encoder alone.
+"""
+
+import itertools
 
 from torch import nn
 
 
-def create_head(kind: str, in_dim: int, out_dim: int) -> nn.Module:
-    """``linear`` as in MoCo v1, or ``mlp`` with one hidden layer as wide as the features (v2, section 3.1)."""
+def create_head(kind: str, in_dim: int, hidden: int, out_dim: int) -> nn.Module:
+    """The projection head of features [B, in_dim].
+
+    Args:
+        kind: ``linear`` (v1); ``mlp`` with one hidden layer (v2, section 3.1); ``v3-resnet`` with one, ``v3-vit``
+            with two hidden layers and batch norm after each layer (v3, implementation details).
+        in_dim, hidden, out_dim: widths of features, hidden layers and embedding.
+    """
     if kind == "linear":
         return nn.Linear(in_dim, out_dim)
-    return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Linear(in_dim, out_dim))
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
+    if kind == "v3-resnet":
+        return _mlp_with_batch_norm(in_dim, hidden, out_dim, last_norm=True)
+    return _mlp_with_batch_norm(in_dim, hidden, hidden, out_dim, last_norm=True)
+
+
+def create_predictor(kind: str, hidden: int, dim: int) -> nn.Module:
+    """The prediction head of v3, from embedding to embedding [B, dim]; with the heads of v1 and v2 there is none."""
+    if kind in ("linear", "mlp"):
+        return nn.Identity()
+    return _mlp_with_batch_norm(dim, hidden, dim, last_norm=kind == "v3-vit")
+
+
+def _mlp_with_batch_norm(*dims: int, last_norm: bool) -> nn.Sequential:
+    """Linear layers between ``dims``, batch norm and ReLU after all but the last; batch norm without scale and
+    shift after the last. No biases: batch norm would take them away."""
+    layers: list[nn.Module] = []
+    for in_dim, out_dim in itertools.pairwise(dims):
+        layers += [nn.Linear(in_dim, out_dim, bias=False), nn.BatchNorm1d(out_dim), nn.ReLU(inplace=True)]
+    del layers[-2:]
+    if last_norm:
+        layers.append(nn.BatchNorm1d(dims[-1], affine=False))
+    return nn.Sequential(*layers)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 
 class Contrast(NamedTuple):
@@ -25,7 +26,7 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tenso
         temperature: tau.
         own: [B, K] bool, true where an entry of the queue came from the query's own image; left out.
 
-    The loss of features that tell nothing apart is `chance_level`.
+    The loss of embeddings that tell nothing apart is log(K + 1).
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = q.float(), k.detach().float(), queue.detach().float()
@@ -39,6 +40,22 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tenso
     return Contrast(loss, positive.detach().mean(), mean_negative)
 
 
-def chance_level(queue_size: int) -> float:
-    """The loss when all similarities are equal: log(K + 1)."""
-    return math.log(queue_size + 1)
+def info_nce_in_batch(q: Tensor, k: Tensor, temperature: float, first: int = 0) -> Contrast:
+    """InfoNCE of each query against all keys of the batch (MoCo v3, algorithm 1, ``ctr`` without its 2 tau).
+
+    Args:
+        q: queries [B, D], unit vectors.
+        k: keys [N, D], unit vectors, of the whole batch: at least 2. No gradient flows into keys.
+        temperature: tau.
+        first: the row of ``k`` with the positive of query 0; those of the others follow.
+
+    The loss of embeddings that tell nothing apart is log(N).
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = q.float(), k.detach().float()
+        similarity = torch.einsum("bd,nd->bn", q, k)  # [B, N]
+        labels = first + torch.arange(len(q), device=q.device)
+        loss = cross_entropy(similarity / temperature, labels)
+        positive = similarity.detach().gather(1, labels[:, None]).mean()
+        mean = similarity.detach().mean()
+    return Contrast(loss, positive, (mean * len(k) - positive) / (len(k) - 1))

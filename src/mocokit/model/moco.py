@@ -1,63 +1,100 @@
-"""Momentum Contrast (He et al. 2020, arXiv 1911.05722, algorithm 1; v2: arXiv 2003.04297).
+"""Momentum Contrast: v1 (He et al. 2020, arXiv 1911.05722), v2 (arXiv 2003.04297), v3 (arXiv 2104.02057).
 
 Letters as in the papers: q queries, k keys, K queue size, m momentum, tau temperature. B batch, D embedding.
+
+All three pull a query to the key of the same image's other view and away from keys of other images; the key
+encoder starts as an exact copy of the query encoder and follows it by momentum. Where they differ:
+
+    |                  | v1            | v2            | v3                                               |
+    |------------------|---------------|---------------|--------------------------------------------------|
+    | negatives        | queue of keys | queue of keys | the batch's other keys (no queue)                |
+    | queries and keys | x1, x2        | x1, x2        | x1, x2 and x2, x1 (symmetric)                    |
+    | loss             | InfoNCE       | InfoNCE       | 2 tau InfoNCE, the sum of both halves            |
+    | projection head  | linear        | MLP           | MLP with batch norm                              |
+    | prediction head  | none          | none          | MLP with batch norm, in the query encoder alone  |
+    | momentum         | constant      | constant      | on a cosine to 1                                 |
+    | batch norm       | shuffled      | shuffled      | plain (over all processes together)              |
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mocokit.model.losses import Contrast, info_nce
+from mocokit.model.losses import Contrast, info_nce, info_nce_in_batch
 from mocokit.model.momentum import momentum_copy, momentum_update
 from mocokit.model.queue import Queue
 
 
 class MoCo(nn.Module):
-    """Query encoder, momentum encoder and queue. v1 and v2 differ in head, views and schedule, not here."""
+    """Query encoder, momentum encoder, and a queue of ``K`` keys for v1 and v2, or none (``K`` = 0) for v3.
+
+    ``backbone`` and ``head`` make both encoders; the ``predictor`` maps queries on, the identity in v1 and v2.
+    """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, *, dim: int, K: int, m: float, tau: float, symmetric: bool
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        predictor: nn.Module,
+        *,
+        dim: int,
+        K: int,
+        tau: float,
+        symmetric: bool,
     ) -> None:
         super().__init__()
         self.encoder_q = nn.Sequential(backbone, head)
+        self.predictor = predictor
         self.encoder_k = momentum_copy(self.encoder_q)
-        self.queue = Queue(K, dim)
-        self.m, self.tau, self.symmetric = m, tau, symmetric
+        self.queue = Queue(K, dim) if K else None
+        self.tau, self.symmetric = tau, symmetric
+        # Of the loss, which is the mean of the halves in v1 and v2 and 2 tau times their sum in v3 (algorithm 1).
+        self.scale = 1.0 if K else 2 * tau * (1 + symmetric)
 
     @property
     def backbone(self) -> nn.Module:
         """The query encoder's backbone: what pretraining is for."""
         return self.encoder_q[0]
 
-    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor) -> Contrast:
+    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor, m: float) -> Contrast:
         """One step of MoCo: update the key encoder, contrast, then feed the queue.
 
         Args:
             x1, x2: two views [B, C, S, S] of the same images, float32.
             ids: [B] int64, which image each row is, so that no image is its own negative.
             shuffle: [B] int64, a random permutation for ShuffleBN.
+            m: momentum of this step.
         """
-        momentum_update(self.encoder_k, self.encoder_q, self.m)
+        momentum_update(self.encoder_k, self.encoder_q, m)
+        pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
+        keys = [self.keys(x, shuffle) for _, x in pairs]
+        halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
+        if self.queue is not None:
+            self.queue.enqueue(torch.cat(keys), ids.repeat(len(keys)))
+        loss, positive, negative = (sum(part) / len(halves) for part in zip(*halves, strict=True))
+        return Contrast(loss * self.scale, positive, negative)
+
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> Contrast:
+        """InfoNCE of queries [B, D] with keys [B, D] of the same images."""
+        if self.queue is None:
+            return info_nce_in_batch(q, k, self.tau)
         own = ids[:, None] == self.queue.ids[None]  # [B, K]
         negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
-        if self.symmetric:
-            k1, k2 = self.keys(x1, shuffle), self.keys(x2, shuffle)
-            a = info_nce(self.queries(x1), k2, negatives, self.tau, own)
-            b = info_nce(self.queries(x2), k1, negatives, self.tau, own)
-            contrast = Contrast(*((u + v) / 2 for u, v in zip(a, b, strict=True)))
-            keys, ids = torch.cat([k1, k2]), torch.cat([ids, ids])
-        else:
-            keys = self.keys(x2, shuffle)
-            contrast = info_nce(self.queries(x1), keys, negatives, self.tau, own)
-        self.queue.enqueue(keys, ids)
-        return contrast
+        return info_nce(q, k, negatives, self.tau, own)
 
     def queries(self, x: Tensor) -> Tensor:
         """Unit query embeddings [B, D]."""
-        return normalize(self.encoder_q(x).float(), dim=1)
+        return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
 
     @torch.no_grad()
     def keys(self, x: Tensor, shuffle: Tensor) -> Tensor:
         """Unit key embeddings [B, D]; ShuffleBN (v1, section 3.3): encoded in another order, then put back."""
         k = normalize(self.encoder_k(x[shuffle]).float(), dim=1)
         return torch.empty_like(k).index_copy_(0, shuffle, k)
+
+    def chance_level(self, batch_size: int) -> float:
+        """The loss of embeddings that tell nothing apart: log of the number of keys a query chooses from."""
+        keys = batch_size if self.queue is None else len(self.queue.keys) + 1
+        return self.scale * math.log(keys)

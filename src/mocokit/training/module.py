@@ -11,11 +11,11 @@ from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batch, generator
 from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params
 from mocokit.errors import UserError
-from mocokit.model.backbones import feature_dim
+from mocokit.model.backbones import feature_dim, freeze_patch_projection
 from mocokit.model.encoder import Encoder, EncoderSpec
-from mocokit.model.heads import create_head
-from mocokit.model.losses import chance_level
+from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo
+from mocokit.model.momentum import momentum_at
 from mocokit.model.norm import split_batch_norm
 from mocokit.seeding import derive_seed
 from mocokit.training.optim import create_optimizer
@@ -32,18 +32,23 @@ class Views(NamedTuple):
     step: int
 
 
-def view_set(config: PretrainConfig) -> ViewSet:
-    """The named view set with the configuration's own probabilities and strengths."""
-    base = VIEW_SETS[config.views]
-    brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
-    return replace(
-        base,
-        crop_scale=(config.crop_min, 1.0),
-        flip_p=config.flip_p,
-        jitter=(brightness, contrast, saturation, min(hue, 0.5)),
-        gray_p=config.gray_p,
-        blur_p=config.blur_p,
-    )
+def view_sets(config: PretrainConfig) -> tuple[ViewSet, ViewSet]:
+    """The named distributions of both views with the configuration's own probabilities and strengths."""
+
+    def adjusted(base: ViewSet, blur_p: float, solarize_p: float) -> ViewSet:
+        brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
+        return replace(
+            base,
+            crop_scale=(config.crop_min, 1.0),
+            flip_p=config.flip_p,
+            jitter=(brightness, contrast, saturation, min(hue, 0.5)),
+            gray_p=config.gray_p,
+            blur_p=blur_p,
+            solarize_p=solarize_p,
+        )
+
+    first, second = VIEW_SETS[config.views]
+    return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
 
 
 def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
@@ -53,14 +58,17 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
         split_batch_norm(backbone, config.bn_splits)
     except TypeError as error:
         raise UserError(f"--backbone {spec.backbone}: {error}; use --bn-splits 1") from None
+    freeze_patch_projection(backbone)
+    features = feature_dim(backbone)
+    hidden = config.head_hidden or features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "head and queue"))
         return MoCo(
             backbone,
-            create_head(config.head, feature_dim(backbone), config.head_dim),
+            create_head(config.head, features, hidden, config.head_dim),
+            create_predictor(config.head, hidden, config.head_dim),
             dim=config.head_dim,
             K=config.queue_size,
-            m=config.momentum,
             tau=config.temperature,
             symmetric=config.symmetric,
         )
@@ -89,8 +97,13 @@ class Pretraining(pl.LightningModule):
         super().__init__()
         self.config, self.spec = config, spec
         self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
-        self.view_set = view_set(config)
+        self.view_sets = view_sets(config)
         self.register_buffer("window", torch.zeros(5))
+
+    @property
+    def chance_level(self) -> float:
+        """The loss of features that tell nothing apart."""
+        return self.moco.chance_level(self.config.batch_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """`Batches` has put the images where they belong; the rest stays on the host on purpose."""
@@ -98,31 +111,34 @@ class Pretraining(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Views:
         """Draw both views, outside of autocast."""
-        x1, x2 = (self._view(batch, name) for name in ("view 1", "view 2"))
+        x1, x2 = self._view(batch, 0), self._view(batch, 1)
         return Views(x1, x2, batch.ids.to(batch.images.device, non_blocking=True), batch.step)
 
-    def _view(self, batch: Batch, name: str) -> Tensor:
-        draw = generator(self.config.seed, name, batch.step)
-        params = sample_params(self.view_set, batch.sizes, self.spec.channels, draw)
+    def _view(self, batch: Batch, which: int) -> Tensor:
+        draw = generator(self.config.seed, f"view {which + 1}", batch.step)
+        params = sample_params(self.view_sets[which], batch.sizes, self.spec.channels, draw)
         x = render(batch.images, params, self.spec.image_size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
         """The loss of one step, a float32 scalar."""
         shuffle = torch.randperm(len(views.ids), generator=generator(self.config.seed, "shuffle", views.step))
-        contrast = self.moco(views.x1, views.x2, views.ids, shuffle.to(views.ids.device, non_blocking=True))
+        shuffle = shuffle.to(views.ids.device, non_blocking=True)
+        config = self.config
+        m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
+        contrast = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.window[:GRAD_NORM] += torch.stack([part.detach() for part in contrast])
         self.window[COUNT] += 1
         return contrast.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum up the gradient norm."""
-        gradients = [p.grad for p in self.moco.encoder_q.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
         self.window[GRAD_NORM] += torch.nn.utils.get_total_norm(gradients)
 
     def configure_optimizers(self) -> Any:
-        """SGD on the query encoder; the schedule advances every step."""
-        optimizer, scheduler = create_optimizer(self.moco.encoder_q.parameters(), self.config)
+        """The configured optimizer; the schedule advances every step."""
+        optimizer, scheduler = create_optimizer(self.moco.parameters(), self.config)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def check_finite(self) -> None:
@@ -148,9 +164,8 @@ class Pretraining(pl.LightningModule):
         n = max(1.0, count)
         return {
             "loss": loss / n,
-            "loss_over_chance": loss / n / chance_level(self.config.queue_size),
+            "loss_over_chance": loss / n / self.chance_level,
             "positive": positive / n,
             "negative": negative / n,
             "grad_norm": grad_norm / n,
-            "queue_fill": float(self.moco.queue.fill),
-        }
+        } | ({} if self.moco.queue is None else {"queue_fill": float(self.moco.queue.fill)})

@@ -1,9 +1,10 @@
-"""SGD and the papers' learning-rate schedules, as functions of the step."""
+"""The papers' optimizers, and their learning-rate schedules as functions of the step."""
 
 import math
 from collections.abc import Iterable
 
 import torch
+from timm.optim import Lars
 from torch import nn
 
 from mocokit.config import PretrainConfig
@@ -28,10 +29,25 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
 def create_optimizer(
     parameters: Iterable[nn.Parameter], config: PretrainConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD over all parameters, biases and norms decayed like the rest as in the papers' code, and its schedule."""
-    optimizer = torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.sgd_momentum, weight_decay=config.weight_decay
-    )
+    """The configured optimizer over the parameters that are not frozen, and its schedule.
+
+    SGD and AdamW decay biases and norms like the rest, as in the papers' code; LARS and LARC leave their rate and
+    their decay alone (v3, implementation details).
+    """
+    free = [p for p in parameters if p.requires_grad]
+    lr, decay, momentum = config.lr, config.weight_decay, config.sgd_momentum
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=decay)
+    elif config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(free, lr=lr, momentum=momentum, weight_decay=decay)
+    else:
+        groups = [
+            {"params": [p for p in free if p.ndim > 1], "weight_decay": decay, "always_adapt": True},
+            {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        clip = config.optimizer == "larc"
+        optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=config.trust, trust_clip=clip)
 
     def factor(step: int) -> float:
         return lr_factor(step, steps=config.steps, warmup=config.warmup_steps, schedule=config.schedule)
