@@ -207,3 +207,10 @@ def test_damaged_configurations_are_one_clear_line(text, tmp_path):
 
 def test_options_have_help():
     assert all(f.metadata["help"] for f in dataclasses.fields(PretrainConfig))
+
+
+def test_a_configuration_of_another_version_is_refused():
+    text = dump(resolve({"data": "x"}, facts()), {})
+    without = "\n".join(line for line in text.splitlines() if not line.startswith("temperature:"))
+    with pytest.raises(UserError, match=r"config.yaml: .*another version: it does not say temperature"):
+        parse(without, "config.yaml")

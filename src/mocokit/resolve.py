@@ -245,6 +245,8 @@ def parse(text: str, origin: str) -> Resolved:
         raw = yaml.safe_load(text)
         reasons = dict(raw["reasons"])
         values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
+        if missing := [name for name in FIELDS if name not in raw]:
+            raise ValueError(f"of another version: it does not say {missing[0]}")
         config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
