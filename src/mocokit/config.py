@@ -144,7 +144,7 @@ class FinetuneConfig(ImagesConfig):
         "images a step; default 64, as few as 16 where an epoch has under 32 steps", default=None, low=2
     )
     lr: float | None = option(
-        "peak learning rate of AdamW; default by the encoder's width, 0.001 at 512 features",
+        "peak learning rate of AdamW; default by the encoder, 0.001 at 512 features",
         default=None, low=0, high=1e3,
     )  # fmt: skip
     layer_decay: float = option(

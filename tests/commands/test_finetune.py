@@ -1,5 +1,6 @@
 """``mocokit finetune``: what it measures and keeps, what it refuses to replace, and that a kill changes nothing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import mocokit
 from mocokit.cli import main
 from mocokit.commands.inputs import open_inputs
 from mocokit.config import FinetuneConfig
-from mocokit.deploy.encoder import read_header
+from mocokit.deploy.encoder import read_header, save_encoder
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.labelled import split_labelled
@@ -162,6 +163,20 @@ def test_an_encoder_file_without_its_run(tiny_run: TinyRun, run, tmp_path):
     assert json.loads((out / RESULT).read_text()) == result
 
 
+@pytest.mark.parametrize(
+    ("backbone", "lr"), [("resnet18_narrow", 0.004), ("resnet18_cifar", 0.001), ("vit_narrow", 0.001)]
+)
+def test_default_learning_rate(run, tmp_path, backbone, lr):
+    """Narrow networks bear more, and those with batch norm most."""
+    spec, about = read_header(run)
+    encoder = Encoder.create(dataclasses.replace(spec, backbone=backbone))
+    save_encoder(encoder, tmp_path / "other.safetensors", about)
+    data = class_folders(tmp_path / "few", classes=2, train=3, test=2)
+    options = {"out": str(tmp_path / "out"), "epochs": 1, "baseline": False, "device": "cpu"}
+    result = mocokit.finetune(str(tmp_path / "other.safetensors"), str(data), **options)
+    assert result["config"]["lr"] == lr
+
+
 # Going on, and what is not replaced
 
 
@@ -211,6 +226,7 @@ def test_only_a_training_is_ever_replaced(tiny_run: TinyRun, run, tmp_path, over
         (photos, "holds no fine-tuning"),
         (tmp_path / "another run", "holds no fine-tuning"),
         (run, "the encoder to start from is there"),
+        (tmp_path, "the encoder to start from is there"),
         (tmp_path / "file", "choose another --out"),
     ):
         before = state(tmp_path)

@@ -93,7 +93,8 @@ def test_transformer_layers_from_the_closed_form():
     assert found["backbone.norm.weight"][0] == pytest.approx(0.75)
     assert found["backbone.patch_embed.proj.weight"][0] == pytest.approx(0.75**13)
     assert found["classifier.weight"][0] == 1
-    assert found["backbone.pos_embed"] == (pytest.approx(0.75**13), 0)  # positions are not decayed
+    assert found["backbone.cls_token"] == (pytest.approx(0.75**13), 0)  # no weight, so not decayed
+    assert "backbone.pos_embed" not in found  # fixed, as in pretraining
 
 
 @pytest.mark.parametrize("backbone", ["resnet18_narrow", "mobilenetv3_small_050", "convnext_atto"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from mocokit.commands.environment import versions
 from mocokit.commands.inputs import Inputs, open_inputs
@@ -33,7 +34,8 @@ from mocokit.training.monitor import Row, read_metrics
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 MOST_BATCH, LEAST_BATCH = 64, 16
 STEPS_AN_EPOCH = 32  # few labels take small steps, or the last epoch comes before anything is learned
-LR_TIMES_WIDTH, MOST_LR = 0.512, 4e-3
+LR_TIMES_WIDTH = 0.512
+MOST_LR = {True: 4e-3, False: 1e-3}  # with batch norm, whose weights have no scale, and without
 # May differ when a training goes on; of run and data the content counts.
 FREE = {"run", "data", "max_skipped", "out", "baseline"}
 
@@ -67,10 +69,10 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     inputs = open_inputs(config, labels_for="fine-tuning")
     home = encoder_file(run).parent
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
-    if out.resolve() == home.resolve():
+    if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")
     labelled = _split(inputs, config)
-    derived = _derived(config, len(labelled.train), inputs.encoder.dim)
+    derived = _derived(config, len(labelled.train), inputs.encoder)
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
     result = _Training(config, inputs, labelled).result(started, overwrite)
     if config.baseline and not config.from_scratch and result["random_init"] is None:
@@ -97,7 +99,7 @@ def _split(inputs: Inputs, config: FinetuneConfig) -> Labelled:
     return labelled
 
 
-def _derived(config: FinetuneConfig, images: int, width: int) -> dict[str, Any]:
+def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str, Any]:
     """Batch size and learning rate where they are not given, also told to the user."""
     derived: dict[str, Any] = {}
     if config.batch_size is None:
@@ -105,8 +107,11 @@ def _derived(config: FinetuneConfig, images: int, width: int) -> dict[str, Any]:
         say(f"--batch-size {derived['batch_size']}: for {images:,} images")
     if config.lr is None:
         # Adam's best rate falls with the width of a network (Yang et al. 2022, arXiv 2203.03466).
-        derived["lr"] = round(min(MOST_LR, LR_TIMES_WIDTH / width), 6)
-        say(f"--lr {derived['lr']:g}: for {width} features")
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
+        derived["lr"] = round(min(MOST_LR[batch_norm], LR_TIMES_WIDTH / encoder.dim), 6)
+        say(
+            f"--lr {derived['lr']:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm"
+        )
     return derived
 
 
@@ -136,7 +141,7 @@ class _Training:
         return self.inputs.encoder
 
     def module(self, encoder: Encoder) -> Finetuning:
-        """``encoder`` with a classifier at step 0: small random weights, or the linear probe where that tells much."""
+        """``encoder`` with a classifier: small random weights or the linear probe; a checkpoint will replace either."""
         train, names, seed = self.labelled.train, self.labelled.names, self.config.seed
         attach_classifier(encoder, names, seed)
         if not self.config.from_scratch and not self.directory.checkpoint.exists():
