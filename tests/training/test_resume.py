@@ -203,7 +203,7 @@ def test_v3_goes_on_where_it_stopped(kind, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(verb, "_announcer", lambda config: stopping)
+        patched.setattr(verb, "announcer", lambda config: stopping)
         with pytest.raises(Interrupted):
             package.pretrain(data, out=str(tmp_path / "stopped"), **options)
     assert checkpoint(tmp_path / "stopped")["global_step"] == 2
