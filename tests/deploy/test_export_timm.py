@@ -34,6 +34,7 @@ ENCODERS = {
     "resnet18_narrow": ("resnet18_narrow", 16, 3, ()),
     "gray resnet18_narrow": ("resnet18_narrow", 16, 1, ()),
     "fine-tuned resnet18_narrow": ("resnet18_narrow", 16, 3, CLASSES),
+    "fine-tuned vit_narrow": ("vit_narrow", 16, 3, CLASSES),
 }
 
 
@@ -119,9 +120,11 @@ def awkward(size: int) -> tuple[int, int]:
     return 3 * size - 3, size + size // 2 - 1
 
 
-@pytest.mark.parametrize("name", ["gray resnet18_narrow", "fine-tuned resnet18_narrow"])
+@pytest.mark.parametrize(
+    "name", ["gray resnet18_narrow", "fine-tuned resnet18_narrow", "fine-tuned vit_narrow"]
+)
 def test_the_registered_name_and_the_documented_edit_load_the_same(exported, name):
-    """timm.create_model knows our ResNets once mocokit is imported; the README's lines do without."""
+    """timm.create_model knows our backbones once mocokit is imported; the README's lines do without."""
     encoder, folder = exported[name]
     registered = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found: dict = {}
@@ -133,11 +136,11 @@ def test_the_registered_name_and_the_documented_edit_load_the_same(exported, nam
 
 
 @pytest.mark.parametrize("name", backbones.default_cfgs)
-def test_every_resnet_of_ours_has_its_lines(name):
+def test_every_backbone_of_ours_has_its_lines(name):
     """The weights' names and shapes are right; that they compute the same is shown above for some."""
     spec = EncoderSpec(name, 16, 3, (0.5,) * 3, (0.5,) * 3)
     with torch.device("meta"):
-        backbone = timm.create_model(name, num_classes=0)
+        backbone = timm.create_model(name, num_classes=0, **backbones.size_option(name, 16))
         lines = loading_lines(Encoder(backbone, spec), "").splitlines()
         found: dict = {}
         exec("\n".join(line for line in lines if "load_file" not in line and "config" not in line), found)
@@ -218,8 +221,8 @@ def test_a_transformer_is_also_written_in_torchvisions_names(classes, tmp_path, 
     """A small one under the name of the base model, whose 86 M weights take too long here."""
     from timm.models.vision_transformer import VisionTransformer
 
-    def tiny(name: str, num_classes: int = 0, in_chans: int = 3) -> VisionTransformer:
-        model = VisionTransformer(32, 8, in_chans, num_classes, embed_dim=24, depth=2, num_heads=3)
+    def tiny(name: str, num_classes: int = 0, in_chans: int = 3, img_size: int = 32) -> VisionTransformer:
+        model = VisionTransformer(img_size, 8, in_chans, num_classes, embed_dim=24, depth=2, num_heads=3)
         model.pretrained_cfg = {"architecture": name, "classifier": "head"}
         return model
 

@@ -20,6 +20,7 @@ from mocokit.data.views import center_view
 from mocokit.deploy.export_onnx import picture_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing, write_json
+from mocokit.model.backbones import size_option
 from mocokit.model.encoder import Encoder
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.txt"
@@ -40,6 +41,11 @@ _STOCK = {
         ")",
         16,
     ),
+}
+
+_STOCK_VITS = {
+    "vit_tiny_cifar": "patch_size=4, embed_dim=192, depth=12, num_heads=3",
+    "vit_narrow": "patch_size=4, embed_dim=128, depth=6, num_heads=4",
 }
 
 # timm's Vision Transformers under torchvision's names, and the names of their weights.
@@ -104,18 +110,31 @@ def export_timm(encoder: Encoder, folder: Path, about: dict[str, Any], pictures:
 def loading_lines(encoder: Encoder, folder: str) -> str:
     """Python that loads the export in ``folder`` without mocokit, as ``model`` and ``transform``."""
     spec, classes = encoder.spec, len(encoder.classes)
-    if spec.backbone not in _STOCK:
+    options = f"in_chans={spec.channels}, num_classes={classes}"
+    if spec.backbone in _STOCK_VITS:
+        model = (
+            "timm.models.vision_transformer.VisionTransformer(\n"
+            f"    img_size={spec.image_size}, {_STOCK_VITS[spec.backbone]}, {options},\n"
+            ")"
+        )
+        edit = ""
+    elif spec.backbone in _STOCK:
+        stock, width = _STOCK[spec.backbone]
+        model = stock.format(options=options)
+        edit = (
+            f"model.conv1 = torch.nn.Conv2d({spec.channels}, {width}, 3, padding=1, bias=False)\n"
+            "model.maxpool = torch.nn.Identity()\n"
+        )
+    else:
         return (
             "import timm\n"
             f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()\n"
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
         )
-    stock, width = _STOCK[spec.backbone]
     return (
         "import json, safetensors.torch, timm, torch\n"
-        f"model = {stock.format(options=f'in_chans={spec.channels}, num_classes={classes}')}\n"
-        f"model.conv1 = torch.nn.Conv2d({spec.channels}, {width}, 3, padding=1, bias=False)\n"
-        "model.maxpool = torch.nn.Identity()\n"
+        f"model = {model}\n"
+        f"{edit}"
         f"model.eval().load_state_dict(safetensors.torch.load_file({f'{folder}/{WEIGHTS}'!r}))\n"
         f"config = json.load(open({f'{folder}/{CONFIG}'!r}, encoding='utf-8'))['pretrained_cfg']\n"
         "transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))\n"
@@ -154,7 +173,10 @@ def _timm_model(encoder: Encoder) -> nn.Module:
     """The backbone as timm builds it, with the classifier where timm has it."""
     spec = encoder.spec
     model: nn.Module = timm.create_model(
-        spec.backbone, num_classes=len(encoder.classes), in_chans=spec.channels
+        spec.backbone,
+        num_classes=len(encoder.classes),
+        in_chans=spec.channels,
+        **size_option(spec.backbone, spec.image_size),
     )
     weights = dict(encoder.backbone.state_dict())
     try:

@@ -85,14 +85,14 @@ def _create_vit(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 @register_model
 def vit_tiny_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ViT-Tiny with patches of 4 pixels: 5.4 M parameters, 65 tokens at 32 x 32, 192 features."""
-    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    sizes = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _create_vit("vit_tiny_cifar", pretrained, **sizes | kwargs)
 
 
 @register_model
 def vit_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A ViT of 6 layers, 4 heads and patches of 4 pixels: 1.2 M parameters, 65 tokens at 32 x 32, 128 features."""
-    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    sizes = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
     return _create_vit("vit_narrow", pretrained, **sizes | kwargs)
 
 
@@ -106,11 +106,10 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
-    known = timm.get_pretrained_cfg(name)
-    # Models of a fixed input size (ViT, Swin) must be told which.
-    size: dict[str, Any] = {"img_size": image_size} if known and known.fixed_input_size else {}
     try:
-        backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size)
+        backbone: nn.Module = timm.create_model(
+            name, num_classes=0, in_chans=channels, **size_option(name, image_size)
+        )
         _initialise(backbone)
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(2, channels, image_size, image_size))
@@ -123,6 +122,12 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
     if features.ndim != 2:
         raise UserError(f"--backbone {name}: gives no pooled features (shape {tuple(features.shape)})")
     return backbone.train()
+
+
+def size_option(name: str, image_size: int) -> dict[str, Any]:
+    """What ``timm.create_model`` has to be told of the image size: models of a fixed one (ViT, Swin) which it is."""
+    known = timm.get_pretrained_cfg(name)
+    return {"img_size": image_size} if known and known.fixed_input_size else {}
 
 
 @torch.no_grad()
