@@ -116,7 +116,7 @@ class ProbeConfig(ImagesConfig):
     """Options of ``mocokit probe``."""
 
     protocol: str = option(
-        "fast: logistic regression on features extracted once; sgd: MoCo's, on augmented images",
+        "fast: logistic regression on features extracted once; sgd: trained on augmented images",
         default="fast",
         choices=("fast", "sgd"),
     )

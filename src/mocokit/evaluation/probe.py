@@ -1,6 +1,6 @@
 """Linear classification on frozen features, in two protocols: what a linear probe of an encoder is.
 
-`fast` solves a regularised problem on features extracted once; `sgd` is the protocol of the MoCo papers.
+`fast` solves a regularised problem on features extracted once; `sgd` trains on augmented images.
 """
 
 import math
