@@ -8,7 +8,7 @@ On one device the same is had by normalising groups of the batch apart.
 import torch
 import torch.distributed.nn.functional as dist
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from mocokit import processes
@@ -82,12 +82,10 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     return module
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm`, statistics over the images of all processes, also on a CPU, where torch's has none."""
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
-            return super().forward(x)
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -115,28 +113,30 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(var * n / max(1, n - 1), momentum)
 
 
-class SyncBatchNormAct2d(SyncBatchNorm):
+class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
     """timm's fused batch norm and activation, over all processes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x)))  # type: ignore[operator]
 
 
-def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """Let every batch norm of ``module`` see the images of all processes, in place; nothing changes in one process.
+def sync_batch_norm(module: nn.Module, device: str) -> nn.Module:
+    """Let every batch norm of ``module`` see the images of all processes; nothing changes where there is one.
 
-    Batch norms of other kinds raise ``TypeError``.
+    Batch norms of a kind that can't be (a subclass with behaviour of its own) raise ``TypeError``.
     """
-    for name, child in module.named_modules() if processes.count() > 1 else ():
+    if processes.count() == 1:
+        return module
+    if device == "cuda":
+        synced: nn.Module = convert_sync_batchnorm(module)
+        return synced
+    for name, child in module.named_modules():
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            child.__class__ = SyncBatchNorm
+            child.__class__ = CpuSyncBatchNorm
         elif type(child) is BatchNormAct2d:
-            child.__class__ = SyncBatchNormAct2d  # type: ignore[assignment]
+            child.__class__ = CpuSyncBatchNormAct2d  # type: ignore[assignment]
         elif isinstance(child, nn.modules.batchnorm._BatchNorm):
             raise TypeError(f"{name}: {type(child).__name__} can't be shared by processes")
-        else:
-            continue
-        child.process_group = None  # of all processes
     return module
 
 

@@ -57,7 +57,7 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
     backbone = Encoder.create(spec, config.seed).backbone
     try:
         if config.bn_splits == 1:
-            sync_batch_norm(backbone)
+            backbone = sync_batch_norm(backbone, config.device)
         else:
             split_batch_norm(backbone, max(1, config.bn_splits // processes.count()))
     except TypeError as error:
@@ -70,8 +70,8 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
         torch.manual_seed(derive_seed(config.seed, "head and queue"))
         return MoCo(
             backbone,
-            sync_batch_norm(create_head(config.head, features, hidden, config.head_dim)),
-            sync_batch_norm(create_predictor(config.head, hidden, config.head_dim)),
+            sync_batch_norm(create_head(config.head, features, hidden, config.head_dim), config.device),
+            sync_batch_norm(create_predictor(config.head, hidden, config.head_dim), config.device),
             dim=config.head_dim,
             K=config.queue_size,
             tau=config.temperature,
