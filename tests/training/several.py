@@ -1,8 +1,10 @@
 """What each process of tests/training/test_several.py runs: ``python -m tests.training.several JOB.json``."""
 
+import contextlib
 import copy
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from mocokit import processes
 from mocokit.commands.plan import encoder_spec
 from mocokit.config import FIELDS
 from mocokit.data.store import open_store
+from mocokit.errors import Interrupted
 from mocokit.options import validate
 from mocokit.resolve import Facts, resolve
 from mocokit.rundir import RunDirectory
@@ -30,8 +33,15 @@ CASES = {
     "v3 vit": V3 | {"backbone": "vit_narrow", "image_size": 16},
 }
 
+SAVED = V2 | {"checkpoint_every": 0.0, "log_every": 1}
 
-def train(data: str, out: Path, options: dict[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+
+def train(
+    data: str,
+    out: Path,
+    options: dict[str, Any],
+    announce: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, dict[str, torch.Tensor]]:
     """A short run with the real trainer; the state of this process at its start and at its end."""
     store = open_store(data, image_size=options["image_size"], image_size_cap=64, workers=0)
     images = store.splits["train"]
@@ -41,8 +51,19 @@ def train(data: str, out: Path, options: dict[str, Any]) -> dict[str, dict[str, 
     config = replace(resolve(given, facts).config, monitor_every=0, histograms=False)
     module = Pretraining(config, encoder_spec(store, config))
     start = copy.deepcopy(module.state_dict())
-    fit(module, images, RunDirectory(out), lambda encoder, step: {}, lambda row: None, bar=False)
+    fit(module, images, RunDirectory(out), lambda encoder, step: {}, announce, bar=False)
     return {"start": start, "end": module.state_dict()}
+
+
+def interrupted(data: str, out: Path) -> None:
+    """Leave a run whose checkpoint is at step 1."""
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            raise Interrupted("enough")
+
+    with contextlib.suppress(Interrupted):
+        train(data, out, SAVED, stop)
 
 
 def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +86,10 @@ def main(job: dict[str, Any]) -> None:
     outcome: dict[str, Any] = {"keys": shuffled_keys(job["data"])}
     for name, options in CASES.items():
         outcome[name] = train(job["data"], Path(job["out"]) / name, options)
+    if processes.count() == 1:
+        interrupted(job["data"], Path(job["out"]) / "interrupted")
+    else:
+        outcome["resumed"] = train(job["data"], Path(job["out"]) / "interrupted", SAVED)
     outcome["any"] = processes.any_of(processes.rank() == 1, False)
     outcome["first"] = processes.from_first(processes.rank())
     folder.mkdir(parents=True)
