@@ -100,7 +100,14 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         for verb, functions in (("pretrain", pretrain), ("embed", embed)):
             measure = f"{verb}, {name.replace('_', ' ')} {value:,}"
             rows.append(
-                Row(f"i-{name}-{value}-{verb}", measure, "images/s", **functions, settings=settings, memory=True)
+                Row(
+                    f"i-{name}-{value}-{verb}",
+                    measure,
+                    "images/s",
+                    **functions,
+                    settings=settings,
+                    memory=True,
+                )
             )
     return rows
 
@@ -157,7 +164,9 @@ class Folders:
         folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
         found = next((folder / split for folder in folders if (folder / split).is_dir()), None)
         if found is None:
-            raise SystemExit(f"{self.data}: no {split}/ folder in it; give a folder or .tar with train/ and test/")
+            raise SystemExit(
+                f"{self.data}: no {split}/ folder in it; give a folder or .tar with train/ and test/"
+            )
         return sorted(path for path in found.rglob("*") if path.is_file())
 
 
@@ -310,7 +319,9 @@ def summary(row: Row, settings: dict[str, Any], results: dict[str, list[dict[str
         line["share_of_floor"] = better(line["ours"], line["floor"], row.less_is_better)
     for side in ("peer", "ours"):
         line[f"{side}_peak_mib"] = max((r["peak_mib"] for r in results[side] if "peak_mib" in r), default="")
-        line[f"{side}_more"] = json.dumps({k: _short(v) for k, v in results[side][-1].items() if k != "value"})
+        line[f"{side}_more"] = json.dumps(
+            {k: _short(v) for k, v in results[side][-1].items() if k != "value"}
+        )
     left_out = ("data", "scratch", "started", "encoder", "fork")
     line["settings"] = json.dumps({k: v for k, v in settings.items() if k not in left_out})
     return {name: _short(line.get(name, "")) for name in COLUMNS}
@@ -347,7 +358,9 @@ def save(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines for a terminal."""
-    head = f"{'row':<28} {'unit':<9} {'peer':>9} {'ours':>9} {'ratio':>7} {'(min-max)':>14} {'of floor':>9}  n"
+    head = (
+        f"{'row':<28} {'unit':<9} {'peer':>9} {'ours':>9} {'ratio':>7} {'(min-max)':>14} {'of floor':>9}  n"
+    )
     text = [head]
     for line in lines:
         share = f"{line['share_of_floor']:.0%}" if line["share_of_floor"] != "" else ""
@@ -389,13 +402,19 @@ QUICK = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", default="", help="letters or whole names, separated by commas; default all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one process: does every row work?")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
-    parser.add_argument("--data", default=os.environ.get("MOCOKIT_CIFAR10"), help="folder or .tar with train/, test/")
+    parser.add_argument(
+        "--data", default=os.environ.get("MOCOKIT_CIFAR10"), help="folder or .tar with train/, test/"
+    )
     parser.add_argument("--scratch", help="folder for images, caches and runs, kept; default a temporary one")
-    parser.add_argument("--out", type=Path, help="CSV file; default named by the machine, in benchmarks/results")
+    parser.add_argument(
+        "--out", type=Path, help="CSV file; default named by the machine, in benchmarks/results"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of mocokit; default its own choice")
@@ -443,7 +462,9 @@ def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: F
         sizes = (settings["images"], settings["queries"], settings["image_size"])
         settings["data"] = str(folders.of(*sizes))
     if settings["batch_size"] > settings["images"]:
-        raise SystemExit(f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images")
+        raise SystemExit(
+            f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images"
+        )
     needs_encoder = row.name[0] in "ef" or row.name.endswith("-embed")
     return {
         "data": "",

@@ -98,9 +98,7 @@ def _pretrain(s: Settings) -> tuple[StepClock, MocoModel]:
 
     transform = MoCoV2Transform(input_size=s.image_size, gaussian_blur=0.0)
     dataset = LightlyDataset(input_dir=str(s.train), transform=transform)
-    loader = DataLoader(
-        dataset, batch_size=s.batch_size, shuffle=True, drop_last=True, num_workers=s.workers
-    )
+    loader = DataLoader(dataset, batch_size=s.batch_size, shuffle=True, drop_last=True, num_workers=s.workers)
     epochs = -(-(s.warmup + s.steps) // len(loader))
     model, clock = MocoModel(WIDTHS[s.backbone], epochs), StepClock(s)
     try:
