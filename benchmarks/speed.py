@@ -92,9 +92,8 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         Row("h-pretrain", "peak memory, pretraining", "MiB", **pretrain | {"floor": ""}, memory=True, peak=True),
         Row("h-embed", "peak memory, embedding", "MiB", **embed | {"floor": ""}, memory=True, peak=True),
     ]  # fmt: skip
-    growth = [("images", int(n)) for n in options.counts.split(",")]
-    growth += [("image_size", int(n)) for n in options.image_sizes.split(",")]
-    growth += [("batch_size", int(n)) for n in options.batches.split(",")]
+    asked = {"images": options.counts, "image_size": options.image_sizes, "batch_size": options.batches}
+    growth = [(name, int(value)) for name, values in asked.items() for value in values.split(",") if value]
     for name, value in growth:
         settings = {"backbone": options.growth_backbone, name: value}
         for verb, functions in (("pretrain", pretrain), ("embed", embed)):
@@ -396,8 +395,8 @@ def _cpu() -> str:
 
 QUICK = {
     "images": 24, "queries": 10, "knn_bank": 60, "knn_queries": 20, "batch_size": 8, "view_batch": 8, "steps": 1,
-    "warmup": 1, "workers": 0, "probe_epochs": 1, "repeats": 1, "counts": "24", "image_sizes": "32",
-    "batches": "8", "image_size": 32,
+    "warmup": 1, "workers": 0, "probe_epochs": 1, "repeats": 1, "counts": "24", "image_sizes": "",
+    "batches": "", "image_size": 32,
 }  # fmt: skip
 
 
@@ -461,10 +460,10 @@ def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: F
     if row.name != "g":  # which needs no images
         sizes = (settings["images"], settings["queries"], settings["image_size"])
         settings["data"] = str(folders.of(*sizes))
-    if settings["batch_size"] > settings["images"]:
-        raise SystemExit(
-            f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images"
-        )
+        if settings["batch_size"] > settings["images"]:
+            raise SystemExit(
+                f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images"
+            )
     needs_encoder = row.name[0] in "ef" or row.name.endswith("-embed")
     return {
         "data": "",

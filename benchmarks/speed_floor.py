@@ -36,8 +36,7 @@ def decode(s: Settings) -> Result:
 def _model(s: Settings) -> torch.nn.Module:
     from mocokit.model.backbones import create_backbone
 
-    model = create_backbone(s.backbone, 3, s.image_size).to(s.device, memory_format=torch.channels_last)
-    return model
+    return create_backbone(s.backbone, 3, s.image_size).to(s.device, memory_format=torch.channels_last)
 
 
 def _random(s: Settings) -> torch.Tensor:
