@@ -1,6 +1,6 @@
 """Where the time of a training step goes on this machine: a profiler table of a few steps.
 
-python benchmarks/profile_step.py [--backbone resnet18_narrow] [--image-size 32] [--batch-size 128] [--splits 8]
+python benchmarks/profile_step.py [--backbone resnet18_narrow] [--batch-size 128] [--device cuda] [--precision bf16]
 """
 
 import argparse
@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     arguments = parser.parse_args()
+    device = arguments.device
     spec = EncoderSpec(arguments.backbone, arguments.image_size, 3, (0.5,) * 3, (0.25,) * 3)
     encoder = Encoder.create(spec)
     head, predictor = (
@@ -31,29 +34,37 @@ def main() -> None:
     )
     backbone = split_batch_norm(encoder.backbone, arguments.splits)
     moco = MoCo(backbone, head, predictor, dim=128, K=1024, tau=0.1, symmetric=False)
-    moco = moco.to(memory_format=torch.channels_last)
+    moco = moco.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(moco.encoder_q.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    x = torch.randn(arguments.batch_size, 3, arguments.image_size, arguments.image_size)
+    x = torch.randn(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
-    ids = torch.arange(arguments.batch_size)
+    ids = torch.arange(arguments.batch_size, device=device)
 
     def step() -> None:
-        loss = moco(x, x, ids, torch.randperm(arguments.batch_size), 0.99).loss
+        shuffle = torch.randperm(arguments.batch_size).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            loss = moco(x, x, ids, shuffle, 0.99).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
+    def settled() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     step()
-    begun = time.perf_counter()
+    begun = settled()
     for _ in range(arguments.steps):
         step()
-    seconds = (time.perf_counter() - begun) / arguments.steps
+    seconds = (settled() - begun) / arguments.steps
     print(f"{1000 * seconds:.0f} ms a step, {arguments.batch_size / seconds:.0f} images/s")
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiler:
         step()
-    print(
-        profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=22, max_name_column_width=45)
-    )
+        settled()
+    order = f"self_{device}_time_total"
+    print(profiler.key_averages().table(sort_by=order, row_limit=22, max_name_column_width=45))
 
 
 if __name__ == "__main__":

@@ -214,3 +214,20 @@ def test_a_configuration_of_another_version_is_refused():
     without = "\n".join(line for line in text.splitlines() if not line.startswith("temperature:"))
     with pytest.raises(UserError, match=r"config.yaml: .*another version: it does not say temperature"):
         parse(without, "config.yaml")
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_a_batch_is_shared_evenly_and_its_rate_grows_with_it(processes):
+    gpus = facts(images=50_000, device="cuda", bf16=True, processes=processes)
+    config = resolve({"data": "x"}, gpus).config
+    one = resolve({"data": "x"}, dataclasses.replace(gpus, processes=1)).config
+    assert config.batch_size == processes * one.batch_size
+    assert config.lr == pytest.approx(processes * one.lr)
+    cpu = resolve({"data": "x"}, dataclasses.replace(gpus, device="cpu")).config
+    assert cpu.batch_size % processes == 0
+    assert 64 - processes < cpu.batch_size <= 64
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match=r"--batch-size 64 can't be shared evenly by 3 processes; .* 63"):
+        resolve({"data": "x", "batch_size": 64}, facts(processes=3))

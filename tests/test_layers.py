@@ -14,6 +14,7 @@ LAYERS = [
     {"config"},
     {"resolve"},
     {"rundir"},
+    {"processes"},
     {"data"},
     {"model"},
     {"training"},

@@ -181,7 +181,7 @@ def run(argv: Sequence[str], started: float) -> int:
     module, function = verb.call.split(":")
     call = getattr(importlib.import_module(f"mocokit.commands.{module}"), function)
     result: Mapping[str, Any] = call(**options)
-    if arguments.json:
+    if arguments.json and result:  # of several processes only the first has a result
         print(json.dumps(result))
     return 0
 

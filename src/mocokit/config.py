@@ -26,7 +26,9 @@ class PretrainConfig:
     )
     head_hidden: int = option("width of the heads' hidden layers; 0: that of the features", default=0, low=0)
     head_dim: int = option("dimension of the contrasted embedding", low=2)
-    bn_splits: int = option("groups of split batch norm; 1 is plain batch norm", low=1)
+    bn_splits: int = option(
+        "groups of split batch norm, over all processes; 1 is plain batch norm over the whole batch", low=1
+    )
     queue_size: int = option(
         "negatives in the queue (K); 0 for none, as in v3: the batch's other keys are the negatives", low=0
     )
@@ -46,7 +48,7 @@ class PretrainConfig:
 
     epochs: int = option("passes over the images", low=1)
     steps: int = option("optimizer steps in all, instead of epochs", low=1)
-    batch_size: int = option("images a step", low=2)
+    batch_size: int = option("images a step, over all processes", low=2)
     optimizer: str = option(
         "sgd (v1, v2), lars (v3, ResNet), larc (lars that never exceeds the learning rate) or adamw (v3, ViT)",
         choices=("sgd", "lars", "larc", "adamw"),
@@ -66,6 +68,9 @@ class PretrainConfig:
     seed: int = option("seed of every random draw", default=0, low=0)
 
     device: str = option("where to compute", choices=("cpu", "cuda", "mps"))
+    devices: int = option(
+        "processes on this machine that share each batch, one a GPU", default=1, low=1, identity=False
+    )
     precision: str = option("arithmetic of the encoders", choices=("fp32", "bf16"))
     workers: int = option("processes that decode and load images", low=0, identity=False)
     monitor_every: int = option("epochs between quality checks; 0 turns them off", low=0)

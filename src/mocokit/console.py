@@ -11,15 +11,25 @@ from rich.progress import Progress
 LINE_SECONDS = 10.0  # between progress lines where nothing can be drawn
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Say nothing from here on: another process of the same run speaks."""
+    global _muted
+    _muted = True
+
+
 def say(line: str) -> None:
     """One line on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    if not _muted:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yields ``report(done, total)``, which draws a bar on a terminal and prints a line now and then in a log."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _muted:
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(title, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)

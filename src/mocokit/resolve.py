@@ -47,7 +47,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Facts:
     """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
-    the longest side among them as stored, in pixels."""
+    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``."""
 
     name: str
     images: int
@@ -57,6 +57,7 @@ class Facts:
     device: str
     bf16: bool
     cpus: int
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,19 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
             f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
             f"choose at most {facts.images}, or leave it out"
         )
+    check_shares(config, facts.processes)
     return Resolved(config, reasons)
+
+
+def check_shares(config: PretrainConfig, processes: int) -> None:
+    """Refuse a batch that ``processes`` can't share evenly, at least two images each."""
+    if config.batch_size % processes or config.batch_size < 2 * processes:
+        least = 2 * processes
+        near = max(least, config.batch_size // processes * processes)
+        raise UserError(
+            f"--batch-size {config.batch_size} can't be shared evenly by {processes} processes; "
+            f"choose for example {near}, or another number of processes"
+        )
 
 
 def run_name(data_name: str, recipe: str) -> str:
@@ -152,10 +165,13 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
         default("backbone", "resnet18_cifar", "3x3 stem without pooling, for images up to 64 pixels")
     else:
         default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
-    batch = 512 if gpu and small else 256 if gpu else 64  # a CPU takes few steps, so they are small ones
+    each = 512 if gpu and small else 256
+    batch = each * facts.processes if gpu else 64  # a CPU takes few steps, so they are small ones
     # At least eight steps an epoch, so that the schedule stays smooth on a small set.
     batch = min(batch, max(min(8, facts.images // 2), _power_of_two(facts.images / 8)))
-    batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}")
+    batch = max(2, batch // facts.processes) * facts.processes
+    shared = f", shared by {facts.processes} processes" if facts.processes > 1 else ""
+    batch = default("batch_size", batch, f"for {facts.images:,} images on {facts.device}{shared}")
     momentum = default("momentum", 0.99 if small else 0.999, "small images" if small else "as in the papers")
     default("momentum_end", momentum, "constant, as in MoCo v1 and v2")
     queue, reason = _queue_size(facts.images - batch, batch, momentum)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mocokit import processes
 from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import channel_statistics
@@ -37,7 +38,8 @@ def make_plan(given: Mapping[str, Any], store: Store, started: float) -> Resolve
         channels=store.channels,
         device=device,
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
-        cpus=os.cpu_count() or 1,
+        cpus=max(1, (os.cpu_count() or 1) // processes.local_count()),
+        processes=processes.count(),
     )
     resolved = resolve(given, facts)
     if resolved.config.time_budget is None:

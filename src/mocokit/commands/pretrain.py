@@ -1,26 +1,27 @@
 """``mocokit pretrain DATA``: from images to an encoder and a plain verdict on it."""
 
-import copy
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mocokit import processes
 from mocokit.commands.environment import pick_device, versions
+from mocokit.commands.launch import launch
 from mocokit.commands.plan import encoder_spec, final_exam, make_plan, monitor_exam
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
-from mocokit.console import LINE_SECONDS, progress, say
+from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.baselines import calibrate_batch_norm, random_encoder
+from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.quality import Quality, verdict
 from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
 from mocokit.options import merge, validate
-from mocokit.resolve import Resolved, differences, dump, load_recipe, run_name
+from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
 from mocokit.rundir import RunDirectory
 from mocokit.training.fit import fit
 from mocokit.training.module import Pretraining
@@ -43,7 +44,8 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions.
+        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions. Of several
+        processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -51,19 +53,39 @@ def pretrain(
     """
     started = time.perf_counter() if started is None else started
     given = merge(validate({"data": data, **options}, FIELDS), {})
-    store = _open_data(given)
+    if given.get("devices", 1) > 1 and not processes.started_as_one_of_many():
+        return launch("pretrain", given, given["devices"], overwrite)
+    processes.join(pick_device(given.get("device")))
+    with processes.peers_may_die("its message says why; run the same command to go on from the checkpoint"):
+        return _pretrain(given, overwrite, started)
+
+
+def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict[str, Any]:
+    """The command in one process, or in one of several: the first one decides, writes and speaks."""
+    first = processes.rank() == 0
+    if not first:
+        mute()
+    with processes.first_on_each_machine_first():
+        store = _open_data(given)
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
-    saved = _existing(run, given, store, overwrite)
-    if saved and (result := run.read_result("pretrain")) and run.encoder.exists():
+    saved = processes.from_first(_existing(run, given, store, overwrite) if first else None)
+    finished = processes.from_first(run.read_result("pretrain") if saved and run.encoder.exists() else None)
+    if finished:
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
-        return result
-    resolved = saved or make_plan(given, store, started)
+        return finished if first else {}
+    resolved = saved or processes.from_first(make_plan(given, store, started))
     config = resolved.config
+    check_shares(config, processes.count())
     if not saved:
         _describe(resolved)
+    if processes.count() > 1:
+        say(
+            f"{processes.count()} processes of {config.batch_size // processes.count()} images each: "
+            f"batch {config.batch_size}, learning rate {config.lr:g}"
+        )
     spec = encoder_spec(store, config)
     module = Pretraining(config, spec)  # before anything is written: the backbone may not bear the images
-    if not saved:
+    if not saved and first:
         _start(run, resolved, store)
     images = store.splits["train"]
     formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
@@ -73,13 +95,16 @@ def pretrain(
             fit(module, images, run, _measure(store, config), announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
+    processes.leave()
+    if not first:
+        return {}
     encoder = Encoder(module.moco.backbone, spec)
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
     with run.writing():
         save_encoder(encoder, run.encoder, about | {"versions": versions()})
     figures = _judge(run, config, store, module)
     result = record("pretrain", str(run.path), config, figures, started, store.fingerprint)
-    _conclude(run, result, data)
+    _conclude(run, result, given["data"])
     return result
 
 
@@ -130,12 +155,12 @@ def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwri
 
 
 def _measure(store: Store, config: PretrainConfig) -> Measure:
-    """The check during training, on some images; the initialisation gets its batch-norm statistics first."""
+    """The check during training, on some images; of the initialisation the baseline's own encoder is checked."""
     exam = monitor_exam(store, config)
 
     def measure(encoder: Encoder, step: int) -> dict[str, float]:
         if step == 0:
-            encoder = calibrate_batch_norm(copy.deepcopy(encoder), store.splits["train"])
+            encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
         return exam.take(encoder).row()
 
     return measure

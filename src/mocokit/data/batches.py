@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mocokit import processes
 from mocokit.data.store import ImageSet
 from mocokit.seeding import derive_seed
 
@@ -29,8 +30,12 @@ def random_subset(count: int, most: int, seed: int) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """``images`` [B, C, H, W] uint8, zero-padded at the bottom and right; ``sizes`` [B, 2] their true (height,
-    width), on the CPU; ``ids`` [B] their positions in the set; ``step`` which optimizer step they are for."""
+    """This process's share of a step's batch: b of B images, all of them where there is one process.
+
+    ``images`` [b, C, H, W] uint8, zero-padded at the bottom and right; ``ids`` [b] their positions in the set;
+    ``sizes`` [B, 2] the true (height, width) of the whole batch, on the CPU, so that draws for it are the same
+    however it is shared; ``step`` which optimizer step it is for.
+    """
 
     images: Tensor
     sizes: Tensor
@@ -49,10 +54,11 @@ class Steps(Dataset[Batch]):
         self.rows = torch.arange(len(images)) if rows is None else rows
         self.batch_size = min(batch_size, len(self.rows))
         self.per_epoch = len(self.rows) // self.batch_size
+        self.part = processes.share(self.batch_size)  # kept: a worker process of the loader has no peers
         self._epoch, self._order = -1, torch.empty(0)
 
     def ids(self, step: int) -> Tensor:
-        """Which images step ``step`` (from 0) sees: [B] int64."""
+        """Which images step ``step`` (from 0) sees, in all processes together: [B] int64."""
         epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(len(self.rows), generator=generator(self.seed, "order", epoch))
@@ -60,10 +66,13 @@ class Steps(Dataset[Batch]):
         return self._order[batch * self.batch_size :][: self.batch_size]
 
     def __getitem__(self, step: int) -> Batch:
+        own, sizes = self.share(step)
+        return Batch(torch.from_numpy(self.images.batch(own.numpy())), sizes, own, step)
+
+    def share(self, step: int) -> tuple[Tensor, Tensor]:
+        """Of step ``step`` this process's ids [b], and the sizes [B, 2] of the whole batch."""
         ids = self.ids(step)
-        rows = ids.numpy()
-        images = torch.from_numpy(self.images.batch(rows))
-        return Batch(images, torch.from_numpy(self.images.sizes[rows]), ids, step)
+        return ids[self.part], torch.from_numpy(self.images.sizes[ids.numpy()])
 
 
 class Batches:
@@ -103,9 +112,8 @@ class Batches:
 
     def _resident_batch(self, step: int) -> Batch:
         assert self.resident is not None
-        ids = self.steps.ids(step)
-        images = self.resident[ids.to(self.device, non_blocking=True)]
-        return Batch(images, torch.from_numpy(self.steps.images.sizes[ids.numpy()]), ids, step)
+        own, sizes = self.steps.share(step)
+        return Batch(self.resident[own.to(self.device, non_blocking=True)], sizes, own, step)
 
 
 def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,6 +14,9 @@ encoder starts as an exact copy of the query encoder and follows it by momentum.
     | prediction head  | none          | none          | MLP with batch norm, in the query encoder alone  |
     | momentum         | constant      | constant      | on a cosine to 1                                 |
     | batch norm       | shuffled      | shuffled      | plain (over all processes together)              |
+
+Where several processes share a batch, B is the whole batch and b the share of one; the keys of all are gathered, so
+every process has the same queue.
 """
 
 import math
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mocokit import processes
 from mocokit.model.losses import Contrast, info_nce, info_nce_in_batch
 from mocokit.model.momentum import momentum_copy, momentum_update
 from mocokit.model.queue import Queue
@@ -58,13 +62,13 @@ class MoCo(nn.Module):
         """The query encoder's backbone: what pretraining is for."""
         return self.encoder_q[0]
 
-    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor, m: float) -> Contrast:
+    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> Contrast:
         """One step of MoCo: update the key encoder, contrast, then feed the queue.
 
         Args:
-            x1, x2: two views [B, C, S, S] of the same images, float32.
-            ids: [B] int64, which image each row is, so that no image is its own negative.
-            shuffle: [B] int64, a random permutation for ShuffleBN.
+            x1, x2: two views [b, C, S, S] of the same images, float32.
+            ids: [b] int64, which image each row is, so that no image is its own negative.
+            shuffle: [B] int64, a random permutation for ShuffleBN, or None for none.
             m: momentum of this step.
         """
         momentum_update(self.encoder_k, self.encoder_q, m)
@@ -72,27 +76,33 @@ class MoCo(nn.Module):
         keys = [self.keys(x, shuffle) for _, x in pairs]
         halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
         if self.queue is not None:
-            self.queue.enqueue(torch.cat(keys), ids.repeat(len(keys)))
+            self.queue.enqueue(torch.cat(keys), processes.gather(ids).repeat(len(keys)))
         loss, positive, negative = (sum(part) / len(halves) for part in zip(*halves, strict=True))
         return Contrast(loss * self.scale, positive, negative)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> Contrast:
-        """InfoNCE of queries [B, D] with keys [B, D] of the same images."""
+        """InfoNCE of queries [b, D] of images ``ids`` with the keys [B, D] of the whole batch."""
+        share = processes.share(len(k))
         if self.queue is None:
-            return info_nce_in_batch(q, k, self.tau)
-        own = ids[:, None] == self.queue.ids[None]  # [B, K]
+            return info_nce_in_batch(q, k, self.tau, share.start)
+        own = ids[:, None] == self.queue.ids[None]  # [b, K]
         negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
-        return info_nce(q, k, negatives, self.tau, own)
+        return info_nce(q, k[share], negatives, self.tau, own)
 
     def queries(self, x: Tensor) -> Tensor:
-        """Unit query embeddings [B, D]."""
+        """Unit query embeddings [b, D]."""
         return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
 
     @torch.no_grad()
-    def keys(self, x: Tensor, shuffle: Tensor) -> Tensor:
-        """Unit key embeddings [B, D]; ShuffleBN (v1, section 3.3): encoded in another order, then put back."""
-        k = normalize(self.encoder_k(x[shuffle]).float(), dim=1)
-        return torch.empty_like(k).index_copy_(0, shuffle, k)
+    def keys(self, x: Tensor, shuffle: Tensor | None) -> Tensor:
+        """Unit key embeddings [B, D] of the whole batch, of which this process has the views ``x`` [b, C, S, S].
+
+        ShuffleBN (v1, section 3.3): encoded in another order, with images of all processes, then put back.
+        """
+        if shuffle is not None:
+            x = processes.gather(x)[shuffle[processes.share(len(shuffle))]]
+        k = processes.gather(normalize(self.encoder_k(x).float(), dim=1))
+        return k if shuffle is None else torch.empty_like(k).index_copy_(0, shuffle, k)
 
     def chance_level(self, batch_size: int) -> float:
         """The loss of embeddings that tell nothing apart: log of the number of keys a query chooses from."""

@@ -1,13 +1,17 @@
-"""Split batch norm: the statistics of several small devices on one, so that a key's batch gives nothing away.
+"""Batch norm over parts of a batch, or over the whole of it where processes share it.
 
-MoCo v1 (arXiv 1911.05722, section 3.3) shuffles keys across GPUs because batch norm lets query and key share
-statistics. On one device the same is had by normalising groups of the batch apart.
+Split batch norm has the statistics of several small devices on one, so that a key's batch gives nothing away: MoCo
+v1 (arXiv 1911.05722, section 3.3) shuffles keys across GPUs because batch norm lets query and key share statistics.
+On one device the same is had by normalising groups of the batch apart.
 """
 
 import torch
+import torch.distributed.nn.functional as dist
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+
+from mocokit import processes
 
 
 def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
@@ -76,3 +80,67 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
             continue
         child.splits = splits
     return module
+
+
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        over, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        with torch.autocast("cpu", enabled=False):
+            centred = x.float()
+            mean = dist.all_reduce(centred.mean(over)) / processes.count()  # shares have equal sizes
+            centred = centred - mean.view(column)
+            var = dist.all_reduce(centred.square().mean(over)) / processes.count()
+            y = centred * (var + self.eps).rsqrt().view(column)
+        self._remember(mean.detach(), var.detach(), x.numel() // x.shape[1] * processes.count())
+        if self.weight is not None:
+            y = y * self.weight.view(column) + self.bias.view(column)
+        return y.to(x.dtype)
+
+    def _remember(self, mean: Tensor, var: Tensor, n: int) -> None:
+        """Move the running statistics, the variance unbiased, as torch's batch norm does."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var * n / max(1, n - 1), momentum)
+
+
+class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
+    """timm's fused batch norm and activation, over all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]
+
+
+def sync_batch_norm(module: nn.Module, device: str) -> nn.Module:
+    """Let every batch norm of ``module`` see the images of all processes; nothing changes where there is one.
+
+    Batch norms of a kind that can't be (a subclass with behaviour of its own) raise ``TypeError``.
+    """
+    if processes.count() == 1:
+        return module
+    if device == "cuda":
+        synced: nn.Module = convert_sync_batchnorm(module)
+        return synced
+    for name, child in module.named_modules():
+        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            child.__class__ = CpuSyncBatchNorm
+        elif type(child) is BatchNormAct2d:
+            child.__class__ = CpuSyncBatchNormAct2d  # type: ignore[assignment]
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            raise TypeError(f"{name}: {type(child).__name__} can't be shared by processes")
+    return module
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The running means and variances of all batch norms."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from mocokit import processes
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
 
@@ -82,7 +83,7 @@ class Checkpoints(pl.Callback):
         self.catch_signals()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop:
+        if self.stop == number:  # torchrun adds a SIGTERM of its own to the user's SIGINT
             raise Interrupted(f"stopped at once by a second {signal.Signals(number).name}")
         self.stop = signal.Signals(number)
 
@@ -95,11 +96,14 @@ class Checkpoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Save where it is due; raise `Interrupted` after a signal."""
         step = trainer.global_step
-        late = time.monotonic() - self.saved >= self.seconds
-        if late or self.stop or step % self.per_epoch == 0 or step == self.steps:
+        late, stop = processes.any_of(
+            time.monotonic() - self.saved >= self.seconds, self.stop is not None
+        )  # all processes save at the same step
+        if late or stop or step % self.per_epoch == 0 or step == self.steps:
             self._save(trainer)
-        if self.stop and step < self.steps:
-            raise Interrupted(f"stopped at step {step:,} of {self.steps:,} by {self.stop.name}")
+        if stop and step < self.steps:
+            by = self.stop.name if self.stop else "a signal to another process"
+            raise Interrupted(f"stopped at step {step:,} of {self.steps:,} by {by}")
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.check()

@@ -6,11 +6,15 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 
+from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batches, Steps
 from mocokit.data.store import ImageSet
@@ -56,8 +60,9 @@ def fit(
     )
     callbacks = [monitor, checkpoints]
     trainer = create_trainer(
-        device, config.precision, config.steps, run.path, callbacks, bar and sys.stderr.isatty()
-    )
+        device, config.precision, config.steps, run.path, callbacks,
+        bar and sys.stderr.isatty() and processes.rank() == 0,
+    )  # fmt: skip
     take_steps(trainer, module, batches, checkpoints)
 
 
@@ -91,10 +96,17 @@ def create_trainer(
     _quiet_lightning()
     if bar:
         callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
+    strategy: Any = "auto"
+    if processes.count() > 1:
+        # No buffers are broadcast: queues are equal as they are, and batch norm's statistics are averaged.
+        strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False)
     return pl.Trainer(
         default_root_dir=root,
         accelerator=device.type,
-        devices=1,
+        devices=processes.local_count(),
+        num_nodes=processes.count() // processes.local_count(),
+        strategy=strategy,
+        use_distributed_sampler=False,
         precision=PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=1,
         max_steps=steps,
@@ -140,7 +152,7 @@ def seconds_per_step(config: PretrainConfig, spec: EncoderSpec, images: ImageSet
         optimizer.zero_grad()
         float(loss.detach())  # waits for the device
         times.append(time.perf_counter() - begun)
-        if time.perf_counter() - start > seconds:
-            break
+        if any(processes.any_of(time.perf_counter() - start > seconds)):
+            break  # all processes at the same step
     settled = times[len(times) // 2 :]  # the first steps also set up kernels and caches
     return sum(settled) / len(settled)

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batch, generator
 from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params
@@ -16,7 +17,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo
 from mocokit.model.momentum import momentum_at
-from mocokit.model.norm import split_batch_norm
+from mocokit.model.norm import running_statistics, split_batch_norm, sync_batch_norm
 from mocokit.seeding import derive_seed
 from mocokit.training.optim import create_optimizer
 
@@ -24,7 +25,7 @@ LOSS, POSITIVE, NEGATIVE, GRAD_NORM, COUNT = range(5)
 
 
 class Views(NamedTuple):
-    """Two views [B, C, S, S] of a batch, whose images they are, and the step they are for."""
+    """Two views [b, C, S, S] of this process's share of a batch, whose images they are, and the step."""
 
     x1: Tensor
     x2: Tensor
@@ -55,9 +56,13 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
     """The model at step 0, a function of the configuration's seed alone."""
     backbone = Encoder.create(spec, config.seed).backbone
     try:
-        split_batch_norm(backbone, config.bn_splits)
+        if config.bn_splits == 1:
+            backbone = sync_batch_norm(backbone, config.device)
+        else:
+            split_batch_norm(backbone, max(1, config.bn_splits // processes.count()))
     except TypeError as error:
-        raise UserError(f"--backbone {spec.backbone}: {error}; use --bn-splits 1") from None
+        way_out = "use --bn-splits 1" if config.bn_splits > 1 else "use one process, or another backbone"
+        raise UserError(f"--backbone {spec.backbone}: {error}; {way_out}") from None
     freeze_patch_projection(backbone)
     features = feature_dim(backbone)
     hidden = config.head_hidden or features
@@ -65,8 +70,8 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
         torch.manual_seed(derive_seed(config.seed, "head and queue"))
         return MoCo(
             backbone,
-            create_head(config.head, features, hidden, config.head_dim),
-            create_predictor(config.head, hidden, config.head_dim),
+            sync_batch_norm(create_head(config.head, features, hidden, config.head_dim), config.device),
+            sync_batch_norm(create_predictor(config.head, hidden, config.head_dim), config.device),
             dim=config.head_dim,
             K=config.queue_size,
             tau=config.temperature,
@@ -117,14 +122,17 @@ class Pretraining(pl.LightningModule):
     def _view(self, batch: Batch, which: int) -> Tensor:
         draw = generator(self.config.seed, f"view {which + 1}", batch.step)
         params = sample_params(self.view_sets[which], batch.sizes, self.spec.channels, draw)
+        params = params[processes.share(len(params))]
         x = render(batch.images, params, self.spec.image_size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
         """The loss of one step, a float32 scalar."""
-        shuffle = torch.randperm(len(views.ids), generator=generator(self.config.seed, "shuffle", views.step))
-        shuffle = shuffle.to(views.ids.device, non_blocking=True)
-        config = self.config
+        config, shuffle = self.config, None
+        if config.bn_splits > 1:  # else the whole batch shares its statistics, and its order is nothing to it
+            draw = generator(config.seed, "shuffle", views.step)
+            shuffle = torch.randperm(len(views.ids) * processes.count(), generator=draw)
+            shuffle = shuffle.to(views.ids.device, non_blocking=True)
         m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
         contrast = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.window[:GRAD_NORM] += torch.stack([part.detach() for part in contrast])
@@ -132,7 +140,8 @@ class Pretraining(pl.LightningModule):
         return contrast.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Sum up the gradient norm."""
+        """Sum up the gradient norm, and agree on batch norm's running statistics."""
+        processes.average_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
         gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
         self.window[GRAD_NORM] += torch.nn.utils.get_total_norm(gradients)
 
@@ -159,6 +168,7 @@ class Pretraining(pl.LightningModule):
     def take_window(self) -> dict[str, float]:
         """Means over the steps since the last call, which starts a new window."""
         self.check_finite()
+        processes.average_([self.window])
         loss, positive, negative, grad_norm, count = self.window.tolist()
         self.window.zero_()
         n = max(1.0, count)

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.tensorboard import SummaryWriter
 
+from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.files import write_text
 from mocokit.model.encoder import Encoder
@@ -67,7 +68,7 @@ class Monitor(pl.Callback):
     """Takes a row every ``log_every`` steps, at the end of each epoch, and at step 0 for the initialisation.
 
     ``measure(encoder, step)`` is asked every ``monitor_every`` epochs and at the last step; ``announce`` gets each
-    finished row.
+    finished row. Of several processes the first one writes and measures; all take part in the means of a row.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Monitor(pl.Callback):
         """Open the files at the checkpoint's step; a fresh run measures its initialisation."""
         assert isinstance(module, Pretraining)
         step = trainer.global_step
-        self.file = MetricsFile(self.metrics, step, COLUMNS)
-        self.writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1 if step else None)
-        if step == 0:
-            self._write(module, {"step": 0, "epoch": 0} | self._measured(module, step))
+        if processes.rank() == 0:
+            self.file = MetricsFile(self.metrics, step, COLUMNS)
+            self.writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1 if step else None)
+            if step == 0:
+                self._write(module, {"step": 0, "epoch": 0} | self._measured(module, step))
         self._start_clock(step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
@@ -103,6 +105,8 @@ class Monitor(pl.Callback):
         if not epoch_ends and step % self.config.log_every:
             return
         row: Row = {"step": step, "epoch": -(-step // self.per_epoch)} | module.take_window()
+        if processes.rank() > 0:
+            return
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         seconds = time.perf_counter() - self.clock
         row["images_per_second"] = round(self.config.batch_size * (step - self.clock_step) / seconds, 1)

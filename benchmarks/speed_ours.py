@@ -1,0 +1,121 @@
+"""mocokit's side of `speed.py`: the commands that a user would run."""
+
+import time
+from contextlib import suppress
+from typing import Any
+from unittest import mock
+
+import torch
+from speed_common import MEAN, STD, Result, Settings, StepClock, Stop, clusters, photographs, rate, settled
+
+import mocokit
+
+
+def _pretrain(s: Settings) -> tuple[StepClock, Any]:
+    """The pretraining command, up to the last step that counts."""
+    from mocokit.training.module import Pretraining
+
+    clock, modules = StepClock(s), []
+
+    def on_start(module: Any, *_: Any) -> None:
+        modules.append(module)
+        clock.on_start()
+
+    def on_end(*_: Any) -> None:
+        clock.on_end()
+
+    options: dict[str, Any] = {} if s.precision is None else {"precision": s.precision}
+    if not s.checked:
+        options["monitor_every"] = 0  # the peer checks nothing
+    with (
+        suppress(Stop),
+        mock.patch.object(Pretraining, "on_train_batch_start", on_start),
+        mock.patch.object(Pretraining, "on_train_batch_end", on_end),
+    ):
+        mocokit.pretrain(
+            s.data,
+            recipe="moco-v2-cifar10",
+            out=f"{s.scratch}/run",
+            overwrite=True,
+            backbone=s.backbone,
+            image_size=s.image_size,
+            batch_size=s.batch_size,
+            steps=s.warmup + s.steps + 1,
+            device=s.device,
+            workers=s.workers,
+            **options,
+        )
+    return clock, modules[0]
+
+
+def first_step(s: Settings) -> Result:
+    """Seconds from the command to the first training step."""
+    import mocokit.commands.pretrain  # noqa: F401
+
+    imported = time.time()
+    clock, _ = _pretrain(s)
+    return {"value": clock.first - s.started, "after_imports_s": clock.first - imported}
+
+
+def pretrain(s: Settings) -> Result:
+    """Images a second of pretraining, loader and views included."""
+    clock, module = _pretrain(s)
+    parameters = sum(p.numel() for p in module.moco.backbone.parameters())
+    return {"value": clock.pace(), "precision": module.config.precision, "parameters": parameters}
+
+
+def views(s: Settings) -> Result:
+    """Views a second on one core, the drawing of parameters included."""
+    from mocokit.data.views import VIEW_SETS, render, sample_params
+
+    torch.set_num_threads(1)
+    images, generator = photographs(s), torch.Generator().manual_seed(0)
+    sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
+
+    def call() -> None:
+        params = sample_params(VIEW_SETS["v2"][0], sizes, 3, generator)
+        render(images, params, s.image_size, MEAN, STD)
+
+    return {"value": rate(call, len(images), s)}
+
+
+def embed(s: Settings) -> Result:
+    """Images a second of ``mocokit embed``, the encoder loaded and the file written."""
+    import numpy as np
+
+    path = f"{s.scratch}/ours.npy"
+    begun = time.perf_counter()
+    result = mocokit.embed(
+        s.encoder,
+        str(s.train),
+        path,
+        overwrite=True,
+        device=s.device,
+        batch_size=s.batch_size,
+        workers=s.workers,
+    )
+    seconds = time.perf_counter() - begun
+    return {"value": result["rows"] / seconds, "norm": float(np.square(np.load(path)).mean())}
+
+
+def probe(s: Settings) -> Result:
+    """Seconds of ``mocokit probe`` for the encoder, features included; images are decoded as part of it."""
+    from mocokit.commands.inputs import open_inputs
+    from mocokit.config import ProbeConfig
+
+    config = ProbeConfig(run=s.encoder, data=s.data, device=s.device)
+    begun = settled(s.device)
+    open_inputs(config)
+    decoded = settled(s.device) - begun
+    result = mocokit.probe(s.encoder, s.data, device=s.device)["encoder"]
+    return {"value": decoded + result["wall_s"], "top1": result["top1"], "decode_s": decoded}
+
+
+def knn(s: Settings) -> Result:
+    """Seconds of the weighted kNN."""
+    from mocokit.evaluation.knn import knn_accuracy
+
+    features = clusters(s)
+    begun = settled(s.device)
+    accuracy = knn_accuracy(*features, k=200, temperature=0.1)
+    return {"value": settled(s.device) - begun, "top1": accuracy.top1}

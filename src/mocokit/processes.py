@@ -1,0 +1,157 @@
+"""The processes that share a run: which one this is, and the few things that they tell each other.
+
+A command that ``--devices``, torchrun or SLURM has started several times calls `join`; until then, and in every
+other command, there is one process and everything here is free.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mocokit.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=6)  # one process evaluates while the others wait; a dead one is noticed at once
+SLURM_LOCAL_COUNT = "SLURM_NTASKS_PER_NODE"
+SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+NO_PEER = ("gloo", "nccl", "connection", "socket", "store", "timed out")
+
+
+def _environment(name: str) -> int | None:
+    """What torchrun's variable ``name`` says, or SLURM's in its place."""
+    value = os.environ.get(name)
+    if value is None and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        value = os.environ.get(SLURM[name])
+    return None if value is None else int(value)
+
+
+def started_as_one_of_many() -> bool:
+    """Whether torchrun, SLURM or ``--devices`` started this process."""
+    return (_environment("WORLD_SIZE") or 1) > 1
+
+
+def join(device: str) -> None:
+    """Meet the other processes of this run, if there are any; each takes the GPU of its local rank.
+
+    Raises:
+        UserError: the processes can't find each other.
+    """
+    if not started_as_one_of_many() or dist.is_initialized():
+        return
+    if device == "mps":
+        raise UserError("--device mps: several processes need --device cpu or cuda")
+    for name in SLURM:  # Lightning reads torchrun's names
+        os.environ[name] = str(_environment(name))
+    if SLURM_LOCAL_COUNT in os.environ:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ[SLURM_LOCAL_COUNT])
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UserError(f"{missing[0]} is not set; processes of one run need it to meet (docs/scaling.md)")
+    if device == "cuda":
+        torch.cuda.set_device(local_rank())
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run can't meet: {str(error).splitlines()[0]}") from None
+
+
+def leave() -> None:
+    """Part from the others at the end."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if started_as_one_of_many() else 0
+
+
+def local_count() -> int:
+    """How many of the processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if count() > 1 else 1
+
+
+def share(total: int) -> slice:
+    """Which of the ``total`` rows of a batch are this process's; `count` divides ``total``."""
+    each = total // count()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """The rows [b, ...] of every process, in the order of ranks: [count b, ...]. No gradient flows through it."""
+    if count() == 1:
+        return x
+    whole = x.new_empty((count() * len(x), *x.shape[1:]))
+    # Contiguous, for gloo and NCCL send memory as it lies, and channels-last images would come out scrambled.
+    dist.all_gather_into_tensor(whole, x.contiguous())
+    return whole
+
+
+@torch.no_grad()
+def average_(tensors: list[Tensor]) -> None:
+    """Replace float tensors by their means over all processes, with one message."""
+    if count() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / count()).split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is true in any process. Host memory only, so that no GPU is waited for."""
+    if count() == 1:
+        return list(flags)
+    told = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in told]
+
+
+def from_first(value: T) -> T:
+    """The ``value`` that process 0 has; the others' is ignored."""
+    if count() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+@contextmanager
+def first_on_each_machine_first() -> Iterator[None]:
+    """The body runs in the first process of each machine, then in the others, which find what it has cached."""
+    if local_rank() > 0 and count() > 1:
+        any_of(False)
+    yield
+    if local_rank() == 0 and count() > 1:
+        any_of(False)
+
+
+@contextmanager
+def peers_may_die(way_out: str) -> Iterator[None]:
+    """Inside, the loss of another process is told in one line, with the ``way_out``, as a `UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if count() == 1 or not (
+            isinstance(error, dist.DistError) or any(word in text.lower() for word in NO_PEER)
+        ):
+            raise
+        raise UserError(f"process {rank()}: another process of this run has ended; {way_out}") from error

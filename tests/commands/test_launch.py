@@ -1,0 +1,101 @@
+"""``--devices N``: processes that are started, watched, stopped and killed as users and machines do it."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mocokit.commands.launch import _judge
+from mocokit.errors import Interrupted, UserError
+from tests.runs import TINY, command, mocokit, tiny_data
+
+LONG = TINY | {"epochs": 60, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 300 steps
+
+
+def arguments(data: Path, out: Path, **options: object) -> list[object]:
+    flags = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in options.items()]
+    return ["pretrain", data, "--out", out, *flags]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_process_ends_the_run_in_a_clear_error_and_the_same_command_goes_on(tmp_path):
+    data = tiny_data(tmp_path)
+    whole = mocokit(*arguments(data, tmp_path / "whole", **LONG))
+    assert whole.returncode == 0, whole.stderr
+    assert "2 processes of 4 images each: batch 8" in whole.stderr
+
+    out = tmp_path / "run"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        command(*arguments(data, out, **LONG)), stderr=subprocess.PIPE, text=True, env=environment
+    )
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(children(run.pid)) == 2
+    killed = time.monotonic()
+    os.kill(children(run.pid)[1], signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert run.returncode == 2
+    assert "was ended by SIGKILL; run the same command to go on" in errors
+    assert "Traceback" not in errors
+
+    resumed = mocokit(*arguments(data, out, **LONG))
+    assert resumed.returncode == 0, resumed.stderr
+    assert (out / "encoder.safetensors").exists()
+    weights = [(folder / "encoder.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
+    header = int.from_bytes(weights[0][:8], "little") + 8
+    assert weights[0][header:] == weights[1][header:]  # the header has the same length, or this fails
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
+    data, out = tiny_data(tmp_path), tmp_path / "run"
+    run = subprocess.Popen(
+        command(*arguments(data, out, **LONG)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.ckpt").exists():
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "run the same command to go on" in errors
+    assert "Traceback" not in errors
+
+    resumed = mocokit(*arguments(data, out, **LONG | {"devices": 1}))
+    assert resumed.returncode == 0, resumed.stderr
+    rows = (out / "metrics.csv").read_text().splitlines()[1:]
+    steps = [int(row.split(",")[0]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 300
+
+
+def test_how_processes_ended_is_told():
+    _judge([0, 0], stopped=False)
+    with pytest.raises(UserError, match="process 1 was ended by SIGKILL"):
+        _judge([2, -9], stopped=False)
+    with pytest.raises(UserError, match="message above"):
+        _judge([2, 2], stopped=False)
+    with pytest.raises(Interrupted):
+        _judge([130, 130], stopped=True)

@@ -1,0 +1,74 @@
+"""The benchmark programs run; what they measure is nobody's business here."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def speed(*arguments: str) -> str:
+    """What `speed.py` prints. It makes its own images, whatever the user's are."""
+    environment = {name: value for name, value in os.environ.items() if name != "MOCOKIT_CIFAR10"}
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "speed.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Every row of a quick run, by name."""
+    out = tmp_path_factory.mktemp("speed") / "quick.csv"
+    speed("--quick", "--device", "cpu", "--out", str(out))
+    with out.open(newline="") as file:
+        return {line["row"]: line for line in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_every_row_of_the_table_works(quick):
+    assert {name[0] for name in quick} == set("abcdefghi")
+    for name, line in quick.items():
+        if name[0] != "h":  # memory is not sampled in a quick run
+            assert float(line["peer"]) > 0, name
+            assert float(line["ours"]) > 0, name
+            assert float(line["floor"]) > 0, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["b", "c"])
+def test_peer_and_ours_train_the_same_network(quick, row):
+    peer, ours = (json.loads(quick[row][f"{side}_more"])["parameters"] for side in ("peer", "ours"))
+    assert peer == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["e", "e-narrow"])
+def test_peer_and_ours_embed_to_the_same_features(quick, row):
+    peer, ours = (json.loads(quick[row][f"{side}_more"])["norm"] for side in ("peer", "ours"))
+    assert peer == pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_peer_and_ours_find_the_same_neighbours(quick):
+    peer, ours = (json.loads(quick["g"][f"{side}_more"])["top1"] for side in ("peer", "ours"))
+    assert peer == pytest.approx(ours, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_each_side_in_a_process_of_its_own(tmp_path):
+    out = tmp_path / "speed.csv"
+    options = ("--rows", "g", "--device", "cpu", "--repeats", "1", "--knn-bank", "60", "--knn-queries", "20")
+    speed(*options, "--out", str(out))
+    with out.open(newline="") as file:
+        assert [line["row"] for line in csv.DictReader(file)] == ["g"]

@@ -1,0 +1,100 @@
+"""What each process of tests/training/test_several.py runs: ``python -m tests.training.several JOB.json``."""
+
+import contextlib
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mocokit import processes
+from mocokit.commands.plan import encoder_spec
+from mocokit.config import FIELDS
+from mocokit.data.store import open_store
+from mocokit.errors import Interrupted
+from mocokit.options import validate
+from mocokit.resolve import Facts, resolve
+from mocokit.rundir import RunDirectory
+from mocokit.training.fit import fit
+from mocokit.training.module import Pretraining
+from tests.runs import TINY
+
+V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01}
+V3 = V2 | {"queue_size": 0, "bn_splits": 1, "head": "v3-vit", "symmetric": True, "temperature": 0.2}
+# A batch wraps around the queue, of the third case within a half. The fourth has batch norm in its heads alone.
+CASES = {
+    "v2": V2,
+    "v3": V3,
+    "v2 symmetric": V2 | {"symmetric": True, "queue_size": 20},
+    "v3 vit": V3 | {"backbone": "vit_narrow", "image_size": 16},
+}
+
+SAVED = V2 | {"checkpoint_every": 0.0, "log_every": 1}
+
+
+def train(
+    data: str,
+    out: Path,
+    options: dict[str, Any],
+    announce: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """A short run with the real trainer; the state of this process at its start and at its end."""
+    store = open_store(data, image_size=options["image_size"], image_size_cap=64, workers=0)
+    images = store.splits["train"]
+    facts = Facts("x", len(images), store.image_size, 8, 3, "cpu", False, 1, processes.count())
+    options = {name: value for name, value in options.items() if name != "epochs"}
+    given = validate({"data": data, "out": str(out), "monitor_every": 0, **options}, FIELDS)
+    config = replace(resolve(given, facts).config, monitor_every=0, histograms=False)
+    module = Pretraining(config, encoder_spec(store, config))
+    start = copy.deepcopy(module.state_dict())
+    fit(module, images, RunDirectory(out), lambda encoder, step: {}, announce, bar=False)
+    return {"start": start, "end": module.state_dict()}
+
+
+def interrupted(data: str, out: Path) -> None:
+    """Leave a run whose checkpoint is at step 1."""
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 2:
+            raise Interrupted("enough")
+
+    with contextlib.suppress(Interrupted):
+        train(data, out, SAVED, stop)
+
+
+def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys of a batch encoded across processes in another order, and without; batch norm is in evaluation mode."""
+    store = open_store(data, image_size=8, image_size_cap=64, workers=0)
+    facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, processes.count())
+    config = resolve(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
+    moco = Pretraining(config, encoder_spec(store, config)).moco.eval()
+    whole = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = whole[processes.share(24)]
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    return moco.keys(x, order), moco.keys(x, None)
+
+
+def main(job: dict[str, Any]) -> None:
+    """Do the job in this process and leave the outcome where the test finds it."""
+    torch.set_num_threads(1)
+    processes.join("cpu")
+    folder = Path(job["out"]) / f"rank{processes.rank()}"
+    outcome: dict[str, Any] = {"keys": shuffled_keys(job["data"])}
+    for name, options in CASES.items():
+        outcome[name] = train(job["data"], Path(job["out"]) / name, options)
+    if processes.count() == 1:
+        interrupted(job["data"], Path(job["out"]) / "interrupted")
+    else:
+        outcome["resumed"] = train(job["data"], Path(job["out"]) / "interrupted", SAVED)
+    outcome["any"] = processes.any_of(processes.rank() == 1, False)
+    outcome["first"] = processes.from_first(processes.rank())
+    folder.mkdir(parents=True)
+    torch.save(outcome, folder / "outcome.pt")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
