@@ -133,7 +133,7 @@ class _Extent(NamedTuple):
     size: int
 
 
-class _StrictTarInfo(tarfile.TarInfo):
+class StrictTarInfo(tarfile.TarInfo):
     """tarfile takes a damaged header in mid-archive for the end; half a data set must not pass as whole."""
 
     @classmethod
@@ -169,7 +169,7 @@ class TarSource:
             decompress = _decompressor(self.path)
             if decompress is None:
                 self._data = self.path.open("rb")
-                with tarfile.open(fileobj=self._data, mode="r:", tarinfo=_StrictTarInfo) as archive:
+                with tarfile.open(fileobj=self._data, mode="r:", tarinfo=StrictTarInfo) as archive:
                     for name, member in _images(archive, refused):
                         members[name] = _Extent(member.offset_data, member.size)
             else:
@@ -179,7 +179,7 @@ class TarSource:
                 # Our own decompressor: tarfile's stream mode takes a truncated file for a short one.
                 with (
                     decompress(self.path) as stream,
-                    tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
+                    tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive,
                 ):
                     for name, member in _images(archive, refused):
                         members[name] = _append(archive, member, self._data, root)

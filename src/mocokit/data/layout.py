@@ -1,6 +1,6 @@
 """From the image paths in a source to its splits and labels: the same rules for folders and archives."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -43,14 +43,17 @@ class Listing:
         label_names: the class of each label value, sorted; None without class folders.
         refused: what was found but must not be read, with reasons.
         ignored: how many images lie beside the train and test folders and are not used.
+        runs: int64 [len(names)], ascending: equal for images that are best read together; None where each
+            can be read alone.
     """
 
-    names: list[str]
+    names: Sequence[str]
     splits: dict[str, np.ndarray]
     labels: np.ndarray | None = None
     label_names: tuple[str, ...] | None = None
     refused: list[Skipped] = field(default_factory=list)
     ignored: int = 0
+    runs: np.ndarray | None = None
 
 
 class Source(Protocol):

@@ -20,12 +20,13 @@ from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source, arrange, is_hidden, is_image_name
-from mocokit.data.shards import HUB, PARQUET, ShardSource, shards_in
+from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
 from mocokit.errors import UserError
 
 ACCEPTED = (
     f"digits, cifar10, a folder of images, an archive of one ({' '.join(ARCHIVE_SUFFIXES)}), "
-    f"a NumPy file ({' '.join(ARRAY_SUFFIXES)}), a Parquet file, a folder of Parquet or tar shards, or hf:NAME"
+    f"a NumPy file ({' '.join(ARRAY_SUFFIXES)}), a Parquet file, a folder or address of Parquet or tar shards, "
+    "or hf:NAME"
 )
 
 
@@ -40,15 +41,18 @@ def open_source(data: str) -> Source:
     if data == "cifar10":
         return Cifar10Source()
     if data.startswith(HUB):
-        return ShardSource(data, [])
+        return ShardSource(data, *hub_shards(data))
+    if "://" in data:
+        return ShardSource(data, remote_shards(data))
     path = Path(data).expanduser()
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise UserError(f"no such data: {data}{_suggestion(path)}; accepted are {ACCEPTED}") from error
-    if stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and path.suffix.lower() == PARQUET):
-        shards = shards_in(path)
-        return ShardSource(data, shards) if shards else FolderSource(path)
+    if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and (shards := local_shards(path)):
+        return ShardSource(str(path), shards)
+    if stat.S_ISDIR(mode):
+        return FolderSource(path)
     if stat.S_ISREG(mode) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return open_archive(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in ARRAY_SUFFIXES:
