@@ -62,6 +62,10 @@ class PretrainConfig:
 
     time_budget: str | None = option("wall time for the whole command, e.g. 90s, 6m, 2h", default=None)
     limit: int | None = option("learn from a seeded, class-balanced subset of N images", default=None, low=1)
+    stream: bool = option(
+        "read the images anew each epoch, for more of them than the cache directory has room for",
+        default=False,
+    )
     max_skipped: float = option(
         "share of unusable images that is tolerated", default=0.05, low=0, high=1, identity=False
     )

@@ -246,7 +246,7 @@ def _pretrain(
             max_skipped=options["max_skipped"],
             cache=directory,
         )
-        config = make_plan(options, store, started).config
+        config = make_plan(options, store, store.splits["train"], started).config
         spec = encoder_spec(store, config)
         module = Pretraining(config, spec)
         tell = announcer(config) if verbose else lambda row: None

@@ -133,6 +133,15 @@ def from_first(value: T) -> T:
     return box[0]
 
 
+def union(values: list[T]) -> list[T]:
+    """The ``values`` of all processes, in the order of ranks."""
+    if count() == 1:
+        return values
+    lists: list[list[T]] = [[] for _ in range(count())]
+    dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
+
+
 @contextmanager
 def first_on_each_machine_first() -> Iterator[None]:
     """The body runs in the first process of each machine, then in the others, which find what it has cached."""

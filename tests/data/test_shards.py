@@ -1,59 +1,302 @@
-"""Parquet files and tar shards give the images and labels that were written into them."""
+"""Parquet files and tar shards give the images and labels that were written into them, wherever they lie."""
 
 import io
+import json
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mocokit.data.decode import decode
-from mocokit.data.sources import open_source
-from mocokit.data.store import open_store
+from mocokit.data import shards as shards_module
+from mocokit.data.decode import BadImage, decode
+from mocokit.data.shards import ShardSource
+from mocokit.data.sources import FolderSource, open_source
+from mocokit.data.store import TooManySkipped, open_store
 from mocokit.errors import UserError
 from tests.helpers import encode, noise
 
-pytest.importorskip("datasets")
 IMAGES = [noise(seed) for seed in range(6)]
+FILES = [encode(image) for image in IMAGES]
+KINDS = ["bytes", "struct", "tar"]
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(shards_module, "_WAITS", ())
 
 
-def write_shards(folder: Path, kind: str) -> Path:
-    folder.mkdir()
-    for shard in range(2):
-        rows = range(3 * shard, 3 * shard + 3)
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_parquet(path: Path, columns: dict[str, Any], names: list[str] | None = None) -> None:
+    table = pa.table(columns)
+    if names is not None:
+        info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    pq.write_table(table, path, row_group_size=2)
+
+
+def write_shards(folder: Path, kind: str, stem: str = "part", shards: int = 2) -> Path:
+    """Six images in ``shards`` shards, labelled 0 and 1 in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        rows = range(6 * shard // shards, 6 * (shard + 1) // shards)
+        labels = [row % 2 for row in rows]
         if kind == "tar":
-            with tarfile.open(folder / f"part-{shard}.tar", "w") as archive:
-                for row in rows:
-                    for end, content in (("png", encode(IMAGES[row])), ("cls", str(row % 2).encode())):
-                        member = tarfile.TarInfo(f"{row:04d}.{end}")
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
-            continue
-        files = [encode(IMAGES[row]) for row in rows]
-        column = files if kind == "bytes" else [{"bytes": file, "path": None} for file in files]
-        table = pa.table({"image": column, "label": [row % 2 for row in rows]})
-        pq.write_table(table, folder / f"part-{shard}.parquet", row_group_size=2)
+            members: dict[str, bytes] = {}
+            for row in rows:
+                members |= {f"{row:04d}.png": FILES[row], f"{row:04d}.cls": str(row % 2).encode()}
+            write_tar(folder / f"{stem}-{shard}.tar", members)
+        else:
+            files = [FILES[row] for row in rows]
+            column = files if kind == "bytes" else [{"bytes": file, "path": None} for file in files]
+            write_parquet(folder / f"{stem}-{shard}.parquet", {"image": column, "label": labels})
     return folder
 
 
-@pytest.mark.parametrize("kind", ["bytes", "struct", "tar"])
-def test_images_and_labels_come_out_as_written(tmp_path: Path, kind: str) -> None:
-    source = open_source(str(write_shards(tmp_path / "set", kind)))
+def assert_as_written(source: Any, order: tuple[int, ...] = (5, 0, 3, 1, 2, 4)) -> None:
     listing = source.scan()
     assert len(listing.names) == 6
-    for index in (5, 0, 3):
+    for index in order:
         np.testing.assert_array_equal(decode(source.read(index)).transpose(1, 2, 0), IMAGES[index])
-    assert listing.labels is not None
     np.testing.assert_array_equal(listing.labels, [0, 1, 0, 1, 0, 1])
+    assert listing.label_names == ("0", "1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shards", [1, 2])
+def test_images_and_labels_come_out_as_written(tmp_path: Path, kind: str, shards: int) -> None:
+    folder = write_shards(tmp_path / "set", kind, shards=shards)
+    assert_as_written(open_source(str(folder)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file(tmp_path: Path, kind: str) -> None:
+    (file,) = write_shards(tmp_path / "set", kind, shards=1).iterdir()
+    assert_as_written(open_source(str(file)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_address(tmp_path: Path, kind: str) -> None:
+    folder = write_shards(tmp_path / "set", kind)
+    assert_as_written(open_source(folder.as_uri()))
+
+
+@pytest.fixture
+def bucket() -> Iterator[Any]:
+    """An object storage in memory."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_object_storage(tmp_path: Path, bucket: Any, kind: str) -> None:
+    for file in write_shards(tmp_path / "set", kind).iterdir():
+        bucket.pipe(f"/bucket/set/{file.name}", file.read_bytes())
+    assert_as_written(open_source("memory://bucket/set"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_the_hub(tmp_path: Path, kind: str) -> None:
+    """The hub's client takes a local folder in a name's place, by the same code."""
+    pytest.importorskip("datasets")
+    folder = write_shards(tmp_path / "set", kind, stem="train")
+    assert_as_written(open_source(f"hf:{folder}"))
+
+
+def test_the_hub_names_classes_and_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    for split, rows in (("train", range(4)), ("test", range(4, 6))):
+        columns = {"image": [{"bytes": FILES[i], "path": None} for i in rows], "label": [i % 2 for i in rows]}
+        made = datasets.Dataset.from_dict(columns, features=features)
+        (tmp_path / "set").mkdir(exist_ok=True)
+        made.to_parquet(str(tmp_path / "set" / f"{split}-00000-of-00001.parquet"))
+    for name in (f"hf:{tmp_path / 'set'}", str(tmp_path / "set")):
+        listing = open_source(name).scan()
+        assert listing.label_names == ("cat", "dog")
+        assert {split: len(rows) for split, rows in listing.splits.items()} == {"train": 4, "test": 2}
+
+
+def test_what_the_hub_lacks_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="no Parquet or tar shards of a train"):
+        open_source(f"hf:{tmp_path / 'set'}")
+    with pytest.raises(UserError, match=r"hf:\./nowhere/at/all cannot be read"):
+        open_source("hf:./nowhere/at/all")
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"mocokit\[hf\]"):
+        open_source("hf:somebody/something")
+
+
+def test_splits_by_file_and_folder(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", "bytes", stem="train")
+    write_shards(tmp_path / "set" / "validation", "bytes", stem="part", shards=1)
+    listing = open_source(str(tmp_path / "set")).scan()
+    assert {split: len(rows) for split, rows in listing.splits.items()} == {"train": 6, "val": 6}
+    only_tests = write_shards(tmp_path / "other", "bytes", stem="test")
+    with pytest.raises(UserError, match="no training images: all shards are named test"):
+        open_source(str(only_tests)).scan()
+
+
+def test_text_labels_are_classes(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": ["dog", "cat", "eel"]})
+    listing = open_source(str(tmp_path / "a.parquet")).scan()
+    assert listing.label_names == ("cat", "dog", "eel")
+    np.testing.assert_array_equal(listing.labels, [1, 0, 2])
+
+
+@pytest.mark.parametrize("labels", [[0, None, 1], [0.5, 0.1, 1.0], [0, -1, 1]])
+def test_what_is_no_label_is_left(tmp_path: Path, labels: list[Any]) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": labels})
+    assert open_source(str(tmp_path / "a.parquet")).scan().labels is None
+
+
+def test_one_image_without_a_label(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.cls": b"0", "1.png": FILES[0], "2.png": FILES[1]})
+    assert open_source(str(tmp_path / "a.tar")).scan().labels is None
+
+
+def test_shards_that_disagree_about_classes(tmp_path: Path) -> None:
+    for name, classes in (("a", ["x", "y"]), ("b", ["y", "x"])):
+        write_parquet(tmp_path / f"{name}.parquet", {"image": FILES[:2], "label": [0, 1]}, classes)
+    with pytest.raises(UserError, match="name different classes"):
+        open_source(str(tmp_path)).scan()
+
+
+def test_a_label_without_a_class(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:2], "label": [0, 2]}, ["x", "y"])
+    with pytest.raises(UserError, match="label 2 where 2 classes are named"):
+        open_source(str(tmp_path)).scan()
+
+
+def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [FILES[0], None, b"", b"no image", *FILES[1:5]]})
+    store = open_store(str(tmp_path), image_size=8, image_size_cap=8, workers=0, max_skipped=0.5)
+    assert len(store.splits["train"]) == 5
+    assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
+    assert store.skipped[0].reason == "no image in this row"
+    with pytest.raises(TooManySkipped, match="37.5%"):
+        open_store(str(tmp_path), image_size=8, image_size_cap=8, workers=0, max_skipped=0.1)
+
+
+@pytest.mark.parametrize("kind", ["struct", "tar"])
+def test_a_damaged_shard_is_named(tmp_path: Path, kind: str) -> None:
+    folder = write_shards(tmp_path / "set", kind)
+    shard = max(folder.iterdir())
+    shard.write_bytes(shard.read_bytes()[:-700] if kind == "struct" else shard.read_bytes()[:700])
+    with pytest.raises(UserError, match=rf"{shard.name} cannot be read"):
+        open_source(str(folder)).scan()
+
+
+def test_no_images_among_the_columns(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"width": [1, 2], "text": ["a", "b"]})
+    with pytest.raises(UserError, match=r"a\.parquet has no column of image files among width, text"):
+        open_source(str(tmp_path)).scan()
+
+
+def test_both_kinds_together(tmp_path: Path) -> None:
+    write_shards(tmp_path, "tar")
+    write_shards(tmp_path, "bytes")
+    with pytest.raises(UserError, match="Parquet and tar shards together"):
+        open_source(str(tmp_path))
+
+
+def test_an_address_that_leads_nowhere(bucket: Any) -> None:
+    bucket.pipe("/bucket/readme.txt", b"text")
+    with pytest.raises(UserError, match="no shards in memory://bucket"):
+        open_source("memory://bucket")
+    with pytest.raises(UserError, match="nosuch://bucket cannot be read"):
+        open_source("nosuch://bucket")
+
+
+def test_a_folder_with_images_is_a_folder(tmp_path: Path) -> None:
+    write_shards(tmp_path, "tar")
+    (tmp_path / "a.png").write_bytes(FILES[0])
+    assert isinstance(open_source(str(tmp_path)), FolderSource)
+
+
+def test_a_tar_without_labels_is_an_archive(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x/1.png": FILES[0], "y/2.png": FILES[1]})
+    assert not isinstance(open_source(str(tmp_path / "a.tar")), ShardSource)
+
+
+def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that fails twice succeeds at the third try; one that goes on failing names the shard."""
+    (file,) = write_shards(tmp_path / "set", "bytes", shards=1).iterdir()
+    bucket.pipe("/bucket/a.parquet", file.read_bytes())
+    source = open_source("memory://bucket")
+    source.scan()
+    monkeypatch.setattr(shards_module, "_WAITS", (0, 0, 0))
+    real, failures = fsspec.open, [0, 2]
+
+    def unsteady(*args: Any) -> Any:
+        failures[0] += 1
+        if failures[0] <= failures[1]:
+            raise OSError("connection reset")
+        return real(*args)
+
+    monkeypatch.setattr(fsspec, "open", unsteady)
+    assert source.read(0) == FILES[0]
+    assert failures[0] == 3
+    failures[:] = [0, 4]
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read \(connection reset\)"):
+        source.read(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, each row group or run of tar members is fetched a single time."""
+    monkeypatch.setattr(shards_module, "_TAR_RUN", 2)
+    source = open_source(str(write_shards(tmp_path / "set", kind, shards=1)))
+    runs = source.scan().runs
+    assert runs is not None
+    np.testing.assert_array_equal(runs, [0, 0, 1, 1, 2, 2])
+    opened: list[str] = []
+    real = shards_module._file
+    monkeypatch.setattr(shards_module, "_file", lambda place: opened.append(place) or real(place))
+    for index in range(6):
+        source.read(index)
+    assert len(opened) == 3
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "set", "bytes")
+    before = open_source(str(folder)).fingerprint()
+    assert open_source(str(folder)).fingerprint() == before
+    write_parquet(folder / "part-1.parquet", {"image": FILES[:2], "label": [0, 1]})
+    assert open_source(str(folder)).fingerprint() != before
+
+
+def test_a_row_beyond_the_most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "MAX_FILE_BYTES", 10)
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:2]})
+    source = open_source(str(tmp_path))
+    source.scan()
+    with pytest.raises(BadImage, match="larger"):
+        source.read(0)
 
 
 def test_into_the_store(tmp_path: Path) -> None:
@@ -61,16 +304,4 @@ def test_into_the_store(tmp_path: Path) -> None:
     store = open_store(str(folder), image_size=8, image_size_cap=8, workers=0)
     assert len(store.splits["train"]) == 6
     assert store.label_names == ("0", "1")
-
-
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "set", "struct")
-    (folder / "part-1.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(UserError, match=r"part-1\.parquet"):
-        open_source(str(folder)).scan()
-
-
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"mocokit\[hf\]"):
-        open_source("hf:somebody/something").scan()
+    assert store.splits["train"].names[4] == "part-1.parquet/00000001"

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from mocokit import processes
-from mocokit.commands.plan import encoder_spec
+from mocokit.commands.plan import Images, encoder_spec
 from mocokit.config import FIELDS
 from mocokit.data.store import open_store
+from mocokit.data.streamed import open_streamed
 from mocokit.errors import Interrupted
 from mocokit.options import validate
 from mocokit.resolve import Facts, resolve
@@ -25,11 +26,12 @@ from tests.runs import TINY
 
 V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01}
 V3 = V2 | {"queue_size": 0, "bn_splits": 1, "head": "v3-vit", "symmetric": True, "temperature": 0.2}
-# A batch wraps around the queue, of the third case within a half. The fourth has batch norm in its heads alone.
+# A batch wraps around the queue, of the third case within a half. The last has batch norm in its heads alone.
 CASES = {
     "v2": V2,
     "v3": V3,
     "v2 symmetric": V2 | {"symmetric": True, "queue_size": 20},
+    "v2 streamed": V2 | {"stream": True},
     "v3 vit": V3 | {"backbone": "vit_narrow", "image_size": 16},
 }
 
@@ -43,8 +45,13 @@ def train(
     announce: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """A short run with the real trainer; the state of this process at its start and at its end."""
-    store = open_store(data, image_size=options["image_size"], image_size_cap=64, workers=0)
-    images = store.splits["train"]
+    images: Images
+    sizes = {"image_size": options["image_size"], "image_size_cap": 64, "workers": 0}
+    if options.get("stream"):
+        store, images = open_streamed(data, seed=0, max_skipped=0.05, **sizes)
+    else:
+        store = open_store(data, **sizes)
+        images = store.splits["train"]
     facts = Facts("x", len(images), store.image_size, 8, 3, "cpu", False, 1, processes.count())
     options = {name: value for name, value in options.items() if name != "epochs"}
     given = validate({"data": data, "out": str(out), "monitor_every": 0, **options}, FIELDS)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -103,6 +105,21 @@ def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     assert_same_end(tmp_path / "run", reference)
     steps = [int(row["step"]) for row in rows(tmp_path / "run")]
     assert steps == sorted(set(steps))
+
+
+def test_a_streamed_run_goes_on_where_it_was_killed(tmp_path):
+    files = sorted(tiny_data(tmp_path).rglob("train/**/*.png"))
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for shard in range(2):
+        table = pa.table({"image": [path.read_bytes() for path in files[shard::2]]})
+        pq.write_table(table, shards / f"{shard}.parquet", row_group_size=6)
+    arguments = ["--stream", "--checkpoint-every", "0", "--log-every", "1"]
+    whole, killed = (pretrain(shards, tmp_path / name, *arguments) for name in ("whole", "killed"))
+    assert mocokit(*whole).returncode == 0
+    kill_after(killed, tmp_path / "killed", 7, signal.SIGKILL)
+    assert mocokit(*killed).returncode == 0
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

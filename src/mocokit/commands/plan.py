@@ -12,7 +12,8 @@ from mocokit import processes
 from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import channel_statistics
-from mocokit.data.store import Store
+from mocokit.data.store import ImageSet, Store
+from mocokit.data.streamed import StreamedImages
 from mocokit.errors import UserError
 from mocokit.evaluation.knn import KnnTest
 from mocokit.evaluation.quality import Exam
@@ -24,15 +25,23 @@ from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
+Images = ImageSet | StreamedImages
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
 
-def make_plan(given: Mapping[str, Any], store: Store, started: float) -> Resolved:
-    """The complete configuration; with a time budget the schedule that ends in time."""
+def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: float) -> Resolved:
+    """The complete configuration; with a time budget the schedule that ends in time.
+
+    Args:
+        given: validated values of flags and ``--config``.
+        store: images to take measures on.
+        images: to learn from.
+        started: `time.perf_counter()` when the command began.
+    """
     device = pick_device(given.get("device"))
     facts = Facts(
         name=store.name,
-        images=len(store.splits["train"]),
+        images=len(images),
         image_size=store.image_size,
         longest=max(store.splits["train"].canvas),
         channels=store.channels,
@@ -44,7 +53,7 @@ def make_plan(given: Mapping[str, Any], store: Store, started: float) -> Resolve
     resolved = resolve(given, facts)
     if resolved.config.time_budget is None:
         return resolved
-    return _fit_budget(resolved, store, started)
+    return _fit_budget(resolved, store, images, started)
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class _Timing:
     check: float
 
 
-def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
+def _fit_budget(resolved: Resolved, store: Store, images: Images, started: float) -> Resolved:
     """Derive steps, epochs and the frequency of checks from the time that is left.
 
     Raises:
@@ -65,10 +74,10 @@ def _fit_budget(resolved: Resolved, store: Store, started: float) -> Resolved:
     config = resolved.config
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
-    timing = _time(config, store, CALIBRATION_SHARE * budget)
+    timing = _time(config, store, images, CALIBRATION_SHARE * budget)
     resolved, final = _fit_exam(resolved, store, timing.image, FINAL_SHARE * budget)
     left = BUDGET_USE * budget - (time.perf_counter() - started) - final
-    per_epoch = len(store.splits["train"]) // config.batch_size
+    per_epoch = len(images) // config.batch_size
     checks = max(2, min(10, int(0.05 * left / timing.check)))  # the first and the last in any case
     steps = int((left - checks * timing.check) / timing.step)
     if steps < 1:
@@ -100,9 +109,9 @@ def _fit_exam(resolved: Resolved, store: Store, image: float, seconds: float) ->
     return resolved, 2 * final_exam(store, resolved.config).images_read * image
 
 
-def _time(config: PretrainConfig, store: Store, seconds: float) -> _Timing:
+def _time(config: PretrainConfig, store: Store, images: Images, seconds: float) -> _Timing:
     """Time a few steps and an evaluation on models that are thrown away."""
-    spec, images = encoder_spec(store, config), store.splits["train"]
+    spec = encoder_spec(store, config)
     step = seconds_per_step(config, spec, images, seconds)
     encoder = Encoder.create(spec).to(config.device)
     small, check = _full_exam(store, config).sample(256, 256), monitor_exam(store, config)

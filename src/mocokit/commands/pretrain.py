@@ -9,11 +9,12 @@ from typing import Any
 from mocokit import processes
 from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.launch import launch
-from mocokit.commands.plan import encoder_spec, final_exam, make_plan, monitor_exam
+from mocokit.commands.plan import Images, encoder_spec, final_exam, make_plan, monitor_exam
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
+from mocokit.data.streamed import open_streamed
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -66,14 +67,14 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     if not first:
         mute()
     with processes.first_on_each_machine_first():
-        store = _open_data(given)
+        store, images = _open_data(given)
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
     saved = processes.from_first(_existing(run, given, store, overwrite) if first else None)
     finished = processes.from_first(run.read_result("pretrain") if saved and run.encoder.exists() else None)
     if finished:
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if first else {}
-    resolved = saved or processes.from_first(make_plan(given, store, started))
+    resolved = saved or processes.from_first(make_plan(given, store, images, started))
     config = resolved.config
     check_shares(config, processes.count())
     if not saved:
@@ -86,13 +87,12 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     spec = encoder_spec(store, config)
     module = Pretraining(config, spec)  # before anything is written: the backbone may not bear the images
     if not saved and first:
-        _start(run, resolved, store)
-    images = store.splits["train"]
+        _start(run, resolved, store, len(images))
     formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
     say(f"{run.path}: chance level of the loss is {module.chance_level:.3f}, {formula}")
     try:
         with run.writing():
-            fit(module, images, run, _measure(store, config), announcer(config))
+            skipped = fit(module, images, run, _measure(store, config), announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     processes.leave()
@@ -102,32 +102,47 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
     with run.writing():
         save_encoder(encoder, run.encoder, about | {"versions": versions()})
-    figures = _judge(run, config, store, module)
+        skipped = sorted({*store.skipped, *skipped})
+        write_skipped(run.skipped, skipped)
+    figures = {"images": len(images), "skipped": len(skipped)} | _judge(run, config, store, module)
     result = record("pretrain", str(run.path), config, figures, started, store.fingerprint)
-    _conclude(run, result, given["data"])
+    _conclude(run, result, given["data"], config)
     return result
 
 
-def _open_data(given: Mapping[str, Any]) -> Store:
+def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
+    """The images to take measures on, and those to learn from."""
     recipe = load_recipe(given.get("recipe", "auto"))
     device = pick_device(given.get("device"))
-    options = {name: given[name] for name in ("limit", "seed", "max_skipped", "workers") if name in given}
+    stream = given.get("stream", recipe.get("stream", False))
+    if stream and "limit" in given:
+        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
+    options = {name: given[name] for name in ("limit", "workers") if name in given}
+    options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     with progress("decoding images") as report:
+        options |= {
+            "image_size": given.get("image_size", recipe.get("image_size")),
+            "image_size_cap": IMAGE_SIZE_CAP[device],
+            "image_size_share": CPU_SIZE_SHARE if device == "cpu" else 1.0,
+            "progress": report,
+        }
         try:
-            store = open_store(
-                given["data"],
-                image_size=given.get("image_size", recipe.get("image_size")),
-                image_size_cap=IMAGE_SIZE_CAP[device],
-                image_size_share=CPU_SIZE_SHARE if device == "cpu" else 1.0,
-                progress=report,
-                **options,
-            )
+            store, images = _opened(given["data"], stream, options)
         except TooManySkipped as error:
             if "out" in given:
                 write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
             raise
     say(store.summary())
-    return store
+    if stream:
+        say(f"of {len(images):,} training images, which are read anew each epoch; the others only measure")
+    return store, images
+
+
+def _opened(data: str, stream: bool, options: dict[str, Any]) -> tuple[Store, Images]:
+    if stream:
+        return open_streamed(data, **options)
+    store = open_store(data, **options)
+    return store, store.splits["train"]
 
 
 def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
@@ -173,7 +188,7 @@ def _describe(resolved: Resolved) -> None:
             say(f"  {name} = {getattr(resolved.config, name)}  ({reason})")
 
 
-def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
+def _start(run: RunDirectory, resolved: Resolved, store: Store, images: int) -> None:
     """Write what identifies the run; the configuration last, for it makes the directory a run.
 
     An old run goes only now, when the new one is known to be possible.
@@ -182,7 +197,7 @@ def _start(run: RunDirectory, resolved: Resolved, store: Store) -> None:
         if run.config.exists():
             shutil.rmtree(run.path)
         write_skipped(run.skipped, store.skipped)
-        write_json(run.data, {"fingerprint": store.fingerprint, "images": len(store.splits["train"])})
+        write_json(run.data, {"fingerprint": store.fingerprint, "images": images})
         write_text(run.config, dump(resolved, versions()))
     except OSError as error:
         raise UserError(
@@ -226,8 +241,6 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
     return {
         "run": str(run.path),
         "recipe": config.recipe,
-        "images": len(images),
-        "skipped": len(store.skipped),
         "epochs": config.epochs,
         "steps": config.steps,
         "loss": loss,
@@ -244,10 +257,12 @@ def _knn(encoder: Quality, random_init: Quality) -> dict[str, Any] | None:
     return {"encoder": encoder.knn._asdict(), "random_init": random_init.knn._asdict()}
 
 
-def _conclude(run: RunDirectory, result: dict[str, Any], data: str) -> None:
+def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: PretrainConfig) -> None:
     say(f"verdict: {result['verdict']}")
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
-    if result["knn"]:
+    if config.stream:
+        say(f"next: mocokit embed {run.path} {data}")
+    elif result["knn"]:
         say(f"next: mocokit knn {run.path} {data}")
     else:
         say(f"next: in Python, mocokit.load('{run.path}').embed(['image.jpg'])")

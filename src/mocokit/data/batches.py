@@ -89,6 +89,11 @@ class Batches:
         if device.type != "cpu" and fits(steps.images.nbytes, device):
             self.resident = torch.from_numpy(steps.images.batch(np.arange(len(steps.images)))).to(device)
 
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self.steps.per_epoch
+
     def __len__(self) -> int:
         return self.total
 

@@ -10,7 +10,9 @@ import os
 import re
 import tarfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
@@ -31,6 +33,8 @@ PARQUET, TAR = ".parquet", ".tar"
 _LABELS = ("label", "labels", "cls", "fine_label", "class")
 _TAR_RUN = 256  # images of a tar shard that are read in one go
 _PEEKED_MEMBERS = 8
+_KEPT_BYTES = 2**30  # of runs that were read last
+_OPENERS = 16  # shards whose indices are read at once: far away, each takes a while
 _WAITS = (1, 4, 16)  # seconds before each new try to read what lies elsewhere
 _DAMAGE = (OSError, ValueError, EOFError, tarfile.TarError, pa.ArrowException)
 T = TypeVar("T")
@@ -122,6 +126,7 @@ class ShardSource:
         self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
         self._readers: list[_Reader] = []
         self._starts: list[int] = []
+        self._recent: OrderedDict[tuple[int, int], _Run] = OrderedDict()
 
     def fingerprint(self) -> str:
         """From name, size and time of each local shard; from the addresses of those that lie elsewhere."""
@@ -136,7 +141,9 @@ class ShardSource:
 
     def scan(self) -> Listing:
         """Read the index and the labels of every shard; no images."""
-        self._readers = [_persistently(shard.place, lambda s=shard: _open(s.place)) for shard in self.shards]
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            places = [shard.place for shard in self.shards]
+            self._readers = list(pool.map(lambda p: _persistently(p, lambda: _open(p)), places))
         counts = [len(reader) for reader in self._readers]
         self._starts = np.cumsum([0, *counts]).tolist()
         if not self._starts[-1]:
@@ -156,13 +163,24 @@ class ShardSource:
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
-        reader, place = self._readers[shard], self.shards[shard].place
-        content = _persistently(place, lambda: reader.read(index - self._starts[shard]))
+        row = index - self._starts[shard]
+        content = self._run(shard, int(self._readers[shard].runs[row])).cut(row)
         if not content:
             raise BadImage("no image in this row")
         if len(content) > MAX_FILE_BYTES:
             raise BadImage("larger than 1 GiB")
         return content
+
+    def _run(self, shard: int, number: int) -> "_Run":
+        """Read, unless it is among the latest ones: several readers may go through the images side by side."""
+        key, recent = (shard, number), self._recent
+        if key not in recent:
+            reader, place = self._readers[shard], self.shards[shard].place
+            recent[key] = _persistently(place, lambda: reader.fetch(number))
+            while len(recent) > 1 and sum(run.nbytes for run in recent.values()) > _KEPT_BYTES:
+                recent.popitem(last=False)
+        recent.move_to_end(key)
+        return recent[key]
 
     def _labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """Labels [N] int64 and classes, if every image has one; text labels become classes in their order."""
@@ -205,9 +223,16 @@ class _Names(Sequence[str]):
         return f"{self._shards[shard]}/{index - self._starts[shard]:08d}"
 
 
+class _Run(NamedTuple):
+    """Images of a shard that were read together: how many bytes, and the file of a row of the shard."""
+
+    nbytes: int
+    cut: Callable[[int], bytes | None]
+
+
 class _Reader(Protocol):
-    """One shard: the label of each image, a number or a text, or None; in which ``runs`` [n] of images that are
-    best read together each lies, counted from 0; the classes that it names itself; and its images' files."""
+    """One shard: the label of each image, a number or a text, or None; in which of the ``runs`` [n], counted from
+    0, each image lies, that are best read together; the classes that it names itself; and its images' files."""
 
     labels: np.ndarray | None
     runs: np.ndarray
@@ -215,7 +240,7 @@ class _Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, row: int) -> bytes | None: ...
+    def fetch(self, run: int) -> _Run: ...
 
 
 def _open(place: str) -> _Reader:
@@ -223,7 +248,10 @@ def _open(place: str) -> _Reader:
 
 
 class _ParquetReader:
-    """Keeps the row group that was read last: a set is read in order, or in shuffled runs."""
+    """A run is a row group."""
+
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -238,19 +266,20 @@ class _ParquetReader:
                 self.classes = _class_names(schema, label)
         self._starts: list[int] = np.cumsum([0, *groups]).tolist()
         self.runs = np.repeat(np.arange(len(groups)), groups)
-        self._group, self._rows = -1, pa.chunked_array([], pa.null())
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def read(self, row: int) -> bytes | None:
-        group = bisect.bisect_right(self._starts, row) - 1
-        if group != self._group:
-            with _file(self.place) as file:
-                table = pq.ParquetFile(file).read_row_group(group, [self._image])
-            self._group, self._rows = group, table[self._image]
-        value = self._rows[row - self._starts[group]].as_py()
-        return value.get("bytes") if isinstance(value, dict) else value
+    def fetch(self, run: int) -> _Run:
+        with _file(self.place) as file:
+            rows = pq.ParquetFile(file).read_row_group(run, [self._image])[self._image]
+        start = self._starts[run]
+
+        def cut(row: int) -> bytes | None:
+            value = rows[row - start].as_py()
+            return value.get("bytes") if isinstance(value, dict) else value
+
+        return _Run(rows.nbytes, cut)
 
 
 def _image_column(schema: pa.Schema, place: str) -> str:
@@ -289,7 +318,8 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 class _TarReader:
     """Finds the images of a tar file by their headers; KEY.cls beside KEY.jpg is a label."""
 
-    classes = None
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None = None
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -315,22 +345,22 @@ class _TarReader:
             labels = np.array([texts[key] for key, *_ in found])
             numbers = all(re.fullmatch(r"-?\d{1,9}", label) for label in labels)
             self.labels = labels.astype(np.int64) if numbers else labels
-        self._run, self._offset, self._content = -1, 0, b""
 
     def __len__(self) -> int:
         return len(self._extents)
 
-    def read(self, row: int) -> bytes | None:
-        run = row // _TAR_RUN
-        offset, size = self._extents[row].tolist()
-        if run != self._run:
-            extents = self._extents[run * _TAR_RUN : (run + 1) * _TAR_RUN]
-            start, end = int(extents[0, 0]), int(extents[-1].sum())
-            with _file(self.place) as file:
-                file.seek(start)
-                self._content = file.read(end - start)
-            self._run, self._offset = run, start
-        return self._content[offset - self._offset :][:size]
+    def fetch(self, run: int) -> _Run:
+        extents = self._extents[run * _TAR_RUN : (run + 1) * _TAR_RUN]
+        start, end = int(extents[0, 0]), int(extents[-1].sum())
+        with _file(self.place) as file:
+            file.seek(start)
+            content = file.read(end - start)
+
+        def cut(row: int) -> bytes:
+            offset, size = self._extents[row].tolist()
+            return content[offset - start : offset - start + size]
+
+        return _Run(len(content), cut)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

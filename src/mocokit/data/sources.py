@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,7 @@ class FolderSource:
         self.root = path.resolve()
         self.name = self.root.name or "data"
         self._found: tuple[dict[str, _Stamp], list[Skipped]] | None = None
-        self._names: list[str] = []
+        self._names: Sequence[str] = []
 
     def fingerprint(self) -> str:
         """From path, size and time of each image."""

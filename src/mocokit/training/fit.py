@@ -4,7 +4,8 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batches, Steps
-from mocokit.data.store import ImageSet
+from mocokit.data.store import ImageSet, Skipped
+from mocokit.data.streamed import StreamedBatches, StreamedImages
 from mocokit.model.encoder import EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints, WholeFileIO, step_of
@@ -31,12 +33,12 @@ CALIBRATION_SHARE = 0.05  # of the time at hand
 
 def fit(
     module: Pretraining,
-    images: ImageSet,
+    images: ImageSet | StreamedImages,
     run: RunDirectory,
     measure: Measure,
     announce: Callable[[Row], None],
     bar: bool = True,
-) -> None:
+) -> list[Skipped]:
     """Train until the last step, from the run's checkpoint if it has one.
 
     Args:
@@ -47,27 +49,48 @@ def fit(
         announce: gets every row of metrics.csv as it is written.
         bar: draw a progress bar if stderr is a terminal.
 
+    Returns:
+        Streamed images that turned out to be unusable, in any process.
+
     Raises:
         UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
         Interrupted: a signal stopped the run; its checkpoint is written.
     """
     config, device = module.config, torch.device(module.config.device)
-    steps = Steps(images, config.batch_size, config.seed)
-    batches = Batches(steps, config.steps, device, config.workers)
-    monitor = Monitor(config, steps.per_epoch, run.metrics, run.tensorboard, measure, announce)
-    checkpoints = Checkpoints(
-        run.checkpoint, config.checkpoint_every, steps.per_epoch, config.steps, module.check_state
-    )
-    callbacks = [monitor, checkpoints]
-    trainer = create_trainer(
-        device, config.precision, config.steps, run.path, callbacks,
-        bar and sys.stderr.isatty() and processes.rank() == 0,
-    )  # fmt: skip
-    take_steps(trainer, module, batches, checkpoints)
+    with batches_of(images, config, config.steps) as batches:
+        monitor = Monitor(config, batches.per_epoch, run.metrics, run.tensorboard, measure, announce)
+        checkpoints = Checkpoints(
+            run.checkpoint, config.checkpoint_every, batches.per_epoch, config.steps, module.check_state
+        )
+        callbacks = [monitor, checkpoints]
+        trainer = create_trainer(
+            device, config.precision, config.steps, run.path, callbacks,
+            bar and sys.stderr.isatty() and processes.rank() == 0,
+        )  # fmt: skip
+        take_steps(trainer, module, batches, checkpoints)
+        return processes.union(batches.skipped if isinstance(batches, StreamedBatches) else [])
+
+
+@contextmanager
+def batches_of(
+    images: ImageSet | StreamedImages, config: PretrainConfig, total: int
+) -> Iterator[Batches | StreamedBatches]:
+    """The batches of ``total`` steps, from the store or streamed."""
+    device = torch.device(config.device)
+    if isinstance(images, ImageSet):
+        yield Batches(Steps(images, config.batch_size, config.seed), total, device, config.workers)
+        return
+    with closing(
+        StreamedBatches(images, config.batch_size, config.seed, total, device, config.workers)
+    ) as batches:
+        yield batches
 
 
 def take_steps(
-    trainer: pl.Trainer, module: pl.LightningModule, batches: Batches, checkpoints: Checkpoints
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    batches: Batches | StreamedBatches,
+    checkpoints: Checkpoints,
 ) -> None:
     """Train ``module``, from its checkpoint if it has one; a signal stops it at a step boundary.
 
@@ -127,7 +150,9 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec|lr_scheduler\.step).*")
 
 
-def seconds_per_step(config: PretrainConfig, spec: EncoderSpec, images: ImageSet, seconds: float) -> float:
+def seconds_per_step(
+    config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
+) -> float:
     """Time of one training step, by taking a few on a model that is then thrown away.
 
     Args:
@@ -137,22 +162,21 @@ def seconds_per_step(config: PretrainConfig, spec: EncoderSpec, images: ImageSet
     device = torch.device(config.device)
     module = Pretraining(config, spec).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
-    batches = Batches(
-        Steps(images, config.batch_size, config.seed), 2 * CALIBRATION_STEPS, device, config.workers
-    )
-    start, times = time.perf_counter(), []
-    for batch in batches:
-        begun = time.perf_counter()
-        views = module.on_after_batch_transfer(batch, 0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = module.training_step(views, 0)
-        loss.backward()
-        module.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss.detach())  # waits for the device
-        times.append(time.perf_counter() - begun)
-        if any(processes.any_of(time.perf_counter() - start > seconds)):
-            break  # all processes at the same step
+    times: list[float] = []
+    with batches_of(images, config, 2 * CALIBRATION_STEPS) as batches:
+        start = time.perf_counter()
+        for batch in batches:
+            begun = time.perf_counter()
+            views = module.on_after_batch_transfer(batch, 0)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss = module.training_step(views, 0)
+            loss.backward()
+            module.on_before_optimizer_step(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+            float(loss.detach())  # waits for the device
+            times.append(time.perf_counter() - begun)
+            if any(processes.any_of(time.perf_counter() - start > seconds)):
+                break  # all processes at the same step
     settled = times[len(times) // 2 :]  # the first steps also set up kernels and caches
     return sum(settled) / len(settled)

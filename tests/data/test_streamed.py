@@ -1,0 +1,262 @@
+"""Streamed batches: each image once an epoch, the same for any number of processes, from any step on."""
+
+import itertools
+import threading
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mocokit import processes
+from mocokit.data import shards, streamed
+from mocokit.data.batches import Batch
+from mocokit.data.decode import BadImage
+from mocokit.data.layout import Listing
+from mocokit.data.sources import open_source
+from mocokit.data.store import TooManySkipped, open_store
+from mocokit.data.streamed import StreamedBatches, StreamedImages, open_streamed
+from mocokit.errors import UserError
+from tests.helpers import encode, noise, png16, write_images
+
+CPU = torch.device("cpu")
+
+
+class Numbered:
+    """A source whose images show their own numbers; those in ``bad`` can't be used."""
+
+    name, decoded = "numbered", True
+
+    def __init__(self, bad: tuple[int, ...] = ()) -> None:
+        self.bad = bad
+        self.asked: list[int] = []
+
+    def fingerprint(self) -> str:
+        return "numbered"
+
+    def scan(self) -> Listing:
+        raise NotImplementedError
+
+    def read(self, index: int) -> np.ndarray:
+        self.asked.append(index)
+        if index in self.bad:
+            raise BadImage("spoilt")
+        return np.full((3, 2, 2), np.array([index >> 8, index & 255, 7])[:, None, None], dtype=np.uint8)
+
+
+def numbered(
+    count: int, run: int = 1, bad: tuple[int, ...] = (), max_skipped: float = 0.5, first: int = 0
+) -> StreamedImages:
+    """``count`` images of which ``run`` at a time are read together, after ``first`` others of the source."""
+    indices = np.arange(first, first + count)
+    runs = None if run == 1 else indices // run
+    names = [f"image {index}" for index in range(first + count)]
+    return StreamedImages(Numbered(bad), names, indices, runs, 8, 3, None, max_skipped)
+
+
+def taken(images: StreamedImages, batch: int, steps: int, seed: int = 0, start: int = 0) -> list[Batch]:
+    batches = StreamedBatches(images, batch, seed, steps, CPU, workers=0)
+    batches.start = start
+    try:
+        return list(batches)
+    finally:
+        batches.close()
+
+
+def ids_of(batches: list[Batch]) -> list[list[int]]:
+    return [batch.ids.tolist() for batch in batches]
+
+
+def shared(images: StreamedImages, batch: int, steps: int, seed: int, count: int) -> list[list[int]]:
+    """The ids of each step's batch, put together from what each of ``count`` processes sees."""
+    each = batch // count
+    parts = []
+    for rank in range(count):
+        part = slice(rank * each, (rank + 1) * each)
+        with patch.object(processes, "share", lambda total, part=part: part):
+            parts.append(ids_of(taken(images, batch, steps, seed)))
+    return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
+
+
+sets = st.tuples(st.integers(8, 300), st.integers(1, 60), st.integers(2, 40), st.integers(1, 30))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sets, st.integers(0, 5))
+def test_an_epoch_is_every_image_once_but_for_the_remainder(
+    shape: tuple[int, int, int, int], seed: int
+) -> None:
+    count, run, batch, window = shape
+    batch = min(batch, count)
+    per_epoch = count // batch
+    with patch.object(streamed, "MOST_WINDOW", window):
+        batches = taken(numbered(count, run, first=300), batch, 2 * per_epoch, seed)
+    assert [b.step for b in batches] == list(range(2 * per_epoch))
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        ids = [row for batch_ids in ids_of(epoch) for row in batch_ids]
+        assert len(set(ids)) == len(ids) == per_epoch * batch
+        assert set(ids) <= set(range(count))
+    for b in batches:
+        shown = b.images[:, 0, 0, 0].long() * 256 + b.images[:, 1, 1, 1].long()
+        assert torch.equal(shown, b.ids + 300)  # the pixels are those of the ids
+        assert b.sizes.tolist() == [[2, 2]] * batch
+
+
+@settings(max_examples=25, deadline=None)
+@given(sets, st.integers(0, 5), st.data())
+def test_any_number_of_processes_and_any_first_step_give_the_same_batches(
+    shape: tuple[int, int, int, int], seed: int, data: st.DataObject
+) -> None:
+    count, run, batch, window = shape
+    processes_ = data.draw(st.integers(1, 6))
+    batch = processes_ * max(1, min(batch, count) // processes_)
+    bad = tuple(data.draw(st.lists(st.integers(0, count - 1), max_size=2)))
+    steps = min(2 * (count // batch) + 1, 40)
+    images = numbered(count, run, bad, max_skipped=1.0)
+    with patch.object(streamed, "MOST_WINDOW", max(window, 3)):
+        try:
+            whole = taken(images, batch, steps, seed)
+        except UserError:  # a window of nothing but bad images
+            return
+        assert shared(images, batch, steps, seed, processes_) == ids_of(whole)
+        start = data.draw(st.integers(0, steps))
+        assert ids_of(taken(images, batch, steps, seed, start)) == ids_of(whole)[start:]
+
+
+def test_orders_differ_by_epoch_and_seed() -> None:
+    images = numbered(200, run=10)
+    first, second = ids_of(taken(images, 200, 2))
+    (other,) = ids_of(taken(images, 200, 1, seed=1))
+    assert sorted(first) == sorted(second) == sorted(other) == list(range(200))
+    assert first != second
+    assert first != other
+
+
+def test_a_batch_mixes_runs_and_a_window_is_mixed() -> None:
+    """Of sorted data, as exports often are, no batch is of one kind."""
+    batches = taken(numbered(6400, run=100), 64, 100)
+    runs = np.array([len(set((batch.ids // 100).tolist())) for batch in batches])
+    assert runs.min() >= 8  # of 64 runs
+    first_lane = np.concatenate([batch.ids[:16].numpy() for batch in batches])
+    assert abs((np.diff(first_lane) > 0).mean() - 0.5) < 0.05
+
+
+def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
+    """Up to those that two lanes or windows share, however the lanes take turns."""
+    table = pa.table({"image": [encode(noise(i, 2, 2)) for i in range(400)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
+    source = open_source(str(tmp_path / "a.parquet"))
+    listing = source.scan()
+    images = StreamedImages(source, listing.names, listing.splits["train"], listing.runs, 8, 3, None, 0)
+    fetched: list[int] = []
+    real = shards._ParquetReader.fetch
+
+    def counted(self: shards._ParquetReader, run: int) -> shards._Run:
+        fetched.append(run)
+        return real(self, run)
+
+    with patch.object(shards._ParquetReader, "fetch", counted), patch.object(streamed, "MOST_WINDOW", 16):
+        taken(images, 32, 400 // 32)
+    assert len(set(fetched)) >= 39
+    assert len(fetched) <= 40 + streamed.LEAST_LANES
+
+
+def test_unusable_images_are_replaced_and_listed() -> None:
+    images = numbered(64, run=8, bad=(3, 17, 40))
+    batches = StreamedBatches(images, 16, 0, 4, CPU, workers=0)
+    ids = torch.cat([batch.ids for batch in batches])
+    assert not set(ids.tolist()) & {3, 17, 40}
+    assert len(ids) == 64
+    assert [(s.name, s.reason) for s in batches.skipped] == [(f"image {i}", "spoilt") for i in (3, 17, 40)]
+
+
+def test_too_many_unusable_images_end_the_run() -> None:
+    images = numbered(2000, run=100, bad=tuple(range(0, 2000, 10)), max_skipped=0.05)
+    with pytest.raises(TooManySkipped, match="--max-skipped") as raised:
+        taken(images, 64, 31)
+    assert len(raised.value.skipped) < 200  # found out long before the epoch's end
+
+
+def test_trouble_in_the_reading_thread_reaches_the_training() -> None:
+    images = numbered(64)
+    with (
+        patch.object(Numbered, "read", side_effect=UserError("shard-7 cannot be read")),
+        pytest.raises(UserError, match="shard-7"),
+    ):
+        taken(images, 16, 4)
+
+
+def test_closing_stops_the_thread_and_memory_is_bounded() -> None:
+    before = threading.active_count()
+    images = numbered(60_000 // 4)
+    batches = StreamedBatches(images, 16, 0, 100_000, CPU, workers=0)
+    for _, batch in zip(range(3), batches, strict=False):
+        assert len(batch.ids) == 16
+    batches.close()
+    assert threading.active_count() == before
+    source = images.source
+    assert isinstance(source, Numbered)
+    # One window of each lane in use, one waiting, one in the making, and a chunk.
+    assert len(source.asked) <= (2 * streamed.LEAST_LANES + 2) * streamed.MOST_WINDOW
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_pixels_are_those_of_the_store(own_cache: Path) -> None:
+    """Gray, colour and 16 bits, of several sizes, small and larger than what is kept."""
+    folder = write_images(own_cache / "set", [f"{i}.png" for i in range(6)], 9, 12)
+    (folder / "gray.png").write_bytes(encode(noise(1, 7, 5, channels=1)))
+    (folder / "large.png").write_bytes(encode(noise(2, 90, 70)))
+    (folder / "deep.png").write_bytes(png16(np.arange(0, 60000, 500, dtype=np.uint16).reshape(10, 12, 1)))
+    store, images = open_streamed(
+        str(folder), seed=0, max_skipped=0.0, image_size=16, image_size_cap=16, workers=0
+    )
+    stored = store.splits["train"]
+    (batch,) = taken(images, 9, 1)
+    assert sorted(batch.ids.tolist()) == list(range(9))
+    for row, index in enumerate(batch.ids.tolist()):
+        height, width = batch.sizes[row].tolist()
+        assert [height, width] == stored.sizes[index].tolist()
+        np.testing.assert_array_equal(
+            batch.images[row, :, :height, :width], stored.batch([index])[0, :, :height, :width]
+        )
+        assert not batch.images[row, :, height:].any()
+        assert images.names[int(images.indices[index])] == stored.names[index]
+
+
+@pytest.mark.parametrize("run", [None, 10])
+def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
+    files = [encode(noise(i, 2, 2)) for i in range(120)]
+    if run:
+        pq.write_table(pa.table({"image": files}), own_cache / "a.parquet", row_group_size=run)
+        data = own_cache / "a.parquet"
+    else:
+        data = own_cache / "set"
+        data.mkdir()
+        for number, file in enumerate(files):
+            (data / f"{number:03d}.png").write_bytes(file)
+    with patch.object(streamed, "SAMPLE_IMAGES", 24), patch.object(streamed, "SAMPLE_RUNS", 4):
+        store, images = open_streamed(
+            str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
+        )
+        again, _ = open_streamed(
+            str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
+        )
+    assert len(images) == 120
+    assert 24 <= len(store.splits["train"]) <= 30
+    if run:  # six of each of four row groups
+        groups = [int(name[-8:]) // run for name in store.splits["train"].names]
+        assert len(set(groups)) == 4
+    assert again.fingerprint == store.fingerprint
+    assert again.from_cache
+    whole = open_store(str(data), image_size=8, image_size_cap=8, workers=0)
+    assert len(whole.splits["train"]) == 120  # the sample does not pass for the set
