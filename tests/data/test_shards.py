@@ -198,7 +198,7 @@ def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
     assert len(store.splits["train"]) == 5
     assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
     assert store.skipped[0].reason == "no image in this row"
-    with pytest.raises(TooManySkipped, match="37.5%"):
+    with pytest.raises(TooManySkipped, match=r"37\.5%"):
         open_store(str(tmp_path), image_size=8, image_size_cap=8, workers=0, max_skipped=0.1)
 
 

@@ -406,7 +406,7 @@ def _is_remote(place: str) -> bool:
 
 def _file(place: str) -> Any:
     """The shard, open for reading."""
-    return fsspec.open(place, "rb") if _is_remote(place) else open(place, "rb")  # noqa: SIM115 - the caller's
+    return fsspec.open(place, "rb") if _is_remote(place) else open(place, "rb")
 
 
 def _persistently(place: str, read: Callable[[], T]) -> T:

@@ -5,8 +5,9 @@ v1 (arXiv 1911.05722, section 3.3) shuffles keys across GPUs because batch norm 
 On one device the same is had by normalising groups of the batch apart.
 """
 
+from typing import Any
+
 import torch
-import torch.distributed.nn.functional as dist
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
@@ -82,6 +83,47 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     return module
 
 
+class _SyncNormalise(torch.autograd.Function):
+    """Normalise x [b, C, ...] by mean and variance of all processes' shares; one message each way.
+
+    Gives y, and the mean and the biased variance [C], float32, of the whole batch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        over, column = _other_axes(x), (1, -1, *[1] * (x.ndim - 2))
+        mean = x.float().mean(over)
+        var = (
+            (x.float() - mean.view(column)).square_().mean(over)
+        )  # torch.var_mean takes several times as long
+        # Shares have equal sizes. Variances, not squares, so that a large mean costs no digits.
+        means, variances = processes.gather(torch.stack([mean, var])[None]).unbind(1)
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(x, mean, (var + eps).rsqrt(), weight)
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, mean, rstd, weight = ctx.saved_tensors
+        over, column, dy = _other_axes(x), (1, -1, *[1] * (x.ndim - 2)), gradients[0].float()
+        centred = x.float() - mean.view(column)
+        own = torch.stack([dy.sum(over), (dy * centred).sum(over) * rstd])  # gradients of bias and weight
+        whole = processes.gather(own[None]).sum(0) / (x.numel() // x.shape[1] * processes.count())
+        slope = rstd if weight is None else rstd * weight
+        dx = (dy - whole[0].view(column)).addcmul_(centred, (-whole[1] * rstd).view(column))
+        dx = dx.mul_(slope.view(column)).to(x.dtype)
+        return (dx, None, None, None) if weight is None else (dx, own[1], own[0], None)
+
+
+def _other_axes(x: Tensor) -> list[int]:
+    """All axes but the channels'."""
+    return [0, *range(2, x.ndim)]
+
+
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks."""
 
@@ -90,17 +132,9 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        over, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
-        with torch.autocast("cpu", enabled=False):
-            centred = x.float()
-            mean = dist.all_reduce(centred.mean(over)) / processes.count()  # shares have equal sizes
-            centred = centred - mean.view(column)
-            var = dist.all_reduce(centred.square().mean(over)) / processes.count()
-            y = centred * (var + self.eps).rsqrt().view(column)
-        self._remember(mean.detach(), var.detach(), x.numel() // x.shape[1] * processes.count())
-        if self.weight is not None:
-            y = y * self.weight.view(column) + self.bias.view(column)
-        return y.to(x.dtype)
+        y, mean, var = _SyncNormalise.apply(x, self.weight, self.bias, self.eps)
+        self._remember(mean, var, x.numel() // x.shape[1] * processes.count())
+        return y
 
     def _remember(self, mean: Tensor, var: Tensor, n: int) -> None:
         """Move the running statistics, the variance unbiased, as torch's batch norm does."""
