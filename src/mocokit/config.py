@@ -14,7 +14,9 @@ MAX_IMAGE_SIZE = 4096
 class PretrainConfig:
     """Everything a pretraining run depends on. Fields without a default are derived by `resolve`."""
 
-    data: str = option("what to learn from: digits, cifar10, a folder, an archive, or a NumPy file of images")
+    data: str = option(
+        "what to learn from: digits, cifar10, a folder, an archive, a NumPy file, Parquet or tar shards, hf:NAME"
+    )
     out: str = option("run directory", identity=False)
     recipe: str = option("auto, a recipe's name or a recipe file", default="auto")
 

@@ -105,6 +105,29 @@ def gather(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def take(x: Tensor, order: Tensor) -> Tensor:
+    """Of all processes' rows [B, ...] in ``order``, a permutation [B] on the CPU, this process's share [b, ...].
+
+    Each row goes to the one process that wants it, so what a process sends and gets is b rows at any `count`.
+    """
+    if count() == 1:
+        return x[order.to(x.device, non_blocking=True)]
+    b = len(x)
+    sent = [wanted[wanted // b == rank()] - rank() * b for wanted in order.split(b)]
+    holders = order[share(len(order))] // b
+    received = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(
+        received,
+        x[torch.cat(sent).to(x.device, non_blocking=True)].contiguous(),
+        torch.bincount(holders, minlength=count()).tolist(),
+        [len(rows) for rows in sent],
+    )
+    # They arrive by sender, and of each sender in order.
+    arrived = holders.argsort(stable=True).to(x.device, non_blocking=True)
+    return torch.empty_like(received).index_copy_(0, arrived, received)
+
+
+@torch.no_grad()
 def average_(tensors: list[Tensor]) -> None:
     """Replace float tensors by their means over all processes, with one message."""
     if count() == 1 or not tensors:

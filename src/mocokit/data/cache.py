@@ -41,6 +41,7 @@ def cache_errors(root: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write the image cache {root}: {error.strerror}; "
             "set MOCOKIT_CACHE to a directory with room that you may write to"
+            " (mocokit pretrain --stream needs little)"
         ) from error
 
 

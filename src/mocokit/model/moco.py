@@ -68,7 +68,7 @@ class MoCo(nn.Module):
         Args:
             x1, x2: two views [b, C, S, S] of the same images, float32.
             ids: [b] int64, which image each row is, so that no image is its own negative.
-            shuffle: [B] int64, a random permutation for ShuffleBN, or None for none.
+            shuffle: [B] int64 on the CPU, a random permutation for ShuffleBN, or None for none.
             m: momentum of this step.
         """
         momentum_update(self.encoder_k, self.encoder_q, m)
@@ -100,9 +100,13 @@ class MoCo(nn.Module):
         ShuffleBN (v1, section 3.3): encoded in another order, with images of all processes, then put back.
         """
         if shuffle is not None:
-            x = processes.gather(x)[shuffle[processes.share(len(shuffle))]]
+            x = processes.take(x, shuffle)
         k = processes.gather(normalize(self.encoder_k(x).float(), dim=1))
-        return k if shuffle is None else torch.empty_like(k).index_copy_(0, shuffle, k)
+        return (
+            k
+            if shuffle is None
+            else torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
+        )
 
     def chance_level(self, batch_size: int) -> float:
         """The loss of embeddings that tell nothing apart: log of the number of keys a query chooses from."""

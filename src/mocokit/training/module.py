@@ -132,7 +132,6 @@ class Pretraining(pl.LightningModule):
         if config.bn_splits > 1:  # else the whole batch shares its statistics, and its order is nothing to it
             draw = generator(config.seed, "shuffle", views.step)
             shuffle = torch.randperm(len(views.ids) * processes.count(), generator=draw)
-            shuffle = shuffle.to(views.ids.device, non_blocking=True)
         m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
         contrast = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.window[:GRAD_NORM] += torch.stack([part.detach() for part in contrast])
