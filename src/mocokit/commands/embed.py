@@ -35,6 +35,7 @@ from mocokit.deploy.features import (
 )
 from mocokit.deploy.parts import Arrays, Parts
 from mocokit.errors import Interrupted, UserError
+from mocokit.evaluation.features import MANY
 from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
 
@@ -144,6 +145,8 @@ def _embed_rest(
 ) -> None:
     """Embed the images that no part holds yet: positions ``parts.done`` and on of ``order``."""
     total, spec = len(order), encoder.spec
+    if total - parts.done >= MANY:
+        encoder = encoder.for_evaluation()
     decoded = stream(
         read_all(source, order[parts.done :].tolist()),
         image_size=spec.image_size,

@@ -261,7 +261,7 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"verdict: {result['verdict']}")
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
-        say(f"next: mocokit embed {run.path} {data}")
+        say(f"next: mocokit embed {run.path} {data} -o features.parquet")
     elif result["knn"]:
         say(f"next: mocokit knn {run.path} {data}")
     else:

@@ -8,12 +8,15 @@ from mocokit.data.views import center_view
 from mocokit.model.encoder import Encoder, evaluating
 
 BATCH = 256
+MANY = 1000  # images from which on a faster form of the encoder is worth making
 
 
 @torch.inference_mode()
 def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -> Tensor:
     """Features [N, D] float32 on the CPU, in order, of all images or of those at ``indices``."""
     indices = torch.arange(len(images)) if indices is None else indices
+    if len(indices) >= MANY:
+        encoder = encoder.for_evaluation()
     with evaluating(encoder):
         parts = [encoder(*rows_of(images, rows, encoder.device)).cpu() for rows in indices.split(BATCH)]
     return torch.cat(parts)

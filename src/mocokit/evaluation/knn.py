@@ -56,7 +56,7 @@ def knn_accuracy(
         nearest, index = similarity.topk(k, dim=1)
         votes = torch.zeros(len(nearest), classes, dtype=nearest.dtype, device=nearest.device)
         votes.scatter_add_(1, bank_labels.to(index.device)[index], (nearest / temperature).exp())
-        ranking = votes.topk(min(5, classes), dim=1).indices
+        ranking = votes.argsort(dim=1, descending=True, stable=True)[:, :5]  # equal votes: the first class
         right = ranking == query_labels[start : start + chunk, None].to(ranking.device)
         hits += torch.stack([right[:, :1].any(dim=1).sum(), right.any(dim=1).sum()]).cpu()
     top1, top5 = (hits.double() / len(queries)).tolist()

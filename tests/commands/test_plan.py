@@ -1,0 +1,59 @@
+"""Precision on a CPU is what is measured to be faster, where a run is long enough to measure."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mocokit.commands import plan
+from mocokit.commands.plan import make_plan
+from mocokit.config import FIELDS
+from mocokit.data.store import open_store
+from mocokit.options import validate
+from tests.runs import TINY, tiny_data
+
+
+@pytest.mark.parametrize(
+    ("half", "given", "expected", "why"),
+    [
+        (0.05, {"epochs": 400}, "bf16", "50 ms a step in bf16, 100 ms in fp32"),
+        (0.09, {"epochs": 400}, "fp32", "90 ms a step in bf16, 100 ms in fp32"),
+        (0.05, {"epochs": 3}, "fp32", "for cpu"),  # over before it pays
+        (0.05, {"epochs": 400, "precision": "fp32"}, "fp32", None),  # the user's word
+    ],
+)
+def test_precision(
+    half: float,
+    given: dict[str, object],
+    expected: str,
+    why: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(
+        plan, "seconds_per_step", lambda config, *_: half if config.precision == "bf16" else 0.1
+    )
+    data = str(tiny_data(tmp_path))
+    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    options = validate({"data": data, **TINY, **given}, FIELDS)
+    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+    assert resolved.config.precision == expected
+    assert resolved.reasons.get("precision") == why
+
+
+def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With real steps: both precisions are taken, and the reason tells of them."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bfloat16")
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "LEAST_STEPS", 1)
+    data = str(tiny_data(tmp_path))
+    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    options = validate({"data": data, **TINY}, FIELDS)
+    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+    assert "in bf16" in resolved.reasons["precision"]
+    assert "in fp32" in resolved.reasons["precision"]
