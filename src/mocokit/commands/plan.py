@@ -26,11 +26,11 @@ from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
-Images = ImageSet | StreamedImages
 PRECISION_SECONDS = 2.0  # to time a precision
 LEAST_SECONDS, LEAST_STEPS = 120.0, 100  # of a run for which that pays
 PRECISION_GAIN = 0.8  # bf16 is taken if its steps take less than that: it has fewer digits
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
+Images = ImageSet | StreamedImages
 
 
 def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: float) -> Resolved:
@@ -65,7 +65,7 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
 def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved:
     """On a CPU, bfloat16 if that is clearly faster for this network and the run is long enough to tell.
 
-    It halves the time of wide networks and slows narrow ones down, by how much depends on the CPU.
+    Whether it is depends on the CPU and on the network's width (docs/LOG.md).
     """
     config, spec = resolved.config, encoder_spec(store, resolved.config)
 

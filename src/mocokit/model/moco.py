@@ -102,11 +102,9 @@ class MoCo(nn.Module):
         if shuffle is not None:
             x = processes.take(x, shuffle)
         k = processes.gather(normalize(self.encoder_k(x).float(), dim=1))
-        return (
-            k
-            if shuffle is None
-            else torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
-        )
+        if shuffle is None:
+            return k
+        return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
 
     def chance_level(self, batch_size: int) -> float:
         """The loss of embeddings that tell nothing apart: log of the number of keys a query chooses from."""

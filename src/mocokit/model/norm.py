@@ -95,9 +95,7 @@ class _SyncNormalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         over, column = _other_axes(x), (1, -1, *[1] * (x.ndim - 2))
         mean = x.float().mean(over)
-        var = (
-            (x.float() - mean.view(column)).square_().mean(over)
-        )  # torch.var_mean takes several times as long
+        var = (x.float() - mean.view(column)).square_().mean(over)  # faster than torch.var_mean
         # Shares have equal sizes. Variances, not squares, so that a large mean costs no digits.
         means, variances = processes.gather(torch.stack([mean, var])[None]).unbind(1)
         mean = means.mean(0)
