@@ -66,14 +66,14 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     embed = {"peer": "speed_peer.embed", "ours": "speed_ours.embed", "floor": "speed_floor.infer"}
     first = {"peer": "speed_peer.first_step", "ours": "speed_ours.first_step", "floor": "speed_floor.decode"}
     rows = [
-        Row("a-cold", "command to first step, nothing cached", "s", **first),
-        Row("a-cached", "command to first step, images cached", "s", **first, settings={"cached": True}),
+        Row("a-cold", "command to first step, nothing cached", "s", **first, settings={"steps": 0}),
+        Row("a-cached", "command to first step, images cached", "s", **first, settings={"cached": True, "steps": 0}),
         Row(
             "a-cached-check",
             "the same, with our check of step 0",
             "s",
             **first,
-            settings={"cached": True, "checked": True},
+            settings={"cached": True, "checked": True, "steps": 0},
         ),
         Row("b", "pretraining, ResNet-18", "images/s", **pretrain),
         Row("c", "pretraining, narrow ResNet-18", "images/s", **pretrain, settings=NARROW),

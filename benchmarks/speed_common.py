@@ -56,9 +56,11 @@ class StepClock:
         self.s, self.done, self.first, self.begun, self.ended = s, 0, 0.0, 0.0, 0.0
 
     def on_start(self) -> None:
-        """A step begins: its batch is at hand."""
+        """A step begins: its batch is at hand; raises `Stop` if no step is to be timed."""
         if not self.done:
             self.first = time.time()
+        if not self.s.steps:  # only the first step's beginning is asked for
+            raise Stop
 
     def on_end(self) -> None:
         """A step is over; raises `Stop` after the last one that counts."""

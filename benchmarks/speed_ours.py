@@ -10,6 +10,8 @@ from speed_common import MEAN, STD, Result, Settings, StepClock, Stop, clusters,
 
 import mocokit
 
+LONG = 20_000  # steps of a run of which only the beginning is timed, so that it is prepared like a long one
+
 
 def _pretrain(s: Settings) -> tuple[StepClock, Any]:
     """The pretraining command, up to the last step that counts."""
@@ -40,7 +42,7 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
             backbone=s.backbone,
             image_size=s.image_size,
             batch_size=s.batch_size,
-            steps=s.warmup + s.steps + 1,
+            steps=s.warmup + s.steps + 1 if s.steps else LONG,
             device=s.device,
             workers=s.workers,
             **options,

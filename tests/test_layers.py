@@ -9,7 +9,7 @@ import mocokit
 
 LAYERS = [
     {"errors", "seeding"},
-    {"files", "console"},
+    {"files", "console", "memory"},
     {"options"},
     {"config"},
     {"resolve"},

@@ -36,6 +36,7 @@ from mocokit.deploy.features import (
 from mocokit.deploy.parts import Arrays, Parts
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import MANY
+from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
 
@@ -66,6 +67,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     config = EmbedConfig(**validate(given, fields_of(EmbedConfig)))
     path = Path(config.output)
     _check_output(path, overwrite)
+    keep_freed_memory()
     encoder = load(config.run, pick_device(config.device))
     source = open_source(config.data)
     listing = source.scan()

@@ -68,6 +68,8 @@ def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved
     Whether it is depends on the CPU and on the network's width (docs/LOG.md).
     """
     config, spec = resolved.config, encoder_spec(store, resolved.config)
+    if config.time_budget is None and config.steps < LEAST_STEPS:
+        return resolved
 
     def step(precision: str, seconds: float) -> float:
         trial = dataclasses.replace(config, precision=precision)

@@ -20,6 +20,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.quality import Quality, verdict
 from mocokit.files import write_json, write_text
+from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
 from mocokit.options import merge, validate
 from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
@@ -63,6 +64,7 @@ def pretrain(
 
 def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict[str, Any]:
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
+    keep_freed_memory()
     first = processes.rank() == 0
     if not first:
         mute()
