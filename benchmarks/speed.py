@@ -70,7 +70,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         Row("a-cached", "command to first step, images cached", "s", **first, settings={"cached": True, "steps": 0}),
         Row(
             "a-cached-check",
-            "the same, with our check of step 0",
+            "the same, with our trials and check of step 0",
             "s",
             **first,
             settings={"cached": True, "checked": True, "steps": 0},
@@ -417,6 +417,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of mocokit; default its own choice")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile mocokit's encoders in (b), (c), (h), (i)"
+    )
     parser.add_argument("--backbone", choices=("resnet18_cifar", "resnet18_narrow"), default="resnet18_cifar")
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
@@ -454,7 +457,7 @@ def chosen(rows: list[Row], names: str) -> list[Row]:
 def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: Folders) -> dict[str, Any]:
     """What the workloads of a row are given."""
     names = ("device", "precision", "backbone", "images", "queries", "image_size", "batch_size", "steps")
-    names += ("warmup", "workers", "probe_epochs")
+    names += ("warmup", "workers", "probe_epochs", "compile")
     settings = {name: getattr(options, name) for name in names} | {"cached": False, "checked": False}
     settings |= row.settings
     if row.name != "g":  # which needs no images

@@ -31,7 +31,8 @@ class Settings:
     workers: int
     probe_epochs: int
     cached: bool = False
-    checked: bool = False
+    checked: bool = False  # with all that mocokit does by itself: trials before the run, a check of step 0
+    compile: bool = False
     fork: bool = True  # False keeps everything in this process
 
     @property

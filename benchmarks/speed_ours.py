@@ -11,6 +11,7 @@ from speed_common import MEAN, STD, Result, Settings, StepClock, Stop, clusters,
 import mocokit
 
 LONG = 20_000  # steps of a run of which only the beginning is timed, so that it is prepared like a long one
+SHORT = 50  # the same where it is only to work
 
 
 def _pretrain(s: Settings) -> tuple[StepClock, Any]:
@@ -27,8 +28,10 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
         clock.on_end()
 
     options: dict[str, Any] = {} if s.precision is None else {"precision": s.precision}
-    if not s.checked:
-        options["monitor_every"] = 0  # the peer checks nothing
+    if not s.checked:  # the peer checks nothing, and tries nothing out
+        options |= {"monitor_every": 0, "compile": s.compile}
+        if s.device == "cpu":
+            options.setdefault("precision", "fp32")
     with (
         suppress(Stop),
         mock.patch.object(Pretraining, "on_train_batch_start", on_start),
@@ -42,7 +45,7 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
             backbone=s.backbone,
             image_size=s.image_size,
             batch_size=s.batch_size,
-            steps=s.warmup + s.steps + 1 if s.steps else LONG,
+            steps=s.warmup + s.steps + 1 if s.steps else LONG if s.fork else SHORT,
             device=s.device,
             workers=s.workers,
             **options,

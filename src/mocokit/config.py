@@ -78,6 +78,7 @@ class PretrainConfig:
         "processes on this machine that share each batch, one a GPU", default=1, low=1, identity=False
     )
     precision: str = option("arithmetic of the encoders", choices=("fp32", "bf16"))
+    compile: bool = option("compile the encoders: faster steps after a minute's wait", identity=False)
     workers: int = option("processes that decode and load images", low=0, identity=False)
     monitor_every: int = option("epochs between quality checks; 0 turns them off", low=0)
     knn_k: int = option("neighbours of the kNN monitor", default=200, low=1)

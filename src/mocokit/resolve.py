@@ -235,6 +235,7 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     default("schedule", "cosine", "MoCo v2")
     default("warmup_steps", 0, "as in the papers")
     default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
+    default("compile", False, "a short run")
     default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
     default("knn_images", 0, "all")
     default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")

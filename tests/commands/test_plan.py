@@ -1,4 +1,4 @@
-"""Precision on a CPU is what is measured to be faster, where a run is long enough to measure."""
+"""Precision and compilation are what is measured to be faster, where a run is long enough to measure."""
 
 import time
 from pathlib import Path
@@ -17,8 +17,8 @@ from tests.runs import TINY, tiny_data
 @pytest.mark.parametrize(
     ("half", "given", "expected", "why"),
     [
-        (0.05, {"epochs": 400}, "bf16", "50 ms a step in bf16, 100 ms in fp32"),
-        (0.09, {"epochs": 400}, "fp32", "90 ms a step in bf16, 100 ms in fp32"),
+        (0.05, {"epochs": 400}, "bf16", "8 images: 50 ms a step in bf16, 100 ms in fp32"),
+        (0.09, {"epochs": 400}, "fp32", "8 images: 90 ms a step in bf16, 100 ms in fp32"),
         (0.05, {"epochs": 3}, "fp32", "for cpu"),  # over before it pays
         (0.05, {"epochs": 400, "precision": "fp32"}, "fp32", None),  # the user's word
     ],
@@ -44,13 +44,43 @@ def test_precision(
     assert resolved.reasons.get("precision") == why
 
 
+@pytest.mark.parametrize(
+    ("compiled", "given", "expected", "why"),
+    [
+        (0.05, {"epochs": 2000}, True, "50 ms a step compiled, 100 ms as it is"),
+        (0.05, {"time_budget": "10m"}, True, "50 ms a step compiled, 100 ms as it is"),
+        (0.095, {"epochs": 2000}, False, "95 ms a step compiled, 100 ms as it is"),
+        (0.05, {"time_budget": "4m"}, False, "a short run"),  # over before it pays
+        (0.05, {"steps": 1999}, False, "a short run"),
+        (0.05, {"steps": 2500}, False, "a short run"),  # of 250 seconds
+        (0.05, {"epochs": 2000, "compile": False}, False, None),  # the user's word
+    ],
+)
+def test_compilation(
+    compiled: float,
+    given: dict[str, object],
+    expected: bool,
+    why: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "seconds_per_step", lambda config, *_: compiled if config.compile else 0.1)
+    data = str(tiny_data(tmp_path))
+    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    options = validate({"data": data, **TINY, "precision": "fp32", **given}, FIELDS)
+    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+    assert resolved.config.compile is expected
+    assert resolved.reasons.get("compile") == why
+
+
 def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With real steps: both precisions are taken, and the reason tells of them."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no bfloat16")
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(plan, "LEAST_STEPS", 1)
+    monkeypatch.setattr(plan, "PRECISION_RUN", 0.0)
+    monkeypatch.setattr(plan, "PRECISION_STEPS", 1)
     data = str(tiny_data(tmp_path))
     store = open_store(data, image_size=8, image_size_cap=8, workers=0)
     options = validate({"data": data, **TINY}, FIELDS)

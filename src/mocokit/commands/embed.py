@@ -3,7 +3,9 @@
 import itertools
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from mocokit.data.layout import Listing, Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.data.stream import read_all, stream, worker_count
-from mocokit.data.workers import Decoded
+from mocokit.data.workers import Decoded, usable_cores
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import (
     BLOCK_ROWS,
@@ -39,6 +41,8 @@ from mocokit.evaluation.features import MANY
 from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
+
+LEAST_AT_ONCE = 32  # images that one core encodes at once
 
 
 def embed(run: str, data: str, output: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
@@ -146,9 +150,11 @@ def _embed_rest(
     encoder: Encoder, source: Source, order: np.ndarray, parts: Parts, config: EmbedConfig
 ) -> None:
     """Embed the images that no part holds yet: positions ``parts.done`` and on of ``order``."""
-    total, spec = len(order), encoder.spec
+    total, spec, streams = len(order), encoder.spec, 1
+    encoder.eval()
     if total - parts.done >= MANY:
         encoder = encoder.for_evaluation()
+        streams = usable_cores() if encoder.device.type == "cpu" else 1
     decoded = stream(
         read_all(source, order[parts.done :].tolist()),
         image_size=spec.image_size,
@@ -156,12 +162,13 @@ def _embed_rest(
         deep_range=spec.deep_range,
         workers=worker_count(source, total - parts.done) if config.workers is None else config.workers,
     )
+    at_once = max(LEAST_AT_ONCE, config.batch_size // streams) if streams > 1 else config.batch_size
+    batches = iter(lambda: list(itertools.islice(decoded, at_once)), [])
     try:
         with closing(decoded), progress("embedding images") as report:
-            while batch := list(itertools.islice(decoded, config.batch_size)):
-                arrays = _encode(encoder, batch, parts.position, config)
+            for count, arrays in _encoded(encoder, batches, parts.position, config, streams):
                 with _writing(Path(config.output)):
-                    parts.add(len(batch), arrays)
+                    parts.add(count, arrays)
                 report(parts.position, total)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -170,6 +177,33 @@ def _embed_rest(
     finally:
         with _writing(Path(config.output)):
             parts.flush()
+
+
+def _encoded(
+    encoder: Encoder, batches: Iterator[list[Decoded]], start: int, config: EmbedConfig, streams: int
+) -> Iterator[tuple[int, Arrays]]:
+    """Number of images and result of each batch, in order; the next ones are read while these are encoded.
+
+    On a CPU each of the ``streams`` computes by itself on one core: threads that share every operation wait for
+    each other, and longer while the cores also decode.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        streams, initializer=torch.set_num_threads, initargs=(1 if streams > 1 else threads,)
+    )
+    pending: deque[tuple[int, Future[Arrays]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((len(batch), pool.submit(_encode, encoder, batch, start, config)))
+            start += len(batch)
+            if len(pending) > streams:
+                count, encoded = pending.popleft()
+                yield count, encoded.result()
+        for count, encoded in pending:
+            yield count, encoded.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

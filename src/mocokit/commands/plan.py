@@ -12,6 +12,7 @@ import torch
 from mocokit import processes
 from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
+from mocokit.console import say
 from mocokit.data.batches import channel_statistics
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streamed import StreamedImages
@@ -26,9 +27,11 @@ from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
-PRECISION_SECONDS = 2.0  # to time a precision
-LEAST_SECONDS, LEAST_STEPS = 120.0, 100  # of a run for which that pays
+TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
+PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
 PRECISION_GAIN = 0.8  # bf16 is taken if its steps take less than that: it has fewer digits
+COMPILE_RUN, COMPILE_STEPS = 300.0, 2000  # and for one of compilation, which takes about a minute
+COMPILE_GAIN = 0.9
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 Images = ImageSet | StreamedImages
 
@@ -57,6 +60,8 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
     resolved = resolve(given, facts)
     if device == "cpu" and "precision" in resolved.reasons and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         resolved = _fit_precision(resolved, store, images)
+    if "compile" in resolved.reasons:
+        resolved = _fit_compile(resolved, store, images)
     if resolved.config.time_budget is None:
         return resolved
     return _fit_budget(resolved, store, images, started)
@@ -68,22 +73,47 @@ def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved
     Whether it is depends on the CPU and on the network's width (docs/LOG.md).
     """
     config, spec = resolved.config, encoder_spec(store, resolved.config)
-    if config.time_budget is None and config.steps < LEAST_STEPS:
+    if config.time_budget is None and config.steps < PRECISION_STEPS:
         return resolved
 
-    def step(precision: str, seconds: float) -> float:
-        trial = dataclasses.replace(config, precision=precision)
+    def step(images_a_step: int, precision: str, seconds: float) -> float:
+        trial = dataclasses.replace(config, precision=precision, batch_size=images_a_step)
         return processes.from_first(seconds_per_step(trial, spec, images, seconds))
 
-    full = step("fp32", PRECISION_SECONDS)
-    length = parse_duration(config.time_budget) if config.time_budget else config.steps * full
-    if length < max(LEAST_SECONDS, LEAST_STEPS * full):
+    batch, shares = config.batch_size, processes.count()
+    few = min(batch, TRIAL_IMAGES * shares)
+    image = step(few, "fp32", 0.0) / few
+    if _length(config, batch * image) < max(PRECISION_RUN, PRECISION_STEPS * batch * image):
         return resolved
-    # Three steps of each at least: the first one also sets up kernels, in bf16 for seconds.
-    enough = max(PRECISION_SECONDS, 3 * full)
-    half, full = step("bf16", enough), step("fp32", enough)
-    reason = f"{1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32"
+    most = int(TRIAL_SECONDS / image)
+    few = max(few, min(batch, most - most % shares))
+    half, full = step(few, "bf16", TRIAL_SECONDS), step(few, "fp32", TRIAL_SECONDS)
+    reason = f"{few} images: {1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32"
     return resolved.derive(reason, precision="bf16" if half < PRECISION_GAIN * full else "fp32")
+
+
+def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
+    """Compiled encoders, if their steps are clearly faster and so many that the wait for the compiler pays."""
+    config, spec = resolved.config, encoder_spec(store, resolved.config)
+    if config.time_budget is None and config.steps < COMPILE_STEPS:
+        return resolved
+
+    def step(compile: bool) -> float:
+        trial = dataclasses.replace(config, compile=compile)
+        return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
+
+    plain = step(False)
+    if _length(config, plain) < max(COMPILE_RUN, COMPILE_STEPS * plain):
+        return resolved
+    say("compiling the encoders, to see if it pays; takes about a minute")
+    compiled = step(True)
+    reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
+    return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
+
+
+def _length(config: PretrainConfig, step: float) -> float:
+    """Seconds that the run takes, if a step takes ``step``."""
+    return parse_duration(config.time_budget) if config.time_budget else config.steps * step
 
 
 @dataclass(frozen=True)

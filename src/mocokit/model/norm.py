@@ -23,16 +23,10 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     """
     N = x.shape[0]
     splits = max(1, min(splits, N // 2))
-    # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
-    groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
-    stats = torch.zeros(len(groups), 2, x.shape[1], dtype=torch.float32, device=x.device)
-    y = torch.cat(
-        [
-            # momentum=1 leaves this group's own mean and variance in the buffers
-            F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
-            for group, (mean, var) in zip(groups, stats, strict=True)
-        ]
-    )
+    if torch.compiler.is_compiling() and N % splits == 0:
+        y, stats = _normalise_view(norm, x, splits)
+    else:
+        y, stats = _normalise_apart(norm, x, splits)
     if norm.running_mean is not None and norm.running_var is not None:
         mean, var = stats.mean(dim=0).to(norm.running_mean.dtype)
         assert norm.num_batches_tracked is not None
@@ -41,6 +35,34 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
         norm.running_mean.lerp_(mean, momentum)
         norm.running_var.lerp_(var, momentum)
     return y
+
+
+def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    """Groups of ``x`` normalised one by one: y, and each one's mean and unbiased variance [splits, 2, C]."""
+    N = x.shape[0]
+    # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
+    groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
+    stats = torch.zeros(splits, 2, x.shape[1], dtype=torch.float32, device=x.device)
+    y = torch.cat(
+        [
+            # momentum=1 leaves this group's own mean and variance in the buffers
+            F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
+            for group, (mean, var) in zip(groups, stats, strict=True)
+        ]
+    )
+    return y, stats
+
+
+def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    """The same for groups of equal size, in arithmetic that a compiler makes few passes of."""
+    groups = x.view(splits, -1, *x.shape[1:]).float()
+    var, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0, keepdim=True)
+    y = (groups - mean) * (var + norm.eps).rsqrt()
+    if norm.affine:
+        y = y * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    n = groups[0].numel() // groups.shape[2]
+    stats = torch.stack([mean, var * (n / max(1, n - 1))], dim=1).detach()
+    return y.to(x.dtype).view_as(x), stats.view(splits, 2, -1)
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

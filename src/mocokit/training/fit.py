@@ -157,14 +157,13 @@ def seconds_per_step(
 
     Args:
         config, spec, images: of the run to come.
-        seconds: how long this may take, about; one step is taken in any case.
+        seconds: how long this may take, about, after the first step; two steps are taken in any case.
     """
     device = torch.device(config.device)
     module = Pretraining(config, spec).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     times: list[float] = []
     with batches_of(images, config, 2 * CALIBRATION_STEPS) as batches:
-        start = time.perf_counter()
         for batch in batches:
             begun = time.perf_counter()
             views = module.on_after_batch_transfer(batch, 0)
@@ -176,7 +175,8 @@ def seconds_per_step(
             optimizer.zero_grad()
             float(loss.detach())  # waits for the device
             times.append(time.perf_counter() - begun)
-            if any(processes.any_of(time.perf_counter() - start > seconds)):
+            # The first step also compiles or sets up kernels.
+            if len(times) > 1 and any(processes.any_of(sum(times[1:]) > seconds)):
                 break  # all processes at the same step
-    settled = times[len(times) // 2 :]  # the first steps also set up kernels and caches
+    settled = times[len(times) // 2 :]
     return sum(settled) / len(settled)

@@ -19,6 +19,7 @@ from mocokit.model.moco import MoCo
 from mocokit.model.momentum import momentum_at
 from mocokit.model.norm import running_statistics, split_batch_norm, sync_batch_norm
 from mocokit.seeding import derive_seed
+from mocokit.training.compilation import compile_encoders
 from mocokit.training.optim import create_optimizer
 
 LOSS, POSITIVE, NEGATIVE, GRAD_NORM, COUNT = range(5)
@@ -102,6 +103,8 @@ class Pretraining(pl.LightningModule):
         super().__init__()
         self.config, self.spec = config, spec
         self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
+        if config.compile:
+            compile_encoders(self.moco)
         self.view_sets = view_sets(config)
         self.register_buffer("window", torch.zeros(5))
 

@@ -1,0 +1,40 @@
+"""Encoders compiled for training: fewer passes over the activations, fewer calls a step."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mocokit.console import say
+from mocokit.model.moco import MoCo
+
+
+def compile_encoders(moco: MoCo) -> None:
+    """Compile both encoders when they are next called; modules, weights and their names stay as they are.
+
+    Where the compiler fails (there is no C++ compiler, say) they run uncompiled, and the user is told so once.
+    """
+    import torch._dynamo  # takes a second
+
+    torch._dynamo.config.suppress_errors = True
+    torch._logging.set_logs(all=logging.ERROR)  # what is suppressed, and notices to its programmers
+    for encoder in (moco.encoder_q, moco.encoder_k):
+        encoder.compile(backend=_inductor, dynamic=False)
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+    """torch's own compiler, that tells of its failure."""
+    from torch._inductor.compile_fx import compile_fx
+
+    try:
+        return compile_fx(graph, inputs)  # type: ignore[return-value]
+    except Exception as error:
+        _tell(str(error).strip().splitlines()[0])
+        raise
+
+
+@functools.cache
+def _tell(reason: str) -> None:
+    say(f"the encoders run uncompiled: {reason}")
