@@ -20,8 +20,8 @@ def _decode(files: list[Path]) -> int:
 
 
 def decode(s: Settings) -> Result:
-    """Seconds to read and decode each training file once, on all cores."""
-    files = sorted(path for path in s.train.rglob("*") if path.is_file())
+    """Seconds to read and decode each file once, training and test, on all cores."""
+    files = sorted(path for path in Path(s.data).rglob("*") if path.is_file())
     chunks = [files[start : start + 256] for start in range(0, len(files), 256)]
     if not s.fork:
         begun = time.perf_counter()

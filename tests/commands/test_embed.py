@@ -103,6 +103,32 @@ def test_batch_size_and_workers_do_not_matter(run, images, tmp_path, batch_size,
     assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
 
 
+@pytest.mark.parametrize("cores", [2, 5])
+def test_streams_do_not_matter(run, images, tmp_path, monkeypatch, cores):
+    """Many images are encoded by several threads at once; rows stay in order, and threads as many as they were."""
+    options = {"max_skipped": 0.2, "workers": 0}
+    mocokit.embed(str(run), str(images), str(tmp_path / "a.npy"), **options)
+    batches, threads = [], torch.get_num_threads()
+    encode_batch = module._encode
+
+    def counted(encoder, batch, start, config):
+        batches.append((start, len(batch), torch.get_num_threads()))
+        return encode_batch(encoder, batch, start, config)
+
+    for name, value in {
+        "MANY": 1,
+        "LEAST_AT_ONCE": 3,
+        "usable_cores": lambda: cores,
+        "_encode": counted,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+    mocokit.embed(str(run), str(images), str(tmp_path / "b.npy"), batch_size=2, **options)
+    assert sorted(batches) == [(start, 3, 1) for start in range(0, 42, 3)]
+    assert np.allclose(features(tmp_path / "a.npy"), features(tmp_path / "b.npy"), rtol=0, atol=1e-5)
+    assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
+    assert torch.get_num_threads() == threads
+
+
 def test_an_archive_gives_what_its_folder_gives(tiny_run, run, tmp_path):
     packed = archive(tiny_run.data, tmp_path / "data.tar.gz")
     for number, data in enumerate((tiny_run.data, packed)):

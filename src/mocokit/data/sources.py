@@ -177,7 +177,7 @@ class FolderSource:
                     raise BadImage("not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
                     raise BadImage("larger than 1 GiB")
-                return file.read(MAX_FILE_BYTES)
+                return file.read(status.st_size)  # a larger number would be allocated in full
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
 
