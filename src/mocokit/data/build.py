@@ -192,6 +192,7 @@ def _stage(
 ) -> tuple[list[_Staged], list[Skipped]]:
     staged: list[_Staged] = []
     skipped: list[Skipped] = []
+    offset = 0
     results = decode_all((_read(source, index) for index in order.tolist()), max_side, workers)
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
@@ -200,8 +201,8 @@ def _stage(
             else:
                 deep = result.dtype != np.uint8
                 value_range = (float(result.min()), float(result.max())) if deep else None
-                staged.append(_Staged(index, file.tell(), result.shape, value_range))
-                file.write(result.data)
+                staged.append(_Staged(index, offset, result.shape, value_range))
+                offset += file.write(result.data)
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
     return staged, skipped

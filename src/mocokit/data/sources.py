@@ -167,7 +167,7 @@ class FolderSource:
         return listing
 
     def read(self, index: int) -> bytes:
-        path = self.root / self._names[index]
+        path = f"{self.root}{os.sep}{self._names[index]}"  # a Path would take as long as opening the file
         try:
             # Not blocking: the file may have become a FIFO since it was listed.
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
