@@ -90,9 +90,7 @@ class PretrainConfig:
     histograms: bool = option(
         "write weight histograms to TensorBoard each epoch", default=True, identity=False
     )
-    checkpoint_every: float = option(
-        "seconds between checkpoints within an epoch", default=60.0, low=0, identity=False
-    )
+    checkpoint_every: float = option("seconds between checkpoints", default=60.0, low=0, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

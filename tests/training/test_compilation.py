@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mocokit.model.moco import MoCo
 from mocokit.model.norm import split_batch_norm
+from mocokit.training import compilation
 from mocokit.training.compilation import compile_encoders
 from tests.runs import FLAGS, coloured_data, mocokit
 
@@ -21,12 +22,12 @@ def moco() -> MoCo:
     return MoCo(backbone, nn.Linear(8, 8), nn.Identity(), dim=8, K=16, tau=0.2, symmetric=False)
 
 
-def steps(model: MoCo) -> list[Tensor]:
+def steps(model: MoCo, size: int = 9) -> list[Tensor]:
     """Losses and gradients of three steps, and all weights, statistics and keys after them."""
     generator, found = torch.Generator().manual_seed(1), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(3):
-        x1, x2 = torch.randn(2, 8, 3, 9, 9, generator=generator)
+        x1, x2 = torch.randn(2, 8, 3, size, size, generator=generator)
         ids, shuffle = torch.arange(8) + 8 * step, torch.randperm(8, generator=generator)
         loss = model(x1, x2, ids, shuffle, 0.9).loss
         optimizer.zero_grad()
@@ -45,6 +46,24 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path, monkeypatch: pytest.M
     for found, expected in zip(steps(compiled), steps(plain), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert list(tmp_path.rglob("*.so"))  # something was compiled
+    torch._dynamo.reset()
+
+
+def test_every_size_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials, several runs and views of several sizes share a process; torch gives up after eight by default."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compilation, "_inductor", backend)
+    for size in range(5, 11):
+        model = moco()
+        compile_encoders(model)
+        steps(model, size)
+    assert len(compiled) == 12
     torch._dynamo.reset()
 
 

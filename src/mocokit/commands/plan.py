@@ -30,7 +30,8 @@ FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figu
 TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
 PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
 PRECISION_GAIN = 0.8  # bf16 is taken if its steps take less than that: it has fewer digits
-COMPILE_RUN, COMPILE_STEPS = 480.0, 2000  # and for one of compilation, which takes about a minute
+# And for one of compilation, which takes about a minute. A GPU waits for the launches that it saves.
+COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 120.0}, 2000
 COMPILE_GAIN = 0.9
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 Images = ImageSet | StreamedImages
@@ -60,7 +61,7 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
     resolved = resolve(given, facts)
     if device == "cpu" and "precision" in resolved.reasons and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         resolved = _fit_precision(resolved, store, images)
-    if device in ("cpu", "cuda") and "compile" in resolved.reasons:
+    if device in COMPILE_RUN and "compile" in resolved.reasons:
         resolved = _fit_compile(resolved, store, images)
     if resolved.config.time_budget is None:
         return resolved
@@ -103,7 +104,7 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
         return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
 
     plain = step(False)
-    if _length(config, plain) < max(COMPILE_RUN, COMPILE_STEPS * plain):
+    if _length(config, plain) < max(COMPILE_RUN[config.device], COMPILE_STEPS * plain):
         return resolved
     say("compiling the encoders, to see if it pays; takes about a minute")
     compiled = step(True)

@@ -59,16 +59,13 @@ def step_of(path: Path, module: pl.LightningModule) -> int:
 
 
 class Checkpoints(pl.Callback):
-    """Saves every ``seconds`` seconds, at the end of each epoch, at the last step, and when a signal asks to stop.
+    """Saves every ``seconds`` seconds, at the last step, where training stops early, and when a signal asks to stop.
 
     ``check`` is called before: it raises where the state is not worth keeping.
     """
 
-    def __init__(
-        self, path: Path, seconds: float, per_epoch: int, steps: int, check: Callable[[], None]
-    ) -> None:
-        self.path, self.seconds, self.per_epoch, self.steps = path, seconds, per_epoch, steps
-        self.check = check
+    def __init__(self, path: Path, seconds: float, steps: int, check: Callable[[], None]) -> None:
+        self.path, self.seconds, self.steps, self.check = path, seconds, steps, check
         self.stop: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
         self.saved = time.monotonic()
@@ -99,7 +96,7 @@ class Checkpoints(pl.Callback):
         late, stop = processes.any_of(
             time.monotonic() - self.saved >= self.seconds, self.stop is not None
         )  # all processes save at the same step
-        if late or stop or step % self.per_epoch == 0 or step == self.steps:
+        if late or stop or step == self.steps or trainer.should_stop:
             self._save(trainer)
         if stop and step < self.steps:
             by = self.stop.name if self.stop else "a signal to another process"

@@ -10,6 +10,8 @@ import torch
 from mocokit.console import say
 from mocokit.model.moco import MoCo
 
+RECOMPILE_LIMIT = 100  # past it they would silently run as they are
+
 
 def compile_encoders(moco: MoCo) -> None:
     """Compile both encoders when they are next called; modules, weights and their names stay as they are.
@@ -19,6 +21,8 @@ def compile_encoders(moco: MoCo) -> None:
     import torch._dynamo  # takes a second
 
     torch._dynamo.config.suppress_errors = True
+    # Both encoders count, at each size of views and in each precision, those of trials and earlier runs, too.
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     torch._logging.set_logs(all=logging.ERROR)  # what is suppressed, and notices to its programmers
     for encoder in (moco.encoder_q, moco.encoder_k):
         encoder.compile(backend=_inductor, dynamic=False)

@@ -228,9 +228,7 @@ def train_classifier(
     assert module.config.device is not None
     device, steps = torch.device(module.config.device), module.steps
     batches = Batches(steps, module.total, device, workers=os.cpu_count() or 1)
-    checkpoints = Checkpoints(
-        run.checkpoint, CHECKPOINT_SECONDS, steps.per_epoch, module.total, module.check_state
-    )
+    checkpoints = Checkpoints(run.checkpoint, CHECKPOINT_SECONDS, module.total, module.check_state)
     callbacks = [EpochEnds(run.metrics, validate, announce), checkpoints]
     precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     trainer = create_trainer(device, precision, module.total, run.path, callbacks, bar=sys.stderr.isatty())

@@ -59,9 +59,7 @@ def fit(
     config, device = module.config, torch.device(module.config.device)
     with batches_of(images, config, config.steps) as batches:
         monitor = Monitor(config, batches.per_epoch, run.metrics, run.tensorboard, measure, announce)
-        checkpoints = Checkpoints(
-            run.checkpoint, config.checkpoint_every, batches.per_epoch, config.steps, module.check_state
-        )
+        checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, config.steps, module.check_state)
         callbacks = [monitor, checkpoints]
         trainer = create_trainer(
             device, config.precision, config.steps, run.path, callbacks,

@@ -14,6 +14,7 @@ from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.files import write_text
 from mocokit.model.encoder import Encoder
+from mocokit.training.histograms import histograms
 from mocokit.training.module import Pretraining
 
 COLUMNS = (
@@ -135,8 +136,9 @@ class Monitor(pl.Callback):
     def _histograms(self, module: Pretraining, epoch: int) -> None:
         """Every weight once an epoch, as in the seed notebook."""
         if self.config.histograms:
-            for name, parameter in module.moco.encoder_q.named_parameters():
-                self.writer.add_histogram(f"encoder_q.{name}", parameter.detach().float().cpu(), epoch)
+            weights = dict(module.moco.encoder_q.named_parameters(prefix="encoder_q"))
+            for name, histogram in histograms(weights).items():
+                self.writer.add_histogram_raw(name, **histogram._asdict(), global_step=epoch)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         """Close TensorBoard's file."""
