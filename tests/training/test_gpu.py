@@ -1,0 +1,112 @@
+"""A training step on a GPU, played through without one: tensors there have a device and a shape, but no numbers.
+
+So what needs a number of the GPU's, for which a host would wait, fails, and so does what mixes devices.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from mocokit.data.batches import Batches, Steps
+from mocokit.data.store import ImageSet, open_store
+from mocokit.training.histograms import histograms
+from mocokit.training.module import Pretraining
+from tests.runs import tiny_data
+from tests.training.test_module import V2, V3_RESNET, V3_VIT, module
+
+GPU = torch.device("cuda", 0)
+
+
+class HostWaited(Exception):
+    """Something asked for what only the device knows."""
+
+
+class PretendedGpu(FakeTensorMode):
+    """Tensors on the CPU are real ones, those on the GPU are `FakeTensor`, and none comes back."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        leaves = tree_leaves((args, kwargs or {}))
+        there = any(isinstance(leaf, FakeTensor) for leaf in leaves)
+        if not there and not any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves):
+            return func(*args, **(kwargs or {}))
+        if there and any(isinstance(leaf, torch.device) and leaf.type == "cpu" for leaf in leaves):
+            raise HostWaited(str(func))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@pytest.fixture
+def gpu():
+    with PretendedGpu(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> ImageSet:
+    data = tiny_data(tmp_path_factory.mktemp("data"))
+    return open_store(str(data), image_size=16, image_size_cap=16, workers=0).splits["train"]
+
+
+def moved(pretraining: Pretraining) -> Pretraining:
+    """The module on the pretended GPU."""
+    for part in pretraining.modules():
+        for name, tensor in part._parameters.items():
+            if tensor is not None:
+                part._parameters[name] = torch.nn.Parameter(tensor.detach().to(GPU), tensor.requires_grad)
+        for name, tensor in part._buffers.items():
+            if tensor is not None:
+                part._buffers[name] = tensor.to(GPU)
+    return pretraining
+
+
+def batches(images: ImageSet, pretraining: Pretraining) -> Batches:
+    """Those of a set that lives on the device whole."""
+    made = Batches(Steps(images, pretraining.config.batch_size, seed=0), 2, torch.device("cpu"), workers=0)
+    made.device = GPU
+    made.resident = torch.from_numpy(images.batch(np.arange(len(images)))).to(GPU)
+    return made
+
+
+@pytest.mark.parametrize("views", ["v1", "v2", "v3"])
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet18_narrow", V2),
+        ("resnet18_narrow", V2 | {"symmetric": True, "bn_splits": 1}),
+        ("resnet18_narrow", V3_RESNET),
+        ("vit_narrow", V3_VIT),
+    ],
+)
+def test_a_step_never_waits_for_the_gpu(gpu, images, backbone, options, views):
+    probabilities = {"blur_p": 0.5, "blur_p2": 0.5, "solarize_p2": 0.5, "gray_p": 0.5}
+    pretraining = moved(module(backbone, 16, **options | probabilities | {"views": views}))
+    optimizer = pretraining.configure_optimizers()["optimizer"]
+    for batch in batches(images, pretraining):
+        x = pretraining.on_after_batch_transfer(batch, 0)
+        loss = pretraining.training_step(x, 0)
+        assert loss.device == GPU
+        for parameter in pretraining.parameters():  # backward needs the real device
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        pretraining.on_before_optimizer_step(optimizer)
+        if not optimizer.defaults.get("fused"):  # torch's fused kernels can't be played
+            optimizer.step()
+
+
+def test_what_waits_is_noticed(gpu):
+    x = torch.zeros(3).to(GPU)
+    for ask in (float, lambda x: x.tolist(), lambda x: x.cpu(), lambda x: bool((x > 0).any())):
+        with pytest.raises((HostWaited, DataDependentOutputException)):
+            ask(x.sum())
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.zeros(3)
+
+
+def test_histograms_wait_once(gpu):
+    weights = {name: torch.zeros(5, 3).to(GPU) for name in "abc"}
+    with pytest.raises(HostWaited) as waited:
+        histograms(weights)
+    entries = [entry.name for entry in waited.traceback]
+    assert "histograms" in entries
+    assert "_count" not in entries  # every tensor was counted by then
