@@ -35,8 +35,6 @@ beside_the_seed() {
     # Batch 512 as in the notebook. Few repeats: a fresh process of the seed's pipeline takes a minute.
     step 2-speed "$python" $here/speed.py --rows b --device cuda --batch-size 512 --steps 200 --warmup 20 \
         --repeats 3 --workers 8 --scratch "$out/speed" --out "$out/speed.csv"
-    step 2-compiled "$python" $here/speed.py --rows b --device cuda --batch-size 512 --steps 200 --warmup 20 \
-        --compile --repeats 3 --workers 8 --scratch "$out/speed" --out "$out/speed.csv"
     step 2-rest "$python" $here/speed.py --rows e,g,h --device cuda --batch-size 512 --steps 100 --warmup 20 \
         --repeats 3 --workers 8 --scratch "$out/speed" --out "$out/speed.csv"
 }

@@ -65,16 +65,12 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     pretrain = {"peer": "speed_peer.pretrain", "ours": "speed_ours.pretrain", "floor": "speed_floor.train"}
     embed = {"peer": "speed_peer.embed", "ours": "speed_ours.embed", "floor": "speed_floor.infer"}
     first = {"peer": "speed_peer.first_step", "ours": "speed_ours.first_step", "floor": "speed_floor.decode"}
+    begin = {"steps": 0, "untried": True}
     rows = [
-        Row("a-cold", "command to first step, nothing cached", "s", **first, settings={"steps": 0}),
-        Row("a-cached", "command to first step, images cached", "s", **first, settings={"cached": True, "steps": 0}),
-        Row(
-            "a-cached-check",
-            "the same, with our trials and check of step 0",
-            "s",
-            **first,
-            settings={"cached": True, "checked": True, "steps": 0},
-        ),
+        Row("a-cold", "command to first step, nothing cached", "s", **first, settings=begin),
+        Row("a-cached", "command to first step, images cached", "s", **first, settings=begin | {"cached": True}),
+        Row("a-cached-check", "the same, with our trials and check of step 0", "s", **first,
+            settings=begin | {"cached": True, "untried": False}),
         Row("b", "pretraining, ResNet-18", "images/s", **pretrain),
         Row("c", "pretraining, narrow ResNet-18", "images/s", **pretrain, settings=NARROW),
         *(
@@ -85,6 +81,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
             for peer in ("lightly", "torchvision", "kornia")
         ),
         Row("e", "embedding, ResNet-18", "images/s", **embed),
+        Row("e-bf16", "embedding, ResNet-18, ours in bfloat16", "images/s", **embed, settings={"precision": "bf16"}),
         Row("e-narrow", "embedding, narrow ResNet-18", "images/s", **embed, settings=NARROW),
         Row("f", "linear probe", "s", "speed_peer.probe", "speed_ours.probe", "speed_floor.features_once"),
         Row("g", "kNN", "s", "speed_peer.knn", "speed_ours.knn", "speed_floor.gemm",
@@ -417,9 +414,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of mocokit; default its own choice")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile mocokit's encoders in (b), (c), (h), (i)"
-    )
     parser.add_argument("--backbone", choices=("resnet18_cifar", "resnet18_narrow"), default="resnet18_cifar")
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
@@ -457,8 +451,8 @@ def chosen(rows: list[Row], names: str) -> list[Row]:
 def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: Folders) -> dict[str, Any]:
     """What the workloads of a row are given."""
     names = ("device", "precision", "backbone", "images", "queries", "image_size", "batch_size", "steps")
-    names += ("warmup", "workers", "probe_epochs", "compile")
-    settings = {name: getattr(options, name) for name in names} | {"cached": False, "checked": False}
+    names += ("warmup", "workers", "probe_epochs")
+    settings = {name: getattr(options, name) for name in names} | {"cached": False, "untried": False}
     settings |= row.settings
     if row.name != "g":  # which needs no images
         sizes = (settings["images"], settings["queries"], settings["image_size"])

@@ -31,8 +31,7 @@ class Settings:
     workers: int
     probe_epochs: int
     cached: bool = False
-    checked: bool = False  # with all that mocokit does by itself: trials before the run, a check of step 0
-    compile: bool = False
+    untried: bool = False  # without what mocokit does by itself before a run: trials, and a check of step 0
     fork: bool = True  # False keeps everything in this process
 
     @property

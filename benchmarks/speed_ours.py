@@ -28,10 +28,10 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
         clock.on_end()
 
     options: dict[str, Any] = {} if s.precision is None else {"precision": s.precision}
-    if not s.checked:  # the peer checks nothing, and tries nothing out
-        options |= {"monitor_every": 0, "compile": s.compile}
-        if s.device == "cpu":
-            options.setdefault("precision", "fp32")
+    if s.steps or s.untried:  # the peer checks nothing; the check of step 0 is no part of the pace
+        options["monitor_every"] = 0
+    if s.untried:
+        options |= {"compile": False} | ({"precision": "fp32"} if s.device == "cpu" else {})
     with (
         suppress(Stop),
         mock.patch.object(Pretraining, "on_train_batch_start", on_start),
@@ -45,7 +45,7 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
             backbone=s.backbone,
             image_size=s.image_size,
             batch_size=s.batch_size,
-            steps=s.warmup + s.steps + 1 if s.steps else LONG if s.fork else SHORT,
+            steps=LONG if s.fork else SHORT,
             device=s.device,
             workers=s.workers,
             **options,
@@ -66,7 +66,8 @@ def pretrain(s: Settings) -> Result:
     """Images a second of pretraining, loader and views included."""
     clock, module = _pretrain(s)
     parameters = sum(p.numel() for p in module.moco.backbone.parameters())
-    return {"value": clock.pace(), "precision": module.config.precision, "parameters": parameters}
+    chosen = {"precision": module.config.precision, "compile": module.config.compile}
+    return {"value": clock.pace(), "parameters": parameters} | chosen
 
 
 def views(s: Settings) -> Result:
@@ -98,9 +99,14 @@ def embed(s: Settings) -> Result:
         device=s.device,
         batch_size=s.batch_size,
         workers=s.workers,
+        precision=s.precision or "fp32",
     )
     seconds = time.perf_counter() - begun
-    return {"value": result["rows"] / seconds, "norm": float(np.square(np.load(path)).mean())}
+    return {
+        "value": result["rows"] / seconds,
+        "norm": float(np.square(np.load(path)).mean()),
+        "precision": s.precision or "fp32",
+    }
 
 
 def probe(s: Settings) -> Result:

@@ -138,6 +138,17 @@ def test_an_archive_gives_what_its_folder_gives(tiny_run, run, tmp_path):
     assert folder.equals(archived)
 
 
+def test_half_the_digits(run, images, tmp_path):
+    """bfloat16 has eight binary digits, so features are near, and not the same."""
+    for precision in ("fp32", "bf16"):
+        mocokit.embed(
+            str(run), str(images), str(tmp_path / f"{precision}.npy"), precision=precision, max_skipped=0.1
+        )
+    full, half = features(tmp_path / "fp32.npy"), features(tmp_path / "bf16.npy")
+    distance = np.linalg.norm(half - full) / np.linalg.norm(full)
+    assert 1e-4 < distance < 2e-2
+
+
 def test_deep_images(tmp_path):
     """Scaled by the range that the encoder was trained with, as the store scales them."""
     for i in range(6):
@@ -241,7 +252,7 @@ def test_interrupted_exits_130_with_the_way_on(run, images, tmp_path, monkeypatc
     assert "run the same command to go on" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["data", "dtype", "run"])
+@pytest.mark.parametrize("change", ["data", "dtype", "precision", "run"])
 def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change, monkeypatch):
     options = {"batch_size": 4, "max_skipped": 0.1}
     arguments = {"run": str(run), "data": str(images), "output": str(tmp_path / "f.npy")}
@@ -253,6 +264,8 @@ def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change
         (images / "00.png").write_bytes(encode(noise(99)))
     elif change == "dtype":
         options["dtype"] = "float16"
+    elif change == "precision":
+        options["precision"] = "bf16"
     else:
         encoder = mocokit.load(run)
         with torch.no_grad():
@@ -263,7 +276,9 @@ def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change
     mocokit.embed(**arguments, **options, overwrite=True)
     names = [name for name in sorted(p.name for p in images.iterdir()) if "b" not in name]
     expected = mocokit.load(run).embed([images / name for name in names])
-    assert np.allclose(features(tmp_path / "f.npy"), expected, rtol=0, atol=1e-2)
+    assert np.allclose(
+        features(tmp_path / "f.npy"), expected, rtol=0, atol=0.1 if change == "precision" else 1e-2
+    )
 
 
 def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkeypatch):

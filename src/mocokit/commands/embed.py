@@ -77,7 +77,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     listing = source.scan()
     order = np.sort(np.concatenate(list(listing.splits.values())))
     metadata = _metadata(config, encoder, source)
-    identity = {name: metadata[name] for name in ("encoder_fingerprint", "data_fingerprint", "dtype")}
+    decisive = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")
+    identity = {name: metadata[name] for name in decisive}
     with _writing(path):
         parts = Parts(path, identity, overwrite)
     say(_summary(source, listing, len(order), parts.done))
@@ -136,6 +137,7 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
         "data": os.path.abspath(config.data) if os.path.exists(config.data) else config.data,
         "data_fingerprint": source.fingerprint(),
         "dtype": config.dtype,
+        "precision": config.precision,
     }
 
 
@@ -211,7 +213,8 @@ def _encode(encoder: Encoder, batch: list[Decoded], start: int, config: EmbedCon
     """What a part holds of one batch: ``position`` [n] and ``feature`` [n, D], ``skipped`` [m] and ``reason`` [m]."""
     bad = {start + i: str(p) for i, p in enumerate(batch) if isinstance(p, BadImage)}
     images = [torch.from_numpy(pixels) for pixels in batch if isinstance(pixels, np.ndarray)]
-    features = encoder.embed(images, config.batch_size)
+    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        features = encoder.embed(images, config.batch_size)
     arrays = {
         "position": np.array([i for i in range(start, start + len(batch)) if i not in bad], np.int64),
         "feature": _cast(features, config),
