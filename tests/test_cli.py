@@ -161,6 +161,11 @@ def test_folders_without_enough_images(tmp_path, capfd):
             ["--backbone", "convnext_atto"],
             ["can't take 3-channel images of 16 pixels", "--image-size"],
         ),
+        (
+            ["--backbone", "vit_narrow", "--image-size", "16", "--view-size", "8"],
+            ["--backbone vit_narrow", "images of 8 pixels", "--view-size"],
+        ),
+        (["--view-size", "20", "--view-size-end", "16"], ["--view-size 20 is larger", "--view-size-end"]),
         (["--time-budget", "0.01s"], ["--time-budget 0.01s", "give more time"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else None,

@@ -231,3 +231,16 @@ def test_a_batch_is_shared_evenly_and_its_rate_grows_with_it(processes):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match=r"--batch-size 64 can't be shared evenly by 3 processes; .* 63"):
         resolve({"data": "x", "batch_size": 64}, facts(processes=3))
+
+
+def test_views_are_as_large_as_the_encoders_images_unless_said():
+    def sizes(**given):
+        config = resolve({"data": "x", **given}, facts()).config
+        return config.image_size, config.view_size, config.view_size_end
+
+    assert sizes(recipe="moco-v2-cifar10", limit=5000, batch_size=64) == (32, 32, 32)
+    assert sizes(image_size=24) == (24, 24, 24)
+    assert sizes(image_size=24, view_size=12) == (24, 12, 24)
+    assert sizes(image_size=24, view_size_end=16) == (24, 16, 16)
+    with pytest.raises(UserError, match=r"--view-size 28 .* 24 pixels"):
+        resolve({"data": "x", "image_size": 24, "view_size": 28}, facts())

@@ -21,7 +21,17 @@ class PretrainConfig:
     recipe: str = option("auto, a recipe's name or a recipe file", default="auto")
 
     backbone: str = option("timm model name, e.g. resnet18_cifar or resnet50")
-    image_size: int = option("side of the square views, in pixels", low=4, high=MAX_IMAGE_SIZE)
+    image_size: int = option(
+        "side of the square images that the encoder takes in, in pixels", low=4, high=MAX_IMAGE_SIZE
+    )
+    view_size: int = option(
+        "side of the views at the start of training, in pixels: small ones are fast",
+        low=4,
+        high=MAX_IMAGE_SIZE,
+    )
+    view_size_end: int = option(
+        "side of the views at the end, reached in steps of 4 pixels", low=4, high=MAX_IMAGE_SIZE
+    )
     head: str = option(
         "projection head: linear (v1), mlp (v2), or with batch norm and a prediction head, v3-resnet or v3-vit",
         choices=("linear", "mlp", "v3-resnet", "v3-vit"),

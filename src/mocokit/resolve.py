@@ -125,7 +125,9 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
         if gpu
         else "half the median shorter side, 16 to 32: more views beat detail"
     )
-    default("image_size", facts.image_size, reason)
+    size = default("image_size", facts.image_size, reason)
+    end = default("view_size_end", size, "as the encoder's images")
+    default("view_size", min(size, end), "as the encoder's images" if size <= end else "as at the end")
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
@@ -137,6 +139,11 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
         raise UserError(
             f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
             f"choose at most {facts.images}, or leave it out"
+        )
+    if config.view_size > config.view_size_end:
+        raise UserError(
+            f"--view-size {config.view_size} is larger than the {config.view_size_end} pixels that views have at the "
+            f"end; choose at most that, or a larger --view-size-end"
         )
     check_shares(config, facts.processes)
     return Resolved(config, reasons)

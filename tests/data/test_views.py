@@ -18,7 +18,16 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from mocokit.data import views
-from mocokit.data.views import VIEW_SETS, ViewParams, ViewSet, center_view, render, sample_params
+from mocokit.data.views import (
+    VIEW_SETS,
+    VIEW_STEP,
+    ViewParams,
+    ViewSet,
+    center_view,
+    render,
+    sample_params,
+    view_size_at,
+)
 
 POINT, RESAMPLED = 2e-6, 2e-5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -491,3 +500,17 @@ def test_parameters_are_a_function_of_the_generator() -> None:
     assert torch.equal(a.box, b.box)
     assert torch.equal(a.factors, b.factors)
     assert not torch.equal(a.factors, c.factors)
+
+
+@given(st.integers(4, 64), st.integers(0, 64), st.integers(1, 300))
+def test_views_grow_evenly_from_start_to_end(start, growth, steps):
+    end = start + growth
+    sizes = [view_size_at(step, steps, start, end) for step in range(steps)]
+    assert sizes[0] == start
+    assert sizes == sorted(sizes)
+    assert sizes[-1] <= end
+    assert all((size - start) % VIEW_STEP == 0 or size == end for size in sizes)
+    for step, size in enumerate(sizes):  # near the line
+        assert abs(size - (start + (end - start) * step / steps)) < 1.5 * VIEW_STEP
+    if steps > 40:
+        assert sizes[-1] == end

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import mocokit
+from mocokit.data.batches import Batch
 from mocokit.deploy.encoder import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.resolve import Facts, resolve
+from mocokit.training import fit
 from mocokit.training.module import Pretraining, Views
 
 FACTS = Facts(name="x", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
@@ -86,3 +88,23 @@ def test_momentum_is_a_function_of_the_step():
     x1, x2 = torch.randn(2, 8, 3, 8, 8)
     pretraining.training_step(Views(x1, x2, torch.arange(8), 5), 0)
     torch.testing.assert_close(k - before, torch.full_like(k, 0.05))
+
+
+def test_views_grow_with_the_step():
+    """A network without fixed size sees them, the encoder keeps its own."""
+    pretraining = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=12)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    for at, size in ((0, 8), (4, 8), (6, 12), (9, 12)):
+        views = pretraining.on_after_batch_transfer(
+            Batch(images, torch.full((8, 2), 16), torch.arange(8), at), 0
+        )
+        assert views.x1.shape == views.x2.shape == (8, 3, size, size)
+        assert torch.isfinite(pretraining.training_step(views, 0))
+    assert pretraining.spec.image_size == 16
+
+
+def test_the_time_of_a_step_is_that_of_all_sizes(monkeypatch):
+    monkeypatch.setattr(fit, "_seconds_per_step", lambda config, size, *_: size)
+    config = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=16).config
+    assert fit.view_shares(config) == pytest.approx({8: 0.25, 12: 0.5, 16: 0.25}, abs=2e-3)
+    assert fit.seconds_per_step(config, None, None, 1.0) == pytest.approx(12, abs=0.01)

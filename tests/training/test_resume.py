@@ -203,16 +203,17 @@ V3 = TINY | {
     "solarize_p2": 0.2,
     "warmup_steps": 4,
 }
-V3_KINDS = {
+KINDS = {
+    "growing views": TINY | {"image_size": 16, "view_size": 8, "view_size_end": 16},
     "resnet": V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0},
     "vit": V3 | {"backbone": "vit_narrow", "optimizer": "adamw", "lr": 1e-3},
 }
 
 
-@pytest.mark.parametrize("kind", V3_KINDS)
-def test_v3_goes_on_where_it_stopped(kind, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_go_on_where_they_stopped(kind, tmp_path, monkeypatch):
     """In the middle of warm-up and of an epoch: momentum, optimizer and prediction head as if never stopped."""
-    data, options = str(tiny_data(tmp_path)), V3_KINDS[kind]
+    data, options = str(tiny_data(tmp_path)), KINDS[kind]
     package.pretrain(data, out=str(tmp_path / "whole"), **options)
 
     def stopping(row):

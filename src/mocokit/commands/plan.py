@@ -22,7 +22,7 @@ from mocokit.evaluation.quality import Exam
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
 from mocokit.resolve import Facts, Resolved, resolve
-from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
+from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step, view_shares
 from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
@@ -104,7 +104,8 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
         return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
 
     plain = step(False)
-    if _length(config, plain) < max(COMPILE_RUN[config.device], COMPILE_STEPS * plain):
+    least = len(view_shares(config)) * COMPILE_RUN[config.device]  # each size is compiled by itself
+    if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
     say("compiling the encoders, to see if it pays; takes about a minute")
     compiled = step(True)

@@ -16,6 +16,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
 _NO_JITTER = 4  # in place of the step (0-3) of an image's hue operation
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
+VIEW_STEP = 4  # pixels
 _CROP_ATTEMPTS = 10  # torchvision's
 _CPU_CHUNK_BYTES = 3_000_000  # of float pixels at a time per core; measured: cache against calls
 
@@ -149,6 +150,17 @@ def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
     central = [((height - central_h) / 2).floor(), ((width - central_w) / 2).floor(), central_h, central_w]
     box = torch.where(fits.any(dim=0), torch.stack([top, left, h, w]), torch.stack(central))
     return box.T.long()
+
+
+def view_size_at(step: int, steps: int, start: int, end: int) -> int:
+    """Side of the views of step ``step`` (from 0) of ``steps``: on a line from ``start`` up to ``end``, in steps of
+    `VIEW_STEP` pixels.
+
+    Small views early cost little and teach much of what large ones do (progressive resizing).
+    """
+    last = math.ceil((end - start) / VIEW_STEP)
+    taken = round(last * step / steps)
+    return end if taken == last else start + VIEW_STEP * taken
 
 
 @torch.no_grad()

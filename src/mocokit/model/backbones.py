@@ -1,6 +1,8 @@
 """Backbones: any timm model that pools its features, and ResNets and ViTs for small images registered with timm."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -106,22 +108,44 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
-    try:
+    with _taking(name, channels, image_size, "--image-size"):
         backbone: nn.Module = timm.create_model(
             name, num_classes=0, in_chans=channels, **size_option(name, image_size)
         )
         _initialise(backbone)
-        with torch.no_grad():
-            features = backbone.eval()(torch.zeros(2, channels, image_size, image_size))
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"--backbone {name}: can't take {channels}-channel images of {image_size} pixels ({reason}); "
-            f"choose another --backbone or --image-size"
-        ) from None
+        features = _features(backbone, channels, image_size)
     if features.ndim != 2:
         raise UserError(f"--backbone {name}: gives no pooled features (shape {tuple(features.shape)})")
     return backbone.train()
+
+
+def check_view_size(backbone: nn.Module, name: str, channels: int, size: int) -> None:
+    """Raise `UserError` if ``backbone``, called ``name``, can't take views of ``size``, as most ViTs can't any other
+    than their images' size."""
+    with _taking(name, channels, size, "--view-size (by default --image-size)"):
+        _features(backbone, channels, size)
+
+
+@contextmanager
+def _taking(name: str, channels: int, size: int, flag: str) -> Iterator[None]:
+    """Inside, whatever fails is the size's fault."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--backbone {name}: can't take {channels}-channel images of {size} pixels ({reason}); "
+            f"choose another --backbone or {flag}"
+        ) from None
+
+
+@torch.no_grad()
+def _features(backbone: nn.Module, channels: int, size: int) -> torch.Tensor:
+    """Of two blank images; the backbone's statistics and mode stay."""
+    training = backbone.training
+    features: torch.Tensor = backbone.eval()(torch.zeros(2, channels, size, size))
+    backbone.train(training)
+    return features
 
 
 def size_option(name: str, image_size: int) -> dict[str, Any]:

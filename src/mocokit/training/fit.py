@@ -4,8 +4,10 @@ import logging
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batches, Steps
 from mocokit.data.store import ImageSet, Skipped
 from mocokit.data.streamed import StreamedBatches, StreamedImages
+from mocokit.data.views import view_size_at
 from mocokit.model.encoder import EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints, WholeFileIO, step_of
@@ -29,6 +32,7 @@ from mocokit.training.monitor import Measure, Monitor, Row
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 CALIBRATION_STEPS = 8  # timed ones, after as many untimed ones at most
 CALIBRATION_SHARE = 0.05  # of the time at hand
+SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
 
 def fit(
@@ -151,12 +155,30 @@ def _quiet_lightning() -> None:
 def seconds_per_step(
     config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
 ) -> float:
-    """Time of one training step, by taking a few on a model that is then thrown away.
+    """Mean time of the run's training steps, by taking a few on models that are then thrown away.
 
     Args:
         config, spec, images: of the run to come.
-        seconds: how long this may take, about, after the first step; two steps are taken in any case.
+        seconds: how long this may take, about, after first steps; two steps are taken in any case.
     """
+    shares = view_shares(config)
+    return sum(
+        share * _seconds_per_step(config, size, spec, images, seconds / len(shares))
+        for size, share in shares.items()
+    )
+
+
+def view_shares(config: PretrainConfig) -> dict[int, float]:
+    """The sizes that views have in the course of a run, and the share of its steps that each has."""
+    sizes = (view_size_at(i, SIZE_PLACES, config.view_size, config.view_size_end) for i in range(SIZE_PLACES))
+    return {size: count / SIZE_PLACES for size, count in Counter(sizes).items()}
+
+
+def _seconds_per_step(
+    config: PretrainConfig, size: int, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
+) -> float:
+    """The same with views of ``size`` alone."""
+    config = replace(config, view_size=size, view_size_end=size)
     device = torch.device(config.device)
     module = Pretraining(config, spec).to(device)
     optimizer = module.configure_optimizers()["optimizer"]

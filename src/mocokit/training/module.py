@@ -10,9 +10,9 @@ from torch import Tensor
 from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batch, generator
-from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params
+from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params, view_size_at
 from mocokit.errors import UserError
-from mocokit.model.backbones import feature_dim, freeze_patch_projection
+from mocokit.model.backbones import check_view_size, feature_dim, freeze_patch_projection
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo
@@ -56,6 +56,8 @@ def view_sets(config: PretrainConfig) -> tuple[ViewSet, ViewSet]:
 def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
     """The model at step 0, a function of the configuration's seed alone."""
     backbone = Encoder.create(spec, config.seed).backbone
+    for size in {config.view_size, config.view_size_end} - {spec.image_size}:
+        check_view_size(backbone, spec.backbone, spec.channels, size)
     try:
         if config.bn_splits == 1:
             backbone = sync_batch_norm(backbone, config.device)
@@ -123,10 +125,12 @@ class Pretraining(pl.LightningModule):
         return Views(x1, x2, batch.ids.to(batch.images.device, non_blocking=True), batch.step)
 
     def _view(self, batch: Batch, which: int) -> Tensor:
-        draw = generator(self.config.seed, f"view {which + 1}", batch.step)
+        config = self.config
+        draw = generator(config.seed, f"view {which + 1}", batch.step)
         params = sample_params(self.view_sets[which], batch.sizes, self.spec.channels, draw)
         params = params[processes.share(len(params))]
-        x = render(batch.images, params, self.spec.image_size, self.spec.mean, self.spec.std)
+        size = view_size_at(batch.step, config.steps, config.view_size, config.view_size_end)
+        x = render(batch.images, params, size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
