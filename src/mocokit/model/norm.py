@@ -28,7 +28,7 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     else:
         y, stats = _normalise_apart(norm, x, splits)
     if norm.running_mean is not None and norm.running_var is not None:
-        mean, var = stats.mean(dim=0).to(norm.running_mean.dtype)
+        mean, var = stats.mean(dim=1).to(norm.running_mean.dtype)
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked += 1
         momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
@@ -38,16 +38,16 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
 
 
 def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    """Groups of ``x`` normalised one by one: y, and each one's mean and unbiased variance [splits, 2, C]."""
+    """Groups of ``x`` normalised one by one: y, and each one's mean and unbiased variance [2, splits, C]."""
     N = x.shape[0]
     # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
     groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
-    stats = torch.zeros(splits, 2, x.shape[1], dtype=torch.float32, device=x.device)
+    stats = torch.zeros(2, splits, x.shape[1], dtype=torch.float32, device=x.device)
     y = torch.cat(
         [
             # momentum=1 leaves this group's own mean and variance in the buffers
             F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
-            for group, (mean, var) in zip(groups, stats, strict=True)
+            for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
         ]
     )
     return y, stats
@@ -61,8 +61,8 @@ def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tenso
     if norm.affine:
         y = y * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
     n = groups[0].numel() // groups.shape[2]
-    stats = torch.stack([mean, var * (n / max(1, n - 1))], dim=1).detach()
-    return y.to(x.dtype).view_as(x), stats.view(splits, 2, -1)
+    stats = torch.stack([mean, var * (n / max(1, n - 1))]).detach()
+    return y.to(x.dtype).view_as(x), stats.view(2, splits, -1)
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
