@@ -233,14 +233,30 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         resolve({"data": "x", "batch_size": 64}, facts(processes=3))
 
 
-def test_views_are_as_large_as_the_encoders_images_unless_said():
-    def sizes(**given):
-        config = resolve({"data": "x", **given}, facts()).config
-        return config.image_size, config.view_size, config.view_size_end
+def sizes(f=None, **given):
+    config = resolve({"data": "x", **given}, f or facts()).config
+    return config.image_size, config.view_size, config.view_size_end
 
-    assert sizes(recipe="moco-v2-cifar10", limit=5000, batch_size=64) == (32, 32, 32)
-    assert sizes(image_size=24) == (24, 24, 24)
-    assert sizes(image_size=24, view_size=12) == (24, 12, 24)
-    assert sizes(image_size=24, view_size_end=16) == (24, 16, 16)
+
+def test_views_are_as_large_as_the_encoders_images_unless_said():
+    gpu = facts(device="cuda")
+    assert sizes(recipe="moco-v2-cifar10", batch_size=64) == (32, 32, 32)
+    assert sizes(gpu, image_size=24) == (24, 24, 24)
+    assert sizes(gpu, image_size=24, view_size=12) == (24, 12, 24)
+    assert sizes(gpu, image_size=24, view_size_end=16) == (24, 16, 16)
     with pytest.raises(UserError, match=r"--view-size 28 .* 24 pixels"):
-        resolve({"data": "x", "image_size": 24, "view_size": 28}, facts())
+        resolve({"data": "x", "image_size": 24, "view_size": 28}, gpu)
+
+
+def test_on_a_cpu_views_grow_where_they_can():
+    assert sizes(facts(image_size=24)) == (24, 12, 20)
+    assert sizes(facts(image_size=24), view_size_end=12) == (24, 12, 12)
+    assert sizes(facts(image_size=24, any_size=False)) == (24, 24, 24)  # a ViT
+    assert sizes(facts(image_size=16, longest=8)) == (16, 16, 16)  # digits
+    assert sizes(facts(), image_size=8) == (8, 8, 8)
+
+
+@given(any_facts)
+def test_views_never_shrink(f):
+    size, start, end = sizes(f)
+    assert min(size, 8) <= start <= end <= max(size, 8)

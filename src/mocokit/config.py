@@ -30,7 +30,7 @@ class PretrainConfig:
         high=MAX_IMAGE_SIZE,
     )
     view_size_end: int = option(
-        "side of the views at the end, reached in steps of 4 pixels", low=4, high=MAX_IMAGE_SIZE
+        "side of the views at the end, reached in a few steps", low=4, high=MAX_IMAGE_SIZE
     )
     head: str = option(
         "projection head: linear (v1), mlp (v2), or with batch norm and a prediction head, v3-resnet or v3-vit",

@@ -16,6 +16,7 @@ from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.options import LENGTHS, RECORDS, flag, read_options, validate
 
+TINY = 16  # pixels of the longest side: such images have no parts that tell what they show
 MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image meeting itself
 
 
@@ -47,7 +48,8 @@ def load_recipe(name: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Facts:
     """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
-    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``."""
+    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``; ``any_size``
+    tells whether the backbone takes views of other sizes than its images."""
 
     name: str
     images: int
@@ -58,6 +60,7 @@ class Facts:
     bf16: bool
     cpus: int
     processes: int = 1
+    any_size: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,11 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
     reason = (
         "median shorter side, at least 16"
         if gpu
-        else "half the median shorter side, 16 to 32: more views beat detail"
+        else "3/4 of the median shorter side, 16 to 32: more views beat detail"
     )
     size = default("image_size", facts.image_size, reason)
-    end = default("view_size_end", size, "as the encoder's images")
-    default("view_size", min(size, end), "as the encoder's images" if size <= end else "as at the end")
+    grow = not gpu and facts.any_size and facts.longest > TINY and "image_size" not in recipe
+    _resolve_view_sizes(default, size, grow)
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
@@ -190,6 +193,22 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     default("symmetric", False, "as in the papers")
 
 
+def _resolve_view_sizes(default: Any, size: int, grow: bool) -> None:
+    """Views that ``grow`` go from half the side of the encoder's images to five sixths of it: a view shows a part, so
+    that things are as large in it as in the whole image."""
+    reason = "as the encoder's images"
+    if grow:
+        end = default("view_size_end", max(min(size, 8), _multiple_of_4(size * 5 / 6)), "a view shows a part")
+        default("view_size", min(end, max(8, _multiple_of_4(size / 2))), "fast while little is known")
+        return
+    end = default("view_size_end", size, reason)
+    default("view_size", min(size, end), reason if size <= end else "as at the end")
+
+
+def _multiple_of_4(pixels: float) -> int:
+    return 4 * round(pixels / 4)
+
+
 def _queue_size(room: int, batch: int, momentum: float) -> tuple[int, str]:
     """K and its reason: below images - batch, and short enough that its keys are consistent.
 
@@ -207,7 +226,7 @@ def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     color = facts.channels == 3
     default("views", "v2", "MoCo v2")
     gpu = facts.device != "cpu"
-    if facts.longest <= 16:
+    if facts.longest <= TINY:
         default("crop_min", 0.6, "tiny images have no parts that tell what they show")
     else:
         default(

@@ -19,9 +19,10 @@ from mocokit.data.streamed import StreamedImages
 from mocokit.errors import UserError
 from mocokit.evaluation.knn import KnnTest
 from mocokit.evaluation.quality import Exam
+from mocokit.model.backbones import size_option
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
-from mocokit.resolve import Facts, Resolved, resolve
+from mocokit.resolve import Facts, Resolved, load_recipe, resolve
 from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step, view_shares
 from mocokit.training.module import view_sets
 
@@ -47,6 +48,7 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         started: `time.perf_counter()` when the command began.
     """
     device = pick_device(given.get("device"))
+    backbone = given.get("backbone", load_recipe(given.get("recipe", "auto")).get("backbone"))
     facts = Facts(
         name=store.name,
         images=len(images),
@@ -57,6 +59,7 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         cpus=max(1, (os.cpu_count() or 1) // processes.local_count()),
         processes=processes.count(),
+        any_size=not (backbone and size_option(backbone, store.image_size)),
     )
     resolved = resolve(given, facts)
     if device == "cpu" and "precision" in resolved.reasons and torch.ops.mkldnn._is_mkldnn_bf16_supported():

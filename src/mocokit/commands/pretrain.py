@@ -29,7 +29,7 @@ from mocokit.training.fit import fit
 from mocokit.training.module import Pretraining
 from mocokit.training.monitor import Measure, Row, read_metrics
 
-CPU_SIZE_SHARE = 0.5  # of the images' side: a quarter of the work buys more than the detail (docs/LOG.md)
+CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the detail (docs/LOG.md)
 IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
 
 

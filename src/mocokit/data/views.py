@@ -16,7 +16,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
 _NO_JITTER = 4  # in place of the step (0-3) of an image's hue operation
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
-VIEW_STEP = 4  # pixels
+VIEW_STEP, VIEW_STEPS = 4, 4  # pixels by which views grow, or a multiple of it; how often at most
 _CROP_ATTEMPTS = 10  # torchvision's
 _CPU_CHUNK_BYTES = 3_000_000  # of float pixels at a time per core; measured: cache against calls
 
@@ -153,14 +153,15 @@ def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
 
 
 def view_size_at(step: int, steps: int, start: int, end: int) -> int:
-    """Side of the views of step ``step`` (from 0) of ``steps``: on a line from ``start`` up to ``end``, in steps of
-    `VIEW_STEP` pixels.
+    """Side of the views of step ``step`` (from 0) of ``steps``: from ``start`` up to ``end``, near a line.
 
-    Small views early cost little and teach much of what large ones do (progressive resizing).
+    Small views early cost little and teach much of what large ones do (progressive resizing). They grow at most
+    `VIEW_STEPS` times, each time by the same multiple of `VIEW_STEP` pixels but for the last.
     """
-    last = math.ceil((end - start) / VIEW_STEP)
+    growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
+    last = math.ceil((end - start) / growth)
     taken = round(last * step / steps)
-    return end if taken == last else start + VIEW_STEP * taken
+    return end if taken == last else start + growth * taken
 
 
 @torch.no_grad()
