@@ -15,6 +15,8 @@ GFLOP_IMAGE = (
     4 * 2 * 0.557
 )  # ResNet-18, CIFAR stem: query forward and backward (1 + 2), key forward (1), 2 a MAC
 REPEATS = 20
+EAGER = "as it is"
+MODES = (EAGER, "default", "reduce-overhead")  # of torch.compile; the last one takes CUDA graphs
 
 
 def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -29,11 +31,11 @@ def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
     return (time.perf_counter() - begun) / repeats
 
 
-def bare(batch: int, compiled: bool) -> float:
+def bare(batch: int, mode: str) -> float:
     """Images a second of query forward and backward and key forward: bfloat16, channels-last, random tensors."""
     model = create_backbone("resnet18_cifar", 3, 32).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
-    network = torch.compile(model) if compiled else model
+    network = model if mode == EAGER else torch.compile(model, mode=mode)
 
     def call() -> None:
         with torch.autocast("cuda", torch.bfloat16):
@@ -65,9 +67,10 @@ def main(out: str) -> None:
     tiny = torch.zeros(1, device="cuda")
     rows.append(("launch of one kernel", 1e6 * seconds(lambda: tiny.add_(1), 2000), "us"))
     for batch in (256, 512):
-        for compiled in (False, True):
-            pace = bare(batch, compiled)
-            name = f"bare ResNet-18 step, batch {batch}{', compiled' if compiled else ''}"
+        for mode in MODES:
+            pace = bare(batch, mode)
+            compiled = "" if mode == EAGER else f", compiled, {mode}"
+            name = f"bare ResNet-18 step, batch {batch}{compiled}"
             rows.append((name, pace, "images/s"))
             rows.append((f"{name}: epoch of 50,000", 50_000 / pace, "s"))
             rows.append((f"{name}: arithmetic", pace * GFLOP_IMAGE / 1e3, "TFLOP/s"))

@@ -41,6 +41,8 @@ beside_the_seed() {
 where_it_goes() {
     step 3-profile "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
         --batch-size 512 --steps 50
+    step 3-compiled "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
+        --batch-size 512 --steps 50 --compile
 }
 full_run() {
     step 4-pretrain "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe moco-v2-cifar10 --device cuda \
@@ -49,13 +51,12 @@ full_run() {
     step 4-probe "$python" -m mocokit probe "$run" "$MOCOKIT_CIFAR10" --device cuda --json
 }
 fast_recipe() {
-    if [ ! -e src/mocokit/recipes/fast-cifar10.yaml ]; then
-        echo "== 5: no recipe fast-cifar10 yet"
-        return
-    fi
     step 5-fast "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe fast-cifar10 --device cuda \
         --out "$out/fast-cifar10" --json
     step 5-probe "$python" -m mocokit probe "$out/fast-cifar10" "$MOCOKIT_CIFAR10" --device cuda --json
+    step 5-longer "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe fast-cifar10 --epochs 240 --device cuda \
+        --out "$out/fast-cifar10-240" --json
+    step 5-longer-probe "$python" -m mocokit probe "$out/fast-cifar10-240" "$MOCOKIT_CIFAR10" --device cuda --json
 }
 
 for number in "${@:-all}"; do
