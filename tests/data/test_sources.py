@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.data.archives import MAX_FILE_BYTES
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode
 from mocokit.data.layout import Listing, arrange
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError

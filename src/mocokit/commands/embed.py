@@ -21,9 +21,9 @@ from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source
-from mocokit.data.sources import open_source
+from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import write_skipped
-from mocokit.data.stream import read_all, stream, worker_count
+from mocokit.data.stream import stream, worker_count
 from mocokit.data.workers import Decoded, usable_cores
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import (

@@ -12,8 +12,8 @@ from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import progress, say
 from mocokit.data.decode import BadImage
-from mocokit.data.sources import open_source
-from mocokit.data.stream import read_all, stream
+from mocokit.data.sources import open_source, read_all
+from mocokit.data.stream import stream
 from mocokit.data.workers import Encoded
 from mocokit.deploy import montage
 from mocokit.deploy.encoder import load

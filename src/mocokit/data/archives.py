@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from mocokit.data.cache import cache_directory, cache_errors
-from mocokit.data.decode import BadImage
+from mocokit.data.decode import MAX_FILE_BYTES, BadImage
 from mocokit.data.layout import Listing, Skipped, arrange, is_image_name
 from mocokit.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-MAX_FILE_BYTES = 2**30
 
 _ENDS = 2**16
 _BLOCK = 2**20

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +14,8 @@ import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
 from mocokit.data.layout import SPLITS, Listing, Skipped, Source
-from mocokit.data.workers import Encoded, decode_all, usable_cores
+from mocokit.data.sources import read_all
+from mocokit.data.workers import decode_all, usable_cores
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
@@ -69,7 +71,7 @@ class _Staged(NamedTuple):
 
     def pixels(self, staging: np.ndarray) -> np.ndarray:
         dtype = np.dtype(np.uint8 if self.value_range is None else np.float32)
-        size = int(np.prod(self.shape)) * dtype.itemsize
+        size = math.prod(self.shape) * dtype.itemsize
         return staging[self.offset : self.offset + size].view(dtype).reshape(self.shape)
 
 
@@ -193,7 +195,7 @@ def _stage(
     staged: list[_Staged] = []
     skipped: list[Skipped] = []
     offset = 0
-    results = decode_all((_read(source, index) for index in order.tolist()), max_side, workers)
+    results = decode_all(read_all(source, order.tolist()), max_side, workers)
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
             if isinstance(result, BadImage):
@@ -206,13 +208,6 @@ def _stage(
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
     return staged, skipped
-
-
-def _read(source: Source, index: int) -> Encoded:
-    try:
-        return source.read(index)
-    except BadImage as error:
-        return error
 
 
 def _common_channels(staged: list[_Staged]) -> int:
@@ -246,7 +241,7 @@ def _write_pixels(
     staging: Path, path: Path, kept: list[_Staged], channels: int, deep_range: tuple[float, float] | None
 ) -> None:
     """Write the images one after the other, each uint8 [C, H, W] of its own size."""
-    size = sum(int(np.prod(image.shape)) for image in kept)
+    size = sum(math.prod(image.shape) for image in kept)
     unchanged = deep_range is None and all(image.shape[0] == channels for image in kept)
     if unchanged and size == staging.stat().st_size:  # nothing to convert or leave out
         staging.rename(path)

@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
+from mocokit.data.jpeg import decode_small_jpeg
+
+MAX_FILE_BYTES = 2**30
 MAX_PIXELS = 100_000_000
 MAX_SAMPLES = 4 * MAX_PIXELS  # height x width x bands
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
@@ -54,6 +57,8 @@ def decode(data: bytes, max_side: int | None = None) -> np.ndarray:
     Raises:
         BadImage: not an image, damaged, truncated, too large, or not representable.
     """
+    if (small := decode_small_jpeg(data, max_side)) is not None:
+        return np.ascontiguousarray(small)
     with _translated_errors():
         if not data:
             raise BadImage("empty file")

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.archives import MAX_FILE_BYTES, StrictTarInfo
-from mocokit.data.decode import BadImage
+from mocokit.data.archives import StrictTarInfo
+from mocokit.data.decode import MAX_FILE_BYTES, BadImage
 from mocokit.data.layout import SPLIT_FOLDERS, SPLITS, Listing, is_hidden, is_image_name
 from mocokit.errors import UserError
 

@@ -10,18 +10,19 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mocokit.data.archives import ARCHIVE_SUFFIXES, MAX_FILE_BYTES, open_archive
+from mocokit.data.archives import ARCHIVE_SUFFIXES, open_archive
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source, arrange, is_hidden, is_image_name
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
+from mocokit.data.workers import Encoded, ImageFile
 from mocokit.errors import UserError
 
 ACCEPTED = (
@@ -141,6 +142,19 @@ class Cifar10Source:
                 ) from error
 
 
+def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
+    """The images of a scanned source at ``indices`` of its listing: as the source has them, or files of a folder,
+    which are read where they are decoded."""
+    if isinstance(source, FolderSource):
+        yield from map(source.file, indices)
+        return
+    for index in indices:
+        try:
+            yield source.read(index)
+        except BadImage as error:
+            yield error
+
+
 class FolderSource:
     """A folder of images, at any depth."""
 
@@ -166,20 +180,14 @@ class FolderSource:
         self._names = listing.names
         return listing
 
+    def file(self, index: int) -> ImageFile:
+        """Image ``index``, not yet read."""
+        return ImageFile(
+            f"{self.root}{os.sep}{self._names[index]}"
+        )  # a Path takes as long as opening the file
+
     def read(self, index: int) -> bytes:
-        path = f"{self.root}{os.sep}{self._names[index]}"  # a Path would take as long as opening the file
-        try:
-            # Not blocking: the file may have become a FIFO since it was listed.
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            with open(os.open(path, flags), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise BadImage("not a regular file")
-                if status.st_size > MAX_FILE_BYTES:
-                    raise BadImage("larger than 1 GiB")
-                return file.read(status.st_size)  # a larger number would be allocated in full
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+        return self.file(index).read()
 
     def _walk(self) -> "tuple[dict[str, _Stamp], list[Skipped]]":
         if self._found is None:

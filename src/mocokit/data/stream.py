@@ -3,7 +3,7 @@
 Gives the pixels that the store holds and `Encoder.embed` makes; nothing is written to disk.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 
 import numpy as np
@@ -14,15 +14,6 @@ from mocokit.data.layout import Source
 from mocokit.data.workers import Decoded, Encoded, decode_all, usable_cores
 
 _FEW_IMAGES = 200  # below, starting processes costs more than it saves
-
-
-def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
-    """The images of a scanned source at ``indices`` of its listing, as the source has them."""
-    for index in indices:
-        try:
-            yield source.read(index)
-        except BadImage as error:
-            yield error
 
 
 def stream(
@@ -36,7 +27,7 @@ def stream(
     """Decode and convert images in order.
 
     Args:
-        images: as `read_all` gives them.
+        images: as `mocokit.data.sources.read_all` gives them.
         image_size: the side that the model takes in; images are shrunk to twice that side at most.
         channels: gray is converted to RGB (3) or the reverse (1).
         deep_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.

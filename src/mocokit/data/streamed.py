@@ -21,9 +21,9 @@ from mocokit.data.batches import Batch
 from mocokit.data.build import check_skipped, stored_side
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source
-from mocokit.data.sources import open_source
+from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import Store, open_store
-from mocokit.data.stream import read_all, stream, worker_count
+from mocokit.data.stream import stream, worker_count
 from mocokit.data.workers import Decoded
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed

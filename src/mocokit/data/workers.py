@@ -1,12 +1,13 @@
 """Decode many images in parallel processes, in order and in bounded memory; the store's engine.
 
-The parent reads the files and the workers only compute, so that disks and archives see one reader and a
-worker that a hostile file brings down can be replaced at any time.
+The parent reads archives, so that they see one reader; files of a folder are read by the workers. These keep
+nothing, so one that a hostile file brings down can be replaced at any time.
 """
 
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import threading
 from collections import deque
@@ -14,12 +15,35 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
 
 import numpy as np
 
-from mocokit.data.decode import BadImage, decode, shrink
+from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
 
-Encoded = bytes | np.ndarray | BadImage
+
+class ImageFile(NamedTuple):
+    """A file that is read where it is decoded, so that processes also share the reading."""
+
+    path: str
+
+    def read(self) -> bytes:
+        """Its content; raises BadImage if it can't be had."""
+        try:
+            # Not blocking: the file may have become a FIFO since it was listed.
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            with open(os.open(self.path, flags), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadImage("not a regular file")
+                if status.st_size > MAX_FILE_BYTES:
+                    raise BadImage("larger than 1 GiB")
+                return file.read(status.st_size)  # a larger number would be allocated in full
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from error
+
+
+Encoded = bytes | np.ndarray | BadImage | ImageFile
 Decoded = np.ndarray | BadImage
 
 _CHUNK_IMAGES = 64
@@ -37,7 +61,7 @@ def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Genera
     """Decode images in order; what cannot be decoded comes out as its BadImage.
 
     Args:
-        images: file contents, or pixels [C, H, W] that are only shrunk, or a BadImage passed through.
+        images: files or their contents, or pixels [C, H, W] that are only shrunk, or a BadImage passed through.
         max_side: see ``decode``.
         workers: number of processes; with 0 the images are decoded in this one.
     """
@@ -63,7 +87,9 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
     size = 0
     for image in images:
         chunk.append(image)
-        size += 0 if isinstance(image, BadImage) else len(image) if isinstance(image, bytes) else image.nbytes
+        size += (
+            len(image) if isinstance(image, bytes) else image.nbytes if isinstance(image, np.ndarray) else 0
+        )
         if len(chunk) >= most or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -81,7 +107,7 @@ def _decode_one(image: Encoded, max_side: int) -> Decoded:
     if isinstance(image, np.ndarray):
         return shrink(image, max_side)
     try:
-        return decode(image, max_side)
+        return decode(image.read() if isinstance(image, ImageFile) else image, max_side)
     except BadImage as error:
         return error
 
