@@ -244,14 +244,15 @@ def test_views_are_as_large_as_the_encoders_images_unless_said():
     assert sizes(gpu, image_size=24) == (24, 24, 24)
     assert sizes(gpu, image_size=24, view_size=12) == (24, 12, 24)
     assert sizes(gpu, image_size=24, view_size_end=16) == (24, 16, 16)
+    assert sizes(gpu, image_size=24, view_size=28) == (24, 28, 28)
     with pytest.raises(UserError, match=r"--view-size 28 .* 24 pixels"):
-        resolve({"data": "x", "image_size": 24, "view_size": 28}, gpu)
+        sizes(gpu, view_size=28, view_size_end=24)
 
 
 def test_on_a_cpu_views_grow_where_they_can():
     assert sizes(facts(image_size=24)) == (24, 12, 20)
     assert sizes(facts(image_size=24), view_size_end=12) == (24, 12, 12)
-    assert sizes(facts(image_size=24, any_size=False)) == (24, 24, 24)  # a ViT
+    assert sizes(facts(image_size=24), view_size=24) == (24, 24, 24)
     assert sizes(facts(image_size=16, longest=8)) == (16, 16, 16)  # digits
     assert sizes(facts(), image_size=8) == (8, 8, 8)
 

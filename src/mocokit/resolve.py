@@ -48,8 +48,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Facts:
     """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
-    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``; ``any_size``
-    tells whether the backbone takes views of other sizes than its images."""
+    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``."""
 
     name: str
     images: int
@@ -60,7 +59,6 @@ class Facts:
     bf16: bool
     cpus: int
     processes: int = 1
-    any_size: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,8 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
         else "3/4 of the median shorter side, 16 to 32: more views beat detail"
     )
     size = default("image_size", facts.image_size, reason)
-    grow = not gpu and facts.any_size and facts.longest > TINY and "image_size" not in recipe
-    _resolve_view_sizes(default, size, grow)
+    grow = not gpu and facts.longest > TINY and "image_size" not in recipe
+    _resolve_view_sizes(default, {**recipe, **given}.get("view_size", 0), size, grow)
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
@@ -193,15 +191,16 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     default("symmetric", False, "as in the papers")
 
 
-def _resolve_view_sizes(default: Any, size: int, grow: bool) -> None:
+def _resolve_view_sizes(default: Any, asked: int, size: int, grow: bool) -> None:
     """Views that ``grow`` go from half the side of the encoder's images to five sixths of it: a view shows a part, so
-    that things are as large in it as in the whole image."""
+    that things are as large in it as in the whole image. They end no smaller than they were ``asked`` to start."""
     reason = "as the encoder's images"
     if grow:
-        end = default("view_size_end", max(min(size, 8), _multiple_of_4(size * 5 / 6)), "a view shows a part")
+        part = max(min(size, 8), _multiple_of_4(size * 5 / 6))
+        end = default("view_size_end", max(part, asked), "a view shows a part")
         default("view_size", min(end, max(8, _multiple_of_4(size / 2))), "fast while little is known")
         return
-    end = default("view_size_end", size, reason)
+    end = default("view_size_end", max(size, asked), reason)
     default("view_size", min(size, end), reason if size <= end else "as at the end")
 
 

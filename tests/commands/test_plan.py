@@ -87,3 +87,27 @@ def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert "in bf16" in resolved.reasons["precision"]
     assert "in fp32" in resolved.reasons["precision"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "given", "expected"),
+    [
+        ("resnet18_narrow", {}, (16, 8, 12)),
+        ("vit_narrow", {}, (16, 16, 16)),
+        ("resnet18_narrow", {"view_size": 16}, (16, 16, 16)),
+        ("vit_narrow", {"view_size": 8}, (16, 8, 12)),  # the user's word; training says what is wrong with it
+    ],
+)
+def test_views_grow_if_the_backbone_bears_it(
+    backbone: str,
+    given: dict[str, object],
+    expected: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    data = str(tiny_data(tmp_path, height=20, width=20))
+    store = open_store(data, image_size=16, image_size_cap=16, workers=0)
+    options = {"data": data, **TINY, "image_size": 16, "backbone": backbone, "precision": "fp32", **given}
+    config = make_plan(validate(options, FIELDS), store, store.splits["train"], time.perf_counter()).config
+    assert (config.image_size, config.view_size, config.view_size_end) == expected

@@ -1,5 +1,6 @@
 """Every format and mode against the pixel values it should have, and hostile files."""
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -432,9 +433,14 @@ def test_nothing_leaks_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for data in SAMPLES.values():
-            decode(data)
-            with pytest.raises(BadImage):
-                decode(data[: len(data) // 2])
+            for max_side in (None, 64):
+                decode(data, max_side)
+                with pytest.raises(BadImage):
+                    decode(data[: len(data) // 2], max_side)
+        scan = bytearray(encode(noise(0, 60, 60), "JPEG", quality=95))
+        scan[len(scan) // 2 : -2] = bytes(b ^ 0x5A for b in scan[len(scan) // 2 : -2])
+        with contextlib.suppress(BadImage):
+            decode(bytes(scan), 64)
         with pytest.raises(BadImage):
             decode(png_header(9_990, 9_990))  # large enough for a warning of Pillow's
     assert capfd.readouterr() == ("", "")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mocokit.data import decode as decode_module
+from mocokit.data import jpeg as jpeg_module
 from mocokit.data.decode import BadImage, decode
 from mocokit.data.jpeg import decode_small_jpeg
 from tests.helpers import encode, noise
@@ -18,6 +19,7 @@ KINDS = {
     "baseline": {},
     "progressive": {"progressive": True},
     "full chroma": {"subsampling": 0, "quality": 95},
+    "half chroma": {"subsampling": 1},
     "coarse": {"subsampling": 2, "quality": 5},
     "restarts": {"restart_marker_blocks": 2},
     "not transformed": {"keep_rgb": True},
@@ -87,6 +89,14 @@ def test_damaged_files_are_judged_alike(kind, data):
     assert (found is None) == (expected is None)
     if found is not None:
         np.testing.assert_array_equal(found, expected)
+
+
+def test_without_the_library_pillow_does(monkeypatch):
+    data = jpeg("baseline")
+    expected = decode(data, SIDE)
+    monkeypatch.setattr(jpeg_module, "simplejpeg", None)
+    assert decode_small_jpeg(data, SIDE) is None
+    np.testing.assert_array_equal(decode(data, SIDE), expected)
 
 
 def test_the_frame_is_found_behind_a_long_comment():

@@ -1,5 +1,6 @@
 """One step of pretraining, and the encoder file that comes of it, over kinds of backbones."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -21,7 +22,8 @@ V3_VIT = V3 | {"head": "v3-vit", "optimizer": "adamw", "views": "v3"}
 
 
 def module(backbone, size=32, **values):
-    given = {"data": "x", "backbone": backbone, "steps": 10, "batch_size": 8, "bn_splits": 2, **values}
+    given = {"data": "x", "backbone": backbone, "steps": 10, "batch_size": 8, "bn_splits": 2}
+    given |= {"view_size": size, "view_size_end": size} | values
     spec = EncoderSpec(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
     return Pretraining(resolve(given, dataclasses.replace(FACTS, image_size=size)).config, spec)
 
@@ -104,7 +106,10 @@ def test_views_grow_with_the_step():
 
 
 def test_the_time_of_a_step_is_that_of_all_sizes(monkeypatch):
-    monkeypatch.setattr(fit, "_seconds_per_step", lambda config, size, *_: size)
-    config = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=16).config
-    assert fit.view_shares(config) == pytest.approx({8: 0.25, 12: 0.5, 16: 0.25}, abs=2e-3)
-    assert fit.seconds_per_step(config, None, None, 1.0) == pytest.approx(12, abs=0.01)
+    monkeypatch.setattr(fit, "_seconds_per_step", lambda module, *_: module.config.view_size)
+    monkeypatch.setattr(fit, "batches_of", lambda *_: contextlib.nullcontext([]))
+    pretraining = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=16)
+    assert fit.view_shares(pretraining.config) == pytest.approx({8: 0.25, 12: 0.5, 16: 0.25}, abs=2e-3)
+    assert fit.seconds_per_step(pretraining.config, pretraining.spec, None, 1.0) == pytest.approx(
+        12, abs=0.01
+    )

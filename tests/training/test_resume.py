@@ -97,10 +97,12 @@ def test_killed_mid_epoch(whole, tmp_path, step):
 def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     """Checkpoints now and then, so rows written after them must go and come again."""
     data, reference = whole
-    arguments = pretrain(data, tmp_path / "run", "--checkpoint-every=0.03")
-    for step in (4, 8, 14):
-        kill_after(arguments, tmp_path / "run", step, signal.SIGKILL)
-    done = mocokit(*arguments)
+    run = tmp_path / "run"
+    often, never = (pretrain(data, run, f"--checkpoint-every={seconds}") for seconds in (0, 1000))
+    for arguments, step in ((never, 4), (often, 6), (never, 12)):
+        kill_after(arguments, run, step, signal.SIGKILL)
+    assert 0 < checkpoint(run)["global_step"] < int(rows(run)[-1]["step"])
+    done = mocokit(*often)
     assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "run", reference)
     steps = [int(row["step"]) for row in rows(tmp_path / "run")]

@@ -16,14 +16,15 @@ from mocokit.console import say
 from mocokit.data.batches import channel_statistics
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streamed import StreamedImages
+from mocokit.data.views import view_sizes
 from mocokit.errors import UserError
 from mocokit.evaluation.knn import KnnTest
 from mocokit.evaluation.quality import Exam
-from mocokit.model.backbones import size_option
+from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
-from mocokit.resolve import Facts, Resolved, load_recipe, resolve
-from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step, view_shares
+from mocokit.resolve import Facts, Resolved, resolve
+from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
 from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
@@ -31,8 +32,8 @@ FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figu
 TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
 PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
 PRECISION_GAIN = 0.8  # bf16 is taken if its steps take less than that: it has fewer digits
-# And for one of compilation, which takes about a minute. A GPU waits for the launches that it saves.
-COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 120.0}, 2000
+# And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
+COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 Images = ImageSet | StreamedImages
@@ -48,7 +49,6 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         started: `time.perf_counter()` when the command began.
     """
     device = pick_device(given.get("device"))
-    backbone = given.get("backbone", load_recipe(given.get("recipe", "auto")).get("backbone"))
     facts = Facts(
         name=store.name,
         images=len(images),
@@ -59,9 +59,8 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         cpus=max(1, (os.cpu_count() or 1) // processes.local_count()),
         processes=processes.count(),
-        any_size=not (backbone and size_option(backbone, store.image_size)),
     )
-    resolved = resolve(given, facts)
+    resolved = _fit_view_sizes(resolve(given, facts), store)
     if device == "cpu" and "precision" in resolved.reasons and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         resolved = _fit_precision(resolved, store, images)
     if device in COMPILE_RUN and "compile" in resolved.reasons:
@@ -69,6 +68,21 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
     if resolved.config.time_budget is None:
         return resolved
     return _fit_budget(resolved, store, images, started)
+
+
+def _fit_view_sizes(resolved: Resolved, store: Store) -> Resolved:
+    """Views as large as the encoder's images, if the backbone takes no others and the user has not asked for them."""
+    config, spec = resolved.config, encoder_spec(store, resolved.config)
+    sizes = set(view_sizes(config.view_size, config.view_size_end)) - {config.image_size}
+    if not sizes or not {"view_size", "view_size_end"} <= resolved.reasons.keys():
+        return resolved
+    backbone = Encoder.create(spec).backbone
+    try:
+        check_view_sizes(backbone, spec.backbone, spec.channels, sizes)
+    except UserError:
+        size, reason = config.image_size, f"{spec.backbone} takes no smaller ones"
+        return resolved.derive(reason, view_size=size, view_size_end=size)
+    return resolved
 
 
 def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved:
@@ -107,10 +121,11 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
         return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
 
     plain = step(False)
-    least = len(view_shares(config)) * COMPILE_RUN[config.device]  # each size is compiled by itself
+    sizes = len(view_sizes(config.view_size, config.view_size_end))
+    least = sizes * COMPILE_RUN[config.device]
     if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
-    say("compiling the encoders, to see if it pays; takes about a minute")
+    say(f"compiling the encoders, to see if it pays; takes about {sizes} min")
     compiled = step(True)
     reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
     return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)

@@ -152,16 +152,20 @@ def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
     return box.T.long()
 
 
-def view_size_at(step: int, steps: int, start: int, end: int) -> int:
-    """Side of the views of step ``step`` (from 0) of ``steps``: from ``start`` up to ``end``, near a line.
-
-    Small views early cost little and teach much of what large ones do (progressive resizing). They grow at most
-    `VIEW_STEPS` times, each time by the same multiple of `VIEW_STEP` pixels but for the last.
-    """
+def view_sizes(start: int, end: int) -> list[int]:
+    """The sides that views have in turn, from ``start`` up to ``end``: they grow at most `VIEW_STEPS` times, each time
+    by the same multiple of `VIEW_STEP` pixels but for the last."""
     growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
-    last = math.ceil((end - start) / growth)
-    taken = round(last * step / steps)
-    return end if taken == last else start + growth * taken
+    return [*range(start, end, growth), end]
+
+
+def view_size_at(step: int, steps: int, start: int, end: int) -> int:
+    """Side of the views of step ``step`` (from 0) of ``steps``: that of `view_sizes` which is nearest to a line.
+
+    Small views early cost little and teach much of what large ones do (progressive resizing).
+    """
+    sizes = view_sizes(start, end)
+    return sizes[round((len(sizes) - 1) * step / steps)]
 
 
 @torch.no_grad()

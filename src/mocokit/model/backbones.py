@@ -1,7 +1,7 @@
 """Backbones: any timm model that pools its features, and ResNets and ViTs for small images registered with timm."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,11 +119,12 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
     return backbone.train()
 
 
-def check_view_size(backbone: nn.Module, name: str, channels: int, size: int) -> None:
-    """Raise `UserError` if ``backbone``, called ``name``, can't take views of ``size``, as most ViTs can't any other
-    than their images' size."""
-    with _taking(name, channels, size, "--view-size (by default --image-size)"):
-        _features(backbone, channels, size)
+def check_view_sizes(backbone: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> None:
+    """Raise `UserError` if ``backbone``, called ``name``, can't take views of one of ``sizes``; most ViTs take none but
+    that of their images."""
+    for size in sizes:
+        with _taking(name, channels, size, "--view-size and --view-size-end"):
+            _features(backbone, channels, size)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from mocokit.training.optim import lr_factor
 
 COLUMNS = ("step", "epoch", "loss", "top1", "val_top1", "lr", "images_per_second")
 WARMUP_SHARE = 0.05  # of the schedule
-CHECKPOINT_SECONDS = 60.0  # between checkpoints within an epoch
+CHECKPOINT_SECONDS = 60.0  # between checkpoints
 LOSS, RIGHT, COUNT = range(3)
 
 Validate = Callable[[Encoder], float]

@@ -5,9 +5,10 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from mocokit import processes
 from mocokit.config import PretrainConfig
-from mocokit.data.batches import Batches, Steps
+from mocokit.data.batches import Batch, Batches, Steps
 from mocokit.data.store import ImageSet, Skipped
 from mocokit.data.streamed import StreamedBatches, StreamedImages
 from mocokit.data.views import view_size_at
@@ -155,17 +156,23 @@ def _quiet_lightning() -> None:
 def seconds_per_step(
     config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
 ) -> float:
-    """Mean time of the run's training steps, by taking a few on models that are then thrown away.
+    """Mean time of the run's training steps, by taking a few on a model that is then thrown away.
 
     Args:
         config, spec, images: of the run to come.
-        seconds: how long this may take, about, after first steps; two steps are taken in any case.
+        seconds: how long this may take, about, without first steps; two steps are taken in any case with views of each
+            size.
     """
     shares = view_shares(config)
-    return sum(
-        share * _seconds_per_step(config, size, spec, images, seconds / len(shares))
-        for size, share in shares.items()
-    )
+    module = Pretraining(config, spec).to(torch.device(config.device))
+    optimizer = module.configure_optimizers()["optimizer"]
+    mean, most = 0.0, 2 * CALIBRATION_STEPS
+    with batches_of(images, config, most * len(shares)) as batches:
+        coming = iter(batches)
+        for size, share in shares.items():
+            module.config = replace(config, view_size=size, view_size_end=size)
+            mean += share * _seconds_per_step(module, optimizer, islice(coming, most), seconds / len(shares))
+    return mean
 
 
 def view_shares(config: PretrainConfig) -> dict[int, float]:
@@ -175,28 +182,23 @@ def view_shares(config: PretrainConfig) -> dict[int, float]:
 
 
 def _seconds_per_step(
-    config: PretrainConfig, size: int, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
+    module: Pretraining, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], seconds: float
 ) -> float:
-    """The same with views of ``size`` alone."""
-    config = replace(config, view_size=size, view_size_end=size)
-    device = torch.device(config.device)
-    module = Pretraining(config, spec).to(device)
-    optimizer = module.configure_optimizers()["optimizer"]
+    device, bf16 = module.device.type, module.config.precision == "bf16"
     times: list[float] = []
-    with batches_of(images, config, 2 * CALIBRATION_STEPS) as batches:
-        for batch in batches:
-            begun = time.perf_counter()
-            views = module.on_after_batch_transfer(batch, 0)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = module.training_step(views, 0)
-            loss.backward()
-            module.on_before_optimizer_step(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-            float(loss.detach())  # waits for the device
-            times.append(time.perf_counter() - begun)
-            # The first step also compiles or sets up kernels.
-            if len(times) > 1 and any(processes.any_of(sum(times[1:]) > seconds)):
-                break  # all processes at the same step
+    for batch in batches:
+        begun = time.perf_counter()
+        views = module.on_after_batch_transfer(batch, 0)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = module.training_step(views, 0)
+        loss.backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())  # waits for the device
+        times.append(time.perf_counter() - begun)
+        # The first step also compiles or sets up kernels.
+        if len(times) > 1 and any(processes.any_of(sum(times[1:]) > seconds)):
+            break  # all processes at the same step
     settled = times[len(times) // 2 :]
     return sum(settled) / len(settled)

@@ -43,7 +43,7 @@ def _count(x: Tensor) -> Tensor:
     width = ((high - low) / BINS).clamp(
         min=torch.finfo(x.dtype).tiny
     )  # of equal values: all in the first bin
-    bins = ((x - low) / width).long().clamp_(max=BINS - 1)
+    bins = ((x - low) / width).long().clamp_(0, BINS - 1)  # what is no number, too
     counts = torch.zeros(BINS, dtype=torch.int64, device=x.device).scatter_add_(
         0, bins, torch.ones_like(bins)
     )

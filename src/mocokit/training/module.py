@@ -10,9 +10,9 @@ from torch import Tensor
 from mocokit import processes
 from mocokit.config import PretrainConfig
 from mocokit.data.batches import Batch, generator
-from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params, view_size_at
+from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params, view_size_at, view_sizes
 from mocokit.errors import UserError
-from mocokit.model.backbones import check_view_size, feature_dim, freeze_patch_projection
+from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo
@@ -56,8 +56,8 @@ def view_sets(config: PretrainConfig) -> tuple[ViewSet, ViewSet]:
 def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
     """The model at step 0, a function of the configuration's seed alone."""
     backbone = Encoder.create(spec, config.seed).backbone
-    for size in {config.view_size, config.view_size_end} - {spec.image_size}:
-        check_view_size(backbone, spec.backbone, spec.channels, size)
+    sizes = view_sizes(config.view_size, config.view_size_end)
+    check_view_sizes(backbone, spec.backbone, spec.channels, set(sizes) - {spec.image_size})
     try:
         if config.bn_splits == 1:
             backbone = sync_batch_norm(backbone, config.device)
