@@ -21,8 +21,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss.json"
 OPTIONS = {
     "backbone": "resnet18_narrow",
     "image_size": 8,
-    "view_size": 8,
-    "view_size_end": 8,
     "head": "mlp",
     "head_dim": 32,
     "bn_splits": 2,

@@ -1,13 +1,11 @@
 """Small JPEG files straight to pixels, several times as fast as through Pillow: most data sets hold little else."""
 
-import contextlib
-from typing import Any
-
 import numpy as np
 
-simplejpeg: Any = None
-with contextlib.suppress(ImportError):  # there is no wheel for some machines: Pillow does without
+try:
     import simplejpeg
+except ImportError:  # there is no wheel for some machines: Pillow does without
+    simplejpeg = None
 
 _START, _MARKER, _SCAN, _BITS = b"\xff\xd8\xff", 0xFF, 0xDA, 8
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, all Huffman coded
