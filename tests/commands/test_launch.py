@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from mocokit.commands.launch import _judge
+from mocokit.commands.launch import _free_port, _judge
 from mocokit.errors import Interrupted, UserError
 from tests.runs import TINY, command, mocokit, tiny_data
 
@@ -89,6 +90,47 @@ def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
+
+
+LATE = """
+import sys, time
+from mocokit import cli
+from mocokit.commands import pretrain
+start = pretrain._start
+pretrain._start = lambda *arguments: (time.sleep(4), start(*arguments))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_no_process_goes_on_from_a_run_that_another_is_about_to_overwrite(tmp_path):
+    data, out = tiny_data(tmp_path), tmp_path / "run"
+    options = TINY | {"monitor_every": 0}
+    assert mocokit(*arguments(data, out, **options)).returncode == 0
+    before = [row.split(",")[0] for row in (out / "metrics.csv").read_text().splitlines()]
+    meeting = {
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LATE, *map(str, arguments(data, out, **options)), "--overwrite"],
+            env=os.environ
+            | {
+                k: str(v)
+                for k, v in {**meeting, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}.items()
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert [row.split(",")[0] for row in (out / "metrics.csv").read_text().splitlines()] == before
 
 
 def test_how_processes_ended_is_told():

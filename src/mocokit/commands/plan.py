@@ -31,7 +31,7 @@ MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during traini
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
 PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
-PRECISION_GAIN = 0.8  # bf16 is taken if its steps take less than that: it has fewer digits
+PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has fewer digits
 # And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9

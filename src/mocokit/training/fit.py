@@ -100,7 +100,8 @@ def take_steps(
     Raises:
         UserError, Interrupted: as `fit`.
     """
-    resumed = checkpoints.path.exists()
+    # The first process may still have been removing the run that is overwritten when the others got here.
+    resumed = processes.from_first(checkpoints.path.exists())
     if resumed:
         batches.start = step_of(checkpoints.path, module)
     checkpoints.catch_signals()
