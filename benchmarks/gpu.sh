@@ -43,6 +43,8 @@ where_it_goes() {
         --batch-size 512 --steps 50
     step 3-compiled "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
         --batch-size 512 --steps 50 --compile
+    step 3-graphs "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
+        --batch-size 512 --steps 50 --compile --cuda-graphs
 }
 full_run() {
     step 4-pretrain "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe moco-v2-cifar10 --device cuda \

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action="store_true", help="as mocokit pretrain --compile true")
+    parser.add_argument("--cuda-graphs", action="store_true", help="as its --cuda-graphs true")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     arguments = parser.parse_args()
     device = arguments.device
@@ -38,7 +39,7 @@ def main() -> None:
     moco = MoCo(backbone, head, predictor, dim=128, K=1024, tau=0.1, symmetric=False)
     moco = moco.to(device, memory_format=torch.channels_last)
     if arguments.compile:
-        compile_encoders(moco)
+        compile_encoders(moco, arguments.cuda_graphs)
     optimizer = torch.optim.SGD(moco.encoder_q.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     x = torch.randn(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=device)
     x = x.contiguous(memory_format=torch.channels_last)

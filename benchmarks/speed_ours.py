@@ -66,7 +66,7 @@ def pretrain(s: Settings) -> Result:
     """Images a second of pretraining, loader and views included."""
     clock, module = _pretrain(s)
     parameters = sum(p.numel() for p in module.moco.backbone.parameters())
-    chosen = {"precision": module.config.precision, "compile": module.config.compile}
+    chosen = {name: getattr(module.config, name) for name in ("precision", "compile", "cuda_graphs")}
     return {"value": clock.pace(), "parameters": parameters} | chosen
 
 

@@ -89,6 +89,9 @@ class PretrainConfig:
     )
     precision: str = option("arithmetic of the encoders", choices=("fp32", "bf16"))
     compile: bool = option("compile the encoders: faster steps after a minute's wait", identity=False)
+    cuda_graphs: bool = option(
+        "launch the kernels of compiled encoders together, as CUDA graphs", default=False, identity=False
+    )
     workers: int = option("processes that decode and load images", low=0, identity=False)
     monitor_every: int = option("epochs between quality checks; 0 turns them off", low=0)
     knn_k: int = option("neighbours of the kNN monitor", default=200, low=1)

@@ -146,6 +146,10 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
             f"--view-size {config.view_size} is larger than the {config.view_size_end} pixels that views have at the "
             f"end; choose at most that, or a larger --view-size-end"
         )
+    if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
+        raise UserError(
+            "--cuda-graphs true: needs --compile true, --device cuda and a single process; leave it out"
+        )
     check_shares(config, facts.processes)
     return Resolved(config, reasons)
 

@@ -8,10 +8,13 @@ import torch
 
 from mocokit.commands import plan
 from mocokit.commands.plan import make_plan
-from mocokit.config import FIELDS
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.data.store import open_store
+from mocokit.errors import UserError
 from mocokit.options import validate
 from tests.runs import TINY, tiny_data
+
+GROWING = {"image_size": 16, "view_size": 8, "view_size_end": 12}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,13 @@ def test_precision(
         (0.05, {"time_budget": "10m"}, True, "50 ms a step compiled, 100 ms as it is"),
         (0.095, {"epochs": 2000}, False, "95 ms a step compiled, 100 ms as it is"),
         (0.05, {"time_budget": "4m"}, False, "a short run"),  # over before it pays
+        (
+            0.05,
+            GROWING | {"time_budget": "10m"},
+            False,
+            "a short run",
+        ),  # two sizes, each of which takes a minute
+        (0.05, GROWING | {"time_budget": "17m"}, True, "50 ms a step compiled, 100 ms as it is"),
         (0.05, {"steps": 1999}, False, "a short run"),
         (0.05, {"steps": 2500}, False, "a short run"),  # of 250 seconds
         (0.05, {"epochs": 2000, "compile": False}, False, None),  # the user's word
@@ -72,6 +82,52 @@ def test_compilation(
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert resolved.config.compile is expected
     assert resolved.reasons.get("compile") == why
+
+
+@pytest.mark.parametrize(
+    ("graphs", "given", "expected", "why"),
+    [
+        (0.04, {}, (True, True), "50 ms a step compiled, 100 ms as it is, 40 ms compiled with CUDA graphs"),
+        (0.049, {}, (True, False), "50 ms a step compiled, 100 ms as it is, 49 ms compiled with CUDA graphs"),
+        (0.2, {}, (True, False), "50 ms a step compiled, 100 ms as it is, 200 ms compiled with CUDA graphs"),
+        (None, {}, (True, False), "50 ms a step compiled, 100 ms as it is; no CUDA graphs: overwritten"),
+        (0.04, {"cuda_graphs": False}, (True, False), "50 ms a step compiled, 100 ms as it is"),
+    ],
+)
+def test_cuda_graphs(
+    graphs: float | None,
+    given: dict[str, object],
+    expected: tuple[bool, bool],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tried beside compiled and plain steps; where they fail the run does without."""
+
+    def seconds(config: PretrainConfig, *_: object) -> float:
+        if config.cuda_graphs and graphs is None:
+            raise RuntimeError("overwritten\nby a later run")
+        return graphs if config.cuda_graphs and graphs else 0.05 if config.compile else 0.1
+
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "pick_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(plan, "seconds_per_step", seconds)
+    data = str(tiny_data(tmp_path))
+    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    options = validate({"data": data, **TINY, "epochs": 2000, "device": "cuda", **given}, FIELDS)
+    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+    assert (resolved.config.compile, resolved.config.cuda_graphs) == expected
+    assert resolved.reasons["compile"] == why
+
+
+def test_cuda_graphs_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+    data = str(tiny_data(tmp_path))
+    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    options = validate({"data": data, **TINY, "compile": True, "cuda_graphs": True}, FIELDS)
+    with pytest.raises(UserError, match=r"--cuda-graphs true: needs .*--device cuda"):
+        make_plan(options, store, store.splits["train"], time.perf_counter())
 
 
 def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

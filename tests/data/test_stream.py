@@ -9,7 +9,8 @@ import pytest
 from mocokit.data.decode import BadImage
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import open_store
-from mocokit.data.stream import stream, worker_count
+from mocokit.data.stream import stream
+from mocokit.data.workers import worker_count
 from tests.helpers import archive, encode, noise, png16, write_images
 
 SIZES = [(8, 8), (40, 30), (5, 31), (64, 16), (16, 16)]

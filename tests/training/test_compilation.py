@@ -1,18 +1,28 @@
 """Compiled encoders compute what the plain ones do, and those that can't be compiled go on without."""
 
 import csv
+import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
+from mocokit.data.store import open_store
 from mocokit.model.moco import MoCo
 from mocokit.model.norm import split_batch_norm
+from mocokit.rundir import RunDirectory
 from mocokit.training import compilation
 from mocokit.training.compilation import compile_encoders
-from tests.runs import FLAGS, coloured_data, mocokit
+from mocokit.training.fit import fit
+from mocokit.training.module import Pretraining
+from tests.runs import FLAGS, coloured_data, mocokit, tiny_data
+from tests.training.test_module import V2, V3_RESNET, V3_VIT, module
 
 
 def moco() -> MoCo:
@@ -53,7 +63,9 @@ def test_every_size_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     """Trials, several runs and views of several sizes share a process; torch gives up after eight by default."""
     compiled = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+    def backend(
+        graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, bool]
+    ) -> torch.fx.GraphModule:
         compiled.append(graph)
         return graph
 
@@ -65,6 +77,106 @@ def test_every_size_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
         steps(model, size)
     assert len(compiled) == 12
     torch._dynamo.reset()
+
+
+class GraphMemory:
+    """Memory as CUDA graphs use it: what encoders gave, gradients too, is overwritten, here by NaN, when the next one
+    is called and no backward is due."""
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+        self.parameters: list[nn.Parameter] = []
+        self.due = self.overwritten = 0
+
+    def backend(self, graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, bool]) -> Any:
+        """In the place of torch's compiler."""
+        assert options == {"triton.cudagraphs": True}
+        compilers = {
+            "fw_compiler": lambda part, _: make_boxed_func(self._call(part, due=1)),
+            "bw_compiler": lambda part, _: make_boxed_func(self._call(part, due=-1)),
+            "inference_compiler": lambda part, _: make_boxed_func(self._call(part, due=0)),
+        }
+        return aot_autograd(**compilers)(graph, inputs)
+
+    def _call(self, part: torch.fx.GraphModule, due: int) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            if due >= 0 and self.due == 0:
+                self._overwrite()
+            self.due += due
+            outputs = part(*inputs)
+            if due >= 0:  # of a backward they are the gradients of the parameters
+                theirs = {x.untyped_storage().data_ptr() for x in inputs if isinstance(x, Tensor)}
+                tensors = (x for x in outputs if isinstance(x, Tensor) and x.is_floating_point())
+                self.given += [x.detach() for x in tensors if x.untyped_storage().data_ptr() not in theirs]
+            return outputs
+
+        return call
+
+    def _overwrite(self) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        for tensor in [*self.given, *gradients]:
+            tensor.fill_(torch.nan)
+        self.overwritten += len(gradients)
+        self.given = []
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    torch._dynamo.reset()
+    made = GraphMemory()
+    monkeypatch.setattr(compilation, "_inductor", made.backend)
+    yield made
+    torch._dynamo.reset()
+
+
+def trained(pretraining: Pretraining, data: Path, out: Path) -> dict[str, Tensor]:
+    """The model after all steps under the real trainer."""
+    images = open_store(str(data), image_size=16, image_size_cap=16, workers=0).splits["train"]
+    fit(pretraining, images, RunDirectory(out), lambda encoder, step: {}, lambda row: None, bar=False)
+    return pretraining.moco.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [
+        ("resnet18_narrow", V2),
+        ("resnet18_narrow", V2 | {"symmetric": True}),
+        ("resnet18_narrow", V3_RESNET),
+        ("vit_narrow", V3_VIT),
+    ],
+)
+def test_training_keeps_nothing_that_cuda_graphs_overwrite(memory, tmp_path, backbone, options):
+    data = tiny_data(tmp_path)
+    options = options | {
+        "steps": 5,
+        "log_every": 2,
+        "workers": 0,
+        "checkpoint_every": 0.0,
+        "precision": "fp32",
+    }
+    plain = module(backbone, 16, **options)
+    config = dataclasses.replace(plain.config, compile=True, cuda_graphs=True)
+    graphs = Pretraining(config, plain.spec)
+    memory.parameters = list(graphs.parameters())
+    expected = trained(plain, data, tmp_path / "plain")
+    found = trained(graphs, data, tmp_path / "graphs")
+    assert memory.overwritten
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_what_cuda_graphs_overwrite_is_noticed(memory):
+    model = moco()
+    memory.parameters = list(model.parameters())
+    compile_encoders(model, cuda_graphs=True)
+    x = torch.randn(8, 3, 9, 9)
+    with torch.no_grad():
+        key = model.encoder_k(x)
+        model.encoder_k(x)
+    assert key.isnan().all()  # kept too long
+    for _ in range(2):
+        model.encoder_q(x).square().mean().backward()
+    assert all(p.grad.isnan().all() for p in model.encoder_q.parameters())  # of the first backward, added to
 
 
 def losses(out: Path) -> list[str]:

@@ -3,6 +3,8 @@
 So what needs a number of the GPU's, for which a host would wait, fails, and so does what mixes devices.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,19 @@ def batches(images: ImageSet, pretraining: Pretraining) -> Batches:
     return made
 
 
+@contextlib.contextmanager
+def autocast(precision):
+    """What `torch.autocast("cuda", torch.bfloat16)` sets, which by itself wants a GPU."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", precision == "bf16")
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.clear_autocast_cache()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("views", ["v1", "v2", "v3"])
 @pytest.mark.parametrize(
     ("backbone", "options"),
@@ -78,13 +93,17 @@ def batches(images: ImageSet, pretraining: Pretraining) -> Batches:
         ("vit_narrow", V3_VIT),
     ],
 )
-def test_a_step_never_waits_for_the_gpu(gpu, images, backbone, options, views):
+def test_a_step_never_waits_for_the_gpu(gpu, images, backbone, options, views, precision):
     probabilities = {"blur_p": 0.5, "blur_p2": 0.5, "solarize_p2": 0.5, "gray_p": 0.5}
     pretraining = moved(module(backbone, 16, **options | probabilities | {"views": views}))
     optimizer = pretraining.configure_optimizers()["optimizer"]
+    seen = set()
+    pretraining.moco.encoder_k.register_forward_hook(lambda module, x, y: seen.add(y.dtype))
     for batch in batches(images, pretraining):
         x = pretraining.on_after_batch_transfer(batch, 0)
-        loss = pretraining.training_step(x, 0)
+        with autocast(precision):
+            loss = pretraining.training_step(x, 0)
+        assert (precision == "bf16") == (seen == {torch.bfloat16})
         assert loss.device == GPU
         for parameter in pretraining.parameters():  # backward needs the real device
             if parameter.requires_grad:

@@ -23,8 +23,8 @@ from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import write_skipped
-from mocokit.data.stream import stream, worker_count
-from mocokit.data.workers import Decoded, usable_cores
+from mocokit.data.stream import stream
+from mocokit.data.workers import Decoded, usable_cores, worker_count
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import (
     BLOCK_ROWS,

@@ -35,6 +35,7 @@ PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has f
 # And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
+GRAPHS_GAIN = 0.95  # of a compiled step: they take memory
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 Images = ImageSet | StreamedImages
 
@@ -111,24 +112,34 @@ def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved
 
 
 def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
-    """Compiled encoders, if their steps are clearly faster and so many that the wait for the compiler pays."""
+    """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
+    the compiler pays."""
     config, spec = resolved.config, encoder_spec(store, resolved.config)
     if config.time_budget is None and config.steps < COMPILE_STEPS:
         return resolved
 
-    def step(compile: bool) -> float:
-        trial = dataclasses.replace(config, compile=compile)
+    def step(compile: bool, cuda_graphs: bool = False) -> float:
+        trial = dataclasses.replace(config, compile=compile, cuda_graphs=cuda_graphs)
         return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
 
-    plain = step(False)
+    plain = step(compile=False)
     sizes = len(view_sizes(config.view_size, config.view_size_end))
     least = sizes * COMPILE_RUN[config.device]
     if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
     say(f"compiling the encoders, to see if it pays; takes about {sizes} min")
-    compiled = step(True)
+    compiled, graphs = step(compile=True), False
     reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
-    return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
+    if config.device == "cuda" and processes.count() == 1 and "cuda_graphs" in resolved.reasons:
+        try:
+            launched_together = step(compile=True, cuda_graphs=True)
+            reason += f", {1000 * launched_together:.0f} ms compiled with CUDA graphs"
+            graphs = launched_together < GRAPHS_GAIN * compiled
+            compiled = min(compiled, launched_together)
+        except RuntimeError as error:  # of a network that graphs do not bear, or of too little memory
+            reason += f"; no CUDA graphs: {str(error).splitlines()[0]}"
+    pays = compiled < COMPILE_GAIN * plain
+    return resolved.derive(reason, compile=pays, cuda_graphs=pays and graphs)
 
 
 def _length(config: PretrainConfig, step: float) -> float:

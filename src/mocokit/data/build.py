@@ -15,7 +15,7 @@ import numpy as np
 from mocokit.data.decode import BadImage, image_size
 from mocokit.data.layout import SPLITS, Listing, Skipped, Source
 from mocokit.data.sources import read_all
-from mocokit.data.workers import decode_all, usable_cores
+from mocokit.data.workers import decode_all, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
@@ -23,7 +23,6 @@ FORMAT = 4  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _LEAST_SIZE = 16
-_FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _PEEKED_IMAGES = 100
 _PROGRESS_EVERY = 64
 _BLOCK = 2**22
@@ -91,7 +90,7 @@ def build(
     order = np.concatenate([splits[split] for split in SPLITS if split in splits])
     side = options.image_size or _chosen_size(source, splits["train"], options)
     if workers is None:
-        workers = 0 if source.decoded or len(order) < _FEW_IMAGES else usable_cores()
+        workers = worker_count(source, len(order))
 
     staging = directory / "staging.bin"
     staged, skipped = _stage(source, listing, order, stored_side(side), workers, staging, progress)

@@ -10,10 +10,7 @@ import numpy as np
 
 from mocokit.data.build import convert, stored_side
 from mocokit.data.decode import BadImage
-from mocokit.data.layout import Source
-from mocokit.data.workers import Decoded, Encoded, decode_all, usable_cores
-
-_FEW_IMAGES = 200  # below, starting processes costs more than it saves
+from mocokit.data.workers import Decoded, Encoded, decode_all
 
 
 def stream(
@@ -39,11 +36,6 @@ def stream(
     with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
         for pixels in decoded:
             yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, deep_range)
-
-
-def worker_count(source: Source, images: int) -> int:
-    """As many decoding processes as pay for that many images."""
-    return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
 
 
 def _converted(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> Decoded:

@@ -23,8 +23,8 @@ from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import Store, open_store
-from mocokit.data.stream import stream, worker_count
-from mocokit.data.workers import Decoded
+from mocokit.data.stream import stream
+from mocokit.data.workers import Decoded, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 

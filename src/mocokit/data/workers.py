@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
+from mocokit.data.layout import Source
 
 
 class ImageFile(NamedTuple):
@@ -46,6 +47,7 @@ class ImageFile(NamedTuple):
 Encoded = bytes | np.ndarray | BadImage | ImageFile
 Decoded = np.ndarray | BadImage
 
+_FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**24
 _DEEP_PIXEL_BYTES = 12  # three bands of float32
@@ -55,6 +57,11 @@ _stopping = threading.Event()  # in a worker: nobody waits for what is under way
 def usable_cores() -> int:
     """The processor cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(source: Source, images: int) -> int:
+    """As many decoding processes as pay for that many images."""
+    return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
 
 
 def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Generator[Decoded, None, None]:

@@ -13,10 +13,13 @@ from mocokit.model.moco import MoCo
 RECOMPILE_LIMIT = 100  # past it they would silently run as they are
 
 
-def compile_encoders(moco: MoCo) -> None:
+def compile_encoders(moco: MoCo, cuda_graphs: bool = False) -> None:
     """Compile both encoders when they are next called; modules, weights and their names stay as they are.
 
     Where the compiler fails (there is no C++ compiler, say) they run uncompiled, and the user is told so once.
+
+    With ``cuda_graphs`` a GPU gets the kernels of an encoder in one launch. Then an encoder's outputs and gradients lie
+    in memory that the next encoder called after a backward uses again. `MoCo` and the trainer keep neither so long.
     """
     import torch._dynamo  # takes a second
 
@@ -25,15 +28,17 @@ def compile_encoders(moco: MoCo) -> None:
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     torch._logging.set_logs(all=logging.ERROR)  # what is suppressed, and notices to its programmers
     for encoder in (moco.encoder_q, moco.encoder_k):
-        encoder.compile(backend=_inductor, dynamic=False)
+        encoder.compile(backend=_inductor, dynamic=False, options={"triton.cudagraphs": cuda_graphs})
 
 
-def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+def _inductor(
+    graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, Any]
+) -> Callable[..., Any]:
     """torch's own compiler, that tells of its failure."""
     from torch._inductor.compile_fx import compile_fx
 
     try:
-        return compile_fx(graph, inputs)  # type: ignore[return-value]
+        return compile_fx(graph, inputs, config_patches=options)  # type: ignore[return-value]
     except Exception as error:
         _tell(str(error).strip().splitlines()[0])
         raise

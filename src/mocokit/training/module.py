@@ -106,7 +106,8 @@ class Pretraining(pl.LightningModule):
         self.config, self.spec = config, spec
         self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
         if config.compile:
-            compile_encoders(self.moco)
+            # Several processes put their gradients into buckets of their own, which graphs do not bear.
+            compile_encoders(self.moco, config.cuda_graphs and processes.count() == 1)
         self.view_sets = view_sets(config)
         self.register_buffer("window", torch.zeros(5))
 
