@@ -319,7 +319,10 @@ def summary(row: Row, settings: dict[str, Any], results: dict[str, list[dict[str
             {k: _short(v) for k, v in results[side][-1].items() if k != "value"}
         )
     left_out = ("data", "scratch", "started", "encoder", "fork")
-    line["settings"] = json.dumps({k: v for k, v in settings.items() if k not in left_out})
+    told = {k: v for k, v in settings.items() if k not in left_out}
+    if row.name == "f":  # whose accuracy depends on it
+        told["encoder"] = Path(settings["encoder"]).parent.name
+    line["settings"] = json.dumps(told)
     return {name: _short(line.get(name, "")) for name in COLUMNS}
 
 
@@ -426,6 +429,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--probe-epochs", type=int, default=100, help="of the notebook's classifier")
+    parser.add_argument(
+        "--encoder", help="of a run, RUN/encoder.safetensors, for (f); default an untrained one"
+    )
     parser.add_argument("--growth-backbone", default="resnet18_narrow")
     parser.add_argument("--counts", default="1000,5000,20000,50000", help="image counts of (i)")
     parser.add_argument("--image-sizes", default="32,64,128,224", help="image sizes of (i)")
@@ -461,13 +467,17 @@ def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: F
             raise SystemExit(
                 f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images"
             )
-    needs_encoder = row.name[0] in "ef" or row.name.endswith("-embed")
+    encoder = ""
+    if row.name == "f" and options.encoder:
+        encoder = str(Path(options.encoder).resolve())
+    elif row.name[0] in "ef" or row.name.endswith("-embed"):
+        encoder = encoder_of(settings, scratch)
     return {
         "data": "",
         **settings,
         "scratch": str(scratch),
         "started": 0.0,
-        "encoder": encoder_of(settings, scratch) if needs_encoder else "",
+        "encoder": encoder,
         "fork": not options.quick,
     }
 
