@@ -9,7 +9,7 @@ import mocokit
 
 LAYERS = [
     {"errors", "seeding"},
-    {"files", "console", "memory"},
+    {"files", "console", "memory", "cores"},
     {"options"},
     {"config"},
     {"resolve"},

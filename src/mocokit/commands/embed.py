@@ -18,13 +18,14 @@ from mocokit.commands.environment import pick_device
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
+from mocokit.cores import limit_threads, usable_cores
 from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
 from mocokit.data.layout import Listing, Skipped, Source
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import write_skipped
 from mocokit.data.stream import stream
-from mocokit.data.workers import Decoded, usable_cores, worker_count
+from mocokit.data.workers import Decoded, worker_count
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import (
     BLOCK_ROWS,
@@ -72,6 +73,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     path = Path(config.output)
     _check_output(path, overwrite)
     keep_freed_memory()
+    limit_threads()
     encoder = load(config.run, pick_device(config.device))
     source = open_source(config.data)
     listing = source.scan()

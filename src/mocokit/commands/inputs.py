@@ -6,6 +6,7 @@ from functools import cached_property
 from mocokit.commands.environment import pick_device
 from mocokit.config import ImagesConfig
 from mocokit.console import progress, say
+from mocokit.cores import limit_threads
 from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder import load, read_header
 from mocokit.errors import UserError
@@ -44,6 +45,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
     Raises:
         UserError: no encoder there, unusable images, or no labels where they are needed.
     """
+    limit_threads()
     spec, about = read_header(config.run)
     device = pick_device(config.device)
     with progress("decoding images") as report:

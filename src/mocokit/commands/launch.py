@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mocokit.cores import usable_cores
 from mocokit.errors import Interrupted, UserError
 
 GRACE = 30.0  # seconds that the others get to end by themselves when a process has failed
@@ -88,7 +89,7 @@ def _free_port() -> int:
 
 
 def _threads(processes: int) -> int:
-    return max(1, (os.cpu_count() or 1) // processes)
+    return max(1, usable_cores() // processes)
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"]) -> None:

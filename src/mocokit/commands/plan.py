@@ -1,7 +1,6 @@
 """From options and data to a complete configuration; with a time budget, the schedule that ends in time."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from mocokit import processes
 from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
 from mocokit.console import say
+from mocokit.cores import usable_cores
 from mocokit.data.batches import channel_statistics
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streamed import StreamedImages
@@ -58,7 +58,7 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         channels=store.channels,
         device=device,
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
-        cpus=max(1, (os.cpu_count() or 1) // processes.local_count()),
+        cpus=max(1, usable_cores() // processes.local_count()),
         processes=processes.count(),
     )
     resolved = _fit_view_sizes(resolve(given, facts), store)

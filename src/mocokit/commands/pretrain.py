@@ -13,6 +13,7 @@ from mocokit.commands.plan import Images, encoder_spec, final_exam, make_plan, m
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
+from mocokit.cores import limit_threads
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streamed import open_streamed
 from mocokit.deploy.encoder import save_encoder
@@ -65,6 +66,7 @@ def pretrain(
 def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict[str, Any]:
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
     keep_freed_memory()
+    limit_threads()
     first = processes.rank() == 0
     if not first:
         mute()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mocokit.cores import usable_cores
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
 from mocokit.data.layout import Source
 
@@ -52,11 +53,6 @@ _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**24
 _DEEP_PIXEL_BYTES = 12  # three bands of float32
 _stopping = threading.Event()  # in a worker: nobody waits for what is under way
-
-
-def usable_cores() -> int:
-    """The processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count(source: Source, images: int) -> int:

@@ -4,7 +4,6 @@ Run, stopped and resumed like pretraining (``fit.py``); the weights of the best 
 """
 
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mocokit.config import FinetuneConfig
+from mocokit.cores import usable_cores
 from mocokit.data.batches import Batch, Batches, Steps, generator
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.model.encoder import Encoder
@@ -227,7 +227,7 @@ def train_classifier(
     """
     assert module.config.device is not None
     device, steps = torch.device(module.config.device), module.steps
-    batches = Batches(steps, module.total, device, workers=os.cpu_count() or 1)
+    batches = Batches(steps, module.total, device, workers=usable_cores())
     checkpoints = Checkpoints(run.checkpoint, CHECKPOINT_SECONDS, module.total, module.check_state)
     callbacks = [EpochEnds(run.metrics, validate, announce), checkpoints]
     precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
