@@ -33,6 +33,7 @@ def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
 
 def bare(batch: int, mode: str) -> float:
     """Images a second of query forward and backward and key forward: bfloat16, channels-last, random tensors."""
+    torch._dynamo.reset()  # else a second batch size makes kernels for any
     model = create_backbone("resnet18_cifar", 3, 32).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
     network = model if mode == EAGER else torch.compile(model, mode=mode)

@@ -80,8 +80,8 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
             )
             for peer in ("lightly", "torchvision", "kornia")
         ),
-        Row("e", "embedding, ResNet-18", "images/s", **embed),
-        Row("e-bf16", "embedding, ResNet-18, ours in bfloat16", "images/s", **embed, settings={"precision": "bf16"}),
+        Row("e-fp32", "embedding, ResNet-18", "images/s", **embed),
+        Row("e-bf16", "the same, ours in bfloat16", "images/s", **embed, settings={"precision": "bf16"}),
         Row("e-narrow", "embedding, narrow ResNet-18", "images/s", **embed, settings=NARROW),
         Row("f", "linear probe", "s", "speed_peer.probe", "speed_ours.probe", "speed_floor.features_once"),
         Row("g", "kNN", "s", "speed_peer.knn", "speed_ours.knn", "speed_floor.gemm",
@@ -185,7 +185,7 @@ def encoder_of(settings: dict[str, Any], scratch: Path) -> str:
         from mocokit.deploy.encoder import save_encoder
         from mocokit.model.encoder import Encoder, EncoderSpec
 
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         spec = EncoderSpec(settings["backbone"], settings["image_size"], 3, MEAN, STD)
         save_encoder(Encoder.create(spec), path, {"seed": 0, "recipe": "none", "data_fingerprint": ""})
     return str(path)
@@ -495,7 +495,8 @@ def main() -> int:
         return 0
     import torch
 
-    if missing := [name for name in ("lightly", "kornia") if importlib.util.find_spec(name) is None]:
+    peers = ["lightly", *(["kornia"] if any(row.name == "d-kornia" for row in rows) else [])]
+    if missing := [name for name in peers if importlib.util.find_spec(name) is None]:
         raise SystemExit(f"{missing[0]} is missing: pip install 'mocokit[benchmarks]'")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out = options.out or RESULTS / f"speed-{machine(options.device)}.csv"

@@ -148,7 +148,7 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
         raise UserError(
-            "--cuda-graphs true: needs --compile true, --device cuda and a single process; leave it out"
+            "--cuda-graphs true: needs --compile true, --device cuda and a single process; give --cuda-graphs false"
         )
     check_shares(config, facts.processes)
     return Resolved(config, reasons)

@@ -127,9 +127,13 @@ def test_no_process_goes_on_from_a_run_that_another_is_about_to_overwrite(tmp_pa
         )
         for rank in range(2)
     ]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for process in started:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in started:
+            process.kill()
     assert [row.split(",")[0] for row in (out / "metrics.csv").read_text().splitlines()] == before
 
 

@@ -85,17 +85,33 @@ def test_compilation(
 
 
 @pytest.mark.parametrize(
-    ("graphs", "given", "expected", "why"),
+    ("compiled", "graphs", "given", "expected", "why"),
     [
-        (0.04, {}, (True, True), "50 ms a step compiled, 100 ms as it is, 40 ms compiled with CUDA graphs"),
-        (0.049, {}, (True, False), "50 ms a step compiled, 100 ms as it is, 49 ms compiled with CUDA graphs"),
-        (0.2, {}, (True, False), "50 ms a step compiled, 100 ms as it is, 200 ms compiled with CUDA graphs"),
-        (None, {}, (True, False), "50 ms a step compiled, 100 ms as it is; no CUDA graphs: overwritten"),
-        (0.04, {"cuda_graphs": False}, (True, False), "50 ms a step compiled, 100 ms as it is"),
+        (0.05, 0.04, {}, (True, True), ", 40 ms compiled with CUDA graphs"),
+        (0.05, 0.049, {}, (True, False), ", 49 ms compiled with CUDA graphs"),
+        (0.05, 0.2, {}, (True, False), ", 200 ms compiled with CUDA graphs"),
+        (
+            0.091,
+            0.08,
+            {},
+            (True, True),
+            ", 80 ms compiled with CUDA graphs",
+        ),  # the compiler alone would not do
+        (0.091, 0.088, {}, (False, False), ", 88 ms compiled with CUDA graphs"),
+        (
+            0.05,
+            RuntimeError("overwritten\nby a later run"),
+            {},
+            (True, False),
+            "; no CUDA graphs: overwritten",
+        ),
+        (0.05, AssertionError(), {}, (True, False), "; no CUDA graphs: AssertionError"),
+        (0.05, 0.04, {"cuda_graphs": False}, (True, False), ""),  # the user's word
     ],
 )
 def test_cuda_graphs(
-    graphs: float | None,
+    compiled: float,
+    graphs: float | Exception,
     given: dict[str, object],
     expected: tuple[bool, bool],
     why: str,
@@ -105,9 +121,9 @@ def test_cuda_graphs(
     """Tried beside compiled and plain steps; where they fail the run does without."""
 
     def seconds(config: PretrainConfig, *_: object) -> float:
-        if config.cuda_graphs and graphs is None:
-            raise RuntimeError("overwritten\nby a later run")
-        return graphs if config.cuda_graphs and graphs else 0.05 if config.compile else 0.1
+        if config.cuda_graphs and isinstance(graphs, Exception):
+            raise graphs
+        return graphs if config.cuda_graphs else compiled if config.compile else 0.1
 
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "pick_device", lambda device: "cuda")
@@ -118,7 +134,8 @@ def test_cuda_graphs(
     options = validate({"data": data, **TINY, "epochs": 2000, "device": "cuda", **given}, FIELDS)
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert (resolved.config.compile, resolved.config.cuda_graphs) == expected
-    assert resolved.reasons["compile"] == why
+    assert resolved.reasons["compile"] == f"{1000 * compiled:.0f} ms a step compiled, 100 ms as it is{why}"
+    assert ("cuda_graphs" in resolved.reasons) == ("cuda_graphs" not in given)
 
 
 def test_cuda_graphs_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

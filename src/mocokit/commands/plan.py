@@ -1,6 +1,7 @@
 """From options and data to a complete configuration; with a time budget, the schedule that ends in time."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
 from mocokit.resolve import Facts, Resolved, resolve
+from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
 from mocokit.training.module import view_sets
 
@@ -127,19 +129,22 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
     least = sizes * COMPILE_RUN[config.device]
     if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
-    say(f"compiling the encoders, to see if it pays; takes about {sizes} min")
-    compiled, graphs = step(compile=True), False
+    say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
+    compiled = step(compile=True)
+    chosen = {"compile": compiled < COMPILE_GAIN * plain}
     reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
     if config.device == "cuda" and processes.count() == 1 and "cuda_graphs" in resolved.reasons:
         try:
-            launched_together = step(compile=True, cuda_graphs=True)
-            reason += f", {1000 * launched_together:.0f} ms compiled with CUDA graphs"
-            graphs = launched_together < GRAPHS_GAIN * compiled
-            compiled = min(compiled, launched_together)
-        except RuntimeError as error:  # of a network that graphs do not bear, or of too little memory
-            reason += f"; no CUDA graphs: {str(error).splitlines()[0]}"
-    pays = compiled < COMPILE_GAIN * plain
-    return resolved.derive(reason, compile=pays, cuda_graphs=pays and graphs)
+            graphs = step(compile=True, cuda_graphs=True)
+            reason += f", {1000 * graphs:.0f} ms compiled with CUDA graphs"
+        except Exception as error:  # of a network that graphs do not bear, or of too little memory
+            graphs = math.inf
+            reason += f"; no CUDA graphs: {(str(error) or type(error).__name__).splitlines()[0]}"
+        chosen["cuda_graphs"] = graphs < min(GRAPHS_GAIN * compiled, COMPILE_GAIN * plain)
+        chosen["compile"] |= chosen["cuda_graphs"]
+        if not chosen["cuda_graphs"]:
+            forget_cuda_graphs()
+    return resolved.derive(reason, **chosen)
 
 
 def _length(config: PretrainConfig, step: float) -> float:

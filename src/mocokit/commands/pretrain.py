@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,11 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if first else {}
     resolved = saved or processes.from_first(make_plan(given, store, images, started))
-    config = resolved.config
+    # What does not change the result may differ from the run that is resumed.
+    config = replace(
+        resolved.config, **{n: v for n, v in given.items() if not FIELDS[n].metadata["identity"]}
+    )
+    pick_device(config.device)
     check_shares(config, processes.count())
     if not saved:
         _describe(resolved)

@@ -31,6 +31,17 @@ def compile_encoders(moco: MoCo, cuda_graphs: bool = False) -> None:
         encoder.compile(backend=_inductor, dynamic=False, options={"triton.cudagraphs": cuda_graphs})
 
 
+def forget_cuda_graphs() -> None:
+    """Give the memory of all recorded graphs back to the GPU; those still in use are recorded again."""
+    import gc
+
+    from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+    gc.collect()
+    reset_cudagraph_trees()
+    torch.cuda.empty_cache()
+
+
 def _inductor(
     graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, Any]
 ) -> Callable[..., Any]:

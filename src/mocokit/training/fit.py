@@ -32,6 +32,10 @@ from mocokit.training.monitor import Measure, Monitor, Row
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 CALIBRATION_STEPS = 8  # timed ones, after as many untimed ones at most
+FIRST_STEPS = {
+    False: 1,
+    True: 3,
+}  # never timed: they compile and set up kernels, with CUDA graphs also record them
 CALIBRATION_SHARE = 0.05  # of the time at hand
 SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
@@ -161,7 +165,7 @@ def seconds_per_step(
 
     Args:
         config, spec, images: of the run to come.
-        seconds: how long this may take, about, without first steps; two steps are taken in any case with views of each
+        seconds: how long this may take, about, without first steps; one step is timed in any case with views of each
             size.
     """
     shares = view_shares(config)
@@ -186,11 +190,12 @@ def _seconds_per_step(
     module: Pretraining, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], seconds: float
 ) -> float:
     device, bf16 = module.device.type, module.config.precision == "bf16"
+    first = FIRST_STEPS[module.config.cuda_graphs]
     times: list[float] = []
     for batch in batches:
         begun = time.perf_counter()
         views = module.on_after_batch_transfer(batch, 0)
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):  # as Lightning's
             loss = module.training_step(views, 0)
         loss.backward()
         module.on_before_optimizer_step(optimizer)
@@ -198,8 +203,7 @@ def _seconds_per_step(
         optimizer.zero_grad()
         float(loss.detach())  # waits for the device
         times.append(time.perf_counter() - begun)
-        # The first step also compiles or sets up kernels.
-        if len(times) > 1 and any(processes.any_of(sum(times[1:]) > seconds)):
+        if len(times) > first and any(processes.any_of(sum(times[first:]) > seconds)):
             break  # all processes at the same step
-    settled = times[len(times) // 2 :]
+    settled = times[max(first, len(times) // 2) :]
     return sum(settled) / len(settled)
