@@ -104,3 +104,10 @@ def test_an_encoder_for_evaluation() -> None:
     assert norms(fast) == 0 < norms(encoder)
     assert fast.spec == encoder.spec
     torch.testing.assert_close(fast.embed(images), encoder.embed(images), rtol=1e-4, atol=1e-5)
+
+
+def test_without_numbers_the_network_stays() -> None:
+    network = create_backbone("resnet18_narrow", 3, 16)
+    with torch.no_grad():
+        network.bn1.weight.fill_(float("nan"))
+    assert folded(network, torch.randn(2, 3, 16, 16)) is network

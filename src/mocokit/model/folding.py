@@ -28,7 +28,8 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
         fast.set_submodule(norm, after)
     fast = fast.to(memory_format=torch.channels_last)
     expected, found = copy.deepcopy(network).eval()(example), fast(example)
-    close = torch.allclose(found, expected, rtol=RTOL, atol=ATOL * float(expected.abs().max()))
+    tolerance = ATOL * expected.abs().max() + RTOL * expected.abs()
+    close = bool(((found - expected).abs() <= tolerance).all())  # never where there are no numbers
     return fast if close else network
 
 
