@@ -23,7 +23,7 @@ def test_every_value_is_counted_in_its_bin(tensors):
         assert histogram.sum_squares == pytest.approx(np.square(exact).sum(), rel=1e-5)
         assert histogram.bucket_counts[0] == 0
         assert sum(histogram.bucket_counts) == exact.size
-        # Rounding may move a value over the nearest limit, not further; values less apart than normal numbers are as one.
+        # Rounding may move a value over the nearest limit, not further; what is less apart than normal numbers is one.
         slack = 1e-5 * (np.abs(exact).max() + exact.max() - exact.min()) + BINS * np.finfo(np.float32).tiny
         below = np.cumsum(histogram.bucket_counts)
         for limit, count in zip(histogram.bucket_limits, below, strict=True):
