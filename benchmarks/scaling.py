@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from mocokit.config import PretrainConfig
-from mocokit.data.build import stored_side
 from mocokit.data.decode import decode
+from mocokit.data.pixels import stored_side
 from mocokit.model.encoder import EncoderSpec
 from mocokit.resolve import Facts, resolve
 from mocokit.training.module import Pretraining

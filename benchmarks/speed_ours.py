@@ -72,15 +72,15 @@ def pretrain(s: Settings) -> Result:
 
 def views(s: Settings) -> Result:
     """Views a second on one core, the drawing of parameters included."""
-    from mocokit.data.views import VIEW_SETS, render, sample_params
+    from mocokit.data.augment import AUGMENTATIONS, augment, sample_params
 
     torch.set_num_threads(1)
     images, generator = photographs(s), torch.Generator().manual_seed(0)
     sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
 
     def call() -> None:
-        params = sample_params(VIEW_SETS["v2"][0], sizes, 3, generator)
-        render(images, params, s.image_size, MEAN, STD)
+        params = sample_params(AUGMENTATIONS["v2"][0], sizes, 3, generator)
+        augment(images, params, s.image_size, MEAN, STD)
 
     return {"value": rate(call, len(images), s)}
 

@@ -15,15 +15,15 @@ import torchvision
 from lightly.transforms import MoCoV2Transform
 from torchvision.transforms import v2
 
-from mocokit.data.views import VIEW_SETS, render, sample_params
+from mocokit.data.augment import AUGMENTATIONS, augment, sample_params
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def mocokit_views(images: torch.Tensor, generator: torch.Generator) -> None:
     sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
-    params = sample_params(VIEW_SETS["v2"][0], sizes, images.shape[1], generator)
-    render(images, params, images.shape[-1], MEAN, STD)
+    params = sample_params(AUGMENTATIONS["v2"][0], sizes, images.shape[1], generator)
+    augment(images, params, images.shape[-1], MEAN, STD)
 
 
 def torchvision_transform(size: int) -> v2.Compose:

@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"resolve"},
     {"rundir"},
-    {"processes"},
+    {"distributed"},
     {"data"},
     {"model"},
     {"training"},

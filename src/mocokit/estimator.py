@@ -258,7 +258,7 @@ def _pretrain(
 
         run = RunDirectory(directory / "run")
         fit(module, store.splits["train"], run, lambda encoder, step: {}, announce, bar=verbose)
-    encoder = Encoder.create(replace(spec, deep_range=spec.deep_range or BYTE_RANGE))
+    encoder = Encoder.create(replace(spec, intensity_range=spec.intensity_range or BYTE_RANGE))
     encoder.backbone.load_state_dict(module.moco.backbone.state_dict())
     return encoder.eval(), rows
 

@@ -22,8 +22,8 @@ from mocokit.config import FinetuneConfig
 from mocokit.deploy.encoder import read_header, save_encoder
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
-from mocokit.evaluation.labelled import split_labelled
 from mocokit.evaluation.probe import fast
+from mocokit.evaluation.splits import split_labelled
 from mocokit.model.encoder import Encoder
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.monitor import read_metrics

@@ -58,7 +58,7 @@ def vote(k: int) -> KNeighborsClassifier:
 
 @pytest.fixture
 def squares(tmp_path) -> Path:
-    """Labelled 8 x 8 images, the size that the run's encoder takes: nothing is resized."""
+    """LabelledSplits 8 x 8 images, the size that the run's encoder takes: nothing is resized."""
     folder = class_folders(tmp_path / "squares", classes=4, train=15, test=12)
     for i, file in enumerate(sorted(folder.rglob("*.png"))):
         tint = np.roll([25, 0, 0, 0], int(file.parent.name[-1]))[:3]

@@ -22,8 +22,8 @@ import mocokit
 from mocokit.cli import main
 from mocokit.config import FIELDS
 from mocokit.deploy.encoder import read_header
+from mocokit.evaluation.evaluator import Metrics, verdict
 from mocokit.evaluation.knn import Accuracy
-from mocokit.evaluation.quality import Quality, verdict
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
@@ -317,8 +317,10 @@ def test_an_awkward_folder_is_refused_with_a_count_and_a_way_out_then_trains(awk
     assert skipped(out) == broken
     spec, _ = read_header(out)
     assert spec.channels == 3
-    assert spec.deep_range is not None
-    low, high = spec.deep_range  # of the float file, which holds a seventh of the 16-bit values, and of those
+    assert spec.intensity_range is not None
+    low, high = (
+        spec.intensity_range
+    )  # of the float file, which holds a seventh of the 16-bit values, and of those
     assert 100 / 7 <= low < 100
     assert 4000 < high < 5000
     features = mocokit.load(out).embed([folder / name for name in good_files()])
@@ -335,9 +337,9 @@ def skipped(run: Path) -> set[str]:
 # Verdict -------------------------------------------------------------------------------------------------
 
 
-def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 0.5) -> Quality:
+def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 0.5) -> Metrics:
     scores = {"rankme": rankme, "alignment": 1.0, "uniformity": -2.0, "retrieval": retrieval}
-    return Quality(None if top1 is None else Accuracy(top1, 1.0), scores)
+    return Metrics(None if top1 is None else Accuracy(top1, 1.0), scores)
 
 
 @pytest.mark.parametrize(

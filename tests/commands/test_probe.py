@@ -43,7 +43,7 @@ def test_figures_are_scikit_learns_on_the_same_features(tiny_run: TinyRun, run):
     encoder = mocokit.load(run)
     (files, labels), (test_files, test_labels) = (images_of(tiny_run.data / s) for s in ("train", "test"))
     found = result["encoder"]
-    C = 1 / (found["strength"] * len(files))
+    C = 1 / (found["l2"] * len(files))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-9, max_iter=10_000))
     predicted = model.fit(encoder.embed(files).numpy(), labels).predict(encoder.embed(test_files).numpy())
     assert found["confusion"] == confusion_matrix(test_labels, predicted).tolist()
@@ -86,7 +86,7 @@ def test_sgd_leaves_its_epochs(tiny_run: TinyRun, run):
         [float(row["loss"]) for row in rows], rel=1e-4
     )
     assert set(result["encoder"]) >= {"top1", "top5", "balanced", "ci95", "per_class", "confusion"}
-    assert "strength" not in result["encoder"]
+    assert "l2" not in result["encoder"]
     assert (run / "encoder.safetensors").read_bytes() == before
     fast = mocokit.probe(str(run), str(tiny_run.data))
     kept = [json.loads((run / "results" / f"{name}.json").read_text()) for name in ("probe", "probe_sgd")]
@@ -101,7 +101,7 @@ def test_few_labels(tiny_run: TinyRun, run, options):
     for who in WHO:
         accuracies = result[who]["accuracies"]
         assert result[who]["top1"] == pytest.approx(np.mean(accuracies))
-        assert len(accuracies) == len(result[who]["strength"]) == 4
+        assert len(accuracies) == len(result[who]["l2"]) == 4
         assert len(set(accuracies)) > 1  # the choices differ
         interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
         assert result[who]["ci95"] == pytest.approx(np.clip(interval, 0, 1))

@@ -85,7 +85,7 @@ def test_bytes_reach_the_store_unchanged(tmp_path: Path, channels: int | None) -
     np.save(tmp_path / "images.npy", images)
     store = store_of(tmp_path / "images.npy")
     assert (store.name, store.channels, store.label_names) == ("images", channels or 1, None)
-    assert store.deep_range is None
+    assert store.intensity_range is None
     np.testing.assert_array_equal(store.splits["train"].batch(range(6)), planes(images))
 
 
@@ -96,7 +96,7 @@ def test_deep_images_share_one_range(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "images.npy", images)
     store = store_of(tmp_path / "images.npy")
     low, high = float(images.min()), float(images.max())
-    assert store.deep_range == (low, high)
+    assert store.intensity_range == (low, high)
     expected = np.rint((images.astype(np.float64) - low) * 255 / (high - low))
     np.testing.assert_array_equal(store.splits["train"].batch(range(5))[:, 0], expected)
 
@@ -111,7 +111,7 @@ def test_deep_array_equals_deep_files(tmp_path: Path) -> None:
         (tmp_path / "files" / f"{row}.png").write_bytes(png16(image))
     np.save(tmp_path / "images.npy", images)
     ours, files = (store_of(tmp_path / name) for name in ("images.npy", "files"))
-    assert ours.deep_range == files.deep_range
+    assert ours.intensity_range == files.intensity_range
     assert ours.fingerprint == files.fingerprint
 
 

@@ -8,8 +8,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from mocokit.data.augment import center_view
 from mocokit.data.classifier_views import flip_probability, shift, training_view
-from mocokit.data.views import center_view
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 

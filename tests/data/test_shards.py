@@ -268,12 +268,12 @@ def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, each row group or run of tar members is fetched a single time."""
-    monkeypatch.setattr(shards_module, "_TAR_RUN", 2)
+    """In order, each row group or block of tar members is fetched a single time."""
+    monkeypatch.setattr(shards_module, "_TAR_BLOCK", 2)
     source = open_source(str(write_shards(tmp_path / "set", kind, shards=1)))
-    runs = source.scan().runs
-    assert runs is not None
-    np.testing.assert_array_equal(runs, [0, 0, 1, 1, 2, 2])
+    blocks = source.scan().blocks
+    assert blocks is not None
+    np.testing.assert_array_equal(blocks, [0, 0, 1, 1, 2, 2])
     opened: list[str] = []
     real = shards_module._file
     monkeypatch.setattr(shards_module, "_file", lambda place: opened.append(place) or real(place))

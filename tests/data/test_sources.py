@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode
-from mocokit.data.layout import Listing, arrange
+from mocokit.data.image_index import ImageIndex, arrange
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
 from tests.helpers import archive, class_folders, encode, noise, write_images
@@ -31,17 +31,17 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
 
 
-def scan(path: Path) -> Listing:
+def scan(path: Path) -> ImageIndex:
     return open_source(str(path)).scan()
 
 
-def classes_of(listing: Listing, split: str) -> list[str]:
+def classes_of(listing: ImageIndex, split: str) -> list[str]:
     assert listing.labels is not None
     assert listing.label_names is not None
     return [listing.label_names[label] for label in listing.labels[listing.splits[split]]]
 
 
-def names_of(listing: Listing, split: str) -> list[str]:
+def names_of(listing: ImageIndex, split: str) -> list[str]:
     return [listing.names[index] for index in listing.splits[split]]
 
 

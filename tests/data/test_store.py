@@ -178,7 +178,7 @@ def test_deep_images_are_scaled_by_the_range_of_the_set(tmp_path: Path) -> None:
     dark = np.linspace(100, 1000, 64).reshape(8, 8).astype(np.uint16)
     bright = np.linspace(2000, 4100, 64).reshape(8, 8).astype(np.uint16)
     store = open_images(deep_images(tmp_path / "data", dark=dark, light=bright))
-    assert store.deep_range == (100, 4100)
+    assert store.intensity_range == (100, 4100)
     assert store.channels == 1
     pixels = all_pixels(store)
     expected = np.rint((np.stack([dark, bright]).astype(float) - 100) / 4000 * 255)
@@ -186,13 +186,13 @@ def test_deep_images_are_scaled_by_the_range_of_the_set(tmp_path: Path) -> None:
     assert (pixels.min(), pixels.max()) == (0, 255)
     cached = open_images(tmp_path / "data")
     assert cached.from_cache
-    assert cached.deep_range == (100, 4100)
+    assert cached.intensity_range == (100, 4100)
 
 
 def test_a_given_range_clips(tmp_path: Path) -> None:
     root = deep_images(tmp_path / "data", one=np.array([[-5, 0, 0.5, 1, 7]], dtype=np.float32))
-    store = open_images(root, deep_range=(0, 1))
-    assert store.deep_range == (0, 1)
+    store = open_images(root, intensity_range=(0, 1))
+    assert store.intensity_range == (0, 1)
     assert all_pixels(store).ravel().tolist() == [0, 0, 128, 255, 255]
 
 
@@ -406,7 +406,7 @@ def test_what_was_found_out_may_be_asked_for(tmp_path: Path) -> None:
     again = open_images(root, **found_out, image_size_cap=chosen.image_size, image_size_share=1.0)
     assert (again.path, again.from_cache) == (chosen.path, True)
     assert not open_images(root, **found_out | {"image_size": chosen.image_size + 8}).from_cache
-    assert not open_images(root, **found_out, deep_range=(0.0, 7.0)).from_cache
+    assert not open_images(root, **found_out, intensity_range=(0.0, 7.0)).from_cache
     assert not open_images(root, **found_out, limit=4, seed=3).from_cache
 
 

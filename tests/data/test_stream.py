@@ -16,11 +16,16 @@ from tests.helpers import archive, encode, noise, png16, write_images
 SIZES = [(8, 8), (40, 30), (5, 31), (64, 16), (16, 16)]
 
 
-def streamed(data, image_size=8, channels=3, deep_range=None, workers=0):
+def streamed(data, image_size=8, channels=3, intensity_range=None, workers=0):
     source = open_source(str(data))
     listing = source.scan()
     images = read_all(source, range(len(listing.names)))
-    options = {"image_size": image_size, "channels": channels, "deep_range": deep_range, "workers": workers}
+    options = {
+        "image_size": image_size,
+        "channels": channels,
+        "intensity_range": intensity_range,
+        "workers": workers,
+    }
     return dict(zip(listing.names, stream(images, **options), strict=True))
 
 
@@ -64,9 +69,9 @@ def test_deep_images_are_scaled_from_the_range_of_the_encoder(tmp_path):
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 2000 * (i + 1), (9, 9, 1), dtype=np.uint16)
         (tmp_path / f"{i}.png").write_bytes(png16(pixels))
-    deep_range = (100.0, 5000.0)
-    images = streamed(tmp_path, channels=1, deep_range=deep_range)
-    assert_equals_store(tmp_path, images, channels=1, deep_range=deep_range)
+    intensity_range = (100.0, 5000.0)
+    images = streamed(tmp_path, channels=1, intensity_range=intensity_range)
+    assert_equals_store(tmp_path, images, channels=1, intensity_range=intensity_range)
     brightest = [int(pixels.max()) for pixels in streamed(tmp_path, channels=1).values()]
     assert brightest == [255, 255, 255]  # without one, each by its own
 
@@ -85,7 +90,7 @@ def test_a_file_that_vanishes_is_bad_and_the_others_come(tmp_path):
     source = open_source(str(tmp_path))
     source.scan()
     (tmp_path / "a.png").unlink()
-    a, b = stream(read_all(source, [0, 1]), image_size=8, channels=3, deep_range=None)
+    a, b = stream(read_all(source, [0, 1]), image_size=8, channels=3, intensity_range=None)
     assert "cannot be read" in str(a)
     assert isinstance(b, np.ndarray)
 
@@ -101,7 +106,7 @@ def test_reads_only_a_little_ahead(workers):
             reads += 1
             yield image
 
-    images = stream(endless(), image_size=8, channels=3, deep_range=None, workers=workers)
+    images = stream(endless(), image_size=8, channels=3, intensity_range=None, workers=workers)
     for _ in range(100):
         next(images)
     images.close()
@@ -121,7 +126,7 @@ from mocokit.data.stream import stream
 
 image = open(sys.argv[1], "rb").read()
 for after in (1, 2, 3, 12, 13, 14):
-    images = stream(itertools.repeat(image), image_size=256, channels=3, deep_range=None, workers=2)
+    images = stream(itertools.repeat(image), image_size=256, channels=3, intensity_range=None, workers=2)
     for _ in range(after):
         next(images)
     images.close()

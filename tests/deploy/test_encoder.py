@@ -29,9 +29,9 @@ ABOUT = {"seed": 3, "recipe": "auto", "data_fingerprint": "f"}
 SIZES = [(24, 24), (24, 40), (31, 9), (5, 5), (64, 64), (100, 30), (24, 24)]
 
 
-def spec(channels: int, deep_range: tuple[float, float] | None = None) -> EncoderSpec:
+def spec(channels: int, intensity_range: tuple[float, float] | None = None) -> EncoderSpec:
     mean, std = (0.3, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return EncoderSpec("resnet18_narrow", 24, channels, mean, std, deep_range)
+    return EncoderSpec("resnet18_narrow", 24, channels, mean, std, intensity_range)
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +113,14 @@ def test_header(tmp_path):
     save_encoder(deep, tmp_path / "encoder.safetensors", ABOUT)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
         header = file.metadata()
-    assert header["format"] == "mocokit-encoder-1"
+    assert header["format"] == "mocokit-encoder-2"
     assert json.loads(header["spec"]) == {
         "backbone": "resnet18_narrow",
         "image_size": 24,
         "channels": 1,
         "mean": [0.3],
         "std": [0.2],
-        "deep_range": [12.5, 4095.0],
+        "intensity_range": [12.5, 4095.0],
     }
     assert json.loads(header["about"]) == ABOUT
     assert read_header(tmp_path) == (deep.spec, ABOUT)
@@ -174,8 +174,8 @@ def test_embed_equals_evaluation(kind, tmp_path):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_bytes(content)
     store = open_store(str(tmp_path / "data"), image_size=24, image_size_cap=24, max_skipped=0)
-    assert (store.deep_range is not None) == (kind == "16 bit")
-    encoder = Encoder.create(spec(store.channels, store.deep_range)).eval()
+    assert (store.intensity_range is not None) == (kind == "16 bit")
+    encoder = Encoder.create(spec(store.channels, store.intensity_range)).eval()
     images = store.splits["train"]
     stored = extract(encoder, images)
     for batch_size in (1, 3, 100):
@@ -282,7 +282,7 @@ def test_truncated(whole, tmp_path, kept):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "mocokit-encoder-2"}, "mocokit-encoder-2 where mocokit-encoder-1 was expected"),
+        ({"format": "mocokit-encoder-3"}, "mocokit-encoder-2 where mocokit-encoder-2 was expected"),
         ({"format": None}, "format none"),
         ({"spec": None}, "not a mocokit encoder file"),
         ({"spec": "{"}, "not a mocokit encoder file"),
@@ -300,7 +300,7 @@ def test_truncated(whole, tmp_path, kept):
         (changed_spec(image_size=-1), "not a mocokit encoder file"),
         (changed_spec(image_size=math.inf), "not a mocokit encoder file"),
         (changed_spec(mean=[0.5]), "not a mocokit encoder file"),
-        (changed_spec(deep_range=[1]), "not a mocokit encoder file"),
+        (changed_spec(intensity_range=[1]), "not a mocokit encoder file"),
     ],
 )
 def test_other_headers(whole, tmp_path, changes, words):
@@ -312,7 +312,7 @@ def test_other_headers(whole, tmp_path, changes, words):
 def test_other_peoples_files(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign)
-    assert "format none where mocokit-encoder-1 was expected" in refused(foreign)
+    assert "format none where mocokit-encoder-2 was expected" in refused(foreign)
     (tmp_path / "text.safetensors").write_text("hello, I am a text file\n" * 100)
     assert "not a mocokit encoder file" in refused(tmp_path / "text.safetensors")
     assert "no encoder here" in refused(tmp_path / "missing.safetensors")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from mocokit.data.views import center_view
+from mocokit.data.augment import center_view
 from mocokit.deploy import export_timm as module
 from mocokit.deploy.export_timm import _TORCHVISION_VITS, export_timm, loading_lines
 from mocokit.errors import UserError

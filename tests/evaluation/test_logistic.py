@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from mocokit.data.batches import generator
+from mocokit.data.sampler import generator
 from mocokit.errors import UserError
-from mocokit.evaluation.labelled import stratified_folds
 from mocokit.evaluation.logistic import logistic_path
-from mocokit.evaluation.probe import DEFAULT_STRENGTH, STRENGTHS, choose_strength
+from mocokit.evaluation.probe import DEFAULT_L2, L2_GRID, choose_l2
+from mocokit.evaluation.splits import stratified_folds
 
 CPU = torch.device("cpu")
 
@@ -24,22 +24,22 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(x[:400], dtype=torch.float32), torch.tensor(y[:400])
 
 
-def solve(features, labels, strength, classes=10):
-    (classifier,) = logistic_path(features, labels, classes, [strength], CPU)
+def solve(features, labels, l2, classes=10):
+    (classifier,) = logistic_path(features, labels, classes, [l2], CPU)
     return classifier
 
 
-def scikit_learn(features, labels, strength):
+def scikit_learn(features, labels, l2):
     """The same problem, solved tightly."""
-    C = 1 / (strength * len(labels))
+    C = 1 / (l2 * len(labels))
     x = StandardScaler().fit_transform(features.double().numpy())
     return LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(x, labels.numpy()), x
 
 
-@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
-def test_probabilities_equal_scikit_learn(digits, strength):
-    model, x = scikit_learn(*digits, strength)
-    found = solve(*digits, strength).scores(digits[0]).softmax(dim=1)
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
+def test_probabilities_equal_scikit_learn(digits, l2):
+    model, x = scikit_learn(*digits, l2)
+    found = solve(*digits, l2).scores(digits[0]).softmax(dim=1)
     np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-4)
 
 
@@ -51,27 +51,27 @@ def test_two_classes_are_multinomial_too(digits):
     np.testing.assert_allclose(found, model.predict_proba(x), atol=1e-4)
 
 
-@pytest.mark.parametrize("strength", [1e-1, 1e-4, 1e-6])
-def test_the_gradient_vanishes(digits, strength):
+@pytest.mark.parametrize("l2", [1e-1, 1e-4, 1e-6])
+def test_the_gradient_vanishes(digits, l2):
     features, labels = digits
-    classifier = solve(features, labels, strength)
+    classifier = solve(features, labels, l2)
     std = features.double().std(dim=0, correction=0)
     x = (features.double() - features.double().mean(dim=0)) / std.clamp(min=1e-9)
     # On standardised features the weights are times std; the bias takes up the means.
     W = classifier.weight.double() * std
     b = classifier.bias.double() + classifier.weight.double() @ features.double().mean(dim=0)
     error = (x @ W.T + b).softmax(dim=1) - torch.eye(10)[labels]
-    assert (error.T @ x / len(x) + strength * W).abs().max() < 2e-6  # the tolerance, and rounding to float32
+    assert (error.T @ x / len(x) + l2 * W).abs().max() < 2e-6  # the tolerance, and rounding to float32
     assert error.mean(dim=0).abs().max() < 2e-6
 
 
 def test_a_path_gives_what_each_strength_gives_alone(digits):
-    strengths = (1.0, 0.1, 0.01)
-    for strength, warm in zip(strengths, logistic_path(*digits, 10, strengths, CPU), strict=True):
-        cold = solve(*digits, strength)
+    l2s = (1.0, 0.1, 0.01)
+    for l2, warm in zip(l2s, logistic_path(*digits, 10, l2s, CPU), strict=True):
+        cold = solve(*digits, l2)
         found, expected = (c.scores(digits[0]).softmax(dim=1) for c in (warm, cold))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-        assert warm.strength == strength
+        assert warm.l2 == l2
 
 
 def test_the_scale_of_features_does_not_matter(digits):
@@ -113,14 +113,14 @@ def test_the_strength_is_as_good_as_that_of_an_exhaustive_search(digits, images)
     masks = stratified_folds(labels, 3, generator(0, "test"))
     folds = [((features[~mask], labels[~mask]), (features[mask], labels[mask])) for mask in masks]
     losses = []
-    for strength in STRENGTHS:
+    for l2 in L2_GRID:
         loss = 0.0
         for (x, y), (val_x, val_y) in folds:
-            scores = solve(x, y, strength).scores(val_x).double().softmax(dim=1)
+            scores = solve(x, y, l2).scores(val_x).double().softmax(dim=1)
             loss += log_loss(val_y, scores, labels=range(10), normalize=False)
         losses.append(loss)
-    chosen = losses[STRENGTHS.index(choose_strength(folds, 10, CPU))]
-    assert chosen <= 1.05 * min(losses)  # near the minimum strengths are alike
+    chosen = losses[L2_GRID.index(choose_l2(folds, 10, CPU))]
+    assert chosen <= 1.05 * min(losses)  # near the minimum l2s are alike
     assert min(losses[0], losses[-1]) > 1.1 * min(losses)  # or any choice would do
 
 
@@ -129,7 +129,7 @@ def test_classes_that_cannot_be_learned_are_not_validated_on(digits):
     known = labels[:200] < 9
     train, val = (features[:200][known], labels[:200][known]), (features[200:], labels[200:])
     seen = labels[200:] < 9
-    expected = choose_strength([(train, (val[0][seen], val[1][seen]))], 10, CPU)
-    assert choose_strength([(train, val)], 10, CPU) == expected != STRENGTHS[0]
+    expected = choose_l2([(train, (val[0][seen], val[1][seen]))], 10, CPU)
+    assert choose_l2([(train, val)], 10, CPU) == expected != L2_GRID[0]
     unseen = (val[0][~seen], val[1][~seen])
-    assert choose_strength([(train, unseen)], 10, CPU) == choose_strength([], 10, CPU) == DEFAULT_STRENGTH
+    assert choose_l2([(train, unseen)], 10, CPU) == choose_l2([], 10, CPU) == DEFAULT_L2

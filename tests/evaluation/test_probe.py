@@ -10,14 +10,15 @@ from torch.nn.functional import cross_entropy
 
 import mocokit
 from mocokit.config import ProbeConfig
-from mocokit.data.batches import Steps, generator
 from mocokit.data.classifier_views import training_view
+from mocokit.data.loader import StepSampler
+from mocokit.data.sampler import generator
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract, rows_of
-from mocokit.evaluation.labelled import Labelled, split_labelled
 from mocokit.evaluation.logistic import logistic_path
-from mocokit.evaluation.probe import STRENGTHS, choose_strength, fast, frozen, sgd
+from mocokit.evaluation.probe import L2_GRID, choose_l2, fast, frozen, sgd
+from mocokit.evaluation.splits import LabelledSplits, split_labelled
 from mocokit.model.encoder import Encoder
 from tests.runs import TinyRun
 
@@ -31,7 +32,7 @@ def encoder(tiny_run: TinyRun) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def labelled(tiny_run: TinyRun) -> Labelled:
+def labelled(tiny_run: TinyRun) -> LabelledSplits:
     store = open_store(str(tiny_run.data), image_size=8, image_size_cap=8)
     return split_labelled(store, seed=0)
 
@@ -44,10 +45,10 @@ def right(classifier, encoder, part) -> float:
 def test_fast_learns_from_both_parts_with_the_strength_chosen_between_them(encoder, labelled):
     found = fast(encoder, labelled.train, labelled.val, 3, seed=0)
     x, val = (extract(encoder, part.images, part.indices) for part in (labelled.train, labelled.val))
-    strength = choose_strength([((x, labelled.train.labels), (val, labelled.val.labels))], 3, CPU)
+    l2 = choose_l2([((x, labelled.train.labels), (val, labelled.val.labels))], 3, CPU)
     labels = torch.cat([labelled.train.labels, labelled.val.labels])
-    (expected,) = logistic_path(torch.cat([x, val]), labels, 3, [strength], CPU)
-    assert found.strength == strength
+    (expected,) = logistic_path(torch.cat([x, val]), labels, 3, [l2], CPU)
+    assert found.l2 == l2
     torch.testing.assert_close(found.weight, expected.weight)
     assert right(found, encoder, labelled.test) > 0.5  # of three colours
 
@@ -61,7 +62,7 @@ def test_fast_on_few_labels_looks_at_no_others(encoder, labelled, monkeypatch):
         return extract(encoder, images, indices)
 
     monkeypatch.setattr("mocokit.evaluation.probe.extract", watched)
-    assert fast(encoder, few, None, 3, seed=0).strength in STRENGTHS
+    assert fast(encoder, few, None, 3, seed=0).l2 in L2_GRID
     assert seen == few.indices.tolist()
 
 
@@ -78,7 +79,7 @@ def test_sgd_is_a_plain_training_loop(encoder, labelled):
     with torch.no_grad():
         layer.weight.copy_(0.01 * torch.randn(3, encoder.dim, generator=generator(0, "probe weights")))
         layer.bias.zero_()
-    steps = Steps(train.images, 16, 0, train.indices)
+    steps = StepSampler(train.images, 16, 0, train.indices)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
     total, losses = 3 * steps.per_epoch, []
     for step in range(total):

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.commands.plan import Images, encoder_spec
 from mocokit.config import FIELDS
 from mocokit.data.store import open_store
-from mocokit.data.streamed import open_streamed
+from mocokit.data.streaming import open_streaming
 from mocokit.errors import Interrupted
 from mocokit.options import validate
 from mocokit.resolve import Facts, resolve
@@ -48,11 +48,11 @@ def train(
     images: Images
     sizes = {"image_size": options["image_size"], "image_size_cap": 64, "workers": 0}
     if options.get("stream"):
-        store, images = open_streamed(data, seed=0, max_skipped=0.05, **sizes)
+        store, images = open_streaming(data, seed=0, max_skipped=0.05, **sizes)
     else:
         store = open_store(data, **sizes)
         images = store.splits["train"]
-    facts = Facts("x", len(images), store.image_size, 8, 3, "cpu", False, 1, processes.count())
+    facts = Facts("x", len(images), store.image_size, 8, 3, "cpu", False, 1, distributed.world_size())
     options = {name: value for name, value in options.items() if name != "epochs"}
     given = validate({"data": data, "out": str(out), "monitor_every": 0, **options}, FIELDS)
     config = replace(resolve(given, facts).config, monitor_every=0, histograms=False)
@@ -76,11 +76,11 @@ def interrupted(data: str, out: Path) -> None:
 def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys of a batch encoded across processes in another order, and without; batch norm is in evaluation mode."""
     store = open_store(data, image_size=8, image_size_cap=64, workers=0)
-    facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, processes.count())
+    facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, distributed.world_size())
     config = resolve(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
     moco = Pretraining(config, encoder_spec(store, config)).moco.eval()
     whole = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    x = whole[processes.share(24)]
+    x = whole[distributed.local_slice(24)]
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     return moco.keys(x, order), moco.keys(x, None)
 
@@ -88,17 +88,17 @@ def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
 def main(job: dict[str, Any]) -> None:
     """Do the job in this process and leave the outcome where the test finds it."""
     torch.set_num_threads(1)
-    processes.join("cpu")
-    folder = Path(job["out"]) / f"rank{processes.rank()}"
+    distributed.init_process_group("cpu")
+    folder = Path(job["out"]) / f"rank{distributed.rank()}"
     outcome: dict[str, Any] = {"keys": shuffled_keys(job["data"])}
     for name, options in CASES.items():
         outcome[name] = train(job["data"], Path(job["out"]) / name, options)
-    if processes.count() == 1:
+    if distributed.world_size() == 1:
         interrupted(job["data"], Path(job["out"]) / "interrupted")
     else:
         outcome["resumed"] = train(job["data"], Path(job["out"]) / "interrupted", SAVED)
-    outcome["any"] = processes.any_of(processes.rank() == 1, False)
-    outcome["first"] = processes.from_first(processes.rank())
+    outcome["any"] = distributed.any_rank(distributed.rank() == 1, False)
+    outcome["first"] = distributed.broadcast_object(distributed.rank())
     folder.mkdir(parents=True)
     torch.save(outcome, folder / "outcome.pt")
 

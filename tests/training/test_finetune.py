@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mocokit.config import FinetuneConfig
-from mocokit.data.batches import Steps
+from mocokit.data.loader import StepSampler
 from mocokit.data.store import ImageSet, open_store
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -41,7 +41,7 @@ def train(
 ) -> tuple[Finetuning, Encoder]:
     """Train on all but ten images; ``curve`` is what validation says at the start and after each epoch."""
     rows = torch.arange(10, len(images))
-    module = Finetuning(new_encoder(), config, Steps(images, config.batch_size, config.seed, rows))
+    module = Finetuning(new_encoder(), config, StepSampler(images, config.batch_size, config.seed, rows))
 
     def validate(encoder: Encoder) -> float:
         epoch = module.global_step // module.steps.per_epoch
@@ -144,7 +144,7 @@ def stopped_after(images: ImageSet, path: Path, config: FinetuneConfig, epoch: i
     """The encoder after ``epoch`` epochs of a run."""
     kept: list[Encoder] = []
     rows = torch.arange(10, len(images))
-    module = Finetuning(new_encoder(), config, Steps(images, config.batch_size, config.seed, rows))
+    module = Finetuning(new_encoder(), config, StepSampler(images, config.batch_size, config.seed, rows))
 
     def validate(encoder: Encoder) -> float:
         kept.append(copy.deepcopy(encoder))
@@ -172,7 +172,7 @@ def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
 def test_a_loaded_encoder_trains_its_batch_norm(images, tmp_path):
     """Loaded encoders are in evaluation mode; training them like that would freeze the statistics."""
     rows = torch.arange(len(images))
-    module = Finetuning(new_encoder().eval(), CONFIG, Steps(images, CONFIG.batch_size, 0, rows))
+    module = Finetuning(new_encoder().eval(), CONFIG, StepSampler(images, CONFIG.batch_size, 0, rows))
     best = train_classifier(module, RunDirectory(tmp_path), lambda encoder: 0.0, lambda row: None)
     steps = CONFIG.epochs * module.steps.per_epoch
     norms = [m for m in module.encoder.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from mocokit.data.batches import Batches, Steps
+from mocokit.data.loader import Batches, StepSampler
 from mocokit.data.store import ImageSet, open_store
 from mocokit.training.histograms import histograms
 from mocokit.training.module import Pretraining
@@ -64,7 +64,9 @@ def moved(pretraining: Pretraining) -> Pretraining:
 
 def batches(images: ImageSet, pretraining: Pretraining) -> Batches:
     """Those of a set that lives on the device whole."""
-    made = Batches(Steps(images, pretraining.config.batch_size, seed=0), 2, torch.device("cpu"), workers=0)
+    made = Batches(
+        StepSampler(images, pretraining.config.batch_size, seed=0), 2, torch.device("cpu"), workers=0
+    )
     made.device = GPU
     made.resident = torch.from_numpy(images.batch(np.arange(len(images)))).to(GPU)
     return made

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mocokit
-from mocokit.data.batches import Batch
+from mocokit.data.loader import Batch
 from mocokit.deploy.encoder import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.resolve import Facts, resolve

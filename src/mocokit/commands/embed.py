@@ -21,7 +21,7 @@ from mocokit.console import progress, say
 from mocokit.cores import limit_threads, usable_cores
 from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
-from mocokit.data.layout import Listing, Skipped, Source
+from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import write_skipped
 from mocokit.data.stream import stream
@@ -143,7 +143,7 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
     }
 
 
-def _summary(source: Source, listing: Listing, total: int, done: int) -> str:
+def _summary(source: Source, listing: ImageIndex, total: int, done: int) -> str:
     counts = ", ".join(f"{len(indices):,} {split}" for split, indices in listing.splits.items())
     ignored = f", {listing.ignored:,} outside train and test not used" if listing.ignored else ""
     resumed = f"; {done:,} of {total:,} are done" if done else ""
@@ -163,7 +163,7 @@ def _embed_rest(
         read_all(source, order[parts.done :].tolist()),
         image_size=spec.image_size,
         channels=spec.channels,
-        deep_range=spec.deep_range,
+        intensity_range=spec.intensity_range,
         workers=worker_count(source, total - parts.done) if config.workers is None else config.workers,
     )
     at_once = max(LEAST_AT_ONCE, config.batch_size // streams) if streams > 1 else config.batch_size
@@ -241,7 +241,7 @@ def _cast(features: torch.Tensor, config: EmbedConfig) -> np.ndarray:
     return cast
 
 
-def _skipped(parts: Parts, listing: Listing, order: np.ndarray) -> list[Skipped]:
+def _skipped(parts: Parts, listing: ImageIndex, order: np.ndarray) -> list[Skipped]:
     return [
         Skipped(listing.names[order[position]], str(reason))
         for part in parts
@@ -263,7 +263,7 @@ def _finish(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) 
         raise UserError(f"no usable images in {config.data}")
 
 
-def _rows(parts: Parts, listing: Listing, order: np.ndarray, classes: tuple[str, ...]) -> Iterator[Rows]:
+def _rows(parts: Parts, listing: ImageIndex, order: np.ndarray, classes: tuple[str, ...]) -> Iterator[Rows]:
     """The parts with all that the listing says of their images."""
     split_of = np.empty(len(listing.names), object)
     for split, indices in listing.splits.items():

@@ -84,7 +84,7 @@ def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str 
             image_size=spec.image_size,
             image_size_cap=spec.image_size,
             limit=PICTURES,
-            deep_range=spec.deep_range,
+            intensity_range=spec.intensity_range,
             channels=spec.channels,
             progress=report,
         )

@@ -17,13 +17,13 @@ from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
 from mocokit.console import say
-from mocokit.data.batches import Steps
+from mocokit.data.loader import StepSampler
 from mocokit.deploy.encoder import encoder_file, save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.classification import Classification, classify
 from mocokit.evaluation.features import extract
-from mocokit.evaluation.labelled import Labelled, Part, split_labelled
 from mocokit.evaluation.probe import fast
+from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
 from mocokit.options import RECORDS, fields_of, flag, read_options, validate
@@ -50,7 +50,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.labelled.split_labelled`.
+        data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
         options: any other field of `mocokit.config.FinetuneConfig`.
 
@@ -89,7 +89,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     return result
 
 
-def _split(inputs: Inputs, config: FinetuneConfig) -> Labelled:
+def _split(inputs: Inputs, config: FinetuneConfig) -> LabelledSplits:
     labelled = split_labelled(inputs.store, config.seed)
     if not len(labelled.val) or len(labelled.train) < 2:
         raise UserError(
@@ -121,7 +121,7 @@ class _Training:
 
     config: FinetuneConfig
     inputs: Inputs
-    labelled: Labelled
+    labelled: LabelledSplits
 
     @property
     def directory(self) -> RunDirectory:
@@ -151,7 +151,7 @@ class _Training:
             encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
         assert self.config.batch_size is not None
         return Finetuning(
-            encoder, self.config, Steps(train.images, self.config.batch_size, seed, train.indices)
+            encoder, self.config, StepSampler(train.images, self.config.batch_size, seed, train.indices)
         )
 
     def result(self, started: float, overwrite: bool) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _classify(encoder: Encoder, part: Part, seed: int) -> Classification:
+def _classify(encoder: Encoder, part: Subset, seed: int) -> Classification:
     features = extract(encoder, part.images, part.indices)
     return classify(encoder.probabilities(features), part.labels, seed)
 

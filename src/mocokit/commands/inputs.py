@@ -56,7 +56,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
             limit=config.limit,
             seed=config.seed,
             max_skipped=config.max_skipped,
-            deep_range=spec.deep_range,
+            intensity_range=spec.intensity_range,
             channels=spec.channels,
             progress=report,
         )

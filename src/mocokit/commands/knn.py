@@ -13,7 +13,7 @@ from mocokit.console import say
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.classification import bootstrap_interval
 from mocokit.evaluation.features import extract, pixels
-from mocokit.evaluation.knn import KnnTest
+from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.options import fields_of, validate
 
 
@@ -36,7 +36,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
-    test = KnnTest(inputs.store, config.k, config.temperature)
+    test = KnnEvaluator(inputs.store, config.k, config.temperature)
     features: dict[str, Callable[[ImageSet, Tensor | None], Tensor]] = {
         "encoder": lambda images, _: extract(inputs.encoder, images),
         "random_init": lambda images, _: extract(inputs.random_init, images),

@@ -9,25 +9,24 @@ from typing import Any
 
 import torch
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
 from mocokit.console import say
 from mocokit.cores import usable_cores
-from mocokit.data.batches import channel_statistics
+from mocokit.data.augment import augmentations, view_sizes
+from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import ImageSet, Store
-from mocokit.data.streamed import StreamedImages
-from mocokit.data.views import view_sizes
+from mocokit.data.streaming import StreamingImages
 from mocokit.errors import UserError
-from mocokit.evaluation.knn import KnnTest
-from mocokit.evaluation.quality import Exam
+from mocokit.evaluation.evaluator import Evaluator
+from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
 from mocokit.resolve import Facts, Resolved, resolve
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.fit import CALIBRATION_SHARE, seconds_per_step
-from mocokit.training.module import view_sets
 
 MONITOR_BANK, MONITOR_QUERIES = 4000, 1000  # images of the checks during training
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
@@ -39,7 +38,7 @@ COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
 GRAPHS_GAIN = 0.95  # of a compiled step: they take memory
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
-Images = ImageSet | StreamedImages
+Images = ImageSet | StreamingImages
 
 
 def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: float) -> Resolved:
@@ -60,8 +59,8 @@ def make_plan(given: Mapping[str, Any], store: Store, images: Images, started: f
         channels=store.channels,
         device=device,
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
-        cpus=max(1, usable_cores() // processes.local_count()),
-        processes=processes.count(),
+        cpus=max(1, usable_cores() // distributed.local_world_size()),
+        processes=distributed.world_size(),
     )
     resolved = _fit_view_sizes(resolve(given, facts), store)
     if device == "cpu" and "precision" in resolved.reasons and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -99,9 +98,9 @@ def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved
 
     def step(images_a_step: int, precision: str, seconds: float) -> float:
         trial = dataclasses.replace(config, precision=precision, batch_size=images_a_step)
-        return processes.from_first(seconds_per_step(trial, spec, images, seconds))
+        return distributed.broadcast_object(seconds_per_step(trial, spec, images, seconds))
 
-    batch, shares = config.batch_size, processes.count()
+    batch, shares = config.batch_size, distributed.world_size()
     few = min(batch, TRIAL_IMAGES * shares)
     image = step(few, "fp32", 0.0) / few
     if _length(config, batch * image) < max(PRECISION_RUN, PRECISION_STEPS * batch * image):
@@ -122,7 +121,7 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
 
     def step(compile: bool, cuda_graphs: bool = False) -> float:
         trial = dataclasses.replace(config, compile=compile, cuda_graphs=cuda_graphs)
-        return processes.from_first(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
+        return distributed.broadcast_object(seconds_per_step(trial, spec, images, TRIAL_SECONDS))
 
     plain = step(compile=False)
     sizes = len(view_sizes(config.view_size, config.view_size_end))
@@ -133,7 +132,7 @@ def _fit_compile(resolved: Resolved, store: Store, images: Images) -> Resolved:
     compiled = step(compile=True)
     chosen = {"compile": compiled < COMPILE_GAIN * plain}
     reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
-    if config.device == "cuda" and processes.count() == 1 and "cuda_graphs" in resolved.reasons:
+    if config.device == "cuda" and distributed.world_size() == 1 and "cuda_graphs" in resolved.reasons:
         try:
             graphs = step(compile=True, cuda_graphs=True)
             reason += f", {1000 * graphs:.0f} ms compiled with CUDA graphs"
@@ -171,7 +170,7 @@ def _fit_budget(resolved: Resolved, store: Store, images: Images, started: float
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
     timing = _time(config, store, images, CALIBRATION_SHARE * budget)
-    resolved, final = _fit_exam(resolved, store, timing.image, FINAL_SHARE * budget)
+    resolved, final = _fit_evaluator(resolved, store, timing.image, FINAL_SHARE * budget)
     left = BUDGET_USE * budget - (time.perf_counter() - started) - final
     per_epoch = len(images) // config.batch_size
     checks = max(2, min(10, int(0.05 * left / timing.check)))  # the first and the last in any case
@@ -193,16 +192,16 @@ def _fit_budget(resolved: Resolved, store: Store, images: Images, started: float
     return resolved
 
 
-def _fit_exam(resolved: Resolved, store: Store, image: float, seconds: float) -> tuple[Resolved, float]:
+def _fit_evaluator(resolved: Resolved, store: Store, image: float, seconds: float) -> tuple[Resolved, float]:
     """Keep the evaluation at the end (encoder and random initialisation) within ``seconds``, and its duration."""
-    exam = _full_exam(store, resolved.config)
-    if resolved.config.knn_images == 0 and "knn_images" in resolved.reasons and exam.knn:
-        room = seconds / 2 / image - (exam.images_read - exam.knn.images_read)
-        if exam.knn.images_read > room:
+    evaluator = _full_evaluator(store, resolved.config)
+    if resolved.config.knn_images == 0 and "knn_images" in resolved.reasons and evaluator.knn:
+        room = seconds / 2 / image - (evaluator.images_read - evaluator.knn.images_read)
+        if evaluator.knn.images_read > room:
             few = max(LEAST_KNN_IMAGES, int(room / 2))
             reason = f"{1000 * image:.1f} ms an image, twice; for all of them see mocokit knn"
             resolved = resolved.derive(reason, knn_images=few)
-    return resolved, 2 * final_exam(store, resolved.config).images_read * image
+    return resolved, 2 * final_evaluator(store, resolved.config).images_read * image
 
 
 def _time(config: PretrainConfig, store: Store, images: Images, seconds: float) -> _Timing:
@@ -210,31 +209,31 @@ def _time(config: PretrainConfig, store: Store, images: Images, seconds: float) 
     spec = encoder_spec(store, config)
     step = seconds_per_step(config, spec, images, seconds)
     encoder = Encoder.create(spec).to(config.device)
-    small, check = _full_exam(store, config).sample(256, 256), monitor_exam(store, config)
-    small.take(encoder)
+    small, check = _full_evaluator(store, config).sample(256, 256), monitor_evaluator(store, config)
+    small.evaluate(encoder)
     begun = time.perf_counter()
-    small.take(encoder)
+    small.evaluate(encoder)
     image = (time.perf_counter() - begun) / small.images_read
     return _Timing(step, image, check.images_read * image)
 
 
-def _full_exam(store: Store, config: PretrainConfig) -> Exam:
-    knn = KnnTest(store, config.knn_k, config.knn_temperature) if store.label_names else None
-    return Exam(store.splits["train"], view_sets(config), config.seed, knn)
+def _full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
+    knn = KnnEvaluator(store, config.knn_k, config.knn_temperature) if store.label_names else None
+    return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
 
 
-def monitor_exam(store: Store, config: PretrainConfig) -> Exam:
+def monitor_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """What is measured during training: some images."""
-    return _full_exam(store, config).sample(MONITOR_BANK, MONITOR_QUERIES)
+    return _full_evaluator(store, config).sample(MONITOR_BANK, MONITOR_QUERIES)
 
 
-def final_exam(store: Store, config: PretrainConfig) -> Exam:
+def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """What is measured at the end: all images, unless the configuration says less."""
-    exam = _full_exam(store, config)
-    return exam.sample(config.knn_images, config.knn_images) if config.knn_images else exam
+    evaluator = _full_evaluator(store, config)
+    return evaluator.sample(config.knn_images, config.knn_images) if config.knn_images else evaluator
 
 
 def encoder_spec(store: Store, config: PretrainConfig) -> EncoderSpec:
     """The encoder that a run trains."""
     mean, std = channel_statistics(store.splits["train"])
-    return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.deep_range)
+    return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.intensity_range)

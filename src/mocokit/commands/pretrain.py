@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.launch import launch
-from mocokit.commands.plan import Images, encoder_spec, final_exam, make_plan, monitor_exam
+from mocokit.commands.plan import Images, encoder_spec, final_evaluator, make_plan, monitor_evaluator
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.cores import limit_threads
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
-from mocokit.data.streamed import open_streamed
+from mocokit.data.streaming import open_streaming
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.quality import Quality, verdict
+from mocokit.evaluation.evaluator import Metrics, verdict
 from mocokit.files import write_json, write_text
 from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
@@ -57,10 +57,12 @@ def pretrain(
     """
     started = time.perf_counter() if started is None else started
     given = merge(validate({"data": data, **options}, FIELDS), {})
-    if given.get("devices", 1) > 1 and not processes.started_as_one_of_many():
+    if given.get("devices", 1) > 1 and not distributed.is_launched():
         return launch("pretrain", given, given["devices"], overwrite)
-    processes.join(pick_device(given.get("device")))
-    with processes.peers_may_die("its message says why; run the same command to go on from the checkpoint"):
+    distributed.init_process_group(pick_device(given.get("device")))
+    with distributed.reporting_lost_peers(
+        "its message says why; run the same command to go on from the checkpoint"
+    ):
         return _pretrain(given, overwrite, started)
 
 
@@ -68,29 +70,31 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
     keep_freed_memory()
     limit_threads()
-    first = processes.rank() == 0
+    first = distributed.rank() == 0
     if not first:
         mute()
-    with processes.first_on_each_machine_first():
+    with distributed.local_rank_zero_first():
         store, images = _open_data(given)
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
-    saved = processes.from_first(_existing(run, given, store, overwrite) if first else None)
-    finished = processes.from_first(run.read_result("pretrain") if saved and run.encoder.exists() else None)
+    saved = distributed.broadcast_object(_existing(run, given, store, overwrite) if first else None)
+    finished = distributed.broadcast_object(
+        run.read_result("pretrain") if saved and run.encoder.exists() else None
+    )
     if finished:
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if first else {}
-    resolved = saved or processes.from_first(make_plan(given, store, images, started))
+    resolved = saved or distributed.broadcast_object(make_plan(given, store, images, started))
     # What does not change the result may differ from the run that is resumed.
     config = replace(
         resolved.config, **{n: v for n, v in given.items() if not FIELDS[n].metadata["identity"]}
     )
     pick_device(config.device)
-    check_shares(config, processes.count())
+    check_shares(config, distributed.world_size())
     if not saved:
         _describe(resolved)
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         say(
-            f"{processes.count()} processes of {config.batch_size // processes.count()} images each: "
+            f"{distributed.world_size()} processes of {config.batch_size // distributed.world_size()} images each: "
             f"batch {config.batch_size}, learning rate {config.lr:g}"
         )
     spec = encoder_spec(store, config)
@@ -104,7 +108,7 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
             skipped = fit(module, images, run, _measure(store, config), announcer(config))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
-    processes.leave()
+    distributed.destroy_process_group()
     if not first:
         return {}
     encoder = Encoder(module.moco.backbone, spec)
@@ -149,7 +153,7 @@ def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
 
 def _opened(data: str, stream: bool, options: dict[str, Any]) -> tuple[Store, Images]:
     if stream:
-        return open_streamed(data, **options)
+        return open_streaming(data, **options)
     store = open_store(data, **options)
     return store, store.splits["train"]
 
@@ -180,12 +184,12 @@ def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwri
 
 def _measure(store: Store, config: PretrainConfig) -> Measure:
     """The check during training, on some images; of the initialisation the baseline's own encoder is checked."""
-    exam = monitor_exam(store, config)
+    evaluator = monitor_evaluator(store, config)
 
     def measure(encoder: Encoder, step: int) -> dict[str, float]:
         if step == 0:
             encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
-        return exam.take(encoder).row()
+        return evaluator.evaluate(encoder).row()
 
     return measure
 
@@ -240,13 +244,13 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
     """Measure the encoder and its random initialisation, on all images unless the configuration says less."""
     spec = module.spec
     images = store.splits["train"]
-    exam = final_exam(store, config)
-    encoder = exam.take(Encoder(module.moco.backbone, spec))
-    random_init = exam.take(random_encoder(spec, config.seed, images, config.device))
+    evaluator = final_evaluator(store, config)
+    encoder = evaluator.evaluate(Encoder(module.moco.backbone, spec))
+    random_init = evaluator.evaluate(random_encoder(spec, config.seed, images, config.device))
     rows = [row for row in read_metrics(run.metrics) if row["loss"]]
     loss = float(rows[-1]["loss"])
     over_chance = loss / module.chance_level
-    judgement = verdict(over_chance, encoder, random_init, exam.knn.asked if exam.knn else 0)
+    judgement = verdict(over_chance, encoder, random_init, evaluator.knn.asked if evaluator.knn else 0)
     return {
         "run": str(run.path),
         "recipe": config.recipe,
@@ -260,7 +264,7 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
     }
 
 
-def _knn(encoder: Quality, random_init: Quality) -> dict[str, Any] | None:
+def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
     if encoder.knn is None or random_init.knn is None:
         return None
     return {"encoder": encoder.knn._asdict(), "random_init": random_init.knn._asdict()}

@@ -14,9 +14,9 @@ from mocokit.console import progress, say
 from mocokit.errors import UserError
 from mocokit.evaluation.classification import Classification, classify, t_interval
 from mocokit.evaluation.features import extract
-from mocokit.evaluation.labelled import Labelled, Part, split_labelled
 from mocokit.evaluation.logistic import LinearClassifier
 from mocokit.evaluation.probe import Epoch, fast, frozen, sgd
+from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.files import write_text
 from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
@@ -26,8 +26,8 @@ from mocokit.rundir import RunDirectory
 class Lesson(NamedTuple):
     """What a classifier is made from: images to learn from, and to validate on if they are not among those."""
 
-    train: Part
-    val: Part | None
+    train: Subset
+    val: Subset | None
 
 
 def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
@@ -35,16 +35,16 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.labelled.split_labelled` says which of
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them train, validate and test.
         options: any other field of `mocokit.config.ProbeConfig`.
 
     Returns:
         ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, per_class, confusion}`` on
-        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``strength``; ``ci95_of``; ``images``,
+        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``,
         how many ``train``, ``val`` and ``test``; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With
         few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
-        and ``confusion``, and ``strength`` is a list.
+        and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, fewer labels than asked for, or a wrong option.
@@ -77,7 +77,7 @@ def _few(config: ProbeConfig) -> bool:
     return config.labels_per_class is not None or config.label_fraction is not None
 
 
-def _lessons(labelled: Labelled, config: ProbeConfig) -> list[Lesson]:
+def _lessons(labelled: LabelledSplits, config: ProbeConfig) -> list[Lesson]:
     """All labels once, or few labels several times, which have to do for validation too."""
     if not _few(config):
         return [Lesson(labelled.train, labelled.val)]
@@ -88,7 +88,7 @@ def _lessons(labelled: Labelled, config: ProbeConfig) -> list[Lesson]:
 def _measure(
     name: str,
     encoder: Encoder,
-    labelled: Labelled,
+    labelled: LabelledSplits,
     lessons: list[Lesson],
     config: ProbeConfig,
     log: RunDirectory | None = None,
@@ -105,8 +105,8 @@ def _measure(
     found = [classify(c.scores(features), test.labels, config.seed) for c in classifiers]
     figures = _averages(found) if _few(config) else found[0].as_dict(labelled.names)
     if config.protocol == "fast":
-        strengths = [c.strength for c in classifiers]
-        figures["strength"] = strengths if _few(config) else strengths[0]
+        l2s = [c.l2 for c in classifiers]
+        figures["l2"] = l2s if _few(config) else l2s[0]
     figures["wall_s"] = round(time.perf_counter() - begun, 2)
     low, high = figures["ci95"]
     say(

@@ -8,13 +8,12 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
 from mocokit.config import ScorecardConfig
 from mocokit.console import say
-from mocokit.data.views import VIEW_SETS, ViewSet
+from mocokit.data.augment import AUGMENTATIONS, Augmentation, augmentations
 from mocokit.errors import UserError
-from mocokit.evaluation.quality import Exam
+from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.scorecard import SCORES, Score
 from mocokit.options import fields_of, validate
 from mocokit.rundir import RunDirectory
-from mocokit.training.module import view_sets
 
 LEAST_IMAGES = 2  # to compare one image with another
 
@@ -42,8 +41,11 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     images = inputs.store.splits["train"]
     if len(images) < LEAST_IMAGES:
         raise UserError(f"{data}: one image can't be compared with others; name at least {LEAST_IMAGES}")
-    exam = Exam(images, views, config.seed, knn=None, scored=config.images)
-    encoder, random_init = exam.take(inputs.encoder).scores, exam.take(inputs.random_init).scores
+    evaluator = Evaluator(images, views, config.seed, knn=None, scored=config.images)
+    encoder, random_init = (
+        evaluator.evaluate(inputs.encoder).scores,
+        evaluator.evaluate(inputs.random_init).scores,
+    )
     meaning = {score.name: score.meaning(encoder[score.name], random_init[score.name]) for score in SCORES}
     say(f"{'':22}{'encoder':>10}{'random init':>14}")
     for score in SCORES:
@@ -56,10 +58,10 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _views_of(run: Path) -> tuple[ViewSet, ViewSet]:
+def _views_of(run: Path) -> tuple[Augmentation, Augmentation]:
     """How the run made its views; those of MoCo v2 where that is not known."""
     directory = RunDirectory(run)
-    return view_sets(directory.read_config().config) if directory.config.exists() else VIEW_SETS["v2"]
+    return augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
 
 
 def _show(score: Score, value: float, before: float, meaning: str) -> None:

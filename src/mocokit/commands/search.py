@@ -254,8 +254,8 @@ def _pixels(images: Iterable[Encoded], names: list[str], features: Features) -> 
     """What is drawn of images: uint8 [1 or 3, H, W], of more bands the first."""
     spec = _spec(features)
     channels = 3 if spec is None or spec.channels in (1, 3) else spec.channels
-    deep_range = None if spec is None else spec.deep_range
-    decoded = stream(images, image_size=montage.TILE, channels=channels, deep_range=deep_range)
+    intensity_range = None if spec is None else spec.intensity_range
+    decoded = stream(images, image_size=montage.TILE, channels=channels, intensity_range=intensity_range)
     pixels = []
     for name, image in zip(names, decoded, strict=True):
         if isinstance(image, BadImage):

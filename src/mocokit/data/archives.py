@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, cast
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.layout import Listing, Skipped, arrange, is_image_name
+from mocokit.data.image_index import ImageIndex, Skipped, arrange, is_image_name
 from mocokit.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -87,7 +87,7 @@ class ZipSource:
     def fingerprint(self) -> str:
         return archive_fingerprint(self.path)
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         try:
             self._zip = zipfile.ZipFile(self.path)
         except _DAMAGE as error:
@@ -161,7 +161,7 @@ class TarSource:
     def fingerprint(self) -> str:
         return archive_fingerprint(self.path)
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         members: dict[str, _Extent] = {}
         refused: dict[str, Skipped] = {}
         try:

@@ -18,7 +18,7 @@ from PIL import Image
 from mocokit.data.archives import archive_fingerprint
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import BadImage, decode_pillow
-from mocokit.data.layout import SPLITS, Listing
+from mocokit.data.image_index import SPLITS, ImageIndex
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -67,13 +67,13 @@ class MemorySource:
         """The same for all: for stores that are used once."""
         return "memory"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         """All images are to train on, in order; a file goes by its path, others by their position."""
         names = [
             str(image) if isinstance(image, str | Path) else f"image {row}"
             for row, image in enumerate(self.images)
         ]
-        return Listing(names, {"train": np.arange(len(names))})
+        return ImageIndex(names, {"train": np.arange(len(names))})
 
     def read(self, index: int) -> bytes | np.ndarray:
         """The bytes of a file, or the pixels [C, H, W] uint8 or float32; BadImage if there are none."""
@@ -108,7 +108,7 @@ class ArraySource:
         """From name, size, time and both ends of the file."""
         return archive_fingerprint(self.path)
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         """Map the arrays into memory.
 
         Raises:
@@ -133,7 +133,7 @@ class ArraySource:
             prefix = f"{split}/" if len(parts) > 1 else ""
             names += [f"{prefix}{row:06d}" for row in range(count)]
             splits[split] = np.arange(start, start + count)
-        return Listing(names, splits, *_classes(labels))
+        return ImageIndex(names, splits, *_classes(labels))
 
     def read(self, index: int) -> np.ndarray:
         """Pixels [C, H, W] uint8 or float32 of one image; BadImage if they are not finite."""

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
-from mocokit.data.layout import SPLITS, Listing, Skipped, Source
+from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
+from mocokit.data.pixels import convert, convertible, stored_side
 from mocokit.data.sources import read_all
 from mocokit.data.workers import decode_all, worker_count
 from mocokit.errors import UserError
@@ -26,7 +27,6 @@ _LEAST_SIZE = 16
 _PEEKED_IMAGES = 100
 _PROGRESS_EVERY = 64
 _BLOCK = 2**22
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Options:
     image_size_share: float
     limit: int | None
     seed: int
-    deep_range: tuple[float, float] | None
+    intensity_range: tuple[float, float] | None
     channels: int | None
 
     def plain(self) -> dict[str, Any]:
         """As JSON gives it back, without what decides nothing: a cap for a given size, a seed without a limit."""
         values = asdict(self)
-        values["deep_range"] = self.deep_range and list(self.deep_range)
+        values["intensity_range"] = self.intensity_range and list(self.intensity_range)
         if self.image_size is not None:
             values |= {"image_size_cap": None, "image_size_share": None}
         if self.limit is None:
@@ -95,7 +95,7 @@ def build(
     staging = directory / "staging.bin"
     staged, skipped = _stage(source, listing, order, stored_side(side), workers, staging, progress)
     channels = options.channels or _common_channels(staged)
-    misfits = [image for image in staged if not _converts(image.shape[0], channels)]
+    misfits = [image for image in staged if not convertible(image.shape[0], channels)]
     skipped += [
         Skipped(listing.names[image.number], f"{image.shape[0]} channels among images with {channels}")
         for image in misfits
@@ -103,13 +103,13 @@ def build(
     skipped = listing.refused + skipped
     found = len(order) + len(listing.refused)
     check_skipped(skipped, found, max_skipped)
-    kept = [image for image in staged if _converts(image.shape[0], channels)]
+    kept = [image for image in staged if convertible(image.shape[0], channels)]
     counts = _split_counts(kept, splits)
     if not counts.get("train"):
         raise UserError(f"no usable training images in {source.name}")
 
-    deep_range = _deep_range(kept, options.deep_range)
-    _write_pixels(staging, directory / PIXELS, kept, channels, deep_range)
+    intensity_range = _intensity_range(kept, options.intensity_range)
+    _write_pixels(staging, directory / PIXELS, kept, channels, intensity_range)
     staging.unlink(missing_ok=True)
     indices = np.array([image.number for image in kept])
     sizes = np.array([image.shape[1:] for image in kept], dtype=np.int32)
@@ -118,7 +118,7 @@ def build(
         arrays["labels"] = listing.labels[indices]
     names = "\0".join(listing.names[index] for index in indices).encode(errors="surrogatepass")
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    found_out = replace(options, image_size=side, deep_range=deep_range, channels=channels)
+    found_out = replace(options, image_size=side, intensity_range=intensity_range, channels=channels)
     facts = {
         # Asked for what was found out here, the answer would be the same entry.
         "serves": [options.plain(), found_out.plain()],
@@ -126,7 +126,7 @@ def build(
         "image_size": side,
         "channels": channels,
         "label_names": listing.label_names,
-        "deep_range": deep_range,
+        "intensity_range": intensity_range,
         "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
         "splits": counts,
         "found": found,
@@ -184,7 +184,7 @@ def _chosen_size(source: Source, indices: np.ndarray, options: Options) -> int:
 
 def _stage(
     source: Source,
-    listing: Listing,
+    listing: ImageIndex,
     order: np.ndarray,
     max_side: int,
     workers: int,
@@ -217,10 +217,6 @@ def _common_channels(staged: list[_Staged]) -> int:
     return max(counts, key=lambda channels: (counts[channels], channels), default=3)
 
 
-def _converts(channels: int, target: int) -> bool:
-    return channels == target or {channels, target} == {1, 3}
-
-
 def _split_counts(kept: list[_Staged], splits: dict[str, np.ndarray]) -> dict[str, int]:
     """How many of the kept images each split has, in order; empty splits are left out."""
     indices = np.array([image.number for image in kept], dtype=np.int64)
@@ -228,7 +224,7 @@ def _split_counts(kept: list[_Staged], splits: dict[str, np.ndarray]) -> dict[st
     return {split: count for split, count in counts.items() if count}
 
 
-def _deep_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
+def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
     """The range that deep images are scaled by: one for all, so that relative brightness survives."""
     ranges = [image.value_range for image in kept if image.value_range is not None]
     if not ranges:
@@ -237,39 +233,19 @@ def _deep_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple
 
 
 def _write_pixels(
-    staging: Path, path: Path, kept: list[_Staged], channels: int, deep_range: tuple[float, float] | None
+    staging: Path, path: Path, kept: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
 ) -> None:
     """Write the images one after the other, each uint8 [C, H, W] of its own size."""
     size = sum(math.prod(image.shape) for image in kept)
-    unchanged = deep_range is None and all(image.shape[0] == channels for image in kept)
+    unchanged = intensity_range is None and all(image.shape[0] == channels for image in kept)
     if unchanged and size == staging.stat().st_size:  # nothing to convert or leave out
         staging.rename(path)
         return
     pixels = np.memmap(staging, dtype=np.uint8, mode="r")
     with path.open("wb", buffering=_BLOCK) as file:
         for image in kept:
-            converted = convert(image.pixels(pixels), channels, deep_range)
+            converted = convert(image.pixels(pixels), channels, intensity_range)
             file.write(np.ascontiguousarray(converted).data)
-
-
-def stored_side(image_size: int) -> int:
-    """The longest side that images are kept with: twice the model's, so that crops lose little."""
-    return 2 * image_size
-
-
-def convert(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> np.ndarray:
-    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``deep_range``."""
-    if len(pixels) == 1 and channels == 3:
-        pixels = np.repeat(pixels, 3, axis=0)
-    elif len(pixels) == 3 and channels == 1:
-        gray = np.tensordot(_LUMA, pixels.astype(np.float32), axes=1)[None]
-        pixels = np.rint(gray).astype(np.uint8) if pixels.dtype == np.uint8 else gray
-    if pixels.dtype == np.uint8:
-        return pixels
-    assert deep_range is not None
-    low, high = deep_range
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
 
 
 def _fingerprint(path: Path, channels: int, counts: dict[str, int], arrays: dict[str, np.ndarray]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mocokit.data.views import ViewSet, center_view, render, sample_params
+from mocokit.data.augment import Augmentation, augment, center_view, sample_params
 
 PADDED_SIZE = 64  # up to here views are shifted, above they are cropped and resized
 COLOUR_FLIP_P = 0.5
@@ -32,7 +32,7 @@ def training_view(
 ) -> Tensor:
     """One randomly cropped and flipped view of each image, on the images' device.
 
-    Up to 64 pixels: the view for evaluation (`mocokit.data.views.center_view`), padded with black by an eighth of
+    Up to 64 pixels: the view for evaluation (`mocokit.data.augment.center_view`), padded with black by an eighth of
     its side, of which a random part of that size is shown (He et al. 2016, section 4.2: 4 pixels at 32). Above:
     torchvision's `RandomResizedCrop` with its defaults, an area of 8 to 100 % (Szegedy et al. 2015, section 6).
 
@@ -48,11 +48,11 @@ def training_view(
         float32 [B, C, size, size], whatever autocast says.
     """
     if size > PADDED_SIZE:
-        crops = ViewSet(
+        crops = Augmentation(
             jitter=(0, 0, 0, 0), jitter_p=0, gray_p=0, gray_first=False, blur_p=0,
             crop_scale=(0.08, 1.0), flip_p=flip_p,
         )  # fmt: skip
-        return render(images, sample_params(crops, sizes, images.shape[1], generator), size, mean, std)
+        return augment(images, sample_params(crops, sizes, images.shape[1], generator), size, mean, std)
     padding = max(1, size // 8)
     offsets = torch.randint(2 * padding + 1, (len(images), 2), generator=generator)
     flip = torch.rand(len(images), generator=generator) < flip_p

@@ -1,6 +1,6 @@
 """Parquet files and tar shards in webdataset layout as image sources: local, in object storage, or of the hub.
 
-Shards are read where they lie and in their own order, a row group or a run of tar members at a time.
+Shards are read where they lie and in their own order, a row group or a block of tar members at a time.
 """
 
 import bisect
@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 
 from mocokit.data.archives import StrictTarInfo
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.layout import SPLIT_FOLDERS, SPLITS, Listing, is_hidden, is_image_name
+from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name
 from mocokit.errors import UserError
 
 HUB = "hf:"
 PARQUET, TAR = ".parquet", ".tar"
 
 _LABELS = ("label", "labels", "cls", "fine_label", "class")
-_TAR_RUN = 256  # images of a tar shard that are read in one go
+_TAR_BLOCK = 256  # images of a tar shard that are read in one go
 _PEEKED_MEMBERS = 8
-_KEPT_BYTES = 2**30  # of runs that were read last
+_KEPT_BYTES = 2**30  # of blocks that were read last
 _OPENERS = 16  # shards whose indices are read at once: far away, each takes a while
 _WAITS = (1, 4, 16)  # seconds before each new try to read what lies elsewhere
 _DAMAGE = (OSError, ValueError, EOFError, tarfile.TarError, pa.ArrowException)
@@ -126,7 +126,7 @@ class ShardSource:
         self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
         self._readers: list[_Reader] = []
         self._starts: list[int] = []
-        self._recent: OrderedDict[tuple[int, int], _Run] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, int], _Block] = OrderedDict()
 
     def fingerprint(self) -> str:
         """From name, size and time of each local shard; from the addresses of those that lie elsewhere."""
@@ -139,7 +139,7 @@ class ShardSource:
             digest.update(repr((stamp, shard.split)).encode())
         return f"shards/{digest.hexdigest()}"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         """Read the index and the labels of every shard; no images."""
         with ThreadPoolExecutor(_OPENERS) as pool:
             places = [shard.place for shard in self.shards]
@@ -149,35 +149,35 @@ class ShardSource:
         if not self._starts[-1]:
             raise UserError(f"no images in {self.data}")
         members: dict[str, list[np.ndarray]] = {}
-        runs, first_run = [], 0
+        blocks, first_block = [], 0
         for shard, reader, start in zip(self.shards, self._readers, self._starts, strict=False):
             members.setdefault(shard.split, []).append(np.arange(start, start + len(reader), dtype=np.int64))
-            runs.append(reader.runs + first_run)
-            first_run += int(reader.runs[-1]) + 1 if len(reader) else 0
+            blocks.append(reader.blocks + first_block)
+            first_block += int(reader.blocks[-1]) + 1 if len(reader) else 0
         if "train" not in members:
             raise UserError(f"{self.data} has no training images: all shards are named {', '.join(members)}")
         splits = {split: np.concatenate(members[split]) for split in SPLITS if split in members}
         labels, classes = self._labels()
         names = _Names([Path(shard.place).name for shard in self.shards], self._starts)
-        return Listing(names, splits, labels, classes, runs=np.concatenate(runs))
+        return ImageIndex(names, splits, labels, classes, blocks=np.concatenate(blocks))
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
         row = index - self._starts[shard]
-        content = self._run(shard, int(self._readers[shard].runs[row])).cut(row)
+        content = self._block(shard, int(self._readers[shard].blocks[row])).cut(row)
         if not content:
             raise BadImage("no image in this row")
         if len(content) > MAX_FILE_BYTES:
             raise BadImage("larger than 1 GiB")
         return content
 
-    def _run(self, shard: int, number: int) -> "_Run":
+    def _block(self, shard: int, number: int) -> "_Block":
         """Read, unless it is among the latest ones: several readers may go through the images side by side."""
         key, recent = (shard, number), self._recent
         if key not in recent:
             reader, place = self._readers[shard], self.shards[shard].place
             recent[key] = _persistently(place, lambda: reader.fetch(number))
-            while len(recent) > 1 and sum(run.nbytes for run in recent.values()) > _KEPT_BYTES:
+            while len(recent) > 1 and sum(block.nbytes for block in recent.values()) > _KEPT_BYTES:
                 recent.popitem(last=False)
         recent.move_to_end(key)
         return recent[key]
@@ -223,7 +223,7 @@ class _Names(Sequence[str]):
         return f"{self._shards[shard]}/{index - self._starts[shard]:08d}"
 
 
-class _Run(NamedTuple):
+class _Block(NamedTuple):
     """Images of a shard that were read together: how many bytes, and the file of a row of the shard."""
 
     nbytes: int
@@ -231,16 +231,16 @@ class _Run(NamedTuple):
 
 
 class _Reader(Protocol):
-    """One shard: the label of each image, a number or a text, or None; in which of the ``runs`` [n], counted from
+    """One shard: the label of each image, a number or a text, or None; in which of the ``blocks`` [n], counted from
     0, each image lies, that are best read together; the classes that it names itself; and its images' files."""
 
     labels: np.ndarray | None
-    runs: np.ndarray
+    blocks: np.ndarray
     classes: tuple[str, ...] | None
 
     def __len__(self) -> int: ...
 
-    def fetch(self, run: int) -> _Run: ...
+    def fetch(self, block: int) -> _Block: ...
 
 
 def _open(place: str) -> _Reader:
@@ -248,7 +248,7 @@ def _open(place: str) -> _Reader:
 
 
 class _ParquetReader:
-    """A run is a row group."""
+    """A block is a row group."""
 
     labels: np.ndarray | None
     classes: tuple[str, ...] | None
@@ -265,21 +265,21 @@ class _ParquetReader:
                 self.labels = _label_values(parquet.read([label])[label])
                 self.classes = _class_names(schema, label)
         self._starts: list[int] = np.cumsum([0, *groups]).tolist()
-        self.runs = np.repeat(np.arange(len(groups)), groups)
+        self.blocks = np.repeat(np.arange(len(groups)), groups)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def fetch(self, run: int) -> _Run:
+    def fetch(self, block: int) -> _Block:
         with _file(self.place) as file:
-            rows = pq.ParquetFile(file).read_row_group(run, [self._image])[self._image]
-        start = self._starts[run]
+            rows = pq.ParquetFile(file).read_row_group(block, [self._image])[self._image]
+        start = self._starts[block]
 
         def cut(row: int) -> bytes | None:
             value = rows[row - start].as_py()
             return value.get("bytes") if isinstance(value, dict) else value
 
-        return _Run(rows.nbytes, cut)
+        return _Block(rows.nbytes, cut)
 
 
 def _image_column(schema: pa.Schema, place: str) -> str:
@@ -339,7 +339,7 @@ class _TarReader:
                 elif is_image_name(member.name):
                     found.append((key, member.offset_data, member.size))
         self._extents = np.array([extent for _, *extent in found], dtype=np.int64).reshape(-1, 2)
-        self.runs = np.arange(len(found)) // _TAR_RUN
+        self.blocks = np.arange(len(found)) // _TAR_BLOCK
         self.labels = None
         if texts and all(key in texts for key, *_ in found):
             labels = np.array([texts[key] for key, *_ in found])
@@ -349,8 +349,8 @@ class _TarReader:
     def __len__(self) -> int:
         return len(self._extents)
 
-    def fetch(self, run: int) -> _Run:
-        extents = self._extents[run * _TAR_RUN : (run + 1) * _TAR_RUN]
+    def fetch(self, block: int) -> _Block:
+        extents = self._extents[block * _TAR_BLOCK : (block + 1) * _TAR_BLOCK]
         start, end = int(extents[0, 0]), int(extents[-1].sum())
         with _file(self.place) as file:
             file.seek(start)
@@ -360,7 +360,7 @@ class _TarReader:
             offset, size = self._extents[row].tolist()
             return content[offset - start : offset - start + size]
 
-        return _Run(len(content), cut)
+        return _Block(len(content), cut)
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

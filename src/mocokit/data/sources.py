@@ -20,7 +20,7 @@ from mocokit.data.archives import ARCHIVE_SUFFIXES, open_archive
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
-from mocokit.data.layout import Listing, Skipped, Source, arrange, is_hidden, is_image_name
+from mocokit.data.image_index import ImageIndex, Skipped, Source, arrange, is_hidden, is_image_name
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
 from mocokit.data.workers import Encoded, ImageFile
 from mocokit.errors import UserError
@@ -80,7 +80,7 @@ class DigitsSource:
     def fingerprint(self) -> str:
         return "digits/1"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         """The data set has no official split: a fifth of each class is the test split, always the same."""
         from sklearn.datasets import load_digits
 
@@ -94,7 +94,7 @@ class DigitsSource:
             is_test[members[: round(len(members) / 5)]] = True
         splits = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
         names = [f"{index:04d}" for index in range(len(labels))]
-        return Listing(names, splits, labels, tuple(str(value) for value in range(10)))
+        return ImageIndex(names, splits, labels, tuple(str(value) for value in range(10)))
 
     def read(self, index: int) -> np.ndarray:
         return self._images[index]
@@ -109,14 +109,14 @@ class Cifar10Source:
     def fingerprint(self) -> str:
         return "cifar10/1"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         train, test = self._load(train=True), self._load(train=False)
         self._images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
         labels = np.array([*train.targets, *test.targets], dtype=np.int64)
         splits = {"train": np.arange(len(train.data)), "test": np.arange(len(train.data), len(labels))}
         names = [f"train/{i:05d}" for i in range(len(train.data))]
         names += [f"test/{i:05d}" for i in range(len(test.data))]
-        return Listing(names, splits, labels, tuple(train.classes))
+        return ImageIndex(names, splits, labels, tuple(train.classes))
 
     def read(self, index: int) -> np.ndarray:
         return self._images[index]
@@ -174,7 +174,7 @@ class FolderSource:
         text = "".join(lines).encode(errors="surrogatepass")
         return f"folder/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         images, refused = self._walk()
         listing = arrange(images, refused, self.root)
         self._names = listing.names

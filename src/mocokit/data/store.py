@@ -13,18 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mocokit.data.build import (
-    FACTS,
-    FORMAT,
-    INDEX,
-    PIXELS,
-    Options,
-    TooManySkipped,
-    build,
-    check_skipped,
-)
+from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Options, TooManySkipped, build, check_skipped
 from mocokit.data.cache import building, cache_directory, cache_errors, discard
-from mocokit.data.layout import Skipped, Source
+from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
 
@@ -119,7 +110,7 @@ class Store:
         skipped: the images that cannot be used, and why.
         ignored: how many images lie beside the splits and are not used.
         fingerprint: digest of pixels and labels, equal on every machine.
-        deep_range: the range that 16- and 32-bit images were scaled from; None if there are none.
+        intensity_range: the range that 16- and 32-bit images were scaled from; None if there are none.
         from_cache: whether nothing had to be decoded.
         splits: "train", and "val" and "test" if there are such images.
     """
@@ -132,7 +123,7 @@ class Store:
     skipped: list[Skipped]
     ignored: int
     fingerprint: str
-    deep_range: tuple[float, float] | None
+    intensity_range: tuple[float, float] | None
     from_cache: bool
     splits: dict[str, ImageSet]
 
@@ -157,7 +148,7 @@ def open_store(
     seed: int = 0,
     max_skipped: float = 0.05,
     workers: int | None = None,
-    deep_range: tuple[float, float] | None = None,
+    intensity_range: tuple[float, float] | None = None,
     channels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
@@ -175,7 +166,7 @@ def open_store(
         seed: of the subset.
         max_skipped: fraction of the images that may be unusable, 0 to 1.
         workers: decoding processes, 0 for none; None chooses.
-        deep_range: scale 16- and 32-bit images from this range, not from their own.
+        intensity_range: scale 16- and 32-bit images from this range, not from their own.
         channels: convert gray to RGB (3) or the reverse (1); None keeps gray if every image is.
         progress: called with the images done and in total.
         cache: keep the decoded images below this directory, not below ``cache_directory()``.
@@ -185,7 +176,7 @@ def open_store(
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
     source = open_source(data) if isinstance(data, str) else data
-    options = Options(image_size, image_size_cap, image_size_share, limit, seed, deep_range, channels)
+    options = Options(image_size, image_size_cap, image_size_share, limit, seed, intensity_range, channels)
     root = (cache or cache_directory()) / "images"
     images = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
     for entry in sorted(root.glob(f"{images}-*")):
@@ -229,7 +220,7 @@ def _load(path: Path, max_skipped: float, from_cache: bool) -> Store | None:
             skipped=skipped,
             ignored=facts["ignored"],
             fingerprint=facts["fingerprint"],
-            deep_range=facts["deep_range"] and tuple(facts["deep_range"]),
+            intensity_range=facts["intensity_range"] and tuple(facts["intensity_range"]),
             from_cache=from_cache,
             splits={split: ImageSet(path, split) for split in facts["splits"]},
         )

@@ -8,8 +8,8 @@ from contextlib import closing
 
 import numpy as np
 
-from mocokit.data.build import convert, stored_side
 from mocokit.data.decode import BadImage
+from mocokit.data.pixels import convert, stored_side
 from mocokit.data.workers import Decoded, Encoded, decode_all
 
 
@@ -18,7 +18,7 @@ def stream(
     *,
     image_size: int,
     channels: int,
-    deep_range: tuple[float, float] | None,
+    intensity_range: tuple[float, float] | None,
     workers: int = 0,
 ) -> Generator[Decoded, None, None]:
     """Decode and convert images in order.
@@ -27,7 +27,7 @@ def stream(
         images: as `mocokit.data.sources.read_all` gives them.
         image_size: the side that the model takes in; images are shrunk to twice that side at most.
         channels: gray is converted to RGB (3) or the reverse (1).
-        deep_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.
+        intensity_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.
         workers: decoding processes, 0 for none.
 
     Yields:
@@ -35,12 +35,12 @@ def stream(
     """
     with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
         for pixels in decoded:
-            yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, deep_range)
+            yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, intensity_range)
 
 
-def _converted(pixels: np.ndarray, channels: int, deep_range: tuple[float, float] | None) -> Decoded:
+def _converted(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> Decoded:
     if len(pixels) != channels and {len(pixels), channels} != {1, 3}:
         return BadImage(f"{len(pixels)} channels where {channels} are needed")
-    if pixels.dtype != np.uint8 and deep_range is None:
-        deep_range = (float(pixels.min()), float(pixels.max()))
-    return convert(pixels, channels, deep_range)
+    if pixels.dtype != np.uint8 and intensity_range is None:
+        intensity_range = (float(pixels.min()), float(pixels.max()))
+    return convert(pixels, channels, intensity_range)

@@ -21,7 +21,7 @@ import numpy as np
 
 from mocokit.cores import usable_cores
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
-from mocokit.data.layout import Source
+from mocokit.data.image_index import Source
 
 
 class ImageFile(NamedTuple):

@@ -13,7 +13,7 @@ from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import Encoder, EncoderSpec
 
-FORMAT = "mocokit-encoder-1"
+FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mocokit.data.build import stored_side
+from mocokit.data.pixels import stored_side
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -104,7 +104,7 @@ def picture_lines(spec: EncoderSpec) -> str:
 
 
 class OnnxEncoder(nn.Module):
-    """What is exported: `mocokit.data.views.center_view` for a batch of one size, backbone and classifier.
+    """What is exported: `mocokit.data.augment.center_view` for a batch of one size, backbone and classifier.
 
     The filters are built from the size of the images by ordinary operations, so that they are ours in every
     runtime; ONNX's own Resize leaves its antialiasing to the runtime.

@@ -16,7 +16,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mocokit.data.views import center_view
+from mocokit.data.augment import center_view
 from mocokit.deploy.export_onnx import picture_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing, write_json
@@ -262,8 +262,8 @@ def _readme(encoder: Encoder, torchvision_names: dict[str, Tensor] | None) -> st
         "those of mocokit. They are equal for model(x) with",
         exact_lines(encoder),
     ]
-    if spec.deep_range is not None:
-        low, high = spec.deep_range
+    if spec.intensity_range is not None:
+        low, high = spec.intensity_range
         parts.append(f"Images of more than 8 bits: scale {low:g}..{high:g} to 0..255 first.")
     if K:
         parts.append(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mocokit.data.augment import center_view
 from mocokit.data.store import ImageSet
-from mocokit.data.views import center_view
 from mocokit.model.encoder import Encoder, evaluating
 
 BATCH = 256

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mocokit.data.batches import random_subset
+from mocokit.data.sampler import random_subset
 from mocokit.data.store import ImageSet, Store
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
@@ -64,7 +64,7 @@ def knn_accuracy(
 
 
 @dataclass(frozen=True)
-class KnnTest:
+class KnnEvaluator:
     """Which labelled images vote and which ask: the same for everything that is compared.
 
     The training split votes; the test split asks, else the validation split, else each training image in turn,
@@ -77,11 +77,11 @@ class KnnTest:
     votes: Tensor | None = None
     asks: Tensor | None = None
 
-    def sample(self, votes: int, asks: int, seed: int) -> "KnnTest":
+    def sample(self, votes: int, asks: int, seed: int) -> "KnnEvaluator":
         """The same test on at most that many images."""
         few = random_subset(len(self.bank), votes, seed)
         some = None if self.queries is None else random_subset(len(self.queries), asks, seed)
-        return KnnTest(self.store, self.k, self.temperature, few, some)
+        return KnnEvaluator(self.store, self.k, self.temperature, few, some)
 
     @property
     def bank(self) -> ImageSet:

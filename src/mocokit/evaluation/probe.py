@@ -13,18 +13,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from mocokit.config import ProbeConfig
-from mocokit.data.batches import Batch, Batches, Steps, generator
 from mocokit.data.classifier_views import flip_probability, training_view
+from mocokit.data.loader import Batch, Batches, StepSampler
+from mocokit.data.sampler import generator
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.knn import labels_of
-from mocokit.evaluation.labelled import Part, stratified_folds
 from mocokit.evaluation.logistic import NOT_FINITE, LinearClassifier, logistic_path
+from mocokit.evaluation.splits import Subset, stratified_folds
 from mocokit.model.encoder import Encoder, evaluating
 
-STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(2, -13, -1))  # 10 to 1e-6
-DEFAULT_STRENGTH = 1.0  # where there is nothing to choose by
-PATIENCE = 2  # strengths in a row that are worse on the validation images
+L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(2, -13, -1))  # 10 to 1e-6
+DEFAULT_L2 = 1.0  # where there is nothing to choose by
+PATIENCE = 2  # l2s in a row that are worse on the validation images
 MOST_FOLDS = 5
 CHOOSING_TOLERANCE = 1e-4  # of gradients; changes the validation loss in its fifth digit
 
@@ -33,10 +34,10 @@ INITIAL_STD = 0.01
 Rows = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 
 
-def fast(encoder: Encoder, train: Part, val: Part | None, classes: int, seed: int) -> LinearClassifier:
+def fast(encoder: Encoder, train: Subset, val: Subset | None, classes: int, seed: int) -> LinearClassifier:
     """Logistic regression with an L2 penalty, on features extracted once.
 
-    The penalty's strength is the one with the least cross entropy on ``val``, after learning from ``train``; then
+    The penalty's l2 is the one with the least cross entropy on ``val``, after learning from ``train``; then
     both are learned from. Where ``val`` is None it is chosen by cross-validation within ``train``.
 
     Args:
@@ -55,15 +56,15 @@ def fast(encoder: Encoder, train: Part, val: Part | None, classes: int, seed: in
         learning = torch.cat([learning[0], validation[0]]), torch.cat([learning[1], validation[1]])
     else:
         folds = []
-    strength = choose_strength(folds, classes, encoder.device)
-    (classifier,) = logistic_path(*learning, classes, [strength], encoder.device)
+    l2 = choose_l2(folds, classes, encoder.device)
+    (classifier,) = logistic_path(*learning, classes, [l2], encoder.device)
     return classifier
 
 
-def choose_strength(folds: list[tuple[Rows, Rows]], classes: int, device: torch.device) -> float:
-    """The strength with the least cross entropy, summed over the validation rows of all folds.
+def choose_l2(folds: list[tuple[Rows, Rows]], classes: int, device: torch.device) -> float:
+    """The l2 with the least cross entropy, summed over the validation rows of all folds.
 
-    Cross entropy says more than accuracy, which on few images hardly differs between strengths. From strong to
+    Cross entropy says more than accuracy, which on few images hardly differs between l2s. From strong to
     weak it falls, then rises, so the path is left once it rises.
 
     Args:
@@ -73,16 +74,16 @@ def choose_strength(folds: list[tuple[Rows, Rows]], classes: int, device: torch.
     """
     folds = [(train, _where(val, torch.isin(val[1], train[1]))) for train, val in folds]
     if not sum(len(labels) for _, (_, labels) in folds):
-        return DEFAULT_STRENGTH
-    paths = [logistic_path(*train, classes, STRENGTHS, device, CHOOSING_TOLERANCE) for train, _ in folds]
-    best, least, worse = DEFAULT_STRENGTH, float("inf"), 0
-    for strength, *classifiers in zip(STRENGTHS, *paths, strict=True):
+        return DEFAULT_L2
+    paths = [logistic_path(*train, classes, L2_GRID, device, CHOOSING_TOLERANCE) for train, _ in folds]
+    best, least, worse = DEFAULT_L2, float("inf"), 0
+    for l2, *classifiers in zip(L2_GRID, *paths, strict=True):
         loss = sum(
             float(cross_entropy(classifier.scores(features), labels, reduction="sum"))
             for classifier, (_, (features, labels)) in zip(classifiers, folds, strict=True)
         )
         if loss < least:
-            best, least, worse = strength, loss, 0
+            best, least, worse = l2, loss, 0
         else:
             worse += 1
         if worse == PATIENCE:
@@ -100,7 +101,7 @@ class Epoch(NamedTuple):
 
 
 def sgd(
-    encoder: Encoder, train: Part, val: Part | None, classes: int, config: ProbeConfig
+    encoder: Encoder, train: Subset, val: Subset | None, classes: int, config: ProbeConfig
 ) -> Iterator[Epoch]:
     """Train a linear layer on augmented images by SGD, epoch by epoch: He et al. 2020, section 4.1.
 
@@ -123,7 +124,7 @@ def sgd(
     W = INITIAL_STD * torch.randn(classes, encoder.dim, generator=generator(config.seed, "probe weights"))
     W = W.to(device).requires_grad_()
     b = torch.zeros(classes, device=device, requires_grad=True)
-    steps = Steps(train.images, config.batch_size, config.seed, train.indices)
+    steps = StepSampler(train.images, config.batch_size, config.seed, train.indices)
     total = config.epochs * steps.per_epoch
     optimizer = torch.optim.SGD([W, b], lr=config.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
@@ -176,7 +177,7 @@ def frozen(encoder: Encoder) -> Iterator[None]:
         assert same, f"the probe changed {name} of the encoder, which has to stay frozen"
 
 
-def _rows(encoder: Encoder, part: Part) -> Rows:
+def _rows(encoder: Encoder, part: Subset) -> Rows:
     return extract(encoder, part.images, part.indices), part.labels
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mocokit.config import MAX_IMAGE_SIZE
-from mocokit.data.build import convert, stored_side
+from mocokit.data.augment import center_view
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
-from mocokit.data.views import center_view
+from mocokit.data.pixels import convert, stored_side
 from mocokit.errors import UserError
 from mocokit.model.backbones import create_backbone, feature_dim
 from mocokit.model.folding import folded
@@ -26,7 +26,7 @@ from mocokit.seeding import derive_seed
 class EncoderSpec:
     """All that rebuilds an encoder around its weights.
 
-    ``mean`` and ``std`` are per channel, of pixels scaled to 0..1. ``deep_range`` is what 0 and 255 stand for in
+    ``mean`` and ``std`` are per channel, of pixels scaled to 0..1. ``intensity_range`` is what 0 and 255 stand for in
     images of more than 8 bits, or None if there were none.
     """
 
@@ -35,7 +35,7 @@ class EncoderSpec:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    deep_range: tuple[float, float] | None = None
+    intensity_range: tuple[float, float] | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
@@ -44,14 +44,14 @@ class EncoderSpec:
         Raises:
             KeyError, TypeError, ValueError: values are missing, of a wrong type, or do not belong together.
         """
-        deep = values["deep_range"]
+        deep = values["intensity_range"]
         spec = cls(
             backbone=str(values["backbone"]),
             image_size=int(values["image_size"]),
             channels=int(values["channels"]),
             mean=tuple(map(float, values["mean"])),
             std=tuple(map(float, values["std"])),
-            deep_range=None if deep is None else (float(deep[0]), float(deep[1])),
+            intensity_range=None if deep is None else (float(deep[0]), float(deep[1])),
         )
         if not 0 < spec.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image size {spec.image_size}")
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
     def _pixels(self, image: Any) -> np.ndarray:
         """One image as uint8 [C, H, W] with the encoder's number of channels."""
-        channels, deep_range = self.spec.channels, self.spec.deep_range
+        channels, intensity_range = self.spec.channels, self.spec.intensity_range
         name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
         try:
             pixels = _decoded(image, stored_side(self.spec.image_size))
@@ -164,9 +164,9 @@ class Encoder(nn.Module):
             raise UserError(f"{name}: {error}") from None
         if len(pixels) != channels and {len(pixels), channels} != {1, 3}:
             raise UserError(f"{name}: {len(pixels)} channels where the encoder takes {channels}")
-        if pixels.dtype != np.uint8 and deep_range is None:
-            deep_range = (float(pixels.min()), float(pixels.max()))
-        return convert(pixels, channels, deep_range)
+        if pixels.dtype != np.uint8 and intensity_range is None:
+            intensity_range = (float(pixels.min()), float(pixels.max()))
+        return convert(pixels, channels, intensity_range)
 
 
 def _decoded(image: Any, max_side: int) -> np.ndarray:

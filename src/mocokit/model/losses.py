@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-class Contrast(NamedTuple):
+class LossOutput(NamedTuple):
     """A loss to minimise, and two detached figures to watch: mean similarity to positives and negatives."""
 
     loss: Tensor
@@ -16,7 +16,9 @@ class Contrast(NamedTuple):
     negative: Tensor
 
 
-def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None) -> Contrast:
+def info_nce(
+    q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None
+) -> LossOutput:
     """InfoNCE of each query against its key and the queue (MoCo v1, equation 1), mean over the batch.
 
     Args:
@@ -37,10 +39,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tenso
             negative = negative.masked_fill(own, -math.inf)
         logits = torch.cat([positive[:, None], negative], dim=1) / temperature  # [B, 1 + K]
         loss = (logits.logsumexp(dim=1) - logits[:, 0]).mean()
-    return Contrast(loss, positive.detach().mean(), mean_negative)
+    return LossOutput(loss, positive.detach().mean(), mean_negative)
 
 
-def info_nce_in_batch(q: Tensor, k: Tensor, temperature: float, first: int = 0) -> Contrast:
+def info_nce_in_batch(q: Tensor, k: Tensor, temperature: float, first: int = 0) -> LossOutput:
     """InfoNCE of each query against all keys of the batch (MoCo v3, algorithm 1, ``ctr`` without its 2 tau).
 
     Args:
@@ -58,4 +60,4 @@ def info_nce_in_batch(q: Tensor, k: Tensor, temperature: float, first: int = 0) 
         loss = cross_entropy(similarity / temperature, labels)
         positive = similarity.detach().gather(1, labels[:, None]).mean()
         mean = similarity.detach().mean()
-    return Contrast(loss, positive, (mean * len(k) - positive) / (len(k) - 1))
+    return LossOutput(loss, positive, (mean * len(k) - positive) / (len(k) - 1))

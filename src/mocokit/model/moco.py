@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mocokit import processes
-from mocokit.model.losses import Contrast, info_nce, info_nce_in_batch
+from mocokit import distributed
+from mocokit.model.losses import LossOutput, info_nce, info_nce_in_batch
 from mocokit.model.momentum import momentum_copy, momentum_update
 from mocokit.model.queue import Queue
 
@@ -62,7 +62,7 @@ class MoCo(nn.Module):
         """The query encoder's backbone: what pretraining is for."""
         return self.encoder_q[0]
 
-    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> Contrast:
+    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> LossOutput:
         """One step of MoCo: update the key encoder, contrast, then feed the queue.
 
         Args:
@@ -76,13 +76,13 @@ class MoCo(nn.Module):
         keys = [self.keys(x, shuffle) for _, x in pairs]
         halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
         if self.queue is not None:
-            self.queue.enqueue(torch.cat(keys), processes.gather(ids).repeat(len(keys)))
+            self.queue.enqueue(torch.cat(keys), distributed.all_gather(ids).repeat(len(keys)))
         loss, positive, negative = (sum(part) / len(halves) for part in zip(*halves, strict=True))
-        return Contrast(loss * self.scale, positive, negative)
+        return LossOutput(loss * self.scale, positive, negative)
 
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> Contrast:
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
         """InfoNCE of queries [b, D] of images ``ids`` with the keys [B, D] of the whole batch."""
-        share = processes.share(len(k))
+        share = distributed.local_slice(len(k))
         if self.queue is None:
             return info_nce_in_batch(q, k, self.tau, share.start)
         own = ids[:, None] == self.queue.ids[None]  # [b, K]
@@ -100,8 +100,8 @@ class MoCo(nn.Module):
         ShuffleBN (v1, section 3.3): encoded in another order, with images of all processes, then put back.
         """
         if shuffle is not None:
-            x = processes.take(x, shuffle)
-        k = processes.gather(normalize(self.encoder_k(x).float(), dim=1))
+            x = distributed.shuffle_rows(x, shuffle)
+        k = distributed.all_gather(normalize(self.encoder_k(x).float(), dim=1))
         if shuffle is None:
             return k
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
-from mocokit import processes
+from mocokit import distributed
 
 
 def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
@@ -119,7 +119,7 @@ class _SyncNormalise(torch.autograd.Function):
         mean = x.float().mean(over)
         var = (x.float() - mean.view(column)).square_().mean(over)  # faster than torch.var_mean
         # Shares have equal sizes. Variances, not squares, so that a large mean costs no digits.
-        means, variances = processes.gather(torch.stack([mean, var])[None]).unbind(1)
+        means, variances = distributed.all_gather(torch.stack([mean, var])[None]).unbind(1)
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
         ctx.save_for_backward(x, mean, (var + eps).rsqrt(), weight)
@@ -132,7 +132,9 @@ class _SyncNormalise(torch.autograd.Function):
         over, column, dy = _other_axes(x), (1, -1, *[1] * (x.ndim - 2)), gradients[0].float()
         centred = x.float() - mean.view(column)
         own = torch.stack([dy.sum(over), (dy * centred).sum(over) * rstd])  # gradients of bias and weight
-        whole = processes.gather(own[None]).sum(0) / (x.numel() // x.shape[1] * processes.count())
+        whole = distributed.all_gather(own[None]).sum(0) / (
+            x.numel() // x.shape[1] * distributed.world_size()
+        )
         slope = rstd if weight is None else rstd * weight
         dx = (dy - whole[0].view(column)).addcmul_(centred, (-whole[1] * rstd).view(column))
         dx = dx.mul_(slope.view(column)).to(x.dtype)
@@ -153,7 +155,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         y, mean, var = _SyncNormalise.apply(x, self.weight, self.bias, self.eps)
-        self._remember(mean, var, x.numel() // x.shape[1] * processes.count())
+        self._remember(mean, var, x.numel() // x.shape[1] * distributed.world_size())
         return y
 
     def _remember(self, mean: Tensor, var: Tensor, n: int) -> None:
@@ -179,7 +181,7 @@ def sync_batch_norm(module: nn.Module, device: str) -> nn.Module:
 
     Batch norms of a kind that can't be (a subclass with behaviour of its own) raise ``TypeError``.
     """
-    if processes.count() == 1:
+    if distributed.world_size() == 1:
         return module
     if device == "cuda":
         synced: nn.Module = convert_sync_batchnorm(module)

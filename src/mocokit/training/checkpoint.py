@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
 
@@ -93,7 +93,7 @@ class Checkpoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Save where it is due; raise `Interrupted` after a signal."""
         step = trainer.global_step
-        late, stop = processes.any_of(
+        late, stop = distributed.any_rank(
             time.monotonic() - self.saved >= self.seconds, self.stop is not None
         )  # all processes save at the same step
         if late or stop or step == self.steps or trainer.should_stop:

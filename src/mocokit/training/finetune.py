@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from mocokit.config import FinetuneConfig
 from mocokit.cores import usable_cores
-from mocokit.data.batches import Batch, Batches, Steps, generator
 from mocokit.data.classifier_views import flip_probability, training_view
+from mocokit.data.loader import Batch, Batches, StepSampler
+from mocokit.data.sampler import generator
 from mocokit.model.encoder import Encoder
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
@@ -60,7 +61,7 @@ class Finetuning(pl.LightningModule):
     best_epoch: Tensor
     best_top1: Tensor
 
-    def __init__(self, encoder: Encoder, config: FinetuneConfig, steps: Steps) -> None:
+    def __init__(self, encoder: Encoder, config: FinetuneConfig, steps: StepSampler) -> None:
         """``encoder`` has a classifier and is trained in place; ``steps`` are over labelled images."""
         super().__init__()
         assert steps.images.labels is not None

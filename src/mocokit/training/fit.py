@@ -18,12 +18,12 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.data.batches import Batch, Batches, Steps
+from mocokit.data.augment import view_size_at
+from mocokit.data.loader import Batch, Batches, StepSampler
 from mocokit.data.store import ImageSet, Skipped
-from mocokit.data.streamed import StreamedBatches, StreamedImages
-from mocokit.data.views import view_size_at
+from mocokit.data.streaming import StreamingBatches, StreamingImages
 from mocokit.model.encoder import EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints, WholeFileIO, step_of
@@ -42,7 +42,7 @@ SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
 def fit(
     module: Pretraining,
-    images: ImageSet | StreamedImages,
+    images: ImageSet | StreamingImages,
     run: RunDirectory,
     measure: Measure,
     announce: Callable[[Row], None],
@@ -72,23 +72,23 @@ def fit(
         callbacks = [monitor, checkpoints]
         trainer = create_trainer(
             device, config.precision, config.steps, run.path, callbacks,
-            bar and sys.stderr.isatty() and processes.rank() == 0,
+            bar and sys.stderr.isatty() and distributed.rank() == 0,
         )  # fmt: skip
         take_steps(trainer, module, batches, checkpoints)
-        return processes.union(batches.skipped if isinstance(batches, StreamedBatches) else [])
+        return distributed.gather_objects(batches.skipped if isinstance(batches, StreamingBatches) else [])
 
 
 @contextmanager
 def batches_of(
-    images: ImageSet | StreamedImages, config: PretrainConfig, total: int
-) -> Iterator[Batches | StreamedBatches]:
+    images: ImageSet | StreamingImages, config: PretrainConfig, total: int
+) -> Iterator[Batches | StreamingBatches]:
     """The batches of ``total`` steps, from the store or streamed."""
     device = torch.device(config.device)
     if isinstance(images, ImageSet):
-        yield Batches(Steps(images, config.batch_size, config.seed), total, device, config.workers)
+        yield Batches(StepSampler(images, config.batch_size, config.seed), total, device, config.workers)
         return
     with closing(
-        StreamedBatches(images, config.batch_size, config.seed, total, device, config.workers)
+        StreamingBatches(images, config.batch_size, config.seed, total, device, config.workers)
     ) as batches:
         yield batches
 
@@ -96,7 +96,7 @@ def batches_of(
 def take_steps(
     trainer: pl.Trainer,
     module: pl.LightningModule,
-    batches: Batches | StreamedBatches,
+    batches: Batches | StreamingBatches,
     checkpoints: Checkpoints,
 ) -> None:
     """Train ``module``, from its checkpoint if it has one; a signal stops it at a step boundary.
@@ -105,7 +105,7 @@ def take_steps(
         UserError, Interrupted: as `fit`.
     """
     # The first process may still have been removing the run that is overwritten when the others got here.
-    resumed = processes.from_first(checkpoints.path.exists())
+    resumed = distributed.broadcast_object(checkpoints.path.exists())
     if resumed:
         batches.start = step_of(checkpoints.path, module)
     checkpoints.catch_signals()
@@ -122,20 +122,20 @@ def create_trainer(
     """A Lightning trainer that takes ``steps`` steps, with a progress ``bar`` or silently.
 
     To Lightning the whole run is one epoch: the batches of all steps in order. So there is one kind of resume,
-    from the middle, and the epochs that users see are counted from the step (`Steps.per_epoch`).
+    from the middle, and the epochs that users see are counted from the step (`StepSampler.per_epoch`).
     """
     _quiet_lightning()
     if bar:
         callbacks = [*callbacks, RichProgressBar(leave=False, console_kwargs={"stderr": True})]
     strategy: Any = "auto"
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         # No buffers are broadcast: queues are equal as they are, and batch norm's statistics are averaged.
         strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False)
     return pl.Trainer(
         default_root_dir=root,
         accelerator=device.type,
-        devices=processes.local_count(),
-        num_nodes=processes.count() // processes.local_count(),
+        devices=distributed.local_world_size(),
+        num_nodes=distributed.world_size() // distributed.local_world_size(),
         strategy=strategy,
         use_distributed_sampler=False,
         precision=PRECISION[precision],  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def _quiet_lightning() -> None:
 
 
 def seconds_per_step(
-    config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamedImages, seconds: float
+    config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamingImages, seconds: float
 ) -> float:
     """Mean time of the run's training steps, by taking a few on a model that is then thrown away.
 
@@ -203,7 +203,7 @@ def _seconds_per_step(
         optimizer.zero_grad()
         float(loss.detach())  # waits for the device
         times.append(time.perf_counter() - begun)
-        if len(times) > first and any(processes.any_of(sum(times[first:]) > seconds)):
+        if len(times) > first and any(distributed.any_rank(sum(times[first:]) > seconds)):
             break  # all processes at the same step
     settled = times[max(first, len(times) // 2) :]
     return sum(settled) / len(settled)

@@ -1,16 +1,16 @@
 """One optimizer step of MoCo as Lightning wants it; the algorithm itself is in ``model/moco.py``."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.data.batches import Batch, generator
-from mocokit.data.views import VIEW_SETS, ViewSet, render, sample_params, view_size_at, view_sizes
+from mocokit.data.augment import augment, augmentations, sample_params, view_size_at, view_sizes
+from mocokit.data.loader import Batch
+from mocokit.data.sampler import generator
 from mocokit.errors import UserError
 from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -34,25 +34,6 @@ class Views(NamedTuple):
     step: int
 
 
-def view_sets(config: PretrainConfig) -> tuple[ViewSet, ViewSet]:
-    """The named distributions of both views with the configuration's own probabilities and strengths."""
-
-    def adjusted(base: ViewSet, blur_p: float, solarize_p: float) -> ViewSet:
-        brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
-        return replace(
-            base,
-            crop_scale=(config.crop_min, 1.0),
-            flip_p=config.flip_p,
-            jitter=(brightness, contrast, saturation, min(hue, 0.5)),
-            gray_p=config.gray_p,
-            blur_p=blur_p,
-            solarize_p=solarize_p,
-        )
-
-    first, second = VIEW_SETS[config.views]
-    return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
-
-
 def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
     """The model at step 0, a function of the configuration's seed alone."""
     backbone = Encoder.create(spec, config.seed).backbone
@@ -62,7 +43,7 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
         if config.bn_splits == 1:
             backbone = sync_batch_norm(backbone, config.device)
         else:
-            split_batch_norm(backbone, max(1, config.bn_splits // processes.count()))
+            split_batch_norm(backbone, max(1, config.bn_splits // distributed.world_size()))
     except TypeError as error:
         way_out = "use --bn-splits 1" if config.bn_splits > 1 else "use one process, or another backbone"
         raise UserError(f"--backbone {spec.backbone}: {error}; {way_out}") from None
@@ -107,8 +88,8 @@ class Pretraining(pl.LightningModule):
         self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
         if config.compile:
             # Several processes put their gradients into buckets of their own, which graphs do not bear.
-            compile_encoders(self.moco, config.cuda_graphs and processes.count() == 1)
-        self.view_sets = view_sets(config)
+            compile_encoders(self.moco, config.cuda_graphs and distributed.world_size() == 1)
+        self.augmentations = augmentations(config)
         self.register_buffer("window", torch.zeros(5))
 
     @property
@@ -128,10 +109,10 @@ class Pretraining(pl.LightningModule):
     def _view(self, batch: Batch, which: int) -> Tensor:
         config = self.config
         draw = generator(config.seed, f"view {which + 1}", batch.step)
-        params = sample_params(self.view_sets[which], batch.sizes, self.spec.channels, draw)
-        params = params[processes.share(len(params))]
+        params = sample_params(self.augmentations[which], batch.sizes, self.spec.channels, draw)
+        params = params[distributed.local_slice(len(params))]
         size = view_size_at(batch.step, config.steps, config.view_size, config.view_size_end)
-        x = render(batch.images, params, size, self.spec.mean, self.spec.std)
+        x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
     def training_step(self, views: Views, batch_idx: int) -> Tensor:
@@ -139,7 +120,7 @@ class Pretraining(pl.LightningModule):
         config, shuffle = self.config, None
         if config.bn_splits > 1:  # else the whole batch shares its statistics, and its order is nothing to it
             draw = generator(config.seed, "shuffle", views.step)
-            shuffle = torch.randperm(len(views.ids) * processes.count(), generator=draw)
+            shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
         m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
         contrast = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.window[:GRAD_NORM] += torch.stack([part.detach() for part in contrast])
@@ -148,7 +129,7 @@ class Pretraining(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sum up the gradient norm, and agree on batch norm's running statistics."""
-        processes.average_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
+        distributed.all_reduce_mean_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
         gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
         self.window[GRAD_NORM] += torch.nn.utils.get_total_norm(gradients)
 
@@ -175,7 +156,7 @@ class Pretraining(pl.LightningModule):
     def take_window(self) -> dict[str, float]:
         """Means over the steps since the last call, which starts a new window."""
         self.check_finite()
-        processes.average_([self.window])
+        distributed.all_reduce_mean_([self.window])
         loss, positive, negative, grad_norm, count = self.window.tolist()
         self.window.zero_()
         n = max(1.0, count)

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.tensorboard import SummaryWriter
 
-from mocokit import processes
+from mocokit import distributed
 from mocokit.config import PretrainConfig
 from mocokit.files import write_text
 from mocokit.model.encoder import Encoder
@@ -89,7 +89,7 @@ class Monitor(pl.Callback):
         """Open the files at the checkpoint's step; a fresh run measures its initialisation."""
         assert isinstance(module, Pretraining)
         step = trainer.global_step
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             self.file = MetricsFile(self.metrics, step, COLUMNS)
             self.writer = SummaryWriter(str(self.tensorboard), purge_step=step + 1 if step else None)
             if step == 0:
@@ -106,7 +106,7 @@ class Monitor(pl.Callback):
         if not epoch_ends and step % self.config.log_every:
             return
         row: Row = {"step": step, "epoch": -(-step // self.per_epoch)} | module.take_window()
-        if processes.rank() > 0:
+        if distributed.rank() > 0:
             return
         row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         seconds = time.perf_counter() - self.clock

@@ -1,7 +1,7 @@
 """The processes that share a run: which one this is, and the few things that they tell each other.
 
-A command that ``--devices``, torchrun or SLURM has started several times calls `join`; until then, and in every
-other command, there is one process and everything here is free.
+A command that ``--devices``, torchrun or SLURM has started several times calls `init_process_group`; until then, and in
+every other command, there is one process and everything here is free.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor
 from mocokit.errors import UserError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=6)  # one process evaluates while the others wait; a dead one is noticed at once
+TIMEOUT = timedelta(hours=6)  # one process evaluates while the others wait; a dead one is noticed at once
 SLURM_LOCAL_COUNT = "SLURM_NTASKS_PER_NODE"
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 NO_PEER = ("gloo", "nccl", "connection", "socket", "store", "timed out")
@@ -31,18 +31,18 @@ def _environment(name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def started_as_one_of_many() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, SLURM or ``--devices`` started this process."""
     return (_environment("WORLD_SIZE") or 1) > 1
 
 
-def join(device: str) -> None:
+def init_process_group(device: str) -> None:
     """Meet the other processes of this run, if there are any; each takes the GPU of its local rank.
 
     Raises:
         UserError: the processes can't find each other.
     """
-    if not started_as_one_of_many() or dist.is_initialized():
+    if not is_launched() or dist.is_initialized():
         return
     if device == "mps":
         raise UserError("--device mps: several processes need --device cpu or cuda")
@@ -56,13 +56,13 @@ def join(device: str) -> None:
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run can't meet: {str(error).splitlines()[0]}") from None
 
 
-def leave() -> None:
-    """Part from the others at the end."""
+def destroy_process_group() -> None:
+    """Subset from the others at the end."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -72,54 +72,54 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes share the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
     """Number of this process on its machine, from 0."""
-    return int(os.environ["LOCAL_RANK"]) if started_as_one_of_many() else 0
+    return int(os.environ["LOCAL_RANK"]) if is_launched() else 0
 
 
-def local_count() -> int:
+def local_world_size() -> int:
     """How many of the processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if count() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
-def share(total: int) -> slice:
-    """Which of the ``total`` rows of a batch are this process's; `count` divides ``total``."""
-    each = total // count()
+def local_slice(total: int) -> slice:
+    """Which of the ``total`` rows of a batch are this process's; `world_size` divides ``total``."""
+    each = total // world_size()
     return slice(rank() * each, (rank() + 1) * each)
 
 
 @torch.no_grad()
-def gather(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """The rows [b, ...] of every process, in the order of ranks: [count b, ...]. No gradient flows through it."""
-    if count() == 1:
+    if world_size() == 1:
         return x
-    whole = x.new_empty((count() * len(x), *x.shape[1:]))
+    whole = x.new_empty((world_size() * len(x), *x.shape[1:]))
     # Contiguous, for gloo and NCCL send memory as it lies, and channels-last images would come out scrambled.
     dist.all_gather_into_tensor(whole, x.contiguous())
     return whole
 
 
 @torch.no_grad()
-def take(x: Tensor, order: Tensor) -> Tensor:
+def shuffle_rows(x: Tensor, order: Tensor) -> Tensor:
     """Of all processes' rows [B, ...] in ``order``, a permutation [B] on the CPU, this process's share [b, ...].
 
-    Each row goes to the one process that wants it, so what a process sends and gets is b rows at any `count`.
+    Each row goes to the one process that wants it, so what a process sends and gets is b rows at any `world_size`.
     """
-    if count() == 1:
+    if world_size() == 1:
         return x[order.to(x.device, non_blocking=True)]
     b = len(x)
     sent = [wanted[wanted // b == rank()] - rank() * b for wanted in order.split(b)]
-    holders = order[share(len(order))] // b
+    holders = order[local_slice(len(order))] // b
     received = torch.empty_like(x, memory_format=torch.contiguous_format)
     dist.all_to_all_single(
         received,
         x[torch.cat(sent).to(x.device, non_blocking=True)].contiguous(),
-        torch.bincount(holders, minlength=count()).tolist(),
+        torch.bincount(holders, minlength=world_size()).tolist(),
         [len(rows) for rows in sent],
     )
     # They arrive by sender, and of each sender in order.
@@ -128,61 +128,61 @@ def take(x: Tensor, order: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_(tensors: list[Tensor]) -> None:
+def all_reduce_mean_(tensors: list[Tensor]) -> None:
     """Replace float tensors by their means over all processes, with one message."""
-    if count() == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
-    parts = (flat / count()).split([tensor.numel() for tensor in tensors])
+    parts = (flat / world_size()).split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
-def any_of(*flags: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """Of each flag, whether it is true in any process. Host memory only, so that no GPU is waited for."""
-    if count() == 1:
+    if world_size() == 1:
         return list(flags)
     told = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in told]
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The ``value`` that process 0 has; the others' is ignored."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
 
 
-def union(values: list[T]) -> list[T]:
+def gather_objects(values: list[T]) -> list[T]:
     """The ``values`` of all processes, in the order of ranks."""
-    if count() == 1:
+    if world_size() == 1:
         return values
-    lists: list[list[T]] = [[] for _ in range(count())]
+    lists: list[list[T]] = [[] for _ in range(world_size())]
     dist.all_gather_object(lists, values)
     return [value for part in lists for value in part]
 
 
 @contextmanager
-def first_on_each_machine_first() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """The body runs in the first process of each machine, then in the others, which find what it has cached."""
-    if local_rank() > 0 and count() > 1:
-        any_of(False)
+    if local_rank() > 0 and world_size() > 1:
+        any_rank(False)
     yield
-    if local_rank() == 0 and count() > 1:
-        any_of(False)
+    if local_rank() == 0 and world_size() > 1:
+        any_rank(False)
 
 
 @contextmanager
-def peers_may_die(way_out: str) -> Iterator[None]:
+def reporting_lost_peers(way_out: str) -> Iterator[None]:
     """Inside, the loss of another process is told in one line, with the ``way_out``, as a `UserError`."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if count() == 1 or not (
+        if world_size() == 1 or not (
             isinstance(error, dist.DistError) or any(word in text.lower() for word in NO_PEER)
         ):
             raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mocokit.data.batches import generator
+from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
 from mocokit.evaluation.knn import labels_of
@@ -17,7 +17,7 @@ HELD_OUT = 0.2  # of each class, where the data has no split of its own
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Some labelled images: those at ``indices`` [N] int64, ascending, of ``images``."""
 
     images: ImageSet
@@ -31,28 +31,28 @@ class Part:
         """[N] int64."""
         return labels_of(self.images, self.indices)
 
-    def where(self, chosen: Tensor) -> "Part":
+    def where(self, chosen: Tensor) -> "Subset":
         """The images where ``chosen`` [N] is true."""
-        return Part(self.images, self.indices[chosen])
+        return Subset(self.images, self.indices[chosen])
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledSplits:
     """Three parts without common images, and the names of the classes; ``val`` is empty if no class has two images."""
 
-    train: Part
-    val: Part
-    test: Part
+    train: Subset
+    val: Subset
+    test: Subset
     names: tuple[str, ...]
 
     @property
-    def pool(self) -> Part:
+    def pool(self) -> Subset:
         """Every image of the training split that is not in the test part."""
         if self.val.images is not self.train.images:
             return self.train
-        return Part(self.train.images, torch.cat([self.train.indices, self.val.indices]).sort().values)
+        return Subset(self.train.images, torch.cat([self.train.indices, self.val.indices]).sort().values)
 
-    def few(self, per_class: int | None, fraction: float | None, seed: int, repeat: int) -> Part:
+    def few(self, per_class: int | None, fraction: float | None, seed: int, repeat: int) -> Subset:
         """The random choice number ``repeat`` from the `pool`: ``per_class`` images, or a ``fraction``, of each class.
 
         A fraction is rounded in each class, to one image at least. Nothing else may be learned from or chosen by:
@@ -77,7 +77,7 @@ class Labelled:
         return self.pool.where(_rank_in_class(labels, generator(seed, "few labels", repeat)) < wanted[labels])
 
 
-def split_labelled(store: Store, seed: int) -> Labelled:
+def split_labelled(store: Store, seed: int) -> LabelledSplits:
     """Divide labelled images.
 
     The test part is the store's test split, else its validation split, else a fifth of each training class. The
@@ -92,7 +92,7 @@ def split_labelled(store: Store, seed: int) -> Labelled:
         UserError: there is nothing to test on.
     """
     assert store.label_names is not None
-    own = {name: Part(images, torch.arange(len(images))) for name, images in store.splits.items()}
+    own = {name: Subset(images, torch.arange(len(images))) for name, images in store.splits.items()}
     train, val, test = own["train"], own.get("val"), own.get("test")
     if test is None:
         test, val = val, None
@@ -104,7 +104,7 @@ def split_labelled(store: Store, seed: int) -> Labelled:
         raise UserError(
             f"{store.name}: no class has two images, so that there is none to test on; add a test folder, or images"
         )
-    return Labelled(train, val, test, store.label_names)
+    return LabelledSplits(train, val, test, store.label_names)
 
 
 def held_out(labels: Tensor, draw: torch.Generator) -> Tensor:
@@ -126,7 +126,7 @@ def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[T
     return [(fold == f) & (counts[labels] > 1) for f in range(folds)] if folds > 1 else []
 
 
-def _divide(part: Part, draw: torch.Generator) -> tuple[Part, Part]:
+def _divide(part: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
     """A fifth of each class, and the rest."""
     out = held_out(part.labels, draw)
     return part.where(out), part.where(~out)

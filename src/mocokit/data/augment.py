@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mocokit.config import PretrainConfig
+
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
 _NO_JITTER = 4  # in place of the step (0-3) of an image's hue operation
@@ -22,7 +24,7 @@ _CPU_CHUNK_BYTES = 3_000_000  # of float pixels at a time per core; measured: ca
 
 
 @dataclass(frozen=True)
-class ViewSet:
+class Augmentation:
     """One distribution of views: probabilities (0-1) and ranges, as torchvision's transforms define them.
 
     `jitter` holds the strengths of brightness, contrast, saturation, hue; `blur_sigma` is in output pixels.
@@ -41,18 +43,37 @@ class ViewSet:
 
 
 # He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
-_V1 = ViewSet(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0)
+_V1 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0)
 # Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
-_V2 = ViewSet(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5)
+_V2 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5)
 # Chen et al. 2021 (MoCo v3), after BYOL: two distributions.
-_V3 = ViewSet(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=1.0)
+_V3 = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=1.0)
 
 # The distributions of view 1 and view 2.
-VIEW_SETS = {"v1": (_V1, _V1), "v2": (_V2, _V2), "v3": (_V3, replace(_V3, blur_p=0.1, solarize_p=0.2))}
+AUGMENTATIONS = {"v1": (_V1, _V1), "v2": (_V2, _V2), "v3": (_V3, replace(_V3, blur_p=0.1, solarize_p=0.2))}
+
+
+def augmentations(config: PretrainConfig) -> tuple[Augmentation, Augmentation]:
+    """The named distributions of both views with the configuration's own probabilities and strengths."""
+
+    def adjusted(base: Augmentation, blur_p: float, solarize_p: float) -> Augmentation:
+        brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
+        return replace(
+            base,
+            crop_scale=(config.crop_min, 1.0),
+            flip_p=config.flip_p,
+            jitter=(brightness, contrast, saturation, min(hue, 0.5)),
+            gray_p=config.gray_p,
+            blur_p=blur_p,
+            solarize_p=solarize_p,
+        )
+
+    first, second = AUGMENTATIONS[config.views]
+    return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
 
 
 @dataclass(frozen=True)
-class ViewParams:
+class AugmentParams:
     """What is done to each of B images, on the CPU; `params[index]` selects images as a tensor's rows."""
 
     box: Tensor  # [B, 4] int64: top, left, height, width
@@ -69,7 +90,7 @@ class ViewParams:
     def __len__(self) -> int:
         return len(self.box)
 
-    def __getitem__(self, index: Tensor | slice) -> "ViewParams":
+    def __getitem__(self, index: Tensor | slice) -> "AugmentParams":
         return replace(
             self,
             box=self.box[index],
@@ -83,11 +104,13 @@ class ViewParams:
         )
 
 
-def sample_params(view_set: ViewSet, sizes: Tensor, channels: int, generator: torch.Generator) -> ViewParams:
+def sample_params(
+    augmentation: Augmentation, sizes: Tensor, channels: int, generator: torch.Generator
+) -> AugmentParams:
     """Draw one view for each of B images.
 
     Args:
-        view_set: the distribution.
+        augmentation: the distribution.
         sizes: [B, 2] integers on the CPU, the height and width of each image.
         channels: of the images; unless it is 3, saturation, hue and grayscale are left out.
         generator: a CPU generator; it advances by an amount that depends on B alone.
@@ -97,25 +120,25 @@ def sample_params(view_set: ViewSet, sizes: Tensor, channels: int, generator: to
         (4 * _CROP_ATTEMPTS, 14)
     )
     flip_u, jitter_u, gray_u, blur_u, sigma_u = u[:5]
-    jittered = jitter_u < view_set.jitter_p
-    gray = gray_u < view_set.gray_p
-    factors = _jitter_factors(view_set.jitter, u[5:9].T)
+    jittered = jitter_u < augmentation.jitter_p
+    gray = gray_u < augmentation.gray_p
+    factors = _jitter_factors(augmentation.jitter, u[5:9].T)
     factors[~jittered] = torch.tensor(_IDENTITY)
     if channels != 3:
         factors[:, _SATURATION:] = torch.tensor(_IDENTITY[_SATURATION:])
         gray = torch.zeros_like(gray)
-    low, high = view_set.blur_sigma
-    sigma = (low + (high - low) * sigma_u) * (blur_u < view_set.blur_p)
-    return ViewParams(
-        box=_crop_boxes(view_set, sizes, attempts.view(4, _CROP_ATTEMPTS, B)),
-        flip=flip_u < view_set.flip_p,
+    low, high = augmentation.blur_sigma
+    sigma = (low + (high - low) * sigma_u) * (blur_u < augmentation.blur_p)
+    return AugmentParams(
+        box=_crop_boxes(augmentation, sizes, attempts.view(4, _CROP_ATTEMPTS, B)),
+        flip=flip_u < augmentation.flip_p,
         jittered=jittered,
         factors=factors,
         order=u[9:13].T.argsort(dim=1),
         gray=gray,
         sigma=sigma.float(),
-        solarized=u[13] < view_set.solarize_p,
-        gray_first=view_set.gray_first,
+        solarized=u[13] < augmentation.solarize_p,
+        gray_first=augmentation.gray_first,
         blur_radius=math.ceil(3 * high),
     )
 
@@ -129,15 +152,15 @@ def _jitter_factors(strengths: tuple[float, float, float, float], u: Tensor) -> 
     return (low + (centre + s - low) * u).float()
 
 
-def _crop_boxes(view_set: ViewSet, sizes: Tensor, u: Tensor) -> Tensor:
+def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
     """RandomResizedCrop's rule: of ten random boxes the first that fits, else the central crop nearest to it.
 
     u: [4, attempts, B] in [0, 1) for area, aspect ratio, top and left -> int64 [B, 4].
     """
     height, width = sizes.double().T
-    low, high = view_set.crop_scale
+    low, high = augmentation.crop_scale
     area = height * width * (low + (high - low) * u[0])
-    min_ratio, max_ratio = view_set.crop_ratio
+    min_ratio, max_ratio = augmentation.crop_ratio
     ratio = torch.exp(math.log(min_ratio) + math.log(max_ratio / min_ratio) * u[1])
     h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
     fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
@@ -169,8 +192,8 @@ def view_size_at(step: int, steps: int, start: int, end: int) -> int:
 
 
 @torch.no_grad()
-def render(
-    images: Tensor, params: ViewParams, size: int, mean: Sequence[float], std: Sequence[float]
+def augment(
+    images: Tensor, params: AugmentParams, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """Make one view of each image, on the images' device: crop and flip, colours, blur, solarize, normalisation.
 
@@ -205,7 +228,7 @@ def center_view(
     Args:
         images: uint8 [B, C, H, W].
         sizes: [B, 2] integers on the CPU, the height and width of each image in the canvas's top left corner.
-        size, mean, std: as for `render`.
+        size, mean, std: as for `augment`.
 
     Returns:
         float32 [B, C, size, size], whatever autocast says.
@@ -237,7 +260,7 @@ def _chunks(images: Tensor, size: int) -> Iterator[slice]:
 
 
 def _render_chunk(
-    images: Tensor, params: ViewParams, mean: Sequence[float], std: Sequence[float], out: Tensor
+    images: Tensor, params: AugmentParams, mean: Sequence[float], std: Sequence[float], out: Tensor
 ) -> None:
     """Fill `out`. Works channel first, [C, B, size, size]: then one channel of all images is one block.
 
@@ -327,7 +350,7 @@ def _luminance(x: Tensor) -> Tensor:
     return torch.mul(x[0], r).add_(x[1], alpha=g).add_(x[2], alpha=b)
 
 
-def _jitter(x: Tensor, params: ViewParams, hue_step: Tensor) -> None:
+def _jitter(x: Tensor, params: AugmentParams, hue_step: Tensor) -> None:
     """The four colour operations of each jittered image in its own order, in place.
 
     x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`). Images

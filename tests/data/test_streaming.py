@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit import processes
-from mocokit.data import shards, streamed
-from mocokit.data.batches import Batch
+from mocokit import distributed
+from mocokit.data import shards, streaming
 from mocokit.data.decode import BadImage
-from mocokit.data.layout import Listing
+from mocokit.data.image_index import ImageIndex
+from mocokit.data.loader import Batch
 from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
-from mocokit.data.streamed import StreamedBatches, StreamedImages, open_streamed
+from mocokit.data.streaming import StreamingBatches, StreamingImages, open_streaming
 from mocokit.errors import UserError
 from tests.helpers import encode, noise, png16, write_images
 
@@ -39,7 +39,7 @@ class Numbered:
     def fingerprint(self) -> str:
         return "numbered"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:
@@ -51,16 +51,16 @@ class Numbered:
 
 def numbered(
     count: int, run: int = 1, bad: tuple[int, ...] = (), max_skipped: float = 0.5, first: int = 0
-) -> StreamedImages:
+) -> StreamingImages:
     """``count`` images of which ``run`` at a time are read together, after ``first`` others of the source."""
     indices = np.arange(first, first + count)
-    runs = None if run == 1 else indices // run
+    blocks = None if run == 1 else indices // run
     names = [f"image {index}" for index in range(first + count)]
-    return StreamedImages(Numbered(bad), names, indices, runs, 8, 3, None, max_skipped)
+    return StreamingImages(Numbered(bad), names, indices, blocks, 8, 3, None, max_skipped)
 
 
-def taken(images: StreamedImages, batch: int, steps: int, seed: int = 0, start: int = 0) -> list[Batch]:
-    batches = StreamedBatches(images, batch, seed, steps, CPU, workers=0)
+def taken(images: StreamingImages, batch: int, steps: int, seed: int = 0, start: int = 0) -> list[Batch]:
+    batches = StreamingBatches(images, batch, seed, steps, CPU, workers=0)
     batches.start = start
     try:
         return list(batches)
@@ -72,13 +72,13 @@ def ids_of(batches: list[Batch]) -> list[list[int]]:
     return [batch.ids.tolist() for batch in batches]
 
 
-def shared(images: StreamedImages, batch: int, steps: int, seed: int, count: int) -> list[list[int]]:
+def shared(images: StreamingImages, batch: int, steps: int, seed: int, count: int) -> list[list[int]]:
     """The ids of each step's batch, put together from what each of ``count`` processes sees."""
     each = batch // count
     parts = []
     for rank in range(count):
         part = slice(rank * each, (rank + 1) * each)
-        with patch.object(processes, "share", lambda total, part=part: part):
+        with patch.object(distributed, "local_slice", lambda total, part=part: part):
             parts.append(ids_of(taken(images, batch, steps, seed)))
     return [list(itertools.chain(*step)) for step in zip(*parts, strict=True)]
 
@@ -94,7 +94,7 @@ def test_an_epoch_is_every_image_once_but_for_the_remainder(
     count, run, batch, window = shape
     batch = min(batch, count)
     per_epoch = count // batch
-    with patch.object(streamed, "MOST_WINDOW", window):
+    with patch.object(streaming, "MOST_WINDOW", window):
         batches = taken(numbered(count, run, first=300), batch, 2 * per_epoch, seed)
     assert [b.step for b in batches] == list(range(2 * per_epoch))
     for epoch in (batches[:per_epoch], batches[per_epoch:]):
@@ -118,7 +118,7 @@ def test_any_number_of_processes_and_any_first_step_give_the_same_batches(
     bad = tuple(data.draw(st.lists(st.integers(0, count - 1), max_size=2)))
     steps = min(2 * (count // batch) + 1, 40)
     images = numbered(count, run, bad, max_skipped=1.0)
-    with patch.object(streamed, "MOST_WINDOW", max(window, 3)):
+    with patch.object(streaming, "MOST_WINDOW", max(window, 3)):
         try:
             whole = taken(images, batch, steps, seed)
         except UserError:  # a window of nothing but bad images
@@ -140,8 +140,8 @@ def test_orders_differ_by_epoch_and_seed() -> None:
 def test_a_batch_mixes_runs_and_a_window_is_mixed() -> None:
     """Of sorted data, as exports often are, no batch is of one kind."""
     batches = taken(numbered(6400, run=100), 64, 100)
-    runs = np.array([len(set((batch.ids // 100).tolist())) for batch in batches])
-    assert runs.min() >= 8  # of 64 runs
+    blocks = np.array([len(set((batch.ids // 100).tolist())) for batch in batches])
+    assert blocks.min() >= 8  # of 64 blocks
     first_lane = np.concatenate([batch.ids[:16].numpy() for batch in batches])
     assert abs((np.diff(first_lane) > 0).mean() - 0.5) < 0.05
 
@@ -152,23 +152,23 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
     source = open_source(str(tmp_path / "a.parquet"))
     listing = source.scan()
-    images = StreamedImages(source, listing.names, listing.splits["train"], listing.runs, 8, 3, None, 0)
+    images = StreamingImages(source, listing.names, listing.splits["train"], listing.blocks, 8, 3, None, 0)
     fetched: list[int] = []
     real = shards._ParquetReader.fetch
 
-    def counted(self: shards._ParquetReader, run: int) -> shards._Run:
+    def counted(self: shards._ParquetReader, run: int) -> shards._Block:
         fetched.append(run)
         return real(self, run)
 
-    with patch.object(shards._ParquetReader, "fetch", counted), patch.object(streamed, "MOST_WINDOW", 16):
+    with patch.object(shards._ParquetReader, "fetch", counted), patch.object(streaming, "MOST_WINDOW", 16):
         taken(images, 32, 400 // 32)
     assert len(set(fetched)) >= 39
-    assert len(fetched) <= 40 + streamed.LEAST_LANES
+    assert len(fetched) <= 40 + streaming.LEAST_LANES
 
 
 def test_unusable_images_are_replaced_and_listed() -> None:
     images = numbered(64, run=8, bad=(3, 17, 40))
-    batches = StreamedBatches(images, 16, 0, 4, CPU, workers=0)
+    batches = StreamingBatches(images, 16, 0, 4, CPU, workers=0)
     ids = torch.cat([batch.ids for batch in batches])
     assert not set(ids.tolist()) & {3, 17, 40}
     assert len(ids) == 64
@@ -194,7 +194,7 @@ def test_trouble_in_the_reading_thread_reaches_the_training() -> None:
 def test_closing_stops_the_thread_and_memory_is_bounded() -> None:
     before = threading.active_count()
     images = numbered(60_000 // 4)
-    batches = StreamedBatches(images, 16, 0, 100_000, CPU, workers=0)
+    batches = StreamingBatches(images, 16, 0, 100_000, CPU, workers=0)
     for _, batch in zip(range(3), batches, strict=False):
         assert len(batch.ids) == 16
     batches.close()
@@ -202,7 +202,7 @@ def test_closing_stops_the_thread_and_memory_is_bounded() -> None:
     source = images.source
     assert isinstance(source, Numbered)
     # One window of each lane in use, one waiting, one in the making, and a chunk.
-    assert len(source.asked) <= (2 * streamed.LEAST_LANES + 2) * streamed.MOST_WINDOW
+    assert len(source.asked) <= (2 * streaming.LEAST_LANES + 2) * streaming.MOST_WINDOW
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_pixels_are_those_of_the_store(own_cache: Path) -> None:
     (folder / "gray.png").write_bytes(encode(noise(1, 7, 5, channels=1)))
     (folder / "large.png").write_bytes(encode(noise(2, 90, 70)))
     (folder / "deep.png").write_bytes(png16(np.arange(0, 60000, 500, dtype=np.uint16).reshape(10, 12, 1)))
-    store, images = open_streamed(
+    store, images = open_streaming(
         str(folder), seed=0, max_skipped=0.0, image_size=16, image_size_cap=16, workers=0
     )
     stored = store.splits["train"]
@@ -244,11 +244,11 @@ def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
         data.mkdir()
         for number, file in enumerate(files):
             (data / f"{number:03d}.png").write_bytes(file)
-    with patch.object(streamed, "SAMPLE_IMAGES", 24), patch.object(streamed, "SAMPLE_RUNS", 4):
-        store, images = open_streamed(
+    with patch.object(streaming, "SAMPLE_IMAGES", 24), patch.object(streaming, "SAMPLE_BLOCKS", 4):
+        store, images = open_streaming(
             str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
         )
-        again, _ = open_streamed(
+        again, _ = open_streaming(
             str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
         )
     assert len(images) == 120

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.data.batches import generator
+from mocokit.data.sampler import generator
 from mocokit.errors import UserError
-from mocokit.evaluation.labelled import held_out, split_labelled, stratified_folds
+from mocokit.evaluation.splits import held_out, split_labelled, stratified_folds
 
 
 class Images:

@@ -8,25 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mocokit import processes
+from mocokit import distributed
+from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
-from mocokit.seeding import derive_seed
 
-STATISTICS_IMAGES = 4096
-STD_FLOOR = 1 / 255  # of blank images: one gray level
 RESIDENT_SHARE = 0.5  # of the free device memory that images may fill; the model needs the rest
-
-
-def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator for one purpose at one step; drawing on the CPU gives the same draws for every device."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose, step))
-
-
-def random_subset(count: int, most: int, seed: int) -> Tensor:
-    """At most ``most`` of ``count`` indices, seeded random, in ascending order."""
-    if count <= most:
-        return torch.arange(count)
-    return torch.randperm(count, generator=generator(seed, "subset"))[:most].sort().values
 
 
 class Batch(NamedTuple):
@@ -43,7 +29,7 @@ class Batch(NamedTuple):
     step: int
 
 
-class Steps(Dataset[Batch]):
+class StepSampler(Dataset[Batch]):
     """The batch of every step: shuffled anew each epoch, incomplete last batches left out as in the papers.
 
     ``rows`` [N] int64 are the images to use, or None for all. Fewer than a batch are one batch.
@@ -54,7 +40,9 @@ class Steps(Dataset[Batch]):
         self.rows = torch.arange(len(images)) if rows is None else rows
         self.batch_size = min(batch_size, len(self.rows))
         self.per_epoch = len(self.rows) // self.batch_size
-        self.part = processes.share(self.batch_size)  # kept: a worker process of the loader has no peers
+        self.part = distributed.local_slice(
+            self.batch_size
+        )  # kept: a worker process of the loader has no peers
         self._epoch, self._order = -1, torch.empty(0)
 
     def ids(self, step: int) -> Tensor:
@@ -82,7 +70,7 @@ class Batches:
     On a CPU the memory-mapped store is the device's memory already.
     """
 
-    def __init__(self, steps: Steps, total: int, device: torch.device, workers: int) -> None:
+    def __init__(self, steps: StepSampler, total: int, device: torch.device, workers: int) -> None:
         self.steps, self.total, self.device, self.workers = steps, total, device, workers
         self.start = 0
         self.resident: Tensor | None = None
@@ -119,21 +107,6 @@ class Batches:
         assert self.resident is not None
         own, sizes = self.steps.share(step)
         return Batch(self.resident[own.to(self.device, non_blocking=True)], sizes, own, step)
-
-
-def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels scaled to 0..1, over some evenly spaced images."""
-    rows = np.arange(len(images))[:: -(-len(images) // STATISTICS_IMAGES)]
-    count, total, squares = 0, np.zeros(images.channels), np.zeros(images.channels)
-    for row in rows:
-        height, width = images.sizes[row]
-        pixels = images.batch([row])[0, :, :height, :width] / 255
-        count += int(height) * int(width)
-        total += pixels.sum(axis=(1, 2))
-        squares += np.square(pixels).sum(axis=(1, 2))
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, STD_FLOOR**2))
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def fits(nbytes: int, device: torch.device) -> bool:

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mocokit.data.batches import Batches, Steps, channel_statistics, generator, random_subset
+from mocokit.data.loader import Batches, StepSampler
+from mocokit.data.sampler import generator, random_subset
+from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import ImageSet, open_store
 from tests.helpers import encode, noise, write_images
 
@@ -37,7 +39,7 @@ def assert_same(a, b):
 @settings(deadline=None)
 @given(st.integers(1, 23), st.integers(0, 5), st.integers(0, 4))
 def test_an_epoch_sees_each_image_at_most_once(images, batch_size, seed, epoch):
-    steps = Steps(images, batch_size, seed)
+    steps = StepSampler(images, batch_size, seed)
     assert steps.per_epoch == 23 // batch_size
     ids = torch.cat([steps.ids(epoch * steps.per_epoch + i) for i in range(steps.per_epoch)])
     assert len(ids) == steps.per_epoch * batch_size > 23 - batch_size
@@ -46,7 +48,9 @@ def test_an_epoch_sees_each_image_at_most_once(images, batch_size, seed, epoch):
 
 
 def test_epochs_and_seeds_shuffle_differently(images):
-    orders = {tuple(Steps(images, 23, seed).ids(epoch).tolist()) for seed in range(3) for epoch in range(3)}
+    orders = {
+        tuple(StepSampler(images, 23, seed).ids(epoch).tolist()) for seed in range(3) for epoch in range(3)
+    }
     assert len(orders) == 9
     assert tuple(range(23)) not in orders
 
@@ -54,22 +58,22 @@ def test_epochs_and_seeds_shuffle_differently(images):
 @settings(deadline=None)
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_its_step_alone(images, order):
-    fresh = [Steps(images, 5, 0)[step] for step in order]
-    used = Steps(images, 5, 0)
+    fresh = [StepSampler(images, 5, 0)[step] for step in order]
+    used = StepSampler(images, 5, 0)
     assert_same([used[step] for step in order], fresh)
 
 
 @pytest.mark.parametrize("start", [0, 3, 4, 7, 11])
 def test_iteration_may_start_at_any_step(images, start):
-    whole = list(Batches(Steps(images, 5, 0), 11, CPU, workers=0))
+    whole = list(Batches(StepSampler(images, 5, 0), 11, CPU, workers=0))
     assert [batch.step for batch in whole] == list(range(11))
-    resumed = Batches(Steps(images, 5, 0), 11, CPU, workers=0)
+    resumed = Batches(StepSampler(images, 5, 0), 11, CPU, workers=0)
     resumed.start = start
     assert_same(list(resumed), whole[start:])
 
 
 def test_batches_hold_the_images_and_their_sizes(images):
-    for batch in Batches(Steps(images, 7, 0), 6, CPU, workers=0):
+    for batch in Batches(StepSampler(images, 7, 0), 6, CPU, workers=0):
         assert batch.images.shape == (7, 3, 9, 9)
         assert batch.images.dtype == torch.uint8
         for row, (height, width), i in zip(
@@ -83,12 +87,12 @@ def test_batches_hold_the_images_and_their_sizes(images):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streamed_equals_direct(images, workers):
-    batches = Batches(Steps(images, 5, 0), 9, CPU, workers)
+    batches = Batches(StepSampler(images, 5, 0), 9, CPU, workers)
     assert_same(list(batches._streamed(range(2, 9))), list(batches)[2:])
 
 
 def test_resident_equals_direct(images):
-    batches = Batches(Steps(images, 5, 0), 9, CPU, workers=0)
+    batches = Batches(StepSampler(images, 5, 0), 9, CPU, workers=0)
     direct = list(batches)
     batches.resident = torch.from_numpy(images.batch(np.arange(23)))
     assert_same(list(batches), direct)
@@ -96,11 +100,11 @@ def test_resident_equals_direct(images):
 
 def test_streams_where_the_device_is_not_the_host(images):
     """The meta device holds shapes only: enough to see which way is taken."""
-    batches = list(Batches(Steps(images, 5, 0), 9, torch.device("meta"), workers=1))
+    batches = list(Batches(StepSampler(images, 5, 0), 9, torch.device("meta"), workers=1))
     assert {batch.images.device.type for batch in batches} == {"meta"}
     assert {batch.sizes.device.type for batch in batches} == {"cpu"}
     assert [batch.ids.tolist() for batch in batches] == [
-        Steps(images, 5, 0).ids(s).tolist() for s in range(9)
+        StepSampler(images, 5, 0).ids(s).tolist() for s in range(9)
     ]
 
 
@@ -122,7 +126,7 @@ def test_statistics_of_blank_images_do_not_vanish(tmp_path):
 def test_statistics_of_many_images_take_a_sample(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "data", [f"{i:02d}.png" for i in range(20)])
     images = open_store(str(folder), image_size=8, image_size_cap=8).splits["train"]
-    monkeypatch.setattr("mocokit.data.batches.STATISTICS_IMAGES", 5)
+    monkeypatch.setattr("mocokit.data.statistics.STATISTICS_IMAGES", 5)
     mean, _ = channel_statistics(images)
     sample = images.batch(np.arange(0, 20, 4)) / 255
     np.testing.assert_allclose(mean, sample.mean(axis=(0, 2, 3)), rtol=1e-9)
@@ -157,10 +161,10 @@ def test_generators_differ_by_seed_purpose_and_step():
 def test_steps_over_some_rows(images):
     """Batches of chosen images only, all of them in an epoch; fewer than a batch are one batch."""
     rows = torch.arange(1, len(images), 2)
-    steps = Steps(images, 5, 0, rows)
+    steps = StepSampler(images, 5, 0, rows)
     seen = torch.cat([steps.ids(step) for step in range(steps.per_epoch)])
     assert set(seen.tolist()) <= set(rows.tolist())
     assert len(set(seen.tolist())) == len(seen) == len(rows) // 5 * 5
-    few = Steps(images, 50, 0, rows[:3])
+    few = StepSampler(images, 50, 0, rows[:3])
     assert few.per_epoch == 1
     assert sorted(few.ids(7).tolist()) == rows[:3].tolist()

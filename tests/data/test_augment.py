@@ -17,15 +17,15 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mocokit.data import views
-from mocokit.data.views import (
-    VIEW_SETS,
+from mocokit.data import augment as module
+from mocokit.data.augment import (
+    AUGMENTATIONS,
     VIEW_STEP,
     VIEW_STEPS,
-    ViewParams,
-    ViewSet,
+    Augmentation,
+    AugmentParams,
+    augment,
     center_view,
-    render,
     sample_params,
     view_size_at,
 )
@@ -33,7 +33,7 @@ from mocokit.data.views import (
 POINT, RESAMPLED = 2e-6, 2e-5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SEEDS = st.integers(0, 2**31)
-SETS = {name: VIEW_SETS[name][0] for name in VIEW_SETS} | {"v3, view 2": VIEW_SETS["v3"][1]}
+SETS = {name: AUGMENTATIONS[name][0] for name in AUGMENTATIONS} | {"v3, view 2": AUGMENTATIONS["v3"][1]}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -48,10 +48,10 @@ def full_sizes(images: Tensor) -> Tensor:
     return torch.tensor(images.shape[-2:]).expand(len(images), 2)
 
 
-def plain_params(images: Tensor) -> ViewParams:
+def plain_params(images: Tensor) -> AugmentParams:
     """Parameters of the view that shows each whole canvas and changes nothing."""
     B, _, H, W = images.shape
-    return ViewParams(
+    return AugmentParams(
         box=torch.tensor([0, 0, H, W]).repeat(B, 1),
         flip=torch.zeros(B, dtype=torch.bool),
         jittered=torch.zeros(B, dtype=torch.bool),
@@ -65,12 +65,12 @@ def plain_params(images: Tensor) -> ViewParams:
     )
 
 
-def unnormalised(images: Tensor, params: ViewParams, size: int) -> Tensor:
+def unnormalised(images: Tensor, params: AugmentParams, size: int) -> Tensor:
     C = images.shape[1]
-    return render(images, params, size, mean=[0.0] * C, std=[1.0] * C)
+    return augment(images, params, size, mean=[0.0] * C, std=[1.0] * C)
 
 
-def torchvision_jitter(x: Tensor, params: ViewParams, i: int) -> Tensor:
+def torchvision_jitter(x: Tensor, params: AugmentParams, i: int) -> Tensor:
     for operation in params.order[i].tolist():
         factor = params.factors[i, operation].item()
         if operation == BRIGHTNESS:
@@ -86,7 +86,7 @@ def torchvision_jitter(x: Tensor, params: ViewParams, i: int) -> Tensor:
     return x
 
 
-def torchvision_view(image: Tensor, params: ViewParams, i: int, size: int) -> Tensor:
+def torchvision_view(image: Tensor, params: AugmentParams, i: int, size: int) -> Tensor:
     x = F.resized_crop(image.float() / 255, *params.box[i].tolist(), [size, size], antialias=True)
     if params.flip[i]:
         x = F.horizontal_flip(x)
@@ -181,7 +181,7 @@ def test_hue_of_every_corner_and_edge_of_the_color_cube() -> None:
     x = colors.float().div(255)
     for turns in torch.linspace(-0.5, 0.5, 25):
         shifted = x.transpose(0, 1).clone()
-        views._shift_hue(shifted, turns[None])
+        module._shift_hue(shifted, turns[None])
         expected = F.adjust_hue(x, turns.item())
         torch.testing.assert_close(shifted.transpose(0, 1), expected, atol=POINT, rtol=0)
 
@@ -190,7 +190,7 @@ def test_hue_of_every_corner_and_edge_of_the_color_cube() -> None:
 def test_grayscale_equals_torchvision(gray_first: bool) -> None:
     images = noise(6, 3, 16, 16)
     params = sample_params(
-        ViewSet((0.4, 0.4, 0.4, 0.4), 1.0, 0.5, gray_first, 0.0), full_sizes(images), 3, generator(3)
+        Augmentation((0.4, 0.4, 0.4, 0.4), 1.0, 0.5, gray_first, 0.0), full_sizes(images), 3, generator(3)
     )
     assert 0 < params.gray.sum() < 6
     expected = torch.stack([torchvision_view(image, params, i, 16) for i, image in enumerate(images)])
@@ -253,13 +253,13 @@ def test_normalisation_comes_last() -> None:
     params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.4]
     expected = F.normalize(unnormalised(images, params, 16), mean, std)
-    torch.testing.assert_close(render(images, params, 16, mean, std), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augment(images, params, 16, mean, std), expected, atol=1e-5, rtol=0)
 
 
 def test_wrong_number_of_means_is_an_error() -> None:
     images = noise(1, 3, 8, 8)
     with pytest.raises(ValueError):
-        render(images, plain_params(images), 8, [0.5], [0.5])
+        augment(images, plain_params(images), 8, [0.5], [0.5])
 
 
 @pytest.mark.parametrize("name", list(SETS))
@@ -280,8 +280,8 @@ def test_padding_never_leaks(name: str) -> None:
 def test_images_without_jitter_are_untouched() -> None:
     """Bit for bit, whatever their factors say and whatever happens to the rest of the batch."""
     images = noise(64, 3, 32, 32)
-    view_set = dataclasses.replace(SETS["v2"], jitter_p=0.5, gray_p=0.0, blur_p=0.0)
-    params = sample_params(view_set, full_sizes(images), 3, generator())
+    augmentation = dataclasses.replace(SETS["v2"], jitter_p=0.5, gray_p=0.0, blur_p=0.0)
+    params = sample_params(augmentation, full_sizes(images), 3, generator())
     alone = dataclasses.replace(params, jittered=torch.zeros(64, dtype=torch.bool))
     same = (unnormalised(images, params, 32) == unnormalised(images, alone, 32)).flatten(1).all(dim=1)
     assert torch.equal(same, ~params.jittered)
@@ -303,7 +303,7 @@ def test_same_parameters_give_same_bits(monkeypatch: pytest.MonkeyPatch) -> None
     params = sample_params(SETS["v2"], full_sizes(images), 3, generator())
     once = unnormalised(images, params, 32)
     assert torch.equal(once, unnormalised(images, params, 32))
-    monkeypatch.setattr(views, "_CPU_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr(module, "_CPU_CHUNK_BYTES", 100_000)
     torch.testing.assert_close(unnormalised(images, params, 32), once, atol=1e-6, rtol=0)
 
 
@@ -401,10 +401,10 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), [(1, 50), (50, 1), (10, 400), (400, 10)])
 def test_box_that_never_fits_is_the_central_crop(height: int, width: int) -> None:
     """Where all ten attempts must fail, torchvision's rule leaves one box; ours is the same."""
-    view_set = dataclasses.replace(SETS["v2"], crop_scale=(0.9, 1.0))
+    augmentation = dataclasses.replace(SETS["v2"], crop_scale=(0.9, 1.0))
     crop = v2.RandomResizedCrop(8, scale=(0.9, 1.0))
     expected = crop.make_params([torch.empty(3, height, width)])
-    boxes = sample_params(view_set, torch.tensor([[height, width]] * 50), 3, generator()).box
+    boxes = sample_params(augmentation, torch.tensor([[height, width]] * 50), 3, generator()).box
     assert boxes.unique(dim=0).tolist() == [[expected[k] for k in ("top", "left", "height", "width")]]
 
 
@@ -420,8 +420,8 @@ def test_boxes_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) 
 
 def test_jitter_factors_are_distributed_as_torchvisions() -> None:
     n = 4000
-    view_set = dataclasses.replace(SETS["v2"], jitter=(0.4, 0.8, 1.5, 0.1), jitter_p=1.0)
-    ours = sample_params(view_set, torch.full((n, 2), 32), 3, generator()).factors
+    augmentation = dataclasses.replace(SETS["v2"], jitter=(0.4, 0.8, 1.5, 0.1), jitter_p=1.0)
+    ours = sample_params(augmentation, torch.full((n, 2), 32), 3, generator()).factors
     jitter = v2.ColorJitter(0.4, 0.8, 1.5, 0.1)
     names = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
     with torch.random.fork_rng():
@@ -469,7 +469,7 @@ def test_probabilities_and_ranges(name: str) -> None:
 
 
 def test_v1_and_v2_draw_both_views_alike() -> None:
-    assert all(VIEW_SETS[name][0] == VIEW_SETS[name][1] for name in ("v1", "v2"))
+    assert all(AUGMENTATIONS[name][0] == AUGMENTATIONS[name][1] for name in ("v1", "v2"))
 
 
 def test_draws_are_independent_of_each_other() -> None:

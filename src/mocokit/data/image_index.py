@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageIndex:
     """The images of a source.
 
     Attributes:
@@ -43,7 +43,7 @@ class Listing:
         label_names: the class of each label value, sorted; None without class folders.
         refused: what was found but must not be read, with reasons.
         ignored: how many images lie beside the train and test folders and are not used.
-        runs: int64 [len(names)], ascending: equal for images that are best read together; None where each
+        blocks: int64 [len(names)], ascending: equal for images that are best read together; None where each
             can be read alone.
     """
 
@@ -53,7 +53,7 @@ class Listing:
     label_names: tuple[str, ...] | None = None
     refused: list[Skipped] = field(default_factory=list)
     ignored: int = 0
-    runs: np.ndarray | None = None
+    blocks: np.ndarray | None = None
 
 
 class Source(Protocol):
@@ -70,7 +70,7 @@ class Source(Protocol):
 
     def fingerprint(self) -> str: ...
 
-    def scan(self) -> Listing: ...
+    def scan(self) -> ImageIndex: ...
 
     def read(self, index: int) -> bytes | np.ndarray: ...
 
@@ -85,7 +85,7 @@ def is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "Thumbs.db")
 
 
-def arrange(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> Listing:
+def arrange(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> ImageIndex:
     """Sort image paths and derive splits and labels from their folders.
 
     Folders ``train`` and ``test`` or ``val`` are splits, possibly inside lone wrapping folders; without them
@@ -114,7 +114,7 @@ def arrange(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> Li
     used = [index for indices in members.values() for index in indices]
     labels, label_names = _labels(paths, used, depth)
     splits = {split: np.array(members[split], dtype=np.int64) for split in SPLITS if split in members}
-    return Listing(names, splits, labels, label_names, refused, ignored=len(names) - len(used))
+    return ImageIndex(names, splits, labels, label_names, refused, ignored=len(names) - len(used))
 
 
 def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:

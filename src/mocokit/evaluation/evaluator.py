@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mocokit.data.batches import generator, random_subset
+from mocokit.data.augment import Augmentation, augment, sample_params
+from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
-from mocokit.data.views import ViewSet, render, sample_params
 from mocokit.evaluation.features import BATCH, extract, rows_of
-from mocokit.evaluation.knn import Accuracy, KnnTest
+from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.scorecard import COLLAPSED, SCORES, Views
 from mocokit.model.encoder import Encoder, evaluating
 
@@ -19,7 +19,7 @@ SCORE_IMAGES = 1000  # two-view scores use this many images at most: retrieval d
 
 
 @dataclass(frozen=True)
-class Quality:
+class Metrics:
     """``knn`` is None without labels; ``scores`` are those of `mocokit.evaluation.scorecard.SCORES` by name."""
 
     knn: Accuracy | None
@@ -32,7 +32,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Exam:
+class Evaluator:
     """A fixed measurement of encoders: the same images and the same views each time it is taken.
 
     ``images`` are the training split, of which at most ``scored`` are used for the scores; ``knn`` is None
@@ -40,46 +40,46 @@ class Exam:
     """
 
     images: ImageSet
-    view_sets: tuple[ViewSet, ViewSet]
+    augmentations: tuple[Augmentation, Augmentation]
     seed: int
-    knn: KnnTest | None
+    knn: KnnEvaluator | None
     scored: int = SCORE_IMAGES
 
-    def sample(self, votes: int, asks: int) -> "Exam":
-        """The same exam with a kNN test on at most that many images."""
+    def sample(self, votes: int, asks: int) -> "Evaluator":
+        """The same evaluator with a kNN test on at most that many images."""
         return replace(self, knn=self.knn and self.knn.sample(votes, asks, self.seed))
 
     @property
     def images_read(self) -> int:
-        """How many times an image goes through the encoder when the exam is taken."""
+        """How many times an image goes through the encoder when the evaluator is taken."""
         return 3 * min(self.scored, len(self.images)) + (self.knn.images_read if self.knn else 0)
 
-    def take(self, encoder: Encoder) -> Quality:
+    def evaluate(self, encoder: Encoder) -> Metrics:
         """Measure ``encoder``; it is left as it was."""
         rows = random_subset(len(self.images), self.scored, self.seed)
         plain = extract(encoder, self.images, rows)
         views = Views(plain, self._view(encoder, rows, 0), self._view(encoder, rows, 1))
         scores = {score.name: score.measure(views) for score in SCORES}
         if self.knn is None:
-            return Quality(None, scores)
-        return Quality(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
+            return Metrics(None, scores)
+        return Metrics(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
 
     @torch.inference_mode()
     def _view(self, encoder: Encoder, rows: Tensor, which: int) -> Tensor:
         """Features of one augmented view of the scored images."""
-        spec, draw = encoder.spec, generator(self.seed, f"exam view {which + 1}")
+        spec, draw = encoder.spec, generator(self.seed, f"evaluator view {which + 1}")
         parts = []
         with evaluating(encoder):
             for batch in rows.split(BATCH):
                 pixels, sizes = rows_of(self.images, batch, encoder.device)
-                params = sample_params(self.view_sets[which], sizes, spec.channels, draw)
-                view = render(pixels, params, spec.image_size, spec.mean, spec.std)
+                params = sample_params(self.augmentations[which], sizes, spec.channels, draw)
+                view = augment(pixels, params, spec.image_size, spec.mean, spec.std)
                 parts.append(encoder.backbone(view).float().cpu())
         return torch.cat(parts)
 
 
 def verdict(
-    loss_over_chance: float, encoder: Quality, random_init: Quality, asked: int = 0
+    loss_over_chance: float, encoder: Metrics, random_init: Metrics, asked: int = 0
 ) -> dict[str, Any]:
     """A plain judgement of a finished run: ``state`` is learning, not learning or collapsed; ``why`` a sentence.
 

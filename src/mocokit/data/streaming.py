@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mocokit import processes
-from mocokit.data.batches import Batch
-from mocokit.data.build import check_skipped, stored_side
+from mocokit import distributed
+from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
-from mocokit.data.layout import Listing, Skipped, Source
+from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.loader import Batch
+from mocokit.data.pixels import stored_side
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import Store, open_store
 from mocokit.data.stream import stream
@@ -28,7 +29,10 @@ from mocokit.data.workers import Decoded, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-SAMPLE_IMAGES, SAMPLE_RUNS = 10_000, 64  # of a split, for statistics and quality checks; from how many runs
+SAMPLE_IMAGES, SAMPLE_BLOCKS = (
+    10_000,
+    64,
+)  # of a split, for statistics and quality checks; from how many blocks
 LANE_IMAGES = 64  # of a batch come from one lane; at least `LEAST_LANES` lanes, so that a batch is mixed
 LEAST_LANES = 4
 WINDOW_BYTES, MOST_WINDOW = 2**28, 1024  # of decoded images, and how many of them, that one lane mixes
@@ -37,34 +41,34 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class StreamedImages:
+class StreamingImages:
     """The training images of a scanned source.
 
     Attributes:
         source: where they are read.
         names: of all images of the source.
         indices: int64 [N], ascending: which of them these are.
-        runs: int64 [N], equal for images that are best read together; None if each can be read alone.
-        image_size, channels, deep_range: see `mocokit.data.stream.stream`.
+        blocks: int64 [N], equal for images that are best read together; None if each can be read alone.
+        image_size, channels, intensity_range: see `mocokit.data.stream.stream`.
         max_skipped: fraction of the images that may be unusable.
     """
 
     source: Source
     names: Sequence[str]
     indices: np.ndarray
-    runs: np.ndarray | None
+    blocks: np.ndarray | None
     image_size: int
     channels: int
-    deep_range: tuple[float, float] | None
+    intensity_range: tuple[float, float] | None
     max_skipped: float
 
     def __len__(self) -> int:
         return len(self.indices)
 
 
-def open_streamed(
+def open_streaming(
     data: str, *, seed: int, max_skipped: float, **options: Any
-) -> tuple[Store, StreamedImages]:
+) -> tuple[Store, StreamingImages]:
     """What the user named: a store of some images, for statistics and quality checks, and all training images.
 
     Args:
@@ -80,47 +84,47 @@ def open_streamed(
     listing = source.scan()
     store = open_store(_Sample(source, listing, seed), seed=seed, max_skipped=max_skipped, **options)
     indices = listing.splits["train"]
-    images = StreamedImages(
+    images = StreamingImages(
         source,
         listing.names,
         indices,
-        None if listing.runs is None else listing.runs[indices],
+        None if listing.blocks is None else listing.blocks[indices],
         store.image_size,
         store.channels,
-        store.deep_range,
+        store.intensity_range,
         max_skipped,
     )
     return replace(store, fingerprint=f"{store.fingerprint}-{len(images)}"), images
 
 
 class _Sample:
-    """Some images of a source, itself a source: whole stretches of some runs, since a run is read at once."""
+    """Some images of a source, itself a source: whole stretches of some blocks, since a run is read at once."""
 
-    def __init__(self, source: Source, listing: Listing, seed: int) -> None:
+    def __init__(self, source: Source, listing: ImageIndex, seed: int) -> None:
         self.source, self.name, self.decoded = source, source.name, source.decoded
-        splits = {split: _sample(rows, listing.runs, seed) for split, rows in listing.splits.items()}
+        splits = {split: _sample(rows, listing.blocks, seed) for split, rows in listing.splits.items()}
         self._listing = replace(listing, splits=splits)
         self._seed = seed
 
     def fingerprint(self) -> str:
         return f"sample/{SAMPLE_IMAGES}/{self._seed}/{self.source.fingerprint()}"
 
-    def scan(self) -> Listing:
+    def scan(self) -> ImageIndex:
         return self._listing
 
     def read(self, index: int) -> bytes | np.ndarray:
         return self.source.read(index)
 
 
-def _sample(rows: np.ndarray, runs: np.ndarray | None, seed: int) -> np.ndarray:
+def _sample(rows: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:
     if len(rows) <= SAMPLE_IMAGES:
         return rows
     generator = np.random.default_rng(derive_seed(seed, "sample"))
-    if runs is None:
+    if blocks is None:
         return np.sort(generator.choice(rows, SAMPLE_IMAGES, replace=False))
-    _, starts, lengths = np.unique(runs[rows], return_index=True, return_counts=True)
+    _, starts, lengths = np.unique(blocks[rows], return_index=True, return_counts=True)
     order = generator.permutation(len(starts))
-    each = -(-SAMPLE_IMAGES // min(SAMPLE_RUNS, len(starts)))
+    each = -(-SAMPLE_IMAGES // min(SAMPLE_BLOCKS, len(starts)))
     taken = np.minimum(lengths[order], each)
     enough = int(np.searchsorted(np.cumsum(taken), SAMPLE_IMAGES)) + 1
     stretches = zip(starts[order][:enough], taken[:enough], strict=True)
@@ -134,10 +138,10 @@ class _Window(NamedTuple):
     pixels: list[np.ndarray]
 
 
-class StreamedBatches:
-    """Iterates over the batches of steps ``start`` to ``total``, as `mocokit.data.batches.Batches` does.
+class StreamingBatches:
+    """Iterates over the batches of steps ``start`` to ``total``, as `mocokit.data.loader.Batches` does.
 
-    An epoch's order is that of the runs, permuted. It is cut into equally long lanes; each gives its own
+    An epoch's order is that of the blocks, permuted. It is cut into equally long lanes; each gives its own
     rows of every batch, window by window, where a window is read in the order of storage and delivered mixed.
     A process reads the lanes that its share of the batch comes from, a window ahead of the training.
     An image that can't be used is replaced by the next one of its window. Images left over at the end of an
@@ -150,7 +154,7 @@ class StreamedBatches:
 
     def __init__(
         self,
-        images: StreamedImages,
+        images: StreamingImages,
         batch_size: int,
         seed: int,
         total: int,
@@ -166,7 +170,7 @@ class StreamedBatches:
         self._rows = self.batch_size // lanes  # of each batch that a lane gives
         window = WINDOW_BYTES // (images.channels * stored_side(images.image_size) ** 2)
         self._steps = -(-min(window, MOST_WINDOW) // self._rows)  # that a window lasts
-        part = processes.share(self.batch_size)
+        part = distributed.local_slice(self.batch_size)
         self._lanes = range(part.start // self._rows, -(-part.stop // self._rows))
         first = self._lanes.start * self._rows
         self._part = slice(part.start - first, part.stop - first)
@@ -221,7 +225,7 @@ class StreamedBatches:
         for row, image in enumerate(pixels):
             canvas[row, :, : image.shape[1], : image.shape[2]] = image
         images = images.to(self.device, non_blocking=True)
-        return Batch(images, processes.gather(sizes), torch.from_numpy(ids), step)
+        return Batch(images, distributed.all_gather(sizes), torch.from_numpy(ids), step)
 
     def _work(self, ready: "queue.Queue[_Window | BaseException]", closed: threading.Event) -> None:
         """In a thread: read ahead until all is read or nobody wants more."""
@@ -247,7 +251,7 @@ class StreamedBatches:
             read_all(images.source, indices()),
             image_size=images.image_size,
             channels=images.channels,
-            deep_range=images.deep_range,
+            intensity_range=images.intensity_range,
             workers=self.workers,
         )
         window: list[Decoded] = []
@@ -279,12 +283,12 @@ class StreamedBatches:
             step = epoch * self.per_epoch + last
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Positions of all images, int64 [N]: run by run, the runs permuted."""
+        """Positions of all images, int64 [N]: run by run, the blocks permuted."""
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-        count, runs = len(self.images), self.images.runs
-        if runs is None:
+        count, blocks = len(self.images), self.images.blocks
+        if blocks is None:
             return generator.permutation(count)
-        starts = np.flatnonzero(np.diff(runs, prepend=runs[0] - 1))
+        starts = np.flatnonzero(np.diff(blocks, prepend=blocks[0] - 1))
         lengths = np.diff(starts, append=count)
         chosen = generator.permutation(len(starts))
         moved = starts[chosen] - (np.cumsum(lengths[chosen]) - lengths[chosen])

@@ -1,0 +1,30 @@
+"""What decoded pixels become: one number of channels, 8 bits, and no larger than a model has use for."""
+
+import numpy as np
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
+
+
+def convertible(channels: int, target: int) -> bool:
+    """Whether images of ``channels`` can become images of ``target``: gray and colour become each other."""
+    return channels == target or {channels, target} == {1, 3}
+
+
+def stored_side(image_size: int) -> int:
+    """The longest side that images are kept with: twice the model's, so that crops lose little."""
+    return 2 * image_size
+
+
+def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> np.ndarray:
+    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``."""
+    if len(pixels) == 1 and channels == 3:
+        pixels = np.repeat(pixels, 3, axis=0)
+    elif len(pixels) == 3 and channels == 1:
+        gray = np.tensordot(_LUMA, pixels.astype(np.float32), axes=1)[None]
+        pixels = np.rint(gray).astype(np.uint8) if pixels.dtype == np.uint8 else gray
+    if pixels.dtype == np.uint8:
+        return pixels
+    assert intensity_range is not None
+    low, high = intensity_range
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
