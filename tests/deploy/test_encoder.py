@@ -282,7 +282,7 @@ def test_truncated(whole, tmp_path, kept):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "mocokit-encoder-3"}, "mocokit-encoder-2 where mocokit-encoder-2 was expected"),
+        ({"format": "mocokit-encoder-3"}, "mocokit-encoder-3 where mocokit-encoder-2 was expected"),
         ({"format": None}, "format none"),
         ({"spec": None}, "not a mocokit encoder file"),
         ({"spec": "{"}, "not a mocokit encoder file"),
