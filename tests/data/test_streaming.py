@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from mocokit import distributed
 from mocokit.data import shards, streaming
+from mocokit.data.dataset import Batch
 from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
-from mocokit.data.loader import Batch
+from mocokit.data.loader import create_loader
 from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
-from mocokit.data.streaming import StreamingBatches, StreamingImages, open_streaming
+from mocokit.data.streaming import StreamingDataset, StreamingImages, open_streaming
 from mocokit.errors import UserError
 from tests.helpers import encode, noise, png16, write_images
 
@@ -60,12 +61,8 @@ def numbered(
 
 
 def taken(images: StreamingImages, batch: int, steps: int, seed: int = 0, start: int = 0) -> list[Batch]:
-    batches = StreamingBatches(images, batch, seed, steps, CPU, workers=0)
-    batches.start = start
-    try:
-        return list(batches)
-    finally:
-        batches.close()
+    loader = create_loader(images, batch_size=batch, seed=seed, device=CPU, workers=0)
+    return list(loader.batches(start, steps))
 
 
 def ids_of(batches: list[Batch]) -> list[list[int]]:
@@ -168,11 +165,11 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
 
 def test_unusable_images_are_replaced_and_listed() -> None:
     images = numbered(64, run=8, bad=(3, 17, 40))
-    batches = StreamingBatches(images, 16, 0, 4, CPU, workers=0)
-    ids = torch.cat([batch.ids for batch in batches])
+    dataset = StreamingDataset(images, 16, 0, workers=0)
+    ids = torch.cat([batch.ids for batch in dataset.from_step(0, 4)])
     assert not set(ids.tolist()) & {3, 17, 40}
     assert len(ids) == 64
-    assert [(s.name, s.reason) for s in batches.skipped] == [(f"image {i}", "spoilt") for i in (3, 17, 40)]
+    assert [(s.name, s.reason) for s in dataset.skipped] == [(f"image {i}", "spoilt") for i in (3, 17, 40)]
 
 
 def test_too_many_unusable_images_end_the_run() -> None:
@@ -194,7 +191,7 @@ def test_trouble_in_the_reading_thread_reaches_the_training() -> None:
 def test_closing_stops_the_thread_and_memory_is_bounded() -> None:
     before = threading.active_count()
     images = numbered(60_000 // 4)
-    batches = StreamingBatches(images, 16, 0, 100_000, CPU, workers=0)
+    batches = create_loader(images, batch_size=16, seed=0, device=CPU, workers=0).batches(0, 100_000)
     for _, batch in zip(range(3), batches, strict=False):
         assert len(batch.ids) == 16
     batches.close()

@@ -1,14 +1,18 @@
 import copy
 import math
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import normalize
 
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.losses import info_nce
-from mocokit.model.moco import MoCo
+from mocokit.model.moco import MoCo, MoCoV3, Queue, momentum_at, momentum_copy, momentum_update
 from mocokit.model.norm import split_batch_norm
 from tests import reference
 
@@ -22,13 +26,12 @@ def backbone(splits=1):
 
 
 def make(symmetric=False, splits=1):
-    head, predictor = create_head("linear", 6, 6, D), create_predictor("linear", 6, D)
-    return MoCo(backbone(splits), head, predictor, dim=D, K=K, tau=0.2, symmetric=symmetric)
+    return MoCo(backbone(splits), create_head("linear", 6, 6, D), dim=D, K=K, tau=0.2, symmetric=symmetric)
 
 
 def make_v3(kind="v3-resnet", symmetric=True):
     head, predictor = create_head(kind, 6, 12, D), create_predictor(kind, 12, D)
-    return MoCo(backbone(), head, predictor, dim=D, K=0, tau=0.2, symmetric=symmetric)
+    return MoCoV3(backbone(), head, predictor, tau=0.2, symmetric=symmetric)
 
 
 def views(seed=0):
@@ -145,16 +148,126 @@ def test_v3_is_symmetric_in_its_views():
     assert float(one_way) < float(losses[0])
 
 
-def test_chance_level_is_the_loss_of_collapsed_encoders():
-    """All embeddings equal: log(K + 1) with a queue of them, 4 tau log(B) for v3's two halves."""
+def collapsed() -> nn.Module:
+    """An encoder whose embeddings are all equal."""
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(36, D))
+    nn.init.zeros_(encoder[1].weight)
+    nn.init.ones_(encoder[1].bias)
+    return encoder
 
-    for size, expected in ((K, math.log(K + 1)), (0, 4 * 0.2 * math.log(B))):
-        collapsed = nn.Sequential(nn.Flatten(), nn.Linear(36, D))
-        nn.init.zeros_(collapsed[1].weight)
-        nn.init.ones_(collapsed[1].bias)
-        moco = MoCo(collapsed, nn.Identity(), nn.Identity(), dim=D, K=size, tau=0.2, symmetric=True)
-        if moco.queue is not None:
-            moco.queue.keys.fill_(D**-0.5)
+
+def test_chance_level_is_the_loss_of_collapsed_encoders():
+    """log(K + 1) with a queue of the same embeddings, 4 tau log(B) for v3's two halves."""
+    v2 = MoCo(collapsed(), nn.Identity(), dim=D, K=K, tau=0.2, symmetric=True)
+    v2.queue.keys.fill_(D**-0.5)
+    v3 = MoCoV3(collapsed(), nn.Identity(), nn.Identity(), tau=0.2)
+    for moco, expected in ((v2, math.log(K + 1)), (v3, 4 * 0.2 * math.log(B))):
         loss = moco(*views(), torch.arange(B), torch.arange(B), 0.9).loss
         assert float(loss) == pytest.approx(expected, rel=1e-6)
         assert moco.chance_level(B) == pytest.approx(expected)
+
+
+# The queue ------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.lists(st.integers(1, 30), max_size=8))
+def test_holds_the_last_keys_for_batches_of_any_size(K, batches):
+    queue, expected, next_id = Queue(K, 2), deque(maxlen=K), 0
+    for batch in batches:
+        ids = torch.arange(next_id, next_id + batch)
+        queue.enqueue(torch.stack([ids.float(), -ids.float()], dim=1), ids)
+        expected.extend(ids.tolist())
+        next_id += batch
+    held = [i for i in queue.ids.tolist() if i >= 0]
+    assert sorted(held) == sorted(expected)
+    assert queue.keys[queue.ids >= 0, 0].tolist() == [float(i) for i in held]
+    assert float(queue.fill) == pytest.approx(len(expected) / K)
+
+
+def test_replaces_the_oldest_first():
+    queue = Queue(4, 2)
+    for i in range(6):
+        queue.enqueue(torch.full((1, 2), float(i)), torch.tensor([i]))
+    assert queue.ids.tolist() == [4, 5, 2, 3]
+
+
+def test_starts_with_random_unit_vectors_of_nobody():
+    queue = Queue(100, 16)
+    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(100))
+    assert queue.keys.unique(dim=0).shape == queue.keys.shape
+    assert (queue.ids == -1).all()
+
+
+def test_all_of_it_is_in_the_state_dict():
+    queue, copy = Queue(8, 2), Queue(8, 2)
+    queue.enqueue(torch.ones(3, 2), torch.arange(3))
+    copy.load_state_dict(queue.state_dict())
+    for each in (queue, copy):
+        each.enqueue(torch.zeros(2, 2), torch.arange(3, 5))
+    assert torch.equal(queue.keys, copy.keys)
+    assert torch.equal(queue.ids, copy.ids)
+    assert int(copy.pointer) == 5
+
+
+# The momentum encoder --------------------------------------------------------------------------------
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.LazyLinear(2))
+
+
+def made() -> nn.Module:
+    module = small()
+    module(torch.randn(4, 1, 5, 5))
+    return module
+
+
+def test_the_copy_is_exact_and_takes_no_gradient():
+    encoder = made()
+    copy = momentum_copy(encoder)
+    pairs = zip(encoder.state_dict().values(), copy.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(p.requires_grad for p in copy.parameters())
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0, 1), st.integers(1, 4))
+def test_follows_the_formula(m, steps):
+    encoder = made()
+    copy = momentum_copy(encoder)
+    expected = [p.numpy().astype(np.float64) for p in copy.parameters()]
+    for _ in range(steps):
+        with torch.no_grad():
+            for p in encoder.parameters():
+                p.add_(torch.randn_like(p))
+        momentum_update(copy, encoder, m)
+        expected = reference.momentum_update(expected, [p.detach().numpy() for p in encoder.parameters()], m)
+    for p, e in zip(copy.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.numpy(), e, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_the_key_encoder_are_its_own():
+    encoder = made()
+    copy = momentum_copy(encoder)
+    encoder(torch.randn(4, 1, 5, 5) + 7)
+    before = copy[1].running_mean.clone()
+    momentum_update(copy, encoder, 0.5)
+    assert torch.equal(copy[1].running_mean, before)
+
+
+@given(st.integers(1, 1000), st.floats(0, 1), st.floats(0, 1), st.data())
+def test_momentum_is_the_formula(steps, start, end, data):
+    step = data.draw(st.integers(0, steps - 1))
+    got = momentum_at(step, steps, start, end)
+    assert momentum_at(step, steps, start, start) == start  # v1, v2: exactly constant
+    assert min(start, end) - 1e-9 <= got <= max(start, end) + 1e-9
+    in_v3 = momentum_at(step, steps, start, 1.0)
+    assert in_v3 == pytest.approx(1 - (1 - start) * (math.cos(math.pi * step / steps) + 1) / 2)
+
+
+def test_momentum_starts_and_ends_where_it_should():
+    assert momentum_at(0, 100, 0.99, 0.999) == pytest.approx(0.99)
+    assert momentum_at(50, 100, 0.9, 1.0) == pytest.approx(0.95)
+    assert momentum_at(100, 100, 0.99, 0.999) == pytest.approx(0.999)

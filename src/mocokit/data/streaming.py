@@ -1,27 +1,27 @@
 """Batches straight from a source, for more images than the cache directory or the memory can hold.
 
-The counterpart of `store` and `batches`: nothing is kept; every epoch reads the images anew, in an order that
-suits storage and is still shuffled. Each batch is a function of (seed, step), whatever the number of processes.
+Nothing is kept; every epoch reads the images anew, in an order that suits storage and is still shuffled. Each batch
+is a function of (seed, step), whatever the number of processes.
 """
 
 import math
-import queue
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from mocokit import distributed
 from mocokit.data.build import check_skipped
+from mocokit.data.dataset import Batch
 from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex, Skipped, Source
-from mocokit.data.loader import Batch
-from mocokit.data.pixels import stored_side
+from mocokit.data.pixels import pad, stored_side
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import Store, open_store
 from mocokit.data.stream import stream
@@ -29,15 +29,12 @@ from mocokit.data.workers import Decoded, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-SAMPLE_IMAGES, SAMPLE_BLOCKS = (
-    10_000,
-    64,
-)  # of a split, for statistics and quality checks; from how many blocks
+SAMPLE_IMAGES = 10_000  # of a split, for statistics and quality checks
+SAMPLE_BLOCKS = 64  # that they are taken from
 LANE_IMAGES = 64  # of a batch come from one lane; at least `LEAST_LANES` lanes, so that a batch is mixed
 LEAST_LANES = 4
 WINDOW_BYTES, MOST_WINDOW = 2**28, 1024  # of decoded images, and how many of them, that one lane mixes
 EARLY_IMAGES = 1000  # after which too many unusable images end a run
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -131,6 +128,66 @@ def _sample(rows: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarra
     return np.sort(np.concatenate([rows[start : start + count] for start, count in stretches]))
 
 
+class BlockSampler:
+    """Which images each step sees: an order that suits storage and is still shuffled.
+
+    An epoch's order is that of the blocks, permuted. It is cut into equally long lanes, each of which gives its own
+    rows of every batch, window by window: a window is read in the order of storage and delivered mixed. Images left
+    over at the end of an epoch are left out.
+
+    Attributes:
+        per_epoch: batches of an epoch.
+        rows: of each batch that a lane gives.
+        window_steps: how many steps a window lasts.
+        lanes: how many there are.
+    """
+
+    def __init__(
+        self, blocks: np.ndarray | None, count: int, batch_size: int, window: int, seed: int
+    ) -> None:
+        """``blocks`` [count] int64, ascending, or None; ``window``: images that one lane may hold."""
+        self.blocks, self.count, self.seed = blocks, count, seed
+        self.batch_size = min(batch_size, count)
+        self.per_epoch = count // self.batch_size
+        self.lanes = math.gcd(
+            self.batch_size, _power_of_two(max(LEAST_LANES, self.batch_size // LANE_IMAGES))
+        )
+        self.rows = self.batch_size // self.lanes
+        self.window_steps = -(-min(window, MOST_WINDOW) // self.rows)
+
+    def windows(self, start: int, stop: int, lanes: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The windows of some ``lanes`` that the steps ``start`` to ``stop`` need, in the order of need.
+
+        Of each the positions of its images, ascending, and the permutation that mixes it.
+        """
+        step, order, ordered = start, np.empty(0), -1
+        while step < stop:
+            epoch, batch = divmod(step, self.per_epoch)
+            if epoch != ordered:
+                order, ordered = self._order(epoch), epoch
+            first = batch - batch % self.window_steps
+            last = min(first + self.window_steps, self.per_epoch)
+            for lane in lanes:
+                offset = lane * self.per_epoch * self.rows
+                rows = np.sort(order[offset + first * self.rows : offset + last * self.rows])
+                draw = np.random.default_rng(
+                    derive_seed(self.seed, f"window {epoch}", offset + first * self.rows)
+                )
+                yield rows, draw.permutation(len(rows))
+            step = epoch * self.per_epoch + last
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Positions of all images, int64 [count]: block by block, the blocks permuted."""
+        draw = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+        if self.blocks is None:
+            return draw.permutation(self.count)
+        starts = np.flatnonzero(np.diff(self.blocks, prepend=self.blocks[0] - 1))
+        lengths = np.diff(starts, append=self.count)
+        chosen = draw.permutation(len(starts))
+        moved = starts[chosen] - (np.cumsum(lengths[chosen]) - lengths[chosen])
+        return np.repeat(moved, lengths[chosen]) + np.arange(self.count)
+
+
 class _Window(NamedTuple):
     """Consecutive images of one lane, decoded and mixed: their positions in the set and their pixels."""
 
@@ -138,71 +195,52 @@ class _Window(NamedTuple):
     pixels: list[np.ndarray]
 
 
-class StreamingBatches:
-    """Iterates over the batches of steps ``start`` to ``total``, as `mocokit.data.loader.Batches` does.
+class StreamingDataset(IterableDataset[Batch]):
+    """The batches of consecutive steps, read from the source a window ahead of training.
 
-    An epoch's order is that of the blocks, permuted. It is cut into equally long lanes; each gives its own
-    rows of every batch, window by window, where a window is read in the order of storage and delivered mixed.
-    A process reads the lanes that its share of the batch comes from, a window ahead of the training.
-    An image that can't be used is replaced by the next one of its window. Images left over at the end of an
-    epoch are left out.
+    A process reads the lanes that its share of the batch comes from. An image that can't be used is replaced by the
+    next one of its window.
 
     Attributes:
         per_epoch: batches of an epoch.
-        start: the first step to give.
     """
 
-    def __init__(
-        self,
-        images: StreamingImages,
-        batch_size: int,
-        seed: int,
-        total: int,
-        device: torch.device,
-        workers: int,
-    ) -> None:
-        self.images, self.seed, self.total, self.device = images, seed, total, device
-        self.batch_size = min(batch_size, len(images))
-        self.per_epoch = len(images) // self.batch_size
-        self.workers = min(workers, worker_count(images.source, len(images)))
-        self.start = 0
-        lanes = math.gcd(self.batch_size, _power_of_two(max(LEAST_LANES, self.batch_size // LANE_IMAGES)))
-        self._rows = self.batch_size // lanes  # of each batch that a lane gives
+    reads_ahead = True
+
+    def __init__(self, images: StreamingImages, batch_size: int, seed: int, workers: int) -> None:
         window = WINDOW_BYTES // (images.channels * stored_side(images.image_size) ** 2)
-        self._steps = -(-min(window, MOST_WINDOW) // self._rows)  # that a window lasts
-        part = distributed.local_slice(self.batch_size)
-        self._lanes = range(part.start // self._rows, -(-part.stop // self._rows))
-        first = self._lanes.start * self._rows
+        self.images = images
+        self.sampler = BlockSampler(images.blocks, len(images), batch_size, window, seed)
+        self.per_epoch = self.sampler.per_epoch
+        self.workers = min(workers, worker_count(images.source, len(images)))
+        part, rows = distributed.local_slice(self.sampler.batch_size), self.sampler.rows
+        self._lanes = range(part.start // rows, -(-part.stop // rows))
+        first = self._lanes.start * rows
         self._part = slice(part.start - first, part.stop - first)
         self._skipped: dict[int, str] = {}
         self._read = 0
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
+        self._steps = range(0)
 
-    def __len__(self) -> int:
-        return self.total
+    def from_step(self, start: int, stop: int) -> "StreamingDataset":
+        """Itself, to give the steps from ``start`` to before ``stop``."""
+        self._steps = range(start, stop)
+        return self
 
     def __iter__(self) -> Iterator[Batch]:
-        self.close()
-        self._closed = threading.Event()
-        ready: queue.Queue[_Window | BaseException] = queue.Queue(maxsize=len(self._lanes))
-        self._thread = threading.Thread(target=self._work, args=(ready, self._closed), daemon=True)
-        self._thread.start()
-        windows: list[_Window] = []
-        section = (-1, -1)
-        for step in range(self.start, self.total):
-            epoch, batch = divmod(step, self.per_epoch)
-            current, within = divmod(batch, self._steps)
-            if (epoch, current) != section:
-                section = (epoch, current)
-                windows = [_got(ready) for _ in self._lanes]
-            yield self._batch(windows, within, step)
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        lanes, window_steps = self._lanes, self.sampler.window_steps
+        with closing(self._windows()) as windows, _reading_ahead() as ahead:
+            coming: deque[Future[Any]] = deque(ahead.submit(next, windows, None) for _ in lanes)
+            held: list[_Window] = []
+            section = (-1, -1)
+            for step in self._steps:
+                epoch, batch = divmod(step, self.per_epoch)
+                current, within = divmod(batch, window_steps)
+                if (epoch, current) != section:
+                    section, held = (epoch, current), []
+                    for _ in lanes:
+                        held.append(coming.popleft().result())
+                        coming.append(ahead.submit(next, windows, None))
+                yield self._batch(held, within, step)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -211,31 +249,15 @@ class StreamingBatches:
         return [Skipped(names[int(indices[row])], reason) for row, reason in sorted(self._skipped.items())]
 
     def _batch(self, windows: list[_Window], within: int, step: int) -> Batch:
-        rows = slice(within * self._rows, (within + 1) * self._rows)
+        rows = slice(within * self.sampler.rows, (within + 1) * self.sampler.rows)
         ids = np.concatenate([window.ids[rows] for window in windows])[self._part]
-        pixels = [image for window in windows for image in window.pixels[rows]][self._part]
-        sizes = torch.tensor([image.shape[1:] for image in pixels], dtype=torch.int32)
-        height, width = sizes.amax(dim=0).tolist()
-        images = torch.zeros(
-            (len(pixels), self.images.channels, height, width),
-            dtype=torch.uint8,
-            pin_memory=self.device.type == "cuda",
+        images, sizes = pad([image for window in windows for image in window.pixels[rows]][self._part])
+        return Batch(
+            torch.from_numpy(images),
+            distributed.all_gather(torch.from_numpy(sizes)),
+            torch.from_numpy(ids),
+            step,
         )
-        canvas = images.numpy()
-        for row, image in enumerate(pixels):
-            canvas[row, :, : image.shape[1], : image.shape[2]] = image
-        images = images.to(self.device, non_blocking=True)
-        return Batch(images, distributed.all_gather(sizes), torch.from_numpy(ids), step)
-
-    def _work(self, ready: "queue.Queue[_Window | BaseException]", closed: threading.Event) -> None:
-        """In a thread: read ahead until all is read or nobody wants more."""
-        try:
-            with closing(self._windows()) as windows:
-                for window in windows:
-                    if not _put(ready, window, closed):
-                        return
-        except BaseException as error:  # told where the batches are taken
-            _put(ready, error, closed)
 
     def _windows(self) -> Generator[_Window, None, None]:
         """The windows of this process's lanes, in the order in which they are needed."""
@@ -243,7 +265,7 @@ class StreamingBatches:
         planned: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
         def indices() -> Iterator[int]:
-            for rows, mixed in self._plan():
+            for rows, mixed in self.sampler.windows(self._steps.start, self._steps.stop, self._lanes):
                 planned.append((rows, mixed))
                 yield from images.indices[rows].tolist()
 
@@ -260,41 +282,13 @@ class StreamingBatches:
                 window.append(pixels)
                 if len(window) == len(planned[0][0]):
                     rows, mixed = planned.popleft()
-                    rows, usable = self._mended(rows, window)
+                    rows, usable = self._replace_unusable(rows, window)
                     yield _Window(rows[mixed], [usable[i] for i in mixed.tolist()])
                     window = []
 
-    def _plan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each window the positions of its images, ascending, and the permutation that mixes it."""
-        step, order, ordered = self.start, np.empty(0), -1
-        while step < self.total:
-            epoch, batch = divmod(step, self.per_epoch)
-            if epoch != ordered:
-                order, ordered = self._order(epoch), epoch
-            first = batch - batch % self._steps
-            last = min(first + self._steps, self.per_epoch)
-            for lane in self._lanes:
-                start = lane * self.per_epoch * self._rows
-                rows = np.sort(order[start + first * self._rows : start + last * self._rows])
-                generator = np.random.default_rng(
-                    derive_seed(self.seed, f"window {epoch}", start + first * self._rows)
-                )
-                yield rows, generator.permutation(len(rows))
-            step = epoch * self.per_epoch + last
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Positions of all images, int64 [N]: run by run, the blocks permuted."""
-        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-        count, blocks = len(self.images), self.images.blocks
-        if blocks is None:
-            return generator.permutation(count)
-        starts = np.flatnonzero(np.diff(blocks, prepend=blocks[0] - 1))
-        lengths = np.diff(starts, append=count)
-        chosen = generator.permutation(len(starts))
-        moved = starts[chosen] - (np.cumsum(lengths[chosen]) - lengths[chosen])
-        return np.repeat(moved, lengths[chosen]) + np.arange(count)
-
-    def _mended(self, rows: np.ndarray, window: list[Decoded]) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _replace_unusable(
+        self, rows: np.ndarray, window: list[Decoded]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The window with the next usable image in each unusable one's place.
 
         Raises:
@@ -315,23 +309,15 @@ class StreamingBatches:
         return rows[source], [window[i] for i in source.tolist()]
 
 
+@contextmanager
+def _reading_ahead() -> Iterator[ThreadPoolExecutor]:
+    """One thread that reads while the caller computes; at the end what has not begun is dropped."""
+    ahead = ThreadPoolExecutor(1)
+    try:
+        yield ahead
+    finally:
+        ahead.shutdown(cancel_futures=True)
+
+
 def _power_of_two(limit: int) -> int:
     return 1 << (limit.bit_length() - 1)
-
-
-def _got(ready: "queue.Queue[_Window | BaseException]") -> _Window:
-    window = ready.get()
-    if isinstance(window, BaseException):
-        raise window
-    return window
-
-
-def _put(ready: "queue.Queue[Any]", item: Any, closed: threading.Event) -> bool:
-    """Hand over ``item``, or give up when the taker has."""
-    while not closed.is_set():
-        try:
-            ready.put(item, timeout=_POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False

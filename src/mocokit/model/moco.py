@@ -5,7 +5,7 @@ Letters as in the papers: q queries, k keys, K queue size, m momentum, tau tempe
 All three pull a query to the key of the same image's other view and away from keys of other images; the key
 encoder starts as an exact copy of the query encoder and follows it by momentum. Where they differ:
 
-    |                  | v1            | v2            | v3                                               |
+    |                  | v1 (`MoCo`)   | v2 (`MoCo`)   | v3 (`MoCoV3`)                                    |
     |------------------|---------------|---------------|--------------------------------------------------|
     | negatives        | queue of keys | queue of keys | the batch's other keys (no queue)                |
     | queries and keys | x1, x2        | x1, x2        | x1, x2 and x2, x1 (symmetric)                    |
@@ -19,6 +19,7 @@ Where several processes share a batch, B is the whole batch and b the share of o
 every process has the same queue.
 """
 
+import copy
 import math
 
 import torch
@@ -27,35 +28,22 @@ from torch.nn.functional import normalize
 
 from mocokit import distributed
 from mocokit.model.losses import LossOutput, info_nce, info_nce_in_batch
-from mocokit.model.momentum import momentum_copy, momentum_update
-from mocokit.model.queue import Queue
 
 
 class MoCo(nn.Module):
-    """Query encoder, momentum encoder, and a queue of ``K`` keys for v1 and v2, or none (``K`` = 0) for v3.
+    """MoCo v1 and v2: a query encoder, a momentum encoder, and a queue of K keys.
 
-    ``backbone`` and ``head`` make both encoders; the ``predictor`` maps queries on, the identity in v1 and v2.
+    ``backbone`` and ``head`` make both encoders.
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        head: nn.Module,
-        predictor: nn.Module,
-        *,
-        dim: int,
-        K: int,
-        tau: float,
-        symmetric: bool,
+        self, backbone: nn.Module, head: nn.Module, *, dim: int, K: int, tau: float, symmetric: bool = False
     ) -> None:
         super().__init__()
         self.encoder_q = nn.Sequential(backbone, head)
-        self.predictor = predictor
         self.encoder_k = momentum_copy(self.encoder_q)
-        self.queue = Queue(K, dim) if K else None
+        self.queue = Queue(K, dim)
         self.tau, self.symmetric = tau, symmetric
-        # Of the loss, which is the mean of the halves in v1 and v2 and 2 tau times their sum in v3 (algorithm 1).
-        self.scale = 1.0 if K else 2 * tau * (1 + symmetric)
 
     @property
     def backbone(self) -> nn.Module:
@@ -63,7 +51,7 @@ class MoCo(nn.Module):
         return self.encoder_q[0]
 
     def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> LossOutput:
-        """One step of MoCo: update the key encoder, contrast, then feed the queue.
+        """One step: update the key encoder, contrast, then feed the queue.
 
         Args:
             x1, x2: two views [b, C, S, S] of the same images, float32.
@@ -72,26 +60,25 @@ class MoCo(nn.Module):
             m: momentum of this step.
         """
         momentum_update(self.encoder_k, self.encoder_q, m)
-        pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
-        keys = [self.keys(x, shuffle) for _, x in pairs]
-        halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
-        if self.queue is not None:
-            self.queue.enqueue(torch.cat(keys), distributed.all_gather(ids).repeat(len(keys)))
-        loss, positive, negative = (sum(part) / len(halves) for part in zip(*halves, strict=True))
-        return LossOutput(loss * self.scale, positive, negative)
+        k2 = self.keys(x2, shuffle)
+        if not self.symmetric:
+            output = self.contrast(self.queries(x1), k2, ids)
+            self.queue.enqueue(k2, distributed.all_gather(ids))
+            return output
+        k1 = self.keys(x1, shuffle)
+        output = mean_of(self.contrast(self.queries(x1), k2, ids), self.contrast(self.queries(x2), k1, ids))
+        self.queue.enqueue(torch.cat([k2, k1]), distributed.all_gather(ids).repeat(2))
+        return output
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
-        """InfoNCE of queries [b, D] of images ``ids`` with the keys [B, D] of the whole batch."""
-        share = distributed.local_slice(len(k))
-        if self.queue is None:
-            return info_nce_in_batch(q, k, self.tau, share.start)
+        """InfoNCE of queries [b, D] of images ``ids`` with their keys among those of the batch [B, D] and the queue."""
         own = ids[:, None] == self.queue.ids[None]  # [b, K]
         negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
-        return info_nce(q, k[share], negatives, self.tau, own)
+        return info_nce(q, k[distributed.local_slice(len(k))], negatives, self.tau, own)
 
     def queries(self, x: Tensor) -> Tensor:
         """Unit query embeddings [b, D]."""
-        return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
+        return normalize(self.encoder_q(x).float(), dim=1)
 
     @torch.no_grad()
     def keys(self, x: Tensor, shuffle: Tensor | None) -> Tensor:
@@ -107,6 +94,115 @@ class MoCo(nn.Module):
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
 
     def chance_level(self, batch_size: int) -> float:
-        """The loss of embeddings that tell nothing apart: log of the number of keys a query chooses from."""
-        keys = batch_size if self.queue is None else len(self.queue.keys) + 1
-        return self.scale * math.log(keys)
+        """The loss of embeddings that tell nothing apart: log(K + 1), whatever the batch."""
+        return math.log(len(self.queue.keys) + 1)
+
+
+class MoCoV3(MoCo):
+    """MoCo v3: the other keys of the batch are the negatives; a prediction head follows the query encoder.
+
+    The loss is 2 tau times the sum of both halves (algorithm 1); there is no queue.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        predictor: nn.Module,
+        *,
+        tau: float,
+        symmetric: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.encoder_q = nn.Sequential(backbone, head)
+        self.predictor = predictor
+        self.encoder_k = momentum_copy(self.encoder_q)
+        self.tau, self.symmetric = tau, symmetric
+        self.scale = 2 * tau * (1 + symmetric)  # of the mean of the halves
+
+    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> LossOutput:
+        """One step; see `MoCo.forward`."""
+        momentum_update(self.encoder_k, self.encoder_q, m)
+        k2 = self.keys(x2, shuffle)
+        if self.symmetric:
+            k1 = self.keys(x1, shuffle)
+            output = mean_of(
+                self.contrast(self.queries(x1), k2, ids), self.contrast(self.queries(x2), k1, ids)
+            )
+        else:
+            output = self.contrast(self.queries(x1), k2, ids)
+        return output._replace(loss=self.scale * output.loss)
+
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
+        """InfoNCE of queries [b, D] with the keys [B, D] of the whole batch."""
+        return info_nce_in_batch(q, k, self.tau, distributed.local_slice(len(k)).start)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Unit query embeddings [b, D], behind the prediction head."""
+        return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
+
+    def chance_level(self, batch_size: int) -> float:
+        """The loss of embeddings that tell nothing apart: 2 tau log(B) for each half."""
+        return self.scale * math.log(batch_size)
+
+
+class Queue(nn.Module):
+    """The last K keys (MoCo v1, section 3.1): a ring buffer that takes batches of any size.
+
+    Buffers, all part of the state dict: ``keys`` [K, D] float32 unit vectors, random until real ones arrive;
+    ``ids`` [K] int64, the image each key came from or -1; ``pointer`` [], where the next key goes.
+    """
+
+    keys: Tensor
+    ids: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def fill(self) -> Tensor:
+        """Share of entries that are real keys, from 0 to 1."""
+        return (self.ids >= 0).float().mean()
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, ids: Tensor) -> None:
+        """Replace the oldest entries by ``keys`` [B, D] of images ``ids`` [B]; of more than K the last K stay."""
+        size, batch = len(self.keys), len(keys)
+        first = max(0, batch - size)
+        slots = (self.pointer + torch.arange(first, batch, device=self.keys.device)) % size
+        self.keys.index_copy_(0, slots, keys[first:].to(self.keys.dtype))
+        self.ids.index_copy_(0, slots, ids[first:])
+        self.pointer.add_(batch).remainder_(size)
+
+
+def momentum_copy(encoder: nn.Module) -> nn.Module:
+    """The momentum encoder at step 0: an exact copy, statistics included, that no gradient reaches."""
+    return copy.deepcopy(encoder).requires_grad_(False)
+
+
+@torch.no_grad()
+def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, m: float) -> None:
+    """theta_k <- m theta_k + (1 - m) theta_q (MoCo v1, equation 2).
+
+    Buffers are left alone: the key encoder keeps the batch-norm statistics of the keys it sees.
+    """
+    keys: list[Tensor] = list(encoder_k.parameters())
+    queries: list[Tensor] = list(encoder_q.parameters())
+    torch._foreach_lerp_(keys, queries, 1.0 - m)
+
+
+def momentum_at(step: int, steps: int, start: float, end: float) -> float:
+    """Momentum of step ``step`` (from 0) of ``steps``: on half a cosine from ``start`` to ``end``.
+
+    MoCo v3 has end 1: m = 1 - (1 - start) (1 + cos(pi t)) / 2, t the share of the run that is done.
+    """
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def mean_of(first: LossOutput, second: LossOutput) -> LossOutput:
+    """The mean of the two halves of a symmetric loss."""
+    return LossOutput(*((a + b) / 2 for a, b in zip(first, second, strict=True)))

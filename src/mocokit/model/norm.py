@@ -5,12 +5,11 @@ v1 (arXiv 1911.05722, section 3.3) shuffles keys across GPUs because batch norm 
 On one device the same is had by normalising groups of the batch apart.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from mocokit import distributed
 
@@ -105,60 +104,32 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     return module
 
 
-class _SyncNormalise(torch.autograd.Function):
-    """Normalise x [b, C, ...] by mean and variance of all processes' shares; one message each way.
-
-    Gives y, and the mean and the biased variance [C], float32, of the whole batch.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        over, column = _other_axes(x), (1, -1, *[1] * (x.ndim - 2))
-        mean = x.float().mean(over)
-        var = (x.float() - mean.view(column)).square_().mean(over)  # faster than torch.var_mean
-        # Shares have equal sizes. Variances, not squares, so that a large mean costs no digits.
-        means, variances = distributed.all_gather(torch.stack([mean, var])[None]).unbind(1)
-        mean = means.mean(0)
-        var = variances.mean(0) + (means - mean).square().mean(0)
-        ctx.save_for_backward(x, mean, (var + eps).rsqrt(), weight)
-        ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        x, mean, rstd, weight = ctx.saved_tensors
-        over, column, dy = _other_axes(x), (1, -1, *[1] * (x.ndim - 2)), gradients[0].float()
-        centred = x.float() - mean.view(column)
-        own = torch.stack([dy.sum(over), (dy * centred).sum(over) * rstd])  # gradients of bias and weight
-        whole = distributed.all_gather(own[None]).sum(0) / (
-            x.numel() // x.shape[1] * distributed.world_size()
-        )
-        slope = rstd if weight is None else rstd * weight
-        dx = (dy - whole[0].view(column)).addcmul_(centred, (-whole[1] * rstd).view(column))
-        dx = dx.mul_(slope.view(column)).to(x.dtype)
-        return (dx, None, None, None) if weight is None else (dx, own[1], own[0], None)
-
-
-def _other_axes(x: Tensor) -> list[int]:
-    """All axes but the channels'."""
-    return [0, *range(2, x.ndim)]
-
-
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks."""
+    """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks.
+
+    One message each way: sums and sums of squares, counted from the running mean so that no digits are lost.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        y, mean, var = _SyncNormalise.apply(x, self.weight, self.bias, self.eps)
-        self._remember(mean, var, x.numel() // x.shape[1] * distributed.world_size())
-        return y
+        over, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        n = x.numel() // x.shape[1] * distributed.world_size()
+        origin = x.new_zeros(x.shape[1]).float() if self.running_mean is None else self.running_mean.clone()
+        centred = x.float() - origin.view(column)
+        own = torch.stack([centred.sum(over), centred.square().sum(over)])
+        mean, square = all_reduce(own) / n  # [C] each, of the whole batch
+        var = square - mean.square()
+        scale = (var + self.eps).rsqrt() if self.weight is None else (var + self.eps).rsqrt() * self.weight
+        y = (centred - mean.view(column)) * scale.view(column)
+        if self.bias is not None:
+            y = y + self.bias.view(column)
+        self._update_statistics(origin + mean.detach(), var.detach() * n / max(1, n - 1))
+        return y.to(x.dtype)
 
-    def _remember(self, mean: Tensor, var: Tensor, n: int) -> None:
+    def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics, the variance unbiased, as torch's batch norm does."""
         if self.running_mean is None or self.running_var is None:
             return
@@ -166,7 +137,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.num_batches_tracked += 1
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var * n / max(1, n - 1), momentum)
+        self.running_var.lerp_(var, momentum)
 
 
 class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
