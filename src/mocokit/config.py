@@ -104,6 +104,10 @@ class PretrainConfig:
         "write weight histograms to TensorBoard each epoch", default=True, identity=False
     )
     checkpoint_every: float = option("seconds between checkpoints", default=60.0, low=0, identity=False)
+    logger: str | None = option(
+        "experiment tracker that also gets every row; each is an extra of its own",
+        default=None, choices=("wandb", "mlflow"), identity=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

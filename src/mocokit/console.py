@@ -27,8 +27,8 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields ``report(done, total)``, which draws a bar on a terminal and prints a line now and then in a log."""
+def progress(title: str, in_logs: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Yields ``report(done, total)``, which draws a bar on a terminal and, ``in_logs``, prints a line now and then."""
     if sys.stderr.isatty() and not _muted:
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(title, total=None)
@@ -38,7 +38,7 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > LINE_SECONDS:
+        if in_logs and time.monotonic() - last > LINE_SECONDS:
             last = time.monotonic()
             say(f"{title}: {done:,} of {total:,}")
 

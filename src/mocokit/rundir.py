@@ -9,7 +9,7 @@ from typing import Any
 
 from mocokit.errors import UserError
 from mocokit.files import write_json
-from mocokit.resolve import Resolved, parse
+from mocokit.resolved import Resolved, parse
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,8 @@ class RunDirectory:
     def write_result(self, verb: str, value: dict[str, Any]) -> None:
         """Write the result of a verb, whole."""
         write_json(self.result(verb), value)
+
+
+def run_name(data_name: str, recipe: str) -> str:
+    """Directory name of a run below ``runs/``."""
+    return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"

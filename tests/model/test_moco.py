@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.losses import info_nce
-from mocokit.model.moco import MoCo, MoCoV3, Queue, momentum_at, momentum_copy, momentum_update
+from mocokit.model.moco import MoCoV2, MoCoV3, Queue, momentum_at, momentum_copy, momentum_update
 from mocokit.model.norm import split_batch_norm
 from tests import reference
 
@@ -26,7 +26,8 @@ def backbone(splits=1):
 
 
 def make(symmetric=False, splits=1):
-    return MoCo(backbone(splits), create_head("linear", 6, 6, D), dim=D, K=K, tau=0.2, symmetric=symmetric)
+    head = create_head("linear", 6, 6, D)
+    return MoCoV2(backbone(splits), head, nn.Identity(), dim=D, K=K, tau=0.2, symmetric=symmetric)
 
 
 def make_v3(kind="v3-resnet", symmetric=True):
@@ -158,9 +159,9 @@ def collapsed() -> nn.Module:
 
 def test_chance_level_is_the_loss_of_collapsed_encoders():
     """log(K + 1) with a queue of the same embeddings, 4 tau log(B) for v3's two halves."""
-    v2 = MoCo(collapsed(), nn.Identity(), dim=D, K=K, tau=0.2, symmetric=True)
+    v2 = MoCoV2(collapsed(), nn.Identity(), nn.Identity(), dim=D, K=K, tau=0.2, symmetric=True)
     v2.queue.keys.fill_(D**-0.5)
-    v3 = MoCoV3(collapsed(), nn.Identity(), nn.Identity(), tau=0.2)
+    v3 = MoCoV3(collapsed(), nn.Identity(), nn.Identity(), tau=0.2, symmetric=True)
     for moco, expected in ((v2, math.log(K + 1)), (v3, 4 * 0.2 * math.log(B))):
         loss = moco(*views(), torch.arange(B), torch.arange(B), 0.9).loss
         assert float(loss) == pytest.approx(expected, rel=1e-6)

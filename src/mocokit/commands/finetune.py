@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 from torch import nn
 
+from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.environment import versions
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
 from mocokit.console import say
-from mocokit.data.loader import StepSampler
 from mocokit.deploy.encoder import encoder_file, save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.classification import Classification, classify
@@ -28,14 +28,10 @@ from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
 from mocokit.options import RECORDS, fields_of, flag, read_options, validate
 from mocokit.rundir import RunDirectory
-from mocokit.training.finetune import Finetuning, attach_classifier, train_classifier
-from mocokit.training.monitor import Row, read_metrics
+from mocokit.training.finetuning import Finetuning, attach_classifier, train_classifier
+from mocokit.training.log import Row, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
-MOST_BATCH, LEAST_BATCH = 64, 16
-STEPS_AN_EPOCH = 32  # few labels take small steps, or the last epoch comes before anything is learned
-LR_TIMES_WIDTH = 0.512
-MOST_LR = {True: 4e-3, False: 1e-3}  # with batch norm, whose weights have no scale, and without
 # May differ when a training goes on; of run and data the content counts.
 FREE = {"run", "data", "max_skipped", "out", "baseline"}
 
@@ -103,12 +99,11 @@ def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str,
     """Batch size and learning rate where they are not given, also told to the user."""
     derived: dict[str, Any] = {}
     if config.batch_size is None:
-        derived["batch_size"] = max(LEAST_BATCH, min(MOST_BATCH, images // STEPS_AN_EPOCH))
+        derived["batch_size"] = choose_batch_size(images)
         say(f"--batch-size {derived['batch_size']}: for {images:,} images")
     if config.lr is None:
-        # Adam's best rate falls with the width of a network (Yang et al. 2022, arXiv 2203.03466).
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
-        derived["lr"] = round(min(MOST_LR[batch_norm], LR_TIMES_WIDTH / encoder.dim), 6)
+        derived["lr"] = choose_lr(encoder.dim, batch_norm)
         say(
             f"--lr {derived['lr']:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm"
         )
@@ -140,7 +135,7 @@ class _Training:
             return Encoder.create(self.inputs.spec, self.inputs.seed)
         return self.inputs.encoder
 
-    def module(self, encoder: Encoder) -> Finetuning:
+    def task(self, encoder: Encoder) -> Finetuning:
         """``encoder`` with a classifier: small random weights or the linear probe; a checkpoint will replace either."""
         train, names, seed = self.labelled.train, self.labelled.names, self.config.seed
         attach_classifier(encoder, names, seed)
@@ -149,10 +144,7 @@ class _Training:
             bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
             assert encoder.classifier is not None
             encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
-        assert self.config.batch_size is not None
-        return Finetuning(
-            encoder, self.config, StepSampler(train.images, self.config.batch_size, seed, train.indices)
-        )
+        return Finetuning(encoder, self.config, train.images, train.indices)
 
     def result(self, started: float, overwrite: bool) -> dict[str, Any]:
         """Train unless that is done, or go on; what came of it, as in the directory's ``results/finetune.json``.
@@ -200,7 +192,7 @@ class _Training:
     def _train(self, encoder: Encoder, overwrite: bool) -> dict[str, Any]:
         """Train, keep the encoder, measure it on the test part."""
         run, config, labelled = self.directory, self.config, self.labelled
-        module = self.module(encoder)
+        task = self.task(encoder)
         say(
             f"{run.path}: {self.protocol} on {len(labelled.train):,} images, validated on {len(labelled.val):,}, "
             f"at most {config.epochs} epochs"
@@ -211,7 +203,7 @@ class _Training:
 
         try:
             with run.writing():
-                best = train_classifier(module, run, validate, self._announce)
+                best = train_classifier(task, run, validate, self._announce)
         except Interrupted as stopped:
             again = "the same command without --overwrite" if overwrite else "the same command"
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None
@@ -223,15 +215,15 @@ class _Training:
         }
         with run.writing():
             save_encoder(best, run.encoder, about)
-        rows = [row for row in read_metrics(run.metrics) if row["loss"]]
-        epoch_images = module.steps.per_epoch * module.steps.batch_size
+        rows = [row for row in read_rows(run.metrics) if row["loss"]]
+        epoch_images = task.per_epoch * task.batch_size
         return {
             "protocol": self.protocol,
             "encoder": _classify(best, labelled.test, config.seed).as_dict(labelled.names)
             | {
-                "val_top1": float(module.best_top1),
+                "val_top1": float(task.best_top1),
                 "epochs": len(rows),
-                "best_epoch": int(module.best_epoch),
+                "best_epoch": int(task.best_epoch),
                 "train_s": round(sum(epoch_images / float(row["images_per_second"]) for row in rows), 1),
             },
             "random_init": None,

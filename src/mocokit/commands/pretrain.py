@@ -1,38 +1,40 @@
-"""``mocokit pretrain DATA``: from images to an encoder and a plain verdict on it."""
+"""``mocokit pretrain DATA``: open the data, complete the configuration, train, measure, write."""
 
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mocokit import distributed
+from mocokit.auto.defaults import Facts, check_shares, choose_image_size
+from mocokit.auto.trials import complete
 from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.launch import launch
-from mocokit.commands.plan import Images, encoder_spec, final_evaluator, make_plan, monitor_evaluator
+from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
-from mocokit.cores import limit_threads
-from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
-from mocokit.data.streaming import open_streaming
+from mocokit.cores import limit_threads, usable_cores
+from mocokit.data.image_index import Skipped, Source
+from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
+from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics, verdict
 from mocokit.files import write_json, write_text
 from mocokit.memory import keep_freed_memory
-from mocokit.model.encoder import Encoder
+from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
-from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
-from mocokit.rundir import RunDirectory
-from mocokit.training.fit import fit
-from mocokit.training.module import Pretraining
-from mocokit.training.monitor import Measure, Row, read_metrics
-
-CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the detail (docs/LOG.md)
-IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
+from mocokit.recipes import load_recipe
+from mocokit.resolved import Resolved, differences, dump
+from mocokit.rundir import RunDirectory, run_name
+from mocokit.training.log import Row, read_rows
+from mocokit.training.pretraining import Measure, Pretraining, train
 
 
 def pretrain(
@@ -70,61 +72,64 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
     keep_freed_memory()
     limit_threads()
-    first = distributed.rank() == 0
-    if not first:
+    if distributed.rank() > 0:
         mute()
-    with distributed.local_rank_zero_first():
-        store, images = _open_data(given)
-    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(store.name, given.get('recipe', 'auto'))}"))
-    saved = distributed.broadcast_object(_existing(run, given, store, overwrite) if first else None)
-    finished = distributed.broadcast_object(
-        run.read_result("pretrain") if saved and run.encoder.exists() else None
-    )
-    if finished:
+    data = open_data(given["data"], given)
+    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
+    saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
+    if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
-        return finished if first else {}
-    resolved = saved or distributed.broadcast_object(make_plan(given, store, images, started))
-    # What does not change the result may differ from the run that is resumed.
-    config = replace(
-        resolved.config, **{n: v for n, v in given.items() if not FIELDS[n].metadata["identity"]}
-    )
-    pick_device(config.device)
-    check_shares(config, distributed.world_size())
+        return finished if distributed.rank() == 0 else {}
+    resolved = saved or complete_config(given, data, started)
+    config = _with_free_options(resolved, given)
+    task = Pretraining(
+        config, encoder_spec(data.store, config)
+    )  # may refuse the images: nothing is written yet
     if not saved:
         _describe(resolved)
-    if distributed.world_size() > 1:
-        say(
-            f"{distributed.world_size()} processes of {config.batch_size // distributed.world_size()} images each: "
-            f"batch {config.batch_size}, learning rate {config.lr:g}"
-        )
-    spec = encoder_spec(store, config)
-    module = Pretraining(config, spec)  # before anything is written: the backbone may not bear the images
-    if not saved and first:
-        _start(run, resolved, store, len(images))
-    formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
-    say(f"{run.path}: chance level of the loss is {module.chance_level:.3f}, {formula}")
-    try:
-        with run.writing():
-            skipped = fit(module, images, run, _measure(store, config), announcer(config))
-    except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
-    distributed.destroy_process_group()
-    if not first:
+        _on_first(lambda: _begin(run, resolved, data))
+    skipped = _train(task, data, run)
+    if distributed.rank() > 0:
         return {}
-    encoder = Encoder(module.moco.backbone, spec)
-    about = {"recipe": config.recipe, "data_fingerprint": store.fingerprint, "seed": config.seed}
-    with run.writing():
-        save_encoder(encoder, run.encoder, about | {"versions": versions()})
-        skipped = sorted({*store.skipped, *skipped})
-        write_skipped(run.skipped, skipped)
-    figures = {"images": len(images), "skipped": len(skipped)} | _judge(run, config, store, module)
-    result = record("pretrain", str(run.path), config, figures, started, store.fingerprint)
+    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
+    _write_encoder(task, data.store, run)
+    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint)
     _conclude(run, result, given["data"], config)
     return result
 
 
-def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
-    """The images to take measures on, and those to learn from."""
+def _on_first(decide: Callable[[], Any]) -> Any:
+    """What the first process decides, in all of them."""
+    return distributed.broadcast_object(decide() if distributed.rank() == 0 else None)
+
+
+# Open the data --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
+
+    store: Store
+    images: ImageSet | StreamingImages
+
+    @property
+    def name(self) -> str:
+        """Short name of the data."""
+        return self.store.name
+
+
+def open_data(data: str | Source, given: Mapping[str, Any], cache: Path | None = None) -> RunData:
+    """Decode the images unless the cache has them.
+
+    Args:
+        data: as the user named it, or a source.
+        given: the options that are set.
+        cache: where decoded images are kept, if not in the usual cache directory.
+
+    Raises:
+        UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
+    """
     recipe = load_recipe(given.get("recipe", "auto"))
     device = pick_device(given.get("device"))
     stream = given.get("stream", recipe.get("stream", False))
@@ -132,15 +137,16 @@ def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
         raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
-    with progress("decoding images") as report:
-        options |= {
-            "image_size": given.get("image_size", recipe.get("image_size")),
-            "image_size_cap": IMAGE_SIZE_CAP[device],
-            "image_size_share": CPU_SIZE_SHARE if device == "cpu" else 1.0,
-            "progress": report,
-        }
+    size = given.get("image_size", recipe.get("image_size"))
+    options["image_size"] = size or (lambda median: choose_image_size(median, device))
+    with distributed.local_rank_zero_first(), progress("decoding images") as report:
         try:
-            store, images = _opened(given["data"], stream, options)
+            if stream:
+                store, images = open_streaming(str(data), progress=report, **options)
+                opened = RunData(store, images)
+            else:
+                store = open_store(data, progress=report, cache=cache, **options)
+                opened = RunData(store, store.splits["train"])
         except TooManySkipped as error:
             if "out" in given:
                 write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
@@ -148,17 +154,46 @@ def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
     say(store.summary())
     if stream:
         say(f"of {len(images):,} training images, which are read anew each epoch; the others only measure")
-    return store, images
+    return opened
 
 
-def _opened(data: str, stream: bool, options: dict[str, Any]) -> tuple[Store, Images]:
-    if stream:
-        return open_streaming(data, **options)
-    store = open_store(data, **options)
-    return store, store.splits["train"]
+# Complete the configuration -------------------------------------------------------------------------------
 
 
-def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
+def complete_config(given: Mapping[str, Any], data: RunData, started: float) -> Resolved:
+    """What the user did not say, decided in the first process for all; see `mocokit.auto`."""
+    device, store = pick_device(given.get("device")), data.store
+    facts = Facts(
+        name=data.name,
+        images=len(data.images),
+        image_size=store.image_size,
+        longest=max(store.splits["train"].canvas),
+        channels=store.channels,
+        device=device,
+        bf16=_computes_in_bf16(device),
+        cpus=max(1, usable_cores() // distributed.local_world_size()),
+        processes=distributed.world_size(),
+    )
+    resolved = complete(given, facts, RunMeasurements(store, data.images), started)
+    return distributed.broadcast_object(resolved)
+
+
+def _computes_in_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration; what does not change the result may differ from the run that is resumed."""
+    free = {name: value for name, value in given.items() if not FIELDS[name].metadata["identity"]}
+    config = replace(resolved.config, **free)
+    pick_device(config.device)
+    check_shares(config, distributed.world_size())
+    return config
+
+
+def _saved(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
     """The configuration of the run to resume, or None where there is none (any more)."""
     try:
         if run.is_empty() or (overwrite and run.config.exists()):
@@ -168,8 +203,7 @@ def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwri
     if not run.config.exists():
         raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
     saved = run.read_config()
-    changed = differences(given, saved)
-    if changed:
+    if changed := differences(given, saved):
         raise UserError(
             f"{run.path} holds a run with other options: {'; '.join(changed)}. Give another --out, "
             f"or --overwrite to replace it"
@@ -182,18 +216,6 @@ def _existing(run: RunDirectory, given: Mapping[str, Any], store: Store, overwri
     return saved
 
 
-def _measure(store: Store, config: PretrainConfig) -> Measure:
-    """The check during training, on some images; of the initialisation the baseline's own encoder is checked."""
-    evaluator = monitor_evaluator(store, config)
-
-    def measure(encoder: Encoder, step: int) -> dict[str, float]:
-        if step == 0:
-            encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
-        return evaluator.evaluate(encoder).row()
-
-    return measure
-
-
 def _describe(resolved: Resolved) -> None:
     say("what is not given is derived:")
     for name, reason in resolved.reasons.items():
@@ -201,7 +223,7 @@ def _describe(resolved: Resolved) -> None:
             say(f"  {name} = {getattr(resolved.config, name)}  ({reason})")
 
 
-def _start(run: RunDirectory, resolved: Resolved, store: Store, images: int) -> None:
+def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
     """Write what identifies the run; the configuration last, for it makes the directory a run.
 
     An old run goes only now, when the new one is known to be possible.
@@ -209,13 +231,51 @@ def _start(run: RunDirectory, resolved: Resolved, store: Store, images: int) -> 
     try:
         if run.config.exists():
             shutil.rmtree(run.path)
-        write_skipped(run.skipped, store.skipped)
-        write_json(run.data, {"fingerprint": store.fingerprint, "images": images})
+        write_skipped(run.skipped, data.store.skipped)
+        write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
     except OSError as error:
         raise UserError(
             f"--out {run.path}: can't write there ({error.strerror}); choose another --out"
         ) from None
+
+
+# Train ----------------------------------------------------------------------------------------------------
+
+
+def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]:
+    """Train to the last step; all images that could not be used."""
+    config, processes = task.config, distributed.world_size()
+    if processes > 1:
+        say(
+            f"{processes} processes of {config.batch_size // processes} images each: "
+            f"batch {config.batch_size}, learning rate {config.lr:g}"
+        )
+    formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
+    say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
+    try:
+        with run.writing():
+            skipped = train(task, data.images, run, _quality_check(data.store, config), announcer(config))
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
+    distributed.destroy_process_group()
+    skipped = sorted({*data.store.skipped, *skipped})
+    if distributed.rank() == 0:
+        with run.writing():
+            write_skipped(run.skipped, skipped)
+    return skipped
+
+
+def _quality_check(store: Store, config: PretrainConfig) -> Measure:
+    """The check during training, on some images; of the initialisation the baseline's own encoder is checked."""
+    evaluator = check_evaluator(store, config)
+
+    def check(encoder: Encoder, step: int) -> dict[str, float]:
+        if step == 0:
+            encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
+        return evaluator.evaluate(encoder).row()
+
+    return check
 
 
 def announcer(config: PretrainConfig) -> Callable[[Row], None]:
@@ -240,16 +300,18 @@ def announcer(config: PretrainConfig) -> Callable[[Row], None]:
     return announce
 
 
-def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pretraining) -> dict[str, Any]:
-    """Measure the encoder and its random initialisation, on all images unless the configuration says less."""
-    spec = module.spec
-    images = store.splits["train"]
+# Measure and write ----------------------------------------------------------------------------------------
+
+
+def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
+    """The encoder and its random initialisation, on all images unless the configuration says less."""
+    config, spec = task.config, task.spec
     evaluator = final_evaluator(store, config)
-    encoder = evaluator.evaluate(Encoder(module.moco.backbone, spec))
-    random_init = evaluator.evaluate(random_encoder(spec, config.seed, images, config.device))
-    rows = [row for row in read_metrics(run.metrics) if row["loss"]]
-    loss = float(rows[-1]["loss"])
-    over_chance = loss / module.chance_level
+    encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
+    untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
+    random_init = evaluator.evaluate(untrained)
+    loss = float([row for row in read_rows(run.metrics) if row["loss"]][-1]["loss"])
+    over_chance = loss / task.chance_level
     judgement = verdict(over_chance, encoder, random_init, evaluator.knn.asked if evaluator.knn else 0)
     return {
         "run": str(run.path),
@@ -268,6 +330,12 @@ def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
     if encoder.knn is None or random_init.knn is None:
         return None
     return {"encoder": encoder.knn._asdict(), "random_init": random_init.knn._asdict()}
+
+
+def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
+    origin = {"recipe": task.config.recipe, "data_fingerprint": store.fingerprint, "seed": task.config.seed}
+    with run.writing():
+        save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 
 
 def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: PretrainConfig) -> None:

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mocokit.config import MAX_IMAGE_SIZE
+from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
 from mocokit.data.pixels import convert, stored_side
+from mocokit.data.statistics import channel_statistics
+from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.model.backbones import create_backbone, feature_dim
 from mocokit.model.folding import folded
@@ -62,6 +64,12 @@ class EncoderSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
+
+
+def encoder_spec(store: Store, config: PretrainConfig) -> EncoderSpec:
+    """The encoder that a run on ``store`` trains."""
+    mean, std = channel_statistics(store.splits["train"])
+    return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.intensity_range)
 
 
 class Encoder(nn.Module):

@@ -5,7 +5,7 @@ Letters as in the papers: q queries, k keys, K queue size, m momentum, tau tempe
 All three pull a query to the key of the same image's other view and away from keys of other images; the key
 encoder starts as an exact copy of the query encoder and follows it by momentum. Where they differ:
 
-    |                  | v1 (`MoCo`)   | v2 (`MoCo`)   | v3 (`MoCoV3`)                                    |
+    |                  | v1 (`MoCoV2`) | v2 (`MoCoV2`) | v3 (`MoCoV3`)                                    |
     |------------------|---------------|---------------|--------------------------------------------------|
     | negatives        | queue of keys | queue of keys | the batch's other keys (no queue)                |
     | queries and keys | x1, x2        | x1, x2        | x1, x2 and x2, x1 (symmetric)                    |
@@ -31,18 +31,19 @@ from mocokit.model.losses import LossOutput, info_nce, info_nce_in_batch
 
 
 class MoCo(nn.Module):
-    """MoCo v1 and v2: a query encoder, a momentum encoder, and a queue of K keys.
+    """What all versions share: a query encoder, a momentum encoder, and the order of a step.
 
-    ``backbone`` and ``head`` make both encoders.
+    ``backbone`` and ``head`` make both encoders; the ``predictor`` maps queries on, the identity in v1 and v2.
+    With ``symmetric`` both views are the query in turn.
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, *, dim: int, K: int, tau: float, symmetric: bool = False
+        self, backbone: nn.Module, head: nn.Module, predictor: nn.Module, *, tau: float, symmetric: bool
     ) -> None:
         super().__init__()
         self.encoder_q = nn.Sequential(backbone, head)
+        self.predictor = predictor
         self.encoder_k = momentum_copy(self.encoder_q)
-        self.queue = Queue(K, dim)
         self.tau, self.symmetric = tau, symmetric
 
     @property
@@ -51,7 +52,7 @@ class MoCo(nn.Module):
         return self.encoder_q[0]
 
     def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> LossOutput:
-        """One step: update the key encoder, contrast, then feed the queue.
+        """One step: update the key encoder, contrast, then feed the queue if there is one.
 
         Args:
             x1, x2: two views [b, C, S, S] of the same images, float32.
@@ -60,25 +61,16 @@ class MoCo(nn.Module):
             m: momentum of this step.
         """
         momentum_update(self.encoder_k, self.encoder_q, m)
-        k2 = self.keys(x2, shuffle)
-        if not self.symmetric:
-            output = self.contrast(self.queries(x1), k2, ids)
-            self.queue.enqueue(k2, distributed.all_gather(ids))
-            return output
-        k1 = self.keys(x1, shuffle)
-        output = mean_of(self.contrast(self.queries(x1), k2, ids), self.contrast(self.queries(x2), k1, ids))
-        self.queue.enqueue(torch.cat([k2, k1]), distributed.all_gather(ids).repeat(2))
-        return output
-
-    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
-        """InfoNCE of queries [b, D] of images ``ids`` with their keys among those of the batch [B, D] and the queue."""
-        own = ids[:, None] == self.queue.ids[None]  # [b, K]
-        negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
-        return info_nce(q, k[distributed.local_slice(len(k))], negatives, self.tau, own)
+        pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
+        keys = [self.keys(x, shuffle) for _, x in pairs]
+        halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
+        self.enqueue(keys, ids)
+        loss, positive, negative = (sum(part) / len(halves) for part in zip(*halves, strict=True))
+        return LossOutput(loss * self.loss_scale, positive, negative)
 
     def queries(self, x: Tensor) -> Tensor:
         """Unit query embeddings [b, D]."""
-        return normalize(self.encoder_q(x).float(), dim=1)
+        return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
 
     @torch.no_grad()
     def keys(self, x: Tensor, shuffle: Tensor | None) -> Tensor:
@@ -93,16 +85,22 @@ class MoCo(nn.Module):
             return k
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
 
+    loss_scale = 1.0
+
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
+        """The loss of queries [b, D] of images ``ids`` with the keys [B, D] of the whole batch."""
+        raise NotImplementedError
+
+    def enqueue(self, keys: list[Tensor], ids: Tensor) -> None:
+        """Remember the keys of this step, [B, D] of each half."""
+
     def chance_level(self, batch_size: int) -> float:
-        """The loss of embeddings that tell nothing apart: log(K + 1), whatever the batch."""
-        return math.log(len(self.queue.keys) + 1)
+        """The loss of embeddings that tell nothing apart: of a guess among all keys that a query chooses from."""
+        raise NotImplementedError
 
 
-class MoCoV3(MoCo):
-    """MoCo v3: the other keys of the batch are the negatives; a prediction head follows the query encoder.
-
-    The loss is 2 tau times the sum of both halves (algorithm 1); there is no queue.
-    """
+class MoCoV2(MoCo):
+    """MoCo v1 and v2: the negatives are a queue of the last K keys."""
 
     def __init__(
         self,
@@ -110,40 +108,45 @@ class MoCoV3(MoCo):
         head: nn.Module,
         predictor: nn.Module,
         *,
+        dim: int,
+        K: int,
         tau: float,
-        symmetric: bool = True,
+        symmetric: bool,
     ) -> None:
-        nn.Module.__init__(self)
-        self.encoder_q = nn.Sequential(backbone, head)
-        self.predictor = predictor
-        self.encoder_k = momentum_copy(self.encoder_q)
-        self.tau, self.symmetric = tau, symmetric
-        self.scale = 2 * tau * (1 + symmetric)  # of the mean of the halves
-
-    def forward(self, x1: Tensor, x2: Tensor, ids: Tensor, shuffle: Tensor | None, m: float) -> LossOutput:
-        """One step; see `MoCo.forward`."""
-        momentum_update(self.encoder_k, self.encoder_q, m)
-        k2 = self.keys(x2, shuffle)
-        if self.symmetric:
-            k1 = self.keys(x1, shuffle)
-            output = mean_of(
-                self.contrast(self.queries(x1), k2, ids), self.contrast(self.queries(x2), k1, ids)
-            )
-        else:
-            output = self.contrast(self.queries(x1), k2, ids)
-        return output._replace(loss=self.scale * output.loss)
+        super().__init__(backbone, head, predictor, tau=tau, symmetric=symmetric)
+        self.queue = Queue(K, dim)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
-        """InfoNCE of queries [b, D] with the keys [B, D] of the whole batch."""
-        return info_nce_in_batch(q, k, self.tau, distributed.local_slice(len(k)).start)
+        """InfoNCE (v1, equation 1) against the queue as it was before this batch."""
+        own = ids[:, None] == self.queue.ids[None]  # [b, K]
+        negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
+        return info_nce(q, k[distributed.local_slice(len(k))], negatives, self.tau, own)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """Unit query embeddings [b, D], behind the prediction head."""
-        return normalize(self.predictor(self.encoder_q(x)).float(), dim=1)
+    def enqueue(self, keys: list[Tensor], ids: Tensor) -> None:
+        """The keys of this step take the places of the oldest."""
+        self.queue.enqueue(torch.cat(keys), distributed.all_gather(ids).repeat(len(keys)))
 
     def chance_level(self, batch_size: int) -> float:
-        """The loss of embeddings that tell nothing apart: 2 tau log(B) for each half."""
-        return self.scale * math.log(batch_size)
+        """log(K + 1)."""
+        return math.log(len(self.queue.keys) + 1)
+
+
+class MoCoV3(MoCo):
+    """MoCo v3: the negatives are the other keys of the batch; the loss is 2 tau times the sum of the halves."""
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, predictor: nn.Module, *, tau: float, symmetric: bool
+    ) -> None:
+        super().__init__(backbone, head, predictor, tau=tau, symmetric=symmetric)
+        self.loss_scale = 2 * tau * (1 + symmetric)  # of the mean of the halves (algorithm 1)
+
+    def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
+        """InfoNCE within the batch (algorithm 1, ``ctr``)."""
+        return info_nce_in_batch(q, k, self.tau, distributed.local_slice(len(k)).start)
+
+    def chance_level(self, batch_size: int) -> float:
+        """2 tau log(B) for each half."""
+        return self.loss_scale * math.log(batch_size)
 
 
 class Queue(nn.Module):
@@ -201,8 +204,3 @@ def momentum_at(step: int, steps: int, start: float, end: float) -> float:
     MoCo v3 has end 1: m = 1 - (1 - start) (1 + cos(pi t)) / 2, t the share of the run that is done.
     """
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def mean_of(first: LossOutput, second: LossOutput) -> LossOutput:
-    """The mean of the two halves of a symmetric loss."""
-    return LossOutput(*((a + b) / 2 for a, b in zip(first, second, strict=True)))

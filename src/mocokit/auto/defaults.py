@@ -1,54 +1,52 @@
-"""From the options that are set to a complete pretraining configuration, each derived value with its reason.
+"""From the options that are set to a complete pretraining configuration, by rules, each value with its reason.
 
-Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `resolve`.
+Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `defaults`.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
-
-import yaml
 
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
-from mocokit.options import LENGTHS, RECORDS, flag, read_options, validate
+from mocokit.options import LENGTHS
+from mocokit.recipes import load_recipe
+from mocokit.resolved import Resolved
+from mocokit.rundir import run_name
 
 TINY = 16  # pixels of the longest side: such images have no parts that tell what they show
 MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image meeting itself
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    files = resources.files("mocokit.recipes").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
-
-
-def load_recipe(name: str) -> dict[str, Any]:
-    """The options that a recipe sets: ``auto`` sets none, others are YAML files (bundled, or a path).
-
-    Raises:
-        UserError: no such recipe, or its file is not a flat mapping of known options.
-    """
-    if name == "auto":
-        return {}
-    path = resources.files("mocokit.recipes") / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml")):
-        values = read_options(name, f"--recipe {name}")
-    elif name in recipe_names():
-        values = read_options(str(path), f"--recipe {name}")
-    else:
-        known = ", ".join(["auto", *recipe_names()])
-        raise UserError(f"--recipe {name}: no such recipe; known are {known}, or a .yaml file")
-    return validate(values, FIELDS, origin=f"--recipe {name}")
+LEAST_SIZE = (
+    16  # smaller images are enlarged: a network that halves its input three times sees nothing in less
+)
+CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the detail (docs/LOG.md)
+IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
+CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
+GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
+SHORT_RATE = (
+    0.06 / 64
+)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
+DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
+MOST_QUEUE_STEPS = 256  # as in the papers
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What `resolve` knows of data and machine; ``images`` counts usable training images, ``longest`` is
-    the longest side among them as stored, in pixels; ``cpus`` are those of one of the ``processes``."""
+    """What is known of data and machine.
+
+    Attributes:
+        name: of the data.
+        images: usable training images.
+        image_size: side of the encoder's images that suits them, in pixels.
+        longest: the longest side among them as stored, in pixels.
+        channels: of every image.
+        device: cpu, cuda or mps.
+        bf16: whether it computes in bfloat16.
+        cpus: cores of one of the ``processes``.
+        processes: that share the run.
+    """
 
     name: str
     images: int
@@ -61,34 +59,16 @@ class Facts:
     processes: int = 1
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """A complete configuration and, for every value nobody set by hand, where it comes from."""
+def choose_image_size(median: float, device: str) -> int:
+    """Side of the encoder's images: a multiple of 8, of the ``median`` shorter side of the images, in pixels.
 
-    config: PretrainConfig
-    reasons: dict[str, str]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The values that the user set."""
-        return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
-
-    def derive(self, reason: str, **values: Any) -> "Resolved":
-        """A copy with more values derived, all for the same reason."""
-        config = dataclasses.replace(self.config, **values)
-        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
+    On a CPU three quarters of it: more views teach more than detail.
+    """
+    share = CPU_SIZE_SHARE if device == "cpu" else 1.0
+    return min(IMAGE_SIZE_CAP[device], max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
 
 
-CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
-SHORT_RATE = (
-    0.06 / 64
-)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
-DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
-MOST_QUEUE_STEPS = 256  # as in the papers
-GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
-
-
-def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
+def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
     """Fill in what neither the user nor the recipe set; the user's values are never changed.
 
     Args:
@@ -165,11 +145,6 @@ def check_shares(config: PretrainConfig, processes: int) -> None:
         )
 
 
-def run_name(data_name: str, recipe: str) -> str:
-    """Directory name of a run below ``runs/``."""
-    return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
-
-
 def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     if not gpu:
         default("backbone", "resnet18_narrow", "narrow enough to learn at useful speed on a CPU")
@@ -238,7 +213,9 @@ def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
     default("jitter_strength", 1.0, "as in the papers")
     default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
-    blur = default("blur_p", 0.0 if small else 0.5, "tiny images bear no blur" if small else "MoCo v2")
+    blur = default(
+        "blur_p", 0.0 if small else 0.5, "blur would hide what small images show" if small else "MoCo v2"
+    )
     default("blur_p2", blur, "as view 1")
     default("solarize_p2", 0.0, "MoCo v2")
 
@@ -273,38 +250,3 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
 def _power_of_two(limit: float) -> int:
     """The largest power of two that is at most ``limit`` (at least 1)."""
     return 2 ** max(0, math.floor(math.log2(max(1.0, limit))))
-
-
-def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
-    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
-    parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
-    return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
-
-
-def parse(text: str, origin: str) -> Resolved:
-    """Read what `dump` wrote.
-
-    Raises:
-        UserError: ``origin`` does not hold a complete configuration.
-    """
-    try:
-        raw = yaml.safe_load(text)
-        reasons = dict(raw["reasons"])
-        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
-        if missing := [name for name in FIELDS if name not in raw]:
-            raise ValueError(f"of another version: it does not say {missing[0]}")
-        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
-    return Resolved(config, reasons)
-
-
-def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
-    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
-    config = dataclasses.asdict(saved.config)
-    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
-    changed = [
-        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
-    ]
-    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
-    return changed + dropped

@@ -1,0 +1,1 @@
+"""What ``auto`` chooses, from plain facts: ``defaults.py`` by rules, ``trials.py`` by what it is handed to measure."""

@@ -1,0 +1,183 @@
+"""What only a measurement on this machine can choose: size of views, precision, compilation, and with a time budget the
+schedule that ends in time. How long a step takes is a function that `complete` is handed."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from mocokit.auto.defaults import Facts, defaults
+from mocokit.config import PretrainConfig
+from mocokit.console import say
+from mocokit.errors import UserError
+from mocokit.options import parse_duration
+from mocokit.resolved import Resolved
+
+TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
+PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
+PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has fewer digits
+# And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
+COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
+COMPILE_GAIN = 0.9
+GRAPHS_GAIN = 0.95  # of a compiled step: they take memory
+CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
+FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
+BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
+
+
+class Measurements(Protocol):
+    """What `complete` may measure, on the images and the machine of the run to come."""
+
+    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
+        """Mean time of a training step, from about ``seconds`` of steps."""
+
+    def seconds_per_image(self, config: PretrainConfig) -> float:
+        """Time of an image in an evaluation."""
+
+    def images_of_check(self, config: PretrainConfig) -> int:
+        """How many times an image goes through the encoder in a quality check during training."""
+
+    def images_of_final(self, config: PretrainConfig) -> int:
+        """The same for the final figures of one encoder."""
+
+    def view_sizes(self, config: PretrainConfig) -> list[int]:
+        """The sides that views have in turn."""
+
+    def takes_views(self, config: PretrainConfig) -> bool:
+        """Whether the backbone takes views of all these sizes."""
+
+
+def complete(given: Mapping[str, Any], facts: Facts, measure: Measurements, started: float) -> Resolved:
+    """The complete configuration; with a time budget the schedule that ends in time.
+
+    Args:
+        given: validated values of flags and ``--config``.
+        facts: of data and machine.
+        measure: on the run to come.
+        started: `time.perf_counter()` when the command began.
+
+    Raises:
+        UserError: values that do not fit the data, or a budget too short for a single step.
+    """
+    resolved = _fit_view_sizes(defaults(given, facts), measure)
+    if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
+        resolved = _choose_precision(resolved, facts, measure)
+    if facts.device in COMPILE_RUN and "compile" in resolved.reasons:
+        resolved = _choose_compilation(resolved, facts, measure)
+    if resolved.config.time_budget is not None:
+        resolved = _fit_budget(resolved, facts, measure, started)
+    return resolved
+
+
+def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:
+    """Views as large as the encoder's images, if the backbone takes no others and the user has not asked for them."""
+    config = resolved.config
+    if not {"view_size", "view_size_end"} <= resolved.reasons.keys() or measure.takes_views(config):
+        return resolved
+    reason = f"{config.backbone} takes no smaller ones"
+    return resolved.derive(reason, view_size=config.image_size, view_size_end=config.image_size)
+
+
+def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -> Resolved:
+    """On a CPU, bfloat16 if that is clearly faster for this network and the run is long enough to tell.
+
+    Whether it is depends on the CPU and on the network's width (docs/LOG.md).
+    """
+    config = resolved.config
+    if config.time_budget is None and config.steps < PRECISION_STEPS:
+        return resolved
+
+    def step(batch_size: int, precision: str, seconds: float) -> float:
+        trial = dataclasses.replace(config, precision=precision, batch_size=batch_size)
+        return measure.seconds_per_step(trial, seconds)
+
+    batch, shares = config.batch_size, facts.processes
+    few = min(batch, TRIAL_IMAGES * shares)
+    image = step(few, "fp32", 0.0) / few
+    if _length(config, batch * image) < max(PRECISION_RUN, PRECISION_STEPS * batch * image):
+        return resolved
+    most = int(TRIAL_SECONDS / image)
+    few = max(few, min(batch, most - most % shares))
+    half, full = step(few, "bf16", TRIAL_SECONDS), step(few, "fp32", TRIAL_SECONDS)
+    reason = f"{few} images: {1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32"
+    return resolved.derive(reason, precision="bf16" if half < PRECISION_GAIN * full else "fp32")
+
+
+def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements) -> Resolved:
+    """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
+    the compiler pays."""
+    config = resolved.config
+    if config.time_budget is None and config.steps < COMPILE_STEPS:
+        return resolved
+
+    def step(compile: bool, cuda_graphs: bool = False) -> float:
+        trial = dataclasses.replace(config, compile=compile, cuda_graphs=cuda_graphs)
+        return measure.seconds_per_step(trial, TRIAL_SECONDS)
+
+    plain = step(compile=False)
+    sizes = len(measure.view_sizes(config))
+    if _length(config, plain) < max(sizes * COMPILE_RUN[config.device], COMPILE_STEPS * plain):
+        return resolved
+    say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
+    compiled = step(compile=True)
+    chosen = {"compile": compiled < COMPILE_GAIN * plain}
+    reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
+    if config.device == "cuda" and facts.processes == 1 and "cuda_graphs" in resolved.reasons:
+        try:
+            graphs = step(compile=True, cuda_graphs=True)
+            reason += f", {1000 * graphs:.0f} ms compiled with CUDA graphs"
+        except Exception as error:  # of a network that can't be recorded, or of too little memory
+            graphs = math.inf
+            reason += f"; no CUDA graphs: {(str(error) or type(error).__name__).splitlines()[0]}"
+        chosen["cuda_graphs"] = graphs < min(GRAPHS_GAIN * compiled, COMPILE_GAIN * plain)
+        chosen["compile"] |= chosen["cuda_graphs"]
+    return resolved.derive(reason, **chosen)
+
+
+def _length(config: PretrainConfig, step: float) -> float:
+    """Seconds that the run takes, if a step takes ``step``."""
+    return parse_duration(config.time_budget) if config.time_budget else config.steps * step
+
+
+def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started: float) -> Resolved:
+    """Derive steps, epochs and the frequency of checks from the time that is left."""
+    config = resolved.config
+    assert config.time_budget is not None
+    budget = parse_duration(config.time_budget)
+    step = measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
+    image = measure.seconds_per_image(config)
+    check = image * measure.images_of_check(config)
+    resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)
+    final = 2 * image * measure.images_of_final(resolved.config)
+    left = BUDGET_USE * budget - (time.perf_counter() - started) - final
+    per_epoch = facts.images // config.batch_size
+    checks = max(2, min(10, int(0.05 * left / check)))  # the first and the last in any case
+    steps = int((left - checks * check) / step)
+    if steps < 1:
+        raise UserError(
+            f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s; "
+            f"give more time"
+        )
+    if steps > per_epoch:
+        steps -= steps % per_epoch  # whole epochs
+    epochs = -(-steps // per_epoch)
+    reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
+    resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
+    if "monitor_every" in resolved.reasons:
+        every = max(1, -(-epochs // (checks - 1)))
+        resolved = resolved.derive(f"{check:.1f} s a check", monitor_every=every)
+    return resolved
+
+
+def _fit_final_figures(resolved: Resolved, measure: Measurements, image: float, seconds: float) -> Resolved:
+    """Keep the final figures, of encoder and random initialisation, within ``seconds`` by using fewer images."""
+    config = resolved.config
+    if config.knn_images or "knn_images" not in resolved.reasons:
+        return resolved
+    least = measure.images_of_final(dataclasses.replace(config, knn_images=1))  # almost without kNN
+    room = seconds / 2 / image - least
+    if measure.images_of_final(config) - least <= max(room, 0):  # without labels there is no kNN
+        return resolved
+    reason = f"{1000 * image:.1f} ms an image, twice; for all of them see mocokit knn"
+    return resolved.derive(reason, knn_images=max(LEAST_KNN_IMAGES, int(room / 2)))

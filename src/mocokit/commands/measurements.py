@@ -1,0 +1,85 @@
+"""What is measured on a run's images: encoders, during training and at its end, and how long it all takes here."""
+
+import time
+from dataclasses import dataclass
+
+from mocokit import distributed
+from mocokit.config import PretrainConfig
+from mocokit.data.augment import augmentations, view_sizes
+from mocokit.data.store import ImageSet, Store
+from mocokit.data.streaming import StreamingImages
+from mocokit.errors import UserError
+from mocokit.evaluation.evaluator import Evaluator
+from mocokit.evaluation.knn import KnnEvaluator
+from mocokit.model.backbones import check_view_sizes
+from mocokit.model.encoder import Encoder, encoder_spec
+from mocokit.training.compilation import forget_cuda_graphs
+from mocokit.training.timing import seconds_per_step
+
+CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
+TIMED_IMAGES = 256  # of the bank and of the queries in an evaluation that is timed
+
+
+def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
+    """All images."""
+    knn = KnnEvaluator(store, config.knn_k, config.knn_temperature) if store.label_names else None
+    return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
+
+
+def check_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
+    """What is measured during training: some images."""
+    return full_evaluator(store, config).sample(CHECK_BANK, CHECK_QUERIES)
+
+
+def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
+    """What is measured at the end: all images, unless the configuration says less."""
+    evaluator = full_evaluator(store, config)
+    return evaluator.sample(config.knn_images, config.knn_images) if config.knn_images else evaluator
+
+
+@dataclass(frozen=True)
+class RunMeasurements:
+    """`mocokit.auto.trials.Measurements` of a run on ``images``; ``store`` has those to evaluate on."""
+
+    store: Store
+    images: ImageSet | StreamingImages
+
+    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
+        """As the first process measures it."""
+        spec = encoder_spec(self.store, config)
+        mean = distributed.broadcast_object(seconds_per_step(config, spec, self.images, seconds))
+        if config.cuda_graphs:
+            forget_cuda_graphs()
+        return mean
+
+    def seconds_per_image(self, config: PretrainConfig) -> float:
+        """From a second evaluation on few images."""
+        encoder = Encoder.create(encoder_spec(self.store, config)).to(config.device)
+        few = full_evaluator(self.store, config).sample(TIMED_IMAGES, TIMED_IMAGES)
+        few.evaluate(encoder)
+        begun = time.perf_counter()
+        few.evaluate(encoder)
+        return (time.perf_counter() - begun) / few.images_read
+
+    def images_of_check(self, config: PretrainConfig) -> int:
+        """Images that `check_evaluator` reads."""
+        return check_evaluator(self.store, config).images_read
+
+    def images_of_final(self, config: PretrainConfig) -> int:
+        """Images that `final_evaluator` reads."""
+        return final_evaluator(self.store, config).images_read
+
+    def view_sizes(self, config: PretrainConfig) -> list[int]:
+        """The sides that views have in turn."""
+        return view_sizes(config.view_size, config.view_size_end)
+
+    def takes_views(self, config: PretrainConfig) -> bool:
+        """Tried on blank images, where they are of another size than the encoder's."""
+        spec, sizes = encoder_spec(self.store, config), set(self.view_sizes(config)) - {config.image_size}
+        if not sizes:
+            return True
+        try:
+            check_view_sizes(Encoder.create(spec).backbone, spec.backbone, spec.channels, sizes)
+        except UserError:
+            return False
+        return True

@@ -1,0 +1,65 @@
+"""The complete configuration of a run and where each value comes from: config.yaml, and how a new command differs."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mocokit.config import FIELDS, PretrainConfig
+from mocokit.errors import UserError
+from mocokit.options import RECORDS, flag, validate
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete configuration and, for every value nobody set by hand, where it comes from."""
+
+    config: PretrainConfig
+    reasons: dict[str, str]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that the user set."""
+        return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
+
+    def derive(self, reason: str, **values: Any) -> "Resolved":
+        """A copy with more values derived, all for the same reason."""
+        config = dataclasses.replace(self.config, **values)
+        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
+
+
+def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
+    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
+    parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
+    return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
+
+
+def parse(text: str, origin: str) -> Resolved:
+    """Read what `dump` wrote.
+
+    Raises:
+        UserError: ``origin`` does not hold a complete configuration.
+    """
+    try:
+        raw = yaml.safe_load(text)
+        reasons = dict(raw["reasons"])
+        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
+        if missing := [name for name in FIELDS if name not in raw]:
+            raise ValueError(f"of another version: it does not say {missing[0]}")
+        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
+    return Resolved(config, reasons)
+
+
+def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
+    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
+    config = dataclasses.asdict(saved.config)
+    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
+    changed = [
+        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
+    ]
+    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
+    return changed + dropped

@@ -1,0 +1,168 @@
+"""Rows of metrics: when one is due, what is in it, and the loggers that it goes to."""
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import Logger, TensorBoardLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mocokit.errors import UserError
+from mocokit.files import write_text
+
+Row = dict[str, Any]
+
+
+class MetricsFile(Logger):
+    """A CSV file to which rows are appended whole; a resumed run first drops what lies after its checkpoint.
+
+    Lightning's own CSVLogger deletes an earlier file when it opens, and rewrites the file for a new column: a run
+    that is killed then would lose its rows.
+    """
+
+    def __init__(self, path: Path, step: int, columns: Sequence[str]) -> None:
+        """Keep the rows up to ``step``."""
+        self.path, self.columns = path, columns
+        kept = [row for row in read_rows(path) if int(row.get("step") or 0) <= step] if step else []
+        write_text(path, self._csv(kept, header=True))
+
+    name = "metrics"
+    version = ""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one row and hand it to the operating system."""
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(self._csv([dict(metrics)], header=False))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration has a file of its own."""
+
+    def _csv(self, rows: list[Row], header: bool) -> str:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n", extrasaction="ignore")
+        if header:
+            writer.writeheader()
+        writer.writerows({name: _text(value) for name, value in row.items()} for row in rows)
+        return buffer.getvalue()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a metrics file, values as text; none if there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a row
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def _text(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def tensorboard(folder: Path, step: int) -> TensorBoardLogger:
+    """TensorBoard's event files in ``folder``; what it has after ``step`` is hidden."""
+    # Step 0 is purged, too: no rows of an earlier run in the same place show in between.
+    return TensorBoardLogger(folder, name="", version="", purge_step=step + 1 if step else 0)
+
+
+def tracker(name: str, run: Path) -> Logger:
+    """Lightning's logger of an experiment tracker, ``wandb`` or ``mlflow``; both are extras.
+
+    Raises:
+        UserError: its package is missing.
+    """
+    try:
+        if name == "wandb":
+            from pytorch_lightning.loggers import WandbLogger
+
+            return WandbLogger(name=run.name, save_dir=run, id=None)
+        from pytorch_lightning.loggers import MLFlowLogger
+
+        return MLFlowLogger(experiment_name="mocokit", run_name=run.name)
+    except ModuleNotFoundError:
+        raise UserError(f"--logger {name} needs {name}: pip install 'mocokit[{name}]'") from None
+
+
+def no_evaluation(step: int) -> dict[str, float]:
+    """Measures nothing."""
+    return {}
+
+
+class Log:
+    """Takes a row every ``every`` steps, at the end of each epoch, and at step 0 for the initialisation.
+
+    Args:
+        loggers: called with the step to begin at; gives the loggers. Only the first process has any.
+        per_epoch: steps of an epoch.
+        steps: the last step.
+        batch_size: images a step.
+        every: steps between rows; 0 for those at the ends of epochs alone.
+        evaluate: figures of the task at a step, asked at step 0 and at the ends of epochs; maybe none.
+        weights: what TensorBoard gets histograms of, at epochs that were evaluated.
+        announce: gets every row as it is written.
+    """
+
+    def __init__(
+        self,
+        loggers: Callable[[int], list[Logger]],
+        *,
+        per_epoch: int,
+        steps: int,
+        batch_size: int,
+        every: int = 0,
+        evaluate: Callable[[int], dict[str, float]] = no_evaluation,
+        weights: Callable[[], Mapping[str, Tensor]] = dict,
+        announce: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        self.per_epoch, self.steps, self.batch_size, self.every = per_epoch, steps, batch_size, every
+        self.evaluate, self.weights, self.announce = evaluate, weights, announce
+        self._loggers, self.loggers = loggers, list[Logger]()
+
+    def open(self, step: int) -> None:
+        """Begin at ``step``; a fresh run evaluates its initialisation."""
+        self.loggers = self._loggers(step)
+        if step == 0 and self.loggers:
+            self.write({"step": 0, "epoch": 0} | self.evaluate(0))
+        self._clock = step, time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether ``step`` gets a row."""
+        return self.epoch_ends(step) or bool(self.every and step % self.every == 0)
+
+    def epoch_ends(self, step: int) -> bool:
+        """Whether an epoch, or training, is complete after ``step``."""
+        return step % self.per_epoch == 0 or step == self.steps
+
+    def row(self, step: int, means: dict[str, float], optimizer: Optimizer) -> Row:
+        """The row of ``step``: means over the steps since the last one, learning rate and speed."""
+        since, clock = self._clock
+        seconds = time.perf_counter() - clock
+        return {
+            "step": step,
+            "epoch": -(-step // self.per_epoch),
+            **means,
+            "lr": float(optimizer.param_groups[-1]["lr"]),
+            "images_per_second": round(self.batch_size * (step - since) / seconds, 1),
+        }
+
+    def write(self, row: Row, histograms: bool = False) -> None:
+        """Hand a row to all loggers, and histograms of the weights to TensorBoard."""
+        figures = {name: value for name, value in row.items() if name not in ("step", "epoch")}
+        for logger in self.loggers:
+            logger.log_metrics(row if isinstance(logger, MetricsFile) else figures, row["step"])
+            if isinstance(logger, TensorBoardLogger) and histograms:
+                for name, tensor in self.weights().items():
+                    logger.experiment.add_histogram(name, tensor, row["epoch"])
+            logger.save()
+        self.announce(row)
+        self._clock = row["step"], time.perf_counter()
+
+    def close(self) -> None:
+        """Close the files."""
+        for logger in self.loggers:
+            logger.finalize("finished")

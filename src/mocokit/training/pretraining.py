@@ -1,0 +1,223 @@
+"""Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning_fabric.loggers import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mocokit import distributed
+from mocokit.config import PretrainConfig
+from mocokit.console import progress
+from mocokit.data.augment import augment, augmentations, sample_params, view_size_at, view_sizes
+from mocokit.data.dataset import Batch
+from mocokit.data.image_index import Skipped
+from mocokit.data.loader import create_loader
+from mocokit.data.sampler import generator
+from mocokit.data.store import ImageSet
+from mocokit.data.streaming import StreamingDataset, StreamingImages
+from mocokit.errors import UserError
+from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
+from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.heads import create_head, create_predictor
+from mocokit.model.moco import MoCo, MoCoV2, MoCoV3, momentum_at
+from mocokit.model.norm import running_statistics, split_batch_norm, sync_batch_norm
+from mocokit.rundir import RunDirectory
+from mocokit.seeding import derive_seed
+from mocokit.training.checkpoint import Checkpoints
+from mocokit.training.compilation import compile_encoders
+from mocokit.training.log import Log, MetricsFile, Row, tensorboard, tracker
+from mocokit.training.loop import Task, Trainer, create_fabric
+from mocokit.training.optim import create_optimizer
+
+COLUMNS = (
+    *("step", "epoch", "loss", "loss_over_chance", "lr", "grad_norm", "images_per_second"),
+    *("queue_fill", "positive", "negative"),
+    *("knn_top1", "knn_top5"),
+    *("rankme", "effective_dimension", "alignment", "uniformity", "retrieval"),
+)
+Measure = Callable[[Encoder, int], dict[str, float]]
+
+
+class Views(NamedTuple):
+    """Two views [b, C, S, S] of this process's share of a batch, whose images they are, and the step."""
+
+    x1: Tensor
+    x2: Tensor
+    ids: Tensor
+    step: int
+
+
+class Pretraining(Task):
+    """MoCo with its views, momentum, and optimizer.
+
+    ``sums`` are of the loss, mean positive and negative similarity, gradient norm, and steps.
+    """
+
+    def __init__(self, config: PretrainConfig, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
+        if config.compile:
+            # DistributedDataParallel copies gradients into buckets of its own, which CUDA graphs can't record.
+            compile_encoders(self.moco, config.cuda_graphs and distributed.world_size() == 1)
+        self.augmentations = augmentations(config)
+        self.register_buffer("sums", torch.zeros(5))
+        self.remedy = (
+            f"Start again (--overwrite) with a lower --lr than {config.lr:g}, with --warmup-steps, "
+            f"or with --precision fp32"
+        )
+
+    @property
+    def chance_level(self) -> float:
+        """The loss of features that tell nothing apart."""
+        return self.moco.chance_level(self.config.batch_size)
+
+    def configure_optimizer(self) -> tuple[Optimizer, LRScheduler]:
+        """The configured optimizer; the schedule advances every step."""
+        return create_optimizer(self.moco.parameters(), self.config)
+
+    def views(self, batch: Batch) -> Views:
+        """Both views of each image."""
+        x1, x2 = self._view(batch, 0), self._view(batch, 1)
+        return Views(x1, x2, batch.ids.to(batch.images.device, non_blocking=True), batch.step)
+
+    def _view(self, batch: Batch, which: int) -> Tensor:
+        config = self.config
+        draw = generator(config.seed, f"view {which + 1}", batch.step)
+        params = sample_params(self.augmentations[which], batch.sizes, self.spec.channels, draw)
+        params = params[distributed.local_slice(len(params))]
+        size = view_size_at(batch.step, config.steps, config.view_size, config.view_size_end)
+        x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, views: Views) -> Tensor:
+        """The loss of one step, a float32 scalar."""
+        config, shuffle = self.config, None
+        if (
+            config.bn_splits > 1
+        ):  # without splits batch norm sees the whole batch, and its order changes nothing
+            draw = generator(config.seed, "shuffle", views.step)
+            shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
+        m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
+        output = self.moco(views.x1, views.x2, views.ids, shuffle, m)
+        self.sums[:3] += torch.stack([part.detach() for part in output])
+        self.sums[4] += 1
+        return output.loss
+
+    def before_optimizer_step(self) -> None:
+        """Sum up the gradient norm, and agree on batch norm's running statistics."""
+        distributed.all_reduce_mean_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
+        gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
+        self.sums[3] += torch.nn.utils.get_total_norm(gradients)
+
+    def figures(self, means: list[float]) -> dict[str, float]:
+        """The columns of metrics.csv that training gives."""
+        loss, positive, negative, grad_norm = means
+        figures = {"loss": loss, "loss_over_chance": loss / self.chance_level}
+        figures |= {"positive": positive, "negative": negative, "grad_norm": grad_norm}
+        if isinstance(self.moco, MoCoV2):
+            figures["queue_fill"] = float(self.moco.queue.fill)
+        return figures
+
+
+def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
+    """The model at step 0, a function of the configuration's seed alone."""
+    backbone = Encoder.create(spec, config.seed).backbone
+    sizes = view_sizes(config.view_size, config.view_size_end)
+    check_view_sizes(backbone, spec.backbone, spec.channels, set(sizes) - {spec.image_size})
+    try:
+        if config.bn_splits == 1:
+            backbone = sync_batch_norm(backbone, config.device)
+        else:
+            split_batch_norm(backbone, max(1, config.bn_splits // distributed.world_size()))
+    except TypeError as error:
+        remedy = "use --bn-splits 1" if config.bn_splits > 1 else "use one process, or another backbone"
+        raise UserError(f"--backbone {spec.backbone}: {error}; {remedy}") from None
+    freeze_patch_projection(backbone)
+    features = feature_dim(backbone)
+    hidden = config.head_hidden or features
+    tau, symmetric = config.temperature, config.symmetric
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "head and queue"))
+        head = create_head(config.head, features, hidden, config.head_dim)
+        head = sync_batch_norm(head, config.device)
+        predictor = create_predictor(config.head, hidden, config.head_dim)
+        predictor = sync_batch_norm(predictor, config.device)
+        if config.queue_size == 0:
+            return MoCoV3(backbone, head, predictor, tau=tau, symmetric=symmetric)
+        K, dim = config.queue_size, config.head_dim
+        return MoCoV2(backbone, head, predictor, dim=dim, K=K, tau=tau, symmetric=symmetric)
+
+
+def train(
+    task: Pretraining,
+    images: ImageSet | StreamingImages,
+    run: RunDirectory,
+    measure: Measure,
+    announce: Callable[[Row], None],
+) -> list[Skipped]:
+    """Train until the last step, from the run's checkpoint if it has one.
+
+    Args:
+        task: at step 0; afterwards at the last step, on its device.
+        images: to learn from.
+        run: where checkpoint and metrics go.
+        measure: gives the figures of an encoder at a step.
+        announce: gets every row of metrics.csv as it is written.
+
+    Returns:
+        Streamed images that turned out to be unusable, in any process.
+
+    Raises:
+        UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
+        Interrupted: a signal stopped the run; its checkpoint is written.
+    """
+    config = task.config
+    loader = create_loader(
+        images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=torch.device(config.device),
+        workers=config.workers,
+    )
+    trainer = Trainer(task, create_fabric(config.device, config.precision))
+    checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
+
+    def evaluate(step: int) -> dict[str, float]:
+        every = config.monitor_every
+        due = every and (step == config.steps or step // loader.per_epoch % every == 0)
+        return measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
+
+    def weights() -> dict[str, Tensor]:
+        named = task.moco.encoder_q.named_parameters(prefix="encoder_q")
+        return dict(named) if config.histograms else {}
+
+    log = Log(
+        lambda step: loggers(config, run, step),
+        per_epoch=loader.per_epoch,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        every=config.log_every,
+        evaluate=evaluate,
+        weights=weights,
+        announce=announce,
+    )
+    with checkpoints.catching_signals(), closing(log), progress("training", in_logs=False) as report:
+        checkpoints.restore(trainer)
+        trainer.fit(loader, config.steps, log=log, checkpoints=checkpoints, report=report)
+    dataset = loader.dataset
+    return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
+
+
+def loggers(config: PretrainConfig, run: RunDirectory, step: int) -> list[Logger]:
+    """Where the rows of a run go from ``step`` on; of several processes the first one writes."""
+    if distributed.rank() > 0:
+        return []
+    own: list[Logger] = [MetricsFile(run.metrics, step, COLUMNS), tensorboard(run.tensorboard, step)]
+    return own + ([tracker(config.logger, Path(run.path))] if config.logger else [])

@@ -1,0 +1,83 @@
+"""How long a training step takes here, measured on a model that is then thrown away."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+
+import torch
+
+from mocokit import distributed
+from mocokit.config import PretrainConfig
+from mocokit.data.augment import view_size_at
+from mocokit.data.loader import create_loader
+from mocokit.data.store import ImageSet
+from mocokit.data.streaming import StreamingImages
+from mocokit.model.encoder import EncoderSpec
+from mocokit.training.loop import Trainer, create_fabric
+from mocokit.training.pretraining import Pretraining
+
+TIMED_STEPS = 16  # at most, with views of each size
+FIRST_STEPS = {False: 1, True: 3}  # never counted: they compile, set up kernels and record CUDA graphs
+SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
+
+
+def seconds_per_step(
+    config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamingImages, seconds: float
+) -> float:
+    """Mean time of the run's training steps.
+
+    Args:
+        config, spec, images: of the run to come.
+        seconds: how long this may take, about, without first steps; one step is timed in any case with views of each
+            size.
+    """
+    shares = view_shares(config)
+    task = Pretraining(config, spec)
+    loader = create_loader(
+        images,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=torch.device(config.device),
+        workers=config.workers,
+    )
+    trainer = Trainer(task, create_fabric(config.device, config.precision))
+    mean = 0.0
+    for size, share in shares.items():
+        task.config = replace(config, view_size=size, view_size_end=size)
+        stopwatch = Stopwatch(config, seconds / len(shares))
+        trainer.fit(loader, trainer.step + TIMED_STEPS, stop=stopwatch)
+        mean += share * stopwatch.mean
+    return mean
+
+
+def view_shares(config: PretrainConfig) -> dict[int, float]:
+    """The sizes that views have in the course of a run, and the share of its steps that each has."""
+    sizes = (view_size_at(i, SIZE_PLACES, config.view_size, config.view_size_end) for i in range(SIZE_PLACES))
+    return {size: count / SIZE_PLACES for size, count in Counter(sizes).items()}
+
+
+class Stopwatch:
+    """Asked after each step whether to stop; times the steps in between."""
+
+    def __init__(self, config: PretrainConfig, seconds: float) -> None:
+        self.first, self.seconds = FIRST_STEPS[config.cuda_graphs], seconds
+        self.device = config.device
+        self.times: list[float] = []
+        self.clock: float | None = None
+
+    def __call__(self, step: int) -> bool:
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
+        if self.clock is not None:
+            self.times.append(now - self.clock)
+        self.clock = now
+        # All processes stop at the same step.
+        late = len(self.times) > self.first and sum(self.times[self.first :]) > self.seconds
+        return distributed.any_rank(late)[0]
+
+    @property
+    def mean(self) -> float:
+        """Seconds a step, of the second half of the steps."""
+        settled = self.times[max(self.first, len(self.times) // 2) :]
+        return sum(settled) / len(settled)
