@@ -17,6 +17,7 @@ from mocokit.errors import UserError
 from mocokit.options import LENGTHS, RECORDS, flag, read_options, validate
 
 TINY = 16  # pixels of the longest side: such images have no parts that tell what they show
+LEAST_IMAGE_SIZE = 16
 MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image meeting itself
 
 
@@ -86,6 +87,17 @@ SHORT_RATE = (
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
+
+
+def choose_image_size(median: float, *, cap: int, share: float = 1.0) -> int:
+    """A side for images whose median shorter side is ``median`` pixels: ``share`` of it, as a multiple of 8.
+
+    At least 16, to which smaller images are enlarged: a network that halves its input three times sees nothing in
+    less. At most ``cap``, which is also the answer to nan: no image could be read.
+    """
+    if math.isnan(median):
+        return cap
+    return min(cap, max(LEAST_IMAGE_SIZE, 8 * int(share * median / 8 + 0.5)))
 
 
 def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:

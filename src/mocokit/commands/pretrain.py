@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from mocokit.files import write_json, write_text
 from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
 from mocokit.options import merge, validate
-from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
+from mocokit.resolve import (
+    Resolved,
+    check_shares,
+    choose_image_size,
+    differences,
+    dump,
+    load_recipe,
+    run_name,
+)
 from mocokit.rundir import RunDirectory
 from mocokit.training.fit import fit
 from mocokit.training.module import Pretraining
@@ -134,9 +143,7 @@ def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     with progress("decoding images") as report:
         options |= {
-            "image_size": given.get("image_size", recipe.get("image_size")),
-            "image_size_cap": IMAGE_SIZE_CAP[device],
-            "image_size_share": CPU_SIZE_SHARE if device == "cpu" else 1.0,
+            "image_size": given.get("image_size", recipe.get("image_size")) or default_image_size(device),
             "progress": report,
         }
         try:
@@ -149,6 +156,12 @@ def _open_data(given: Mapping[str, Any]) -> tuple[Store, Images]:
     if stream:
         say(f"of {len(images):,} training images, which are read anew each epoch; the others only measure")
     return store, images
+
+
+def default_image_size(device: str) -> Callable[[float], int]:
+    """What chooses the side of the images from their median shorter side."""
+    share = CPU_SIZE_SHARE if device == "cpu" else 1.0
+    return partial(choose_image_size, cap=IMAGE_SIZE_CAP[device], share=share)
 
 
 def _opened(data: str, stream: bool, options: dict[str, Any]) -> tuple[Store, Images]:
