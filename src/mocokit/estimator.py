@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mocokit.commands.environment import pick_device
 from mocokit.commands.plan import encoder_spec, make_plan
-from mocokit.commands.pretrain import CPU_SIZE_SHARE, IMAGE_SIZE_CAP, announcer
+from mocokit.commands.pretrain import announcer, default_image_size
 from mocokit.config import FIELDS
 from mocokit.data.arrays import MemorySource, channels_first
 from mocokit.data.store import TooManySkipped, open_store
@@ -240,9 +240,7 @@ def _pretrain(
         directory = Path(name)
         store = open_store(
             MemorySource(images),
-            image_size=options.get("image_size", recipe.get("image_size")),
-            image_size_cap=IMAGE_SIZE_CAP[device],
-            image_size_share=CPU_SIZE_SHARE if device == "cpu" else 1.0,
+            image_size=options.get("image_size", recipe.get("image_size")) or default_image_size(device),
             max_skipped=options["max_skipped"],
             cache=directory,
         )

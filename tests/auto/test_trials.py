@@ -40,7 +40,7 @@ def test_precision(
         plan, "seconds_per_step", lambda config, *_: half if config.precision == "bf16" else 0.1
     )
     data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     options = validate({"data": data, **TINY, **given}, FIELDS)
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert resolved.config.precision == expected
@@ -77,7 +77,7 @@ def test_compilation(
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "seconds_per_step", lambda config, *_: compiled if config.compile else 0.1)
     data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     options = validate({"data": data, **TINY, "precision": "fp32", **given}, FIELDS)
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert resolved.config.compile is expected
@@ -130,7 +130,7 @@ def test_cuda_graphs(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(plan, "seconds_per_step", seconds)
     data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     options = validate({"data": data, **TINY, "epochs": 2000, "device": "cuda", **given}, FIELDS)
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert (resolved.config.compile, resolved.config.cuda_graphs) == expected
@@ -141,7 +141,7 @@ def test_cuda_graphs(
 def test_cuda_graphs_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
     data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     options = validate({"data": data, **TINY, "compile": True, "cuda_graphs": True}, FIELDS)
     with pytest.raises(UserError, match=r"--cuda-graphs true: needs .*--device cuda"):
         make_plan(options, store, store.splits["train"], time.perf_counter())
@@ -155,7 +155,7 @@ def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan, "PRECISION_RUN", 0.0)
     monkeypatch.setattr(plan, "PRECISION_STEPS", 1)
     data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, image_size_cap=8, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     options = validate({"data": data, **TINY}, FIELDS)
     resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
     assert "in bf16" in resolved.reasons["precision"]
@@ -180,7 +180,7 @@ def test_views_grow_if_the_backbone_bears_it(
 ) -> None:
     monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
     data = str(tiny_data(tmp_path, height=20, width=20))
-    store = open_store(data, image_size=16, image_size_cap=16, workers=0)
+    store = open_store(data, image_size=16, workers=0)
     options = {"data": data, **TINY, "image_size": 16, "backbone": backbone, "precision": "fp32", **given}
     config = make_plan(validate(options, FIELDS), store, store.splits["train"], time.perf_counter()).config
     assert (config.image_size, config.view_size, config.view_size_end) == expected

@@ -84,7 +84,7 @@ def test_rows_are_those_of_encoder_embed(tiny_run, run, tmp_path, suffix, dtype)
 
 def test_rows_are_those_of_the_evaluation(tiny_run, run, tmp_path):
     mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.parquet"))
-    store = open_store(str(tiny_run.data), image_size=8, image_size_cap=8, channels=3)
+    store = open_store(str(tiny_run.data), image_size=8, channels=3)
     table = read(tmp_path / "f.parquet").set_index("path")["feature"]
     for split in store.splits.values():
         expected = extract(mocokit.load(run), split).numpy()

@@ -20,13 +20,8 @@ from mocokit.errors import UserError
 from tests.helpers import encode, noise
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-
-
 def store_of(path: Path, **options: object) -> Store:
-    return open_store(str(path), **{"image_size": 8, "image_size_cap": 64, **options})  # type: ignore[arg-type]
+    return open_store(str(path), **{"image_size": 8, **options})  # type: ignore[arg-type]
 
 
 def planes(images: np.ndarray) -> np.ndarray:
@@ -41,7 +36,7 @@ def saved(path: Path, **arrays: object) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        open_source(str(path)).scan()
+        open_source(str(path)).read_index()
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message
@@ -69,9 +64,9 @@ def test_every_image_comes_out_as_it_is(tmp_path: Path, images: np.ndarray, kind
     path = tmp_path / ("x.npy" if kind == "npy" else "x.npz")
     {"npy": np.save, "npz": np.savez, "compressed": np.savez_compressed}[kind](path, images)
     source = open_source(str(path))
-    listing = source.scan()
-    assert listing.splits["train"].tolist() == list(range(len(images)))
-    assert len(set(listing.names)) == len(images)
+    image_index = source.read_index()
+    assert image_index.splits["train"].tolist() == list(range(len(images)))
+    assert len(set(image_index.names)) == len(images)
     for index, expected in enumerate(planes(images)):
         read = source.read(index)
         assert read.dtype == (np.uint8 if images.dtype == np.uint8 else np.float32)
@@ -274,7 +269,7 @@ def test_damaged_files_give_one_line_or_images(tmp_path: Path, data: st.DataObje
     source = open_source(str(path))
     message = str(path)
     try:
-        for index in range(len(source.scan().names)):
+        for index in range(len(source.read_index().names)):
             source.read(index)
     except UserError as error:
         message = str(error)
@@ -308,7 +303,12 @@ def test_images_in_memory(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(noise(0)))
     picture = Image.fromarray(noise(1, 5, 7))
     source = MemorySource([tmp_path / "a.png", picture, noise(2, 4, 3), str(tmp_path / "none.png")])
-    assert source.scan().names == [str(tmp_path / "a.png"), "image 1", "image 2", str(tmp_path / "none.png")]
+    assert source.read_index().names == [
+        str(tmp_path / "a.png"),
+        "image 1",
+        "image 2",
+        str(tmp_path / "none.png"),
+    ]
     np.testing.assert_array_equal(decode(source.read(0)), noise(0).transpose(2, 0, 1))  # type: ignore[arg-type]
     np.testing.assert_array_equal(source.read(1), noise(1, 5, 7).transpose(2, 0, 1))
     np.testing.assert_array_equal(source.read(2), noise(2, 4, 3).transpose(2, 0, 1))

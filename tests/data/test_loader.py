@@ -21,7 +21,7 @@ def images(tmp_path_factory) -> ImageSet:
     folder.mkdir()
     for i in range(23):
         (folder / f"{i:02d}.png").write_bytes(encode(noise(i, *SIZES[i % len(SIZES)])))
-    return open_store(str(folder), image_size=8, image_size_cap=8).splits["train"]
+    return open_store(str(folder), image_size=8).splits["train"]
 
 
 def loader(images: ImageSet, batch_size: int, device: torch.device = CPU, workers: int = 0) -> Loader:

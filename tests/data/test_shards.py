@@ -28,8 +28,7 @@ KINDS = ["bytes", "struct", "tar"]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(shards_module, "_WAITS", ())
 
@@ -69,12 +68,12 @@ def write_shards(folder: Path, kind: str, stem: str = "part", shards: int = 2) -
 
 
 def assert_as_written(source: Any, order: tuple[int, ...] = (5, 0, 3, 1, 2, 4)) -> None:
-    listing = source.scan()
-    assert len(listing.names) == 6
+    image_index = source.read_index()
+    assert len(image_index.names) == 6
     for index in order:
         np.testing.assert_array_equal(decode(source.read(index)).transpose(1, 2, 0), IMAGES[index])
-    np.testing.assert_array_equal(listing.labels, [0, 1, 0, 1, 0, 1])
-    assert listing.label_names == ("0", "1")
+    np.testing.assert_array_equal(image_index.labels, [0, 1, 0, 1, 0, 1])
+    assert image_index.label_names == ("0", "1")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,9 +129,9 @@ def test_the_hub_names_classes_and_splits(tmp_path: Path) -> None:
         (tmp_path / "set").mkdir(exist_ok=True)
         made.to_parquet(str(tmp_path / "set" / f"{split}-00000-of-00001.parquet"))
     for name in (f"hf:{tmp_path / 'set'}", str(tmp_path / "set")):
-        listing = open_source(name).scan()
-        assert listing.label_names == ("cat", "dog")
-        assert {split: len(rows) for split, rows in listing.splits.items()} == {"train": 4, "test": 2}
+        image_index = open_source(name).read_index()
+        assert image_index.label_names == ("cat", "dog")
+        assert {split: len(rows) for split, rows in image_index.splits.items()} == {"train": 4, "test": 2}
 
 
 def test_what_the_hub_lacks_is_told(tmp_path: Path) -> None:
@@ -154,52 +153,52 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_splits_by_file_and_folder(tmp_path: Path) -> None:
     write_shards(tmp_path / "set", "bytes", stem="train")
     write_shards(tmp_path / "set" / "validation", "bytes", stem="part", shards=1)
-    listing = open_source(str(tmp_path / "set")).scan()
-    assert {split: len(rows) for split, rows in listing.splits.items()} == {"train": 6, "val": 6}
+    image_index = open_source(str(tmp_path / "set")).read_index()
+    assert {split: len(rows) for split, rows in image_index.splits.items()} == {"train": 6, "val": 6}
     only_tests = write_shards(tmp_path / "other", "bytes", stem="test")
     with pytest.raises(UserError, match="no training images: all shards are named test"):
-        open_source(str(only_tests)).scan()
+        open_source(str(only_tests)).read_index()
 
 
 def test_text_labels_are_classes(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": ["dog", "cat", "eel"]})
-    listing = open_source(str(tmp_path / "a.parquet")).scan()
-    assert listing.label_names == ("cat", "dog", "eel")
-    np.testing.assert_array_equal(listing.labels, [1, 0, 2])
+    image_index = open_source(str(tmp_path / "a.parquet")).read_index()
+    assert image_index.label_names == ("cat", "dog", "eel")
+    np.testing.assert_array_equal(image_index.labels, [1, 0, 2])
 
 
 @pytest.mark.parametrize("labels", [[0, None, 1], [0.5, 0.1, 1.0], [0, -1, 1]])
 def test_what_is_no_label_is_left(tmp_path: Path, labels: list[Any]) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": labels})
-    assert open_source(str(tmp_path / "a.parquet")).scan().labels is None
+    assert open_source(str(tmp_path / "a.parquet")).read_index().labels is None
 
 
 def test_one_image_without_a_label(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"1.cls": b"0", "1.png": FILES[0], "2.png": FILES[1]})
-    assert open_source(str(tmp_path / "a.tar")).scan().labels is None
+    assert open_source(str(tmp_path / "a.tar")).read_index().labels is None
 
 
 def test_shards_that_disagree_about_classes(tmp_path: Path) -> None:
     for name, classes in (("a", ["x", "y"]), ("b", ["y", "x"])):
         write_parquet(tmp_path / f"{name}.parquet", {"image": FILES[:2], "label": [0, 1]}, classes)
     with pytest.raises(UserError, match="name different classes"):
-        open_source(str(tmp_path)).scan()
+        open_source(str(tmp_path)).read_index()
 
 
 def test_a_label_without_a_class(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:2], "label": [0, 2]}, ["x", "y"])
     with pytest.raises(UserError, match="label 2 where 2 classes are named"):
-        open_source(str(tmp_path)).scan()
+        open_source(str(tmp_path)).read_index()
 
 
 def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": [FILES[0], None, b"", b"no image", *FILES[1:5]]})
-    store = open_store(str(tmp_path), image_size=8, image_size_cap=8, workers=0, max_skipped=0.5)
+    store = open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.5)
     assert len(store.splits["train"]) == 5
     assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
     assert store.skipped[0].reason == "no image in this row"
     with pytest.raises(TooManySkipped, match=r"37\.5%"):
-        open_store(str(tmp_path), image_size=8, image_size_cap=8, workers=0, max_skipped=0.1)
+        open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.1)
 
 
 @pytest.mark.parametrize("kind", ["struct", "tar"])
@@ -208,13 +207,13 @@ def test_a_damaged_shard_is_named(tmp_path: Path, kind: str) -> None:
     shard = max(folder.iterdir())
     shard.write_bytes(shard.read_bytes()[:-700] if kind == "struct" else shard.read_bytes()[:700])
     with pytest.raises(UserError, match=rf"{shard.name} cannot be read"):
-        open_source(str(folder)).scan()
+        open_source(str(folder)).read_index()
 
 
 def test_no_images_among_the_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"width": [1, 2], "text": ["a", "b"]})
     with pytest.raises(UserError, match=r"a\.parquet has no column of image files among width, text"):
-        open_source(str(tmp_path)).scan()
+        open_source(str(tmp_path)).read_index()
 
 
 def test_both_kinds_together(tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest
     (file,) = write_shards(tmp_path / "set", "bytes", shards=1).iterdir()
     bucket.pipe("/bucket/a.parquet", file.read_bytes())
     source = open_source("memory://bucket")
-    source.scan()
+    source.read_index()
     monkeypatch.setattr(shards_module, "_WAITS", (0, 0, 0))
     real, failures = fsspec.open, [0, 2]
 
@@ -271,7 +270,7 @@ def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     """In order, each row group or block of tar members is fetched a single time."""
     monkeypatch.setattr(shards_module, "_TAR_BLOCK", 2)
     source = open_source(str(write_shards(tmp_path / "set", kind, shards=1)))
-    blocks = source.scan().blocks
+    blocks = source.read_index().blocks
     assert blocks is not None
     np.testing.assert_array_equal(blocks, [0, 0, 1, 1, 2, 2])
     opened: list[str] = []
@@ -294,14 +293,14 @@ def test_a_row_beyond_the_most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shards_module, "MAX_FILE_BYTES", 10)
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:2]})
     source = open_source(str(tmp_path))
-    source.scan()
+    source.read_index()
     with pytest.raises(BadImage, match="larger"):
         source.read(0)
 
 
 def test_into_the_store(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", "struct")
-    store = open_store(str(folder), image_size=8, image_size_cap=8, workers=0)
+    store = open_store(str(folder), image_size=8, workers=0)
     assert len(store.splits["train"]) == 6
     assert store.label_names == ("0", "1")
     assert store.splits["train"].names[4] == "part-1.parquet/00000001"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode
-from mocokit.data.image_index import ImageIndex, arrange
+from mocokit.data.image_index import ImageIndex, index_by_folders
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
 from tests.helpers import archive, class_folders, encode, noise, write_images
@@ -26,23 +26,18 @@ PNG = encode(noise(0))
 SUFFIXES = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2"]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
+def index_of(path: Path) -> ImageIndex:
+    return open_source(str(path)).read_index()
 
 
-def scan(path: Path) -> ImageIndex:
-    return open_source(str(path)).scan()
+def classes_of(image_index: ImageIndex, split: str) -> list[str]:
+    assert image_index.labels is not None
+    assert image_index.label_names is not None
+    return [image_index.label_names[label] for label in image_index.labels[image_index.splits[split]]]
 
 
-def classes_of(listing: ImageIndex, split: str) -> list[str]:
-    assert listing.labels is not None
-    assert listing.label_names is not None
-    return [listing.label_names[label] for label in listing.labels[listing.splits[split]]]
-
-
-def names_of(listing: ImageIndex, split: str) -> list[str]:
-    return [listing.names[index] for index in listing.splits[split]]
+def names_of(image_index: ImageIndex, split: str) -> list[str]:
+    return [image_index.names[index] for index in image_index.splits[split]]
 
 
 # Bundled data --------------------------------------------------------------------------------------------
@@ -50,19 +45,19 @@ def names_of(listing: ImageIndex, split: str) -> list[str]:
 
 def test_digits() -> None:
     source = open_source("digits")
-    listing = source.scan()
-    train, test = listing.splits["train"], listing.splits["test"]
+    image_index = source.read_index()
+    train, test = image_index.splits["train"], image_index.splits["test"]
     assert sorted([*train, *test]) == list(range(1797))
-    assert listing.label_names == tuple("0123456789")
-    assert listing.labels is not None
+    assert image_index.label_names == tuple("0123456789")
+    assert image_index.labels is not None
     for split, share in ((train, 0.8), (test, 0.2)):
-        counts = np.bincount(listing.labels[split])
-        np.testing.assert_allclose(counts, np.bincount(listing.labels) * share, atol=0.5)
+        counts = np.bincount(image_index.labels[split])
+        np.testing.assert_allclose(counts, np.bincount(image_index.labels) * share, atol=0.5)
     pixels = np.stack([source.read(index) for index in range(1797)])
     assert pixels.shape == (1797, 1, 8, 8)
     assert pixels.dtype == np.uint8
     assert (pixels.min(), pixels.max()) == (0, 255)
-    again = open_source("digits").scan()
+    again = open_source("digits").read_index()
     np.testing.assert_array_equal(again.splits["test"], test)
 
 
@@ -75,7 +70,7 @@ def test_cifar10_offline_is_one_line_with_a_way_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", no_network)
     source = open_source("cifar10")
     with pytest.raises(UserError, match=r"no route to host.*folder or archive") as caught:
-        source.scan()
+        source.read_index()
     assert "\n" not in str(caught.value)
 
 
@@ -95,10 +90,10 @@ def test_cifar10_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Local)
     source = open_source("cifar10")
-    listing = source.scan()
+    image_index = source.read_index()
     assert capsys.readouterr().out == ""
-    assert [len(listing.splits[split]) for split in ("train", "test")] == [4, 2]
-    assert classes_of(listing, "test") == ["dog", "cat"]
+    assert [len(image_index.splits[split]) for split in ("train", "test")] == [4, 2]
+    assert classes_of(image_index, "test") == ["dog", "cat"]
     assert source.read(0)[:, 0, 0].tolist() == [1, 2, 3]
 
 
@@ -140,15 +135,15 @@ def test_layouts(
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(PNG)
-    listing = scan(root)
-    assert listing.names == sorted(names)
-    assert {split: len(indices) for split, indices in listing.splits.items()} == splits
-    assert listing.label_names == label_names
-    assert listing.ignored == ignored
+    image_index = index_of(root)
+    assert image_index.names == sorted(names)
+    assert {split: len(indices) for split, indices in image_index.splits.items()} == splits
+    assert image_index.label_names == label_names
+    assert image_index.ignored == ignored
     if label_names:
         for split in splits:
-            folders = [Path(name).parent.name for name in names_of(listing, split)]
-            assert classes_of(listing, split) == folders
+            folders = [Path(name).parent.name for name in names_of(image_index, split)]
+            assert classes_of(image_index, split) == folders
 
 
 @given(
@@ -158,13 +153,13 @@ def test_layouts(
 )
 def test_any_layout_uses_each_image_at_most_once(folders: list[list[str]]) -> None:
     names = {"/".join([*parts, f"{number}.png"]) for number, parts in enumerate(folders)}
-    listing = arrange(names, [], Path("data"))
-    used = np.concatenate(list(listing.splits.values()))
-    assert len(set(used.tolist())) == len(used) == len(names) - listing.ignored
-    assert len(listing.splits["train"]) > 0
-    if listing.labels is not None:
-        assert (listing.labels[used] >= 0).all()
-        assert set(listing.labels[used].tolist()) == set(range(len(listing.label_names or ())))
+    image_index = index_by_folders(names, [], Path("data"))
+    used = np.concatenate(list(image_index.splits.values()))
+    assert len(set(used.tolist())) == len(used) == len(names) - image_index.ignored
+    assert len(image_index.splits["train"]) > 0
+    if image_index.labels is not None:
+        assert (image_index.labels[used] >= 0).all()
+        assert set(image_index.labels[used].tolist()) == set(range(len(image_index.label_names or ())))
 
 
 def test_only_visible_images_count(tmp_path: Path) -> None:
@@ -182,9 +177,9 @@ def test_only_visible_images_count(tmp_path: Path) -> None:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(PNG)
     for path in (tmp_path / "data", archive(tmp_path / "data", tmp_path / "data.zip")):
-        listing = scan(path)
-        assert listing.names == ["a.JPG", "b.jfif", "c.TiFf"]
-        assert not listing.refused
+        image_index = index_of(path)
+        assert image_index.names == ["a.JPG", "b.jfif", "c.TiFf"]
+        assert not image_index.refused
 
 
 # What is not there or not usable -------------------------------------------------------------------------
@@ -219,7 +214,7 @@ def test_nothing_to_see(tmp_path: Path, suffix: str) -> None:
     (folder / "notes.txt").write_text("no image")
     path = archive(folder, tmp_path / f"data{suffix}") if suffix else folder
     with pytest.raises(UserError, match="no images in"):
-        scan(path)
+        index_of(path)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -232,7 +227,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, suffix: str, damage: str)
         {"empty": b"", "text": b"hello" * 400, "truncated": whole[: len(whole) * 2 // 3]}[damage]
     )
     with pytest.raises(UserError, match=r"cannot be read as an archive") as caught:
-        scan(path)
+        index_of(path)
     assert "\n" not in str(caught.value)
 
 
@@ -244,7 +239,7 @@ def test_a_damaged_header_within_a_tar_is_not_its_end(tmp_path: Path) -> None:
     content[header : header + 100] = b"\xff" * 100
     path.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as an archive"):
-        scan(path)
+        index_of(path)
 
 
 @given(st.data())
@@ -260,10 +255,10 @@ def test_damaged_archives_never_crash(tmp_path_factory: pytest.TempPathFactory, 
     path.write_bytes(content[: int(data.draw(st.just(1.0) | place) * len(content))])
     source = open_source(str(path))
     try:
-        listing = source.scan()
+        image_index = source.read_index()
     except UserError:
         return
-    for index in range(len(listing.names)):
+    for index in range(len(image_index.names)):
         try:
             decode(source.read(index))
         except BadImage:
@@ -288,9 +283,9 @@ def test_symbolic_links(tmp_path: Path) -> None:
     (root / "out.png").symlink_to(outside / "secret.png")
     (root / "outfolder").symlink_to(outside)
     (root / "list.txt").symlink_to("/etc/hostname")
-    listing = scan(root)
-    assert listing.names == ["file.png", "hidden/3.png", "real/1.png", "real/2.png"]
-    reasons = dict(listing.refused)
+    image_index = index_of(root)
+    assert image_index.names == ["file.png", "hidden/3.png", "real/1.png", "real/2.png"]
+    reasons = dict(image_index.refused)
     assert sorted(reasons) == ["broken.png", "loop", "out.png", "outfolder", "real/up", "self"]
     assert "loops" in reasons["loop"]
     assert "loops" in reasons["real/up"]
@@ -302,16 +297,16 @@ def test_symbolic_links(tmp_path: Path) -> None:
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     write_images(tmp_path / "data", ["1.png"])
     (tmp_path / "link").symlink_to("data")
-    assert scan(tmp_path / "link").names == ["1.png"]
+    assert index_of(tmp_path / "link").names == ["1.png"]
 
 
 def test_special_files_are_never_opened(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", ["1.png"])
     os.mkfifo(root / "2.png")
     source = open_source(str(root))
-    listing = source.scan()
-    assert listing.names == ["1.png"]
-    assert listing.refused == [("2.png", "not a regular file")]
+    image_index = source.read_index()
+    assert image_index.names == ["1.png"]
+    assert image_index.refused == [("2.png", "not a regular file")]
     (root / "1.png").unlink()
     os.mkfifo(root / "1.png")  # after it was listed
     start = time.perf_counter()
@@ -323,7 +318,7 @@ def test_special_files_are_never_opened(tmp_path: Path) -> None:
 def test_a_vanished_file_is_a_reason(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", ["1.png"])
     source = open_source(str(root))
-    source.scan()
+    source.read_index()
     (root / "1.png").unlink()
     with pytest.raises(BadImage, match="cannot be read: No such file"):
         source.read(0)
@@ -344,9 +339,9 @@ from mocokit.data.decode import BadImage
 if os.geteuid() == 0:
     os.setegid(65534); os.seteuid(65534)
 source = open_source(sys.argv[1])
-listing = source.scan()
-assert listing.names == ["1.png", "2.png"], listing.names
-assert listing.refused == [("closed", "folder cannot be read: Permission denied")], listing.refused
+image_index = source.read_index()
+assert image_index.names == ["1.png", "2.png"], image_index.names
+assert image_index.refused == [("closed", "folder cannot be read: Permission denied")], image_index.refused
 source.read(0)
 try:
     source.read(1)
@@ -366,11 +361,11 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
         file.write(PNG)
     source = open_source(os.fsdecode(root))
     assert source.fingerprint()
-    listing = source.scan()
-    assert listing.names == ["a/1.png", "a/caf\udce9.png", "b/1.png"]
+    image_index = source.read_index()
+    assert image_index.names == ["a/1.png", "a/caf\udce9.png", "b/1.png"]
     assert source.read(1) == PNG
-    packed = scan(archive(Path(os.fsdecode(root)), tmp_path / "data.tar.gz"))
-    assert packed.names == listing.names
+    packed = index_of(archive(Path(os.fsdecode(root)), tmp_path / "data.tar.gz"))
+    assert packed.names == image_index.names
 
 
 def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
@@ -399,12 +394,12 @@ def test_an_archive_is_like_its_folder(tmp_path: Path, suffix: str) -> None:
     folder = class_folders(tmp_path / "data", classes=3)
     path = archive(folder, tmp_path / f"data{suffix}")
     source, reference = open_source(str(path)), open_source(str(folder))
-    listing, expected = source.scan(), reference.scan()
+    image_index, expected = source.read_index(), reference.read_index()
     assert source.name == "data"
-    assert listing.names == expected.names
-    assert listing.label_names == expected.label_names
-    np.testing.assert_array_equal(listing.labels, expected.labels)
-    for index in reversed(range(len(listing.names))):  # not in the order of the archive
+    assert image_index.names == expected.names
+    assert image_index.label_names == expected.label_names
+    np.testing.assert_array_equal(image_index.labels, expected.labels)
+    for index in reversed(range(len(image_index.names))):  # not in the order of the archive
         assert source.read(index) == reference.read(index)
     before = source.fingerprint()
     archive(write_images(folder, ["train/class0/new.png"]), path)
@@ -433,10 +428,10 @@ def test_a_hostile_tar(tmp_path: Path, mode: str) -> None:
         packed.addfile(member("twice.png", size=3), io.BytesIO(b"old"))
         packed.addfile(member("twice.png", size=len(PNG)), io.BytesIO(PNG))
     source = open_source(str(path))
-    listing = source.scan()
-    assert listing.names == ["good.png", "twice.png"]
+    image_index = source.read_index()
+    assert image_index.names == ["good.png", "twice.png"]
     assert [source.read(index) for index in range(2)] == [PNG, PNG]
-    reasons = dict(listing.refused)
+    reasons = dict(image_index.refused)
     assert sorted(reasons) == sorted(
         [
             "../escape.png",
@@ -457,9 +452,9 @@ def test_a_tar_member_larger_than_a_gibibyte_is_not_read(tmp_path: Path) -> None
         file.write(member("huge.png", size=MAX_FILE_BYTES + 1).tobuf())
         file.seek(MAX_FILE_BYTES + 512, os.SEEK_CUR)  # a hole
         file.write(member("good.png", size=len(PNG)).tobuf() + PNG.ljust(512, b"\0") + bytes(1024))
-    listing = scan(path)
-    assert listing.names == ["good.png"]
-    assert listing.refused == [("huge.png", "larger than 1 GiB")]
+    image_index = index_of(path)
+    assert image_index.names == ["good.png"]
+    assert image_index.refused == [("huge.png", "larger than 1 GiB")]
 
 
 def test_a_hostile_zip(tmp_path: Path) -> None:
@@ -489,12 +484,12 @@ def test_a_hostile_zip(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert huge.file_size == len(PNG)
     source = open_source(str(path))
-    listing = source.scan()
-    assert listing.names == ["damaged.png", "good.png"]
+    image_index = source.read_index()
+    assert image_index.names == ["damaged.png", "good.png"]
     with pytest.raises(BadImage, match="cannot be unpacked"):
         source.read(0)
     assert source.read(1) == PNG
-    reasons = dict(listing.refused)
+    reasons = dict(image_index.refused)
     assert reasons["sealed.png"] == "encrypted"
     assert len(reasons) == 6
 
@@ -505,15 +500,15 @@ def test_a_zip_member_that_states_too_much_is_not_read(tmp_path: Path) -> None:
         packed.writestr("1.png", PNG)
         packed.writestr("2.png", PNG)
         packed.getinfo("2.png").file_size = MAX_FILE_BYTES + 1  # written into the directory on closing
-    listing = scan(path)
-    assert listing.names == ["1.png"]
-    assert listing.refused == [("2.png", "larger than 1 GiB")]
+    image_index = index_of(path)
+    assert image_index.names == ["1.png"]
+    assert image_index.refused == [("2.png", "larger than 1 GiB")]
 
 
 def test_a_compressed_archive_under_the_name_of_a_plain_one(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "data", ["1.png"])
     path = archive(folder, tmp_path / "data.tar.xz").rename(tmp_path / "data.tar")
-    assert scan(path).names == ["1.png"]
+    assert index_of(path).names == ["1.png"]
 
 
 def test_opening_reads_nothing(tmp_path: Path) -> None:
@@ -523,5 +518,5 @@ def test_opening_reads_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_travels_to_another_process(tmp_path: Path) -> None:
     source = open_source(str(write_images(tmp_path / "data", ["1.png"])))
-    source.scan()
+    source.read_index()
     assert pickle.loads(pickle.dumps(source)).read(0) == source.read(0)

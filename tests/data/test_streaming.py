@@ -40,7 +40,7 @@ class Numbered:
     def fingerprint(self) -> str:
         return "numbered"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:
@@ -148,8 +148,10 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
     table = pa.table({"image": [encode(noise(i, 2, 2)) for i in range(400)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
     source = open_source(str(tmp_path / "a.parquet"))
-    listing = source.scan()
-    images = StreamingImages(source, listing.names, listing.splits["train"], listing.blocks, 8, 3, None, 0)
+    image_index = source.read_index()
+    images = StreamingImages(
+        source, image_index.names, image_index.splits["train"], image_index.blocks, 8, 3, None, 0
+    )
     fetched: list[int] = []
     real = shards._ParquetReader.fetch
 
@@ -214,9 +216,7 @@ def test_pixels_are_those_of_the_store(own_cache: Path) -> None:
     (folder / "gray.png").write_bytes(encode(noise(1, 7, 5, channels=1)))
     (folder / "large.png").write_bytes(encode(noise(2, 90, 70)))
     (folder / "deep.png").write_bytes(png16(np.arange(0, 60000, 500, dtype=np.uint16).reshape(10, 12, 1)))
-    store, images = open_streaming(
-        str(folder), seed=0, max_skipped=0.0, image_size=16, image_size_cap=16, workers=0
-    )
+    store, images = open_streaming(str(folder), seed=0, max_skipped=0.0, image_size=16, workers=0)
     stored = store.splits["train"]
     (batch,) = taken(images, 9, 1)
     assert sorted(batch.ids.tolist()) == list(range(9))
@@ -242,12 +242,8 @@ def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
         for number, file in enumerate(files):
             (data / f"{number:03d}.png").write_bytes(file)
     with patch.object(streaming, "SAMPLE_IMAGES", 24), patch.object(streaming, "SAMPLE_BLOCKS", 4):
-        store, images = open_streaming(
-            str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
-        )
-        again, _ = open_streaming(
-            str(data), seed=0, max_skipped=0.0, image_size=8, image_size_cap=8, workers=0
-        )
+        store, images = open_streaming(str(data), seed=0, max_skipped=0.0, image_size=8, workers=0)
+        again, _ = open_streaming(str(data), seed=0, max_skipped=0.0, image_size=8, workers=0)
     assert len(images) == 120
     assert 24 <= len(store.splits["train"]) <= 30
     if run:  # six of each of four row groups
@@ -255,5 +251,5 @@ def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
         assert len(set(groups)) == 4
     assert again.fingerprint == store.fingerprint
     assert again.from_cache
-    whole = open_store(str(data), image_size=8, image_size_cap=8, workers=0)
+    whole = open_store(str(data), image_size=8, workers=0)
     assert len(whole.splits["train"]) == 120  # the sample does not pass for the set

@@ -173,7 +173,7 @@ def test_embed_equals_evaluation(kind, tmp_path):
             content = encode(noise(i, *size, 3 if kind == "rgb" else 1), "JPEG" if i % 2 else "PNG")
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_bytes(content)
-    store = open_store(str(tmp_path / "data"), image_size=24, image_size_cap=24, max_skipped=0)
+    store = open_store(str(tmp_path / "data"), image_size=24, max_skipped=0)
     assert (store.intensity_range is not None) == (kind == "16 bit")
     encoder = Encoder.create(spec(store.channels, store.intensity_range)).eval()
     images = store.splits["train"]

@@ -46,7 +46,7 @@ def train(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """A short run with the real trainer; the state of this process at its start and at its end."""
     images: Images
-    sizes = {"image_size": options["image_size"], "image_size_cap": 64, "workers": 0}
+    sizes = {"image_size": options["image_size"], "workers": 0}
     if options.get("stream"):
         store, images = open_streaming(data, seed=0, max_skipped=0.05, **sizes)
     else:
@@ -75,7 +75,7 @@ def interrupted(data: str, out: Path) -> None:
 
 def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys of a batch encoded across processes in another order, and without; batch norm is in evaluation mode."""
-    store = open_store(data, image_size=8, image_size_cap=64, workers=0)
+    store = open_store(data, image_size=8, workers=0)
     facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, distributed.world_size())
     config = resolve(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
     moco = Pretraining(config, encoder_spec(store, config)).moco.eval()

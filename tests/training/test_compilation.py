@@ -131,7 +131,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def trained(pretraining: Pretraining, data: Path, out: Path) -> dict[str, Tensor]:
     """The model after all steps under the real trainer."""
-    images = open_store(str(data), image_size=16, image_size_cap=16, workers=0).splits["train"]
+    images = open_store(str(data), image_size=16, workers=0).splits["train"]
     fit(pretraining, images, RunDirectory(out), lambda encoder, step: {}, lambda row: None, bar=False)
     return pretraining.moco.state_dict()
 

@@ -28,7 +28,7 @@ CLASSES = ("a", "b", "c")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageSet:
     folder = coloured_data(tmp_path_factory.mktemp("finetune"))
-    return open_store(str(folder), image_size=8, image_size_cap=8).splits["train"]
+    return open_store(str(folder), image_size=8).splits["train"]
 
 
 def new_encoder(backbone: str = "resnet18_narrow", size: int = 8, seed: int = 0) -> Encoder:

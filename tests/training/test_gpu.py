@@ -47,7 +47,7 @@ def gpu():
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageSet:
     data = tiny_data(tmp_path_factory.mktemp("data"))
-    return open_store(str(data), image_size=16, image_size_cap=16, workers=0).splits["train"]
+    return open_store(str(data), image_size=16, workers=0).splits["train"]
 
 
 def moved(pretraining: Pretraining) -> Pretraining:

@@ -18,16 +18,12 @@ from mocokit.rundir import run_name
 
 TINY = 16  # pixels of the longest side: such images have no parts that tell what they show
 MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image meeting itself
-LEAST_SIZE = (
-    16  # smaller images are enlarged: a network that halves its input three times sees nothing in less
-)
+LEAST_SIZE = 16  # smaller images are enlarged: networks halve their input three times
 CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the detail (docs/LOG.md)
 IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
-SHORT_RATE = (
-    0.06 / 64
-)  # learning rate an image of the batch; eight times that of 200-epoch schedules on CIFAR-10
+SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
 
@@ -62,8 +58,10 @@ class Facts:
 def choose_image_size(median: float, device: str) -> int:
     """Side of the encoder's images: a multiple of 8, of the ``median`` shorter side of the images, in pixels.
 
-    On a CPU three quarters of it: more views teach more than detail.
+    On a CPU three quarters of it: more views teach more than detail. Without a median (nan) the most.
     """
+    if math.isnan(median):
+        return IMAGE_SIZE_CAP[device]
     share = CPU_SIZE_SHARE if device == "cpu" else 1.0
     return min(IMAGE_SIZE_CAP[device], max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
 

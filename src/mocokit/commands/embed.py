@@ -21,11 +21,10 @@ from mocokit.console import progress, say
 from mocokit.cores import limit_threads, usable_cores
 from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import write_skipped
-from mocokit.data.stream import stream
-from mocokit.data.workers import Decoded, worker_count
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import (
     BLOCK_ROWS,
@@ -76,7 +75,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     limit_threads()
     encoder = load(config.run, pick_device(config.device))
     source = open_source(config.data)
-    listing = source.scan()
+    listing = source.read_index()
     order = np.sort(np.concatenate(list(listing.splits.values())))
     metadata = _metadata(config, encoder, source)
     decisive = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")
@@ -159,7 +158,7 @@ def _embed_rest(
     if total - parts.done >= MANY:
         encoder = encoder.for_evaluation()
         streams = usable_cores() if encoder.device.type == "cpu" else 1
-    decoded = stream(
+    decoded = decode_for_model(
         read_all(source, order[parts.done :].tolist()),
         image_size=spec.image_size,
         channels=spec.channels,

@@ -82,7 +82,6 @@ def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str 
         store = open_store(
             config.data,
             image_size=spec.image_size,
-            image_size_cap=spec.image_size,
             limit=PICTURES,
             intensity_range=spec.intensity_range,
             channels=spec.channels,

@@ -52,7 +52,6 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         store = open_store(
             config.data,
             image_size=spec.image_size,
-            image_size_cap=spec.image_size,
             limit=config.limit,
             seed=config.seed,
             max_skipped=config.max_skipped,

@@ -12,9 +12,8 @@ from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import progress, say
 from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Encoded, decode_for_model
 from mocokit.data.sources import open_source, read_all
-from mocokit.data.stream import stream
-from mocokit.data.workers import Encoded
 from mocokit.deploy import montage
 from mocokit.deploy.encoder import load
 from mocokit.deploy.features import Features, Named, encoder_fingerprint, open_features, printable
@@ -238,7 +237,7 @@ def _images_of_rows(
             f"--montage: {features.path} does not say which images its rows are; embed them with mocokit"
         )
     source = open_source(str(data))
-    index = {printable(name): i for i, name in enumerate(source.scan().names)}
+    index = {printable(name): i for i, name in enumerate(source.read_index().names)}
     names = sorted({path for path in paths if path is not None})
     for name in names:
         if name not in index:
@@ -255,7 +254,9 @@ def _pixels(images: Iterable[Encoded], names: list[str], features: Features) -> 
     spec = _spec(features)
     channels = 3 if spec is None or spec.channels in (1, 3) else spec.channels
     intensity_range = None if spec is None else spec.intensity_range
-    decoded = stream(images, image_size=montage.TILE, channels=channels, intensity_range=intensity_range)
+    decoded = decode_for_model(
+        images, image_size=montage.TILE, channels=channels, intensity_range=intensity_range
+    )
     pixels = []
     for name, image in zip(names, decoded, strict=True):
         if isinstance(image, BadImage):

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple, cast
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import ImageIndex, Skipped, arrange, is_image_name
+from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name
 from mocokit.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -87,7 +87,7 @@ class ZipSource:
     def fingerprint(self) -> str:
         return archive_fingerprint(self.path)
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         try:
             self._zip = zipfile.ZipFile(self.path)
         except _DAMAGE as error:
@@ -103,9 +103,9 @@ class ZipSource:
                 refused[name] = Skipped(name, reason)
             else:
                 members[name] = member  # as when unpacking, the last of several wins
-        listing = arrange(members, refused.values(), self.path)
-        self._members = [members[name] for name in listing.names]
-        return listing
+        image_index = index_by_folders(members, refused.values(), self.path)
+        self._members = [members[name] for name in image_index.names]
+        return image_index
 
     @staticmethod
     def _refusal(member: zipfile.ZipInfo) -> str | None:
@@ -161,7 +161,7 @@ class TarSource:
     def fingerprint(self) -> str:
         return archive_fingerprint(self.path)
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         members: dict[str, _Extent] = {}
         refused: dict[str, Skipped] = {}
         try:
@@ -186,9 +186,9 @@ class TarSource:
                     self._data.flush()
         except _DAMAGE as error:
             raise _damaged(self.path, error) from error
-        listing = arrange(members, refused.values(), self.path)
-        self._extents = [members[name] for name in listing.names]
-        return listing
+        image_index = index_by_folders(members, refused.values(), self.path)
+        self._extents = [members[name] for name in image_index.names]
+        return image_index
 
     def read(self, index: int) -> bytes:
         assert self._data is not None, "scan() comes first"

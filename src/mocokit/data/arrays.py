@@ -67,7 +67,7 @@ class MemorySource:
         """The same for all: for stores that are used once."""
         return "memory"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         """All images are to train on, in order; a file goes by its path, others by their position."""
         names = [
             str(image) if isinstance(image, str | Path) else f"image {row}"
@@ -108,7 +108,7 @@ class ArraySource:
         """From name, size, time and both ends of the file."""
         return archive_fingerprint(self.path)
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         """Map the arrays into memory.
 
         Raises:

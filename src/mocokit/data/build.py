@@ -1,4 +1,4 @@
-"""Build one entry of the store: decode every image of a source and write pixels, index and facts to files."""
+"""Build one entry of the store: decode the images of a source and write pixels, index and facts to files."""
 
 import hashlib
 import json
@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
+from mocokit.data.decode_pool import decode_all, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
 from mocokit.data.pixels import convert, convertible, stored_side
 from mocokit.data.sources import read_all
-from mocokit.data.workers import decode_all, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 4  # part of every cache key: raise it when files or pixels change
+FORMAT = 5  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
-_LEAST_SIZE = 16
-_PEEKED_IMAGES = 100
+_MEASURED_IMAGES = 100
 _PROGRESS_EVERY = 64
 _BLOCK = 2**22
 
@@ -33,22 +32,15 @@ _BLOCK = 2**22
 class Options:
     """What decides about the pixels of an entry, besides the files; see ``open_store``."""
 
-    image_size: int | None
-    image_size_cap: int
-    image_size_share: float
+    image_size: int
     limit: int | None
-    seed: int
+    seed: int | None
     intensity_range: tuple[float, float] | None
     channels: int | None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON gives it back, without what decides nothing: a cap for a given size, a seed without a limit."""
-        values = asdict(self)
-        values["intensity_range"] = self.intensity_range and list(self.intensity_range)
-        if self.image_size is not None:
-            values |= {"image_size_cap": None, "image_size_share": None}
-        if self.limit is None:
-            values["seed"] = None
+        """As JSON gives it back."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return values
 
 
@@ -63,7 +55,7 @@ class TooManySkipped(UserError):
 class _Staged(NamedTuple):
     """An image in the staging file: as decoded, with its own channels and depth."""
 
-    number: int  # in the listing
+    position: int  # in the image index
     offset: int
     shape: tuple[int, int, int]
     value_range: tuple[float, float] | None  # of a deep image; None for uint8
@@ -76,34 +68,34 @@ class _Staged(NamedTuple):
 
 def build(
     source: Source,
+    image_index: ImageIndex,
     directory: Path,
     options: Options,
+    *,
+    median: float | None,
     max_skipped: float,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Fill ``directory``; see ``open_store`` for the arguments and errors."""
-    listing = source.scan()
-    splits = dict(listing.splits)
-    if options.limit is not None:
-        splits["train"] = limited(splits["train"], listing.labels, options.limit, options.seed)
+    """Decode the images of ``image_index`` into ``directory``; ``median`` is noted, see ``open_store`` for the rest."""
+    splits = image_index.splits
     order = np.concatenate([splits[split] for split in SPLITS if split in splits])
-    side = options.image_size or _chosen_size(source, splits["train"], options)
     if workers is None:
         workers = worker_count(source, len(order))
 
     staging = directory / "staging.bin"
-    staged, skipped = _stage(source, listing, order, stored_side(side), workers, staging, progress)
+    max_side = stored_side(options.image_size)
+    staged, skipped = _stage(source, image_index, order, max_side, workers, staging, progress)
     channels = options.channels or _common_channels(staged)
-    misfits = [image for image in staged if not convertible(image.shape[0], channels)]
-    skipped += [
-        Skipped(listing.names[image.number], f"{image.shape[0]} channels among images with {channels}")
-        for image in misfits
-    ]
-    skipped = listing.refused + skipped
-    found = len(order) + len(listing.refused)
-    check_skipped(skipped, found, max_skipped)
     kept = [image for image in staged if convertible(image.shape[0], channels)]
+    skipped += [
+        Skipped(image_index.names[image.position], f"{image.shape[0]} channels among images with {channels}")
+        for image in staged
+        if not convertible(image.shape[0], channels)
+    ]
+    skipped = image_index.refused + skipped
+    found = len(order) + len(image_index.refused)
+    check_skipped(skipped, found, max_skipped)
     counts = _split_counts(kept, splits)
     if not counts.get("train"):
         raise UserError(f"no usable training images in {source.name}")
@@ -111,27 +103,29 @@ def build(
     intensity_range = _intensity_range(kept, options.intensity_range)
     _write_pixels(staging, directory / PIXELS, kept, channels, intensity_range)
     staging.unlink(missing_ok=True)
-    indices = np.array([image.number for image in kept])
-    sizes = np.array([image.shape[1:] for image in kept], dtype=np.int32)
-    arrays = {"sizes": sizes}
-    if listing.labels is not None:
-        arrays["labels"] = listing.labels[indices]
-    names = "\0".join(listing.names[index] for index in indices).encode(errors="surrogatepass")
+    indices = np.array([image.position for image in kept])
+    arrays = {"sizes": np.array([image.shape[1:] for image in kept], dtype=np.int32)}
+    if image_index.labels is not None:
+        arrays["labels"] = image_index.labels[indices]
+    names = "\0".join(image_index.names[index] for index in indices).encode(errors="surrogatepass")
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    found_out = replace(options, image_size=side, intensity_range=intensity_range, channels=channels)
     facts = {
-        # Asked for what was found out here, the answer would be the same entry.
-        "serves": [options.plain(), found_out.plain()],
+        # Whoever asks for what was found out here gets the same entry.
+        "serves": [
+            options.plain(),
+            replace(options, intensity_range=intensity_range, channels=channels).plain(),
+        ],
+        "median": median,
         "name": source.name,
-        "image_size": side,
+        "image_size": options.image_size,
         "channels": channels,
-        "label_names": listing.label_names,
+        "label_names": image_index.label_names,
         "intensity_range": intensity_range,
         "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
         "splits": counts,
         "found": found,
         "skipped": skipped,
-        "ignored": listing.ignored,
+        "ignored": image_index.ignored,
     }
     (directory / FACTS).write_text(json.dumps(facts))
 
@@ -141,13 +135,13 @@ def check_skipped(skipped: list[Skipped], found: int, max_skipped: float) -> Non
     if len(skipped) > max_skipped * found:
         name, reason = skipped[0]
         raise TooManySkipped(
-            f"{len(skipped)} of {found} images ({len(skipped) / found:.1%}) cannot be used, first "
-            f"{name}: {reason}; mend or remove them, or allow more with --max-skipped",
+            f"{len(skipped)} of {found} images ({len(skipped) / found:.1%}) cannot be used, the first is "
+            f"{name}: {reason}; repair or remove them, or allow more with --max-skipped",
             skipped,
         )
 
 
-def limited(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
+def subset(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
     """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be."""
     generator = np.random.default_rng(derive_seed(seed, "limit"))
     shuffled = generator.permutation(indices)
@@ -162,29 +156,21 @@ def limited(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: in
     return np.sort(shuffled[:limit])
 
 
-def _chosen_size(source: Source, indices: np.ndarray, options: Options) -> int:
-    """A multiple of 8: the asked share of the median shorter side of some images.
-
-    At least `_LEAST_SIZE`, to which smaller images are enlarged: a network that halves its input three times
-    sees nothing in less. At most the cap.
-    """
-    cap = options.image_size_cap
+def median_side(source: Source, indices: np.ndarray) -> float:
+    """Median of the shorter side, in pixels, of 100 evenly spaced images at most; nan if none can be read."""
     sides: list[int] = []
-    for position in np.linspace(0, len(indices) - 1, min(len(indices), _PEEKED_IMAGES)).round().astype(int):
+    for position in np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED_IMAGES)).round().astype(int):
         try:
             content = source.read(int(indices[position]))
             sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
         except BadImage:
             continue
-    if not sides:
-        return cap
-    median = float(np.median(sides))
-    return min(cap, max(_LEAST_SIZE, 8 * int(options.image_size_share * median / 8 + 0.5)))
+    return float(np.median(sides)) if sides else math.nan
 
 
 def _stage(
     source: Source,
-    listing: ImageIndex,
+    image_index: ImageIndex,
     order: np.ndarray,
     max_side: int,
     workers: int,
@@ -198,7 +184,7 @@ def _stage(
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
             if isinstance(result, BadImage):
-                skipped.append(Skipped(listing.names[index], str(result)))
+                skipped.append(Skipped(image_index.names[index], str(result)))
             else:
                 deep = result.dtype != np.uint8
                 value_range = (float(result.min()), float(result.max())) if deep else None
@@ -219,13 +205,13 @@ def _common_channels(staged: list[_Staged]) -> int:
 
 def _split_counts(kept: list[_Staged], splits: dict[str, np.ndarray]) -> dict[str, int]:
     """How many of the kept images each split has, in order; empty splits are left out."""
-    indices = np.array([image.number for image in kept], dtype=np.int64)
+    indices = np.array([image.position for image in kept], dtype=np.int64)
     counts = {split: int(np.isin(indices, splits[split]).sum()) for split in SPLITS if split in splits}
     return {split: count for split, count in counts.items() if count}
 
 
 def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The range that deep images are scaled by: one for all, so that relative brightness survives."""
+    """The range that deep images are scaled by: one for all, to keep the relative brightness of images."""
     ranges = [image.value_range for image in kept if image.value_range is not None]
     if not ranges:
         return None
@@ -254,6 +240,4 @@ def _fingerprint(path: Path, channels: int, counts: dict[str, int], arrays: dict
     for array in arrays.values():
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()

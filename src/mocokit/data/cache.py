@@ -1,16 +1,17 @@
-"""The cache directory on disk: where it is, and how entries are built so that only whole ones are seen."""
+"""The cache directory: where it is, and how its entries are built, each by one process and seen only whole."""
 
 import errno
-import hashlib
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from mocokit.console import say
 from mocokit.errors import UserError
+from mocokit.files import sync_directory
 
 _BUILDING = ".building"
 _DISK_ERRORS = {
@@ -20,7 +21,7 @@ _DISK_ERRORS = {
 
 
 def cache_directory() -> Path:
-    """$MOCOKIT_CACHE, else $XDG_CACHE_HOME/mocokit, else ~/.cache/mocokit; created if need be."""
+    """$MOCOKIT_CACHE, else $XDG_CACHE_HOME/mocokit, else ~/.cache/mocokit; created if needed."""
     if named := os.environ.get("MOCOKIT_CACHE"):
         root = Path(named).expanduser()
     else:
@@ -40,79 +41,60 @@ def cache_errors(root: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"cannot write the image cache {root}: {error.strerror}; "
-            "set MOCOKIT_CACHE to a directory with room that you may write to"
+            "set MOCOKIT_CACHE to a directory with enough space that you may write to"
             " (mocokit pretrain --stream needs little)"
         ) from error
 
 
 @contextmanager
-def building(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``path`` when the block ends; on an exception it is removed.
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock on the entries of the data set ``name`` in ``folder``; it ends with the process that holds it."""
+    root = folder.parent
+    with cache_errors(root):
+        (root / "locks").mkdir(exist_ok=True)
+        _remove_leftovers(folder)
+        lock = _lock(folder, name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"waiting for another process that decodes {name}")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
-    Of two processes that build the same entry the first to end provides it, the other's is dropped.
+
+@contextmanager
+def building(folder: Path, name: str, entry: str) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``folder``/``name``-``entry``; on an exception it is removed.
+
+    The caller holds the lock; an entry of that name, which must be damaged, is replaced.
     """
-    _remove_stale(path.parent)
-    temporary = path.parent / f"{_owner()}{os.getpid()}-{secrets.token_hex(4)}{_BUILDING}"
+    path, temporary = folder / f"{name}-{entry}", folder / f".{name}-{entry}{_BUILDING}"
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-            shutil.rmtree(temporary)
-        _sync(path.parent)
+            with file.open("r+b") as handle:
+                os.fsync(handle.fileno())
+        sync_directory(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        sync_directory(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def discard(path: Path) -> None:
-    """Remove an entry, out of sight first so that nobody opens half of it."""
-    doomed = path.parent / f"{_owner()}{os.getpid()}-{secrets.token_hex(4)}{_BUILDING}"
-    try:
-        path.rename(doomed)
-    except FileNotFoundError:  # another process was faster
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
+def _lock(folder: Path, name: str) -> FileLock:
+    return FileLock(folder.parent / "locks" / f"{name}.lock")
 
 
-def _owner() -> str:
-    """A prefix that names this machine: process numbers of others on a shared disk say nothing here."""
-    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
-    return f".{host}-"
-
-
-def _remove_stale(directory: Path) -> None:
-    """Remove what builds of this machine left behind when they were killed."""
-    for path in directory.glob(f"{_owner()}*{_BUILDING}"):
-        process = path.name.removeprefix(_owner()).partition("-")[0]
-        if process.isdigit() and not _is_alive(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    if os.name == "nt":  # signal 0 would end the process there
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a directory to disk; Windows has no handles on directories and does without."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-built; what is still being built is locked."""
+    for leftover in folder.glob(f".*{_BUILDING}"):
+        name = leftover.name[1:].rpartition("-")[0]
+        with suppress(Timeout), _lock(folder, name).acquire(blocking=False):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From the image paths in a source to its splits and labels: the same rules for folders and archives."""
+"""What a source holds: the names, splits and labels of its images, derived from paths for folders and archives."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -42,9 +42,9 @@ class ImageIndex:
         labels: int64 [len(names)], -1 where no split uses the image; None without class folders.
         label_names: the class of each label value, sorted; None without class folders.
         refused: what was found but must not be read, with reasons.
-        ignored: how many images lie beside the train and test folders and are not used.
-        blocks: int64 [len(names)], ascending: equal for images that are best read together; None where each
-            can be read alone.
+        ignored: number of images outside the folders of splits, which are not used.
+        blocks: int64 [len(names)], ascending: equal for images that are best read together, since they are
+            stored together; None where each can be read alone.
     """
 
     names: Sequence[str]
@@ -57,22 +57,28 @@ class ImageIndex:
 
 
 class Source(Protocol):
-    """Where images come from: a bundled data set, a folder, an archive or an array.
+    """Where images come from: a bundled data set, a folder, an archive, shards or arrays.
 
-    ``name`` is short enough for a run directory; ``decoded`` tells whether it holds pixels already, so that
-    decoding costs nothing; ``fingerprint`` changes when the images do, without
-    reading them; ``scan`` must come before ``read``, which gives the bytes of the image ``names[index]``
-    or its pixels (uint8 or, deeper, float32 [C, H, W]) and raises BadImage if it cannot.
+    Attributes:
+        name: short enough for a run directory.
+        decoded: whether it holds pixels already, so that decoding costs nothing.
     """
 
     name: str
     decoded: bool
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A text that changes when the images do; found without reading them."""
 
-    def scan(self) -> ImageIndex: ...
+    def read_index(self) -> ImageIndex:
+        """List the images; comes before `read`."""
 
-    def read(self, index: int) -> bytes | np.ndarray: ...
+    def read(self, index: int) -> bytes | np.ndarray:
+        """The file of the image ``names[index]``, or its pixels (uint8 or float32 [C, H, W]).
+
+        Raises:
+            BadImage: it cannot be read.
+        """
 
 
 def is_image_name(name: str) -> bool:
@@ -85,7 +91,7 @@ def is_hidden(part: str) -> bool:
     return (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "Thumbs.db")
 
 
-def arrange(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> ImageIndex:
+def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> ImageIndex:
     """Sort image paths and derive splits and labels from their folders.
 
     Folders ``train`` and ``test`` or ``val`` are splits, possibly inside lone wrapping folders; without them
@@ -123,7 +129,7 @@ def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
     while True:
         folders = {path[depth] for path in paths if len(path) > depth + 1}
         splits = {SPLIT_FOLDERS.get(folder.lower()) for folder in folders}
-        # "train" beside other folders than splits is a class: the vehicle.
+        # Next to folders that are not splits, "train" is a class: the vehicle.
         if "train" in splits and (len(folders) == 1 or splits & {"val", "test"}):
             return depth, True
         if len(folders) != 1 or any(len(path) == depth + 1 for path in paths):

@@ -139,7 +139,7 @@ class ShardSource:
             digest.update(repr((stamp, shard.split)).encode())
         return f"shards/{digest.hexdigest()}"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         """Read the index and the labels of every shard; no images."""
         with ThreadPoolExecutor(_OPENERS) as pool:
             places = [shard.place for shard in self.shards]

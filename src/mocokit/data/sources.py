@@ -20,9 +20,9 @@ from mocokit.data.archives import ARCHIVE_SUFFIXES, open_archive
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
-from mocokit.data.image_index import ImageIndex, Skipped, Source, arrange, is_hidden, is_image_name
+from mocokit.data.decode_pool import Encoded, ImageFile
+from mocokit.data.image_index import ImageIndex, Skipped, Source, index_by_folders, is_hidden, is_image_name
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
-from mocokit.data.workers import Encoded, ImageFile
 from mocokit.errors import UserError
 
 ACCEPTED = (
@@ -80,7 +80,7 @@ class DigitsSource:
     def fingerprint(self) -> str:
         return "digits/1"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         """The data set has no official split: a fifth of each class is the test split, always the same."""
         from sklearn.datasets import load_digits
 
@@ -109,7 +109,7 @@ class Cifar10Source:
     def fingerprint(self) -> str:
         return "cifar10/1"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         train, test = self._load(train=True), self._load(train=False)
         self._images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
         labels = np.array([*train.targets, *test.targets], dtype=np.int64)
@@ -143,7 +143,7 @@ class Cifar10Source:
 
 
 def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
-    """The images of a scanned source at ``indices`` of its listing: as the source has them, or files of a folder,
+    """The images of a scanned source at ``indices`` of its image_index: as the source has them, or files of a folder,
     which are read where they are decoded."""
     if isinstance(source, FolderSource):
         yield from map(source.file, indices)
@@ -174,11 +174,11 @@ class FolderSource:
         text = "".join(lines).encode(errors="surrogatepass")
         return f"folder/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         images, refused = self._walk()
-        listing = arrange(images, refused, self.root)
-        self._names = listing.names
-        return listing
+        image_index = index_by_folders(images, refused, self.root)
+        self._names = image_index.names
+        return image_index
 
     def file(self, index: int) -> ImageFile:
         """Image ``index``, not yet read."""

@@ -6,15 +6,26 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Options, TooManySkipped, build, check_skipped
-from mocokit.data.cache import building, cache_directory, cache_errors, discard
+from mocokit.data.build import (
+    FACTS,
+    FORMAT,
+    INDEX,
+    PIXELS,
+    Options,
+    TooManySkipped,
+    build,
+    check_skipped,
+    median_side,
+    subset,
+)  # fmt: skip
+from mocokit.data.cache import building, cache_directory, cache_errors, locked
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
@@ -108,7 +119,7 @@ class Store:
         channels: of every image.
         label_names: the class of each label value, or None without labels.
         skipped: the images that cannot be used, and why.
-        ignored: how many images lie beside the splits and are not used.
+        ignored: number of images outside the splits, which are not used.
         fingerprint: digest of pixels and labels, equal on every machine.
         intensity_range: the range that 16- and 32-bit images were scaled from; None if there are none.
         from_cache: whether nothing had to be decoded.
@@ -141,9 +152,7 @@ class Store:
 def open_store(
     data: str | Source,
     *,
-    image_size: int | None,
-    image_size_cap: int,
-    image_size_share: float = 1.0,
+    image_size: int | Callable[[float], int],
     limit: int | None = None,
     seed: int = 0,
     max_skipped: float = 0.05,
@@ -159,9 +168,8 @@ def open_store(
 
     Args:
         data: see ``open_source``; or a source.
-        image_size: the side that models take in; None chooses the median shorter side of some images.
-        image_size_cap: the most that is chosen.
-        image_size_share: of the median shorter side to choose.
+        image_size: the side that models take in; or what chooses it, given the median shorter side of the training
+            images in pixels (nan if none of those looked at can be read).
         limit: use a random subset of that many training images, class-balanced if there are labels.
         seed: of the subset.
         max_skipped: fraction of the images that may be unusable, 0 to 1.
@@ -176,21 +184,53 @@ def open_store(
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
     source = open_source(data) if isinstance(data, str) else data
-    options = Options(image_size, image_size_cap, image_size_share, limit, seed, intensity_range, channels)
-    root = (cache or cache_directory()) / "images"
-    images = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
-    for entry in sorted(root.glob(f"{images}-*")):
-        if _serves(entry, options) and (store := _load(entry, max_skipped, from_cache=True)):
+    folder = (cache or cache_directory()) / "images"
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
+
+    def options(median: float | None) -> Options | None:
+        """None if it takes the median to choose the size, and this is unknown."""
+        if not callable(image_size):
+            size = image_size
+        elif median is None:
+            return None
+        else:
+            size = image_size(median)
+        return Options(size, limit, None if limit is None else seed, intensity_range, channels)
+
+    def find() -> Store | None:
+        for entry in sorted(folder.glob(f"{name}-*")):
+            if _serves(entry, options) and (store := _load(entry, max_skipped, from_cache=True)):
+                return store
+        return None
+
+    if store := find():
+        return store
+    with cache_errors(folder):
+        folder.mkdir(exist_ok=True)
+    with locked(folder, name):
+        if store := find():  # built by another process in the meantime
             return store
-    path = root / f"{images}-{_key(options.plain())}"
-    with cache_errors(root):
-        root.mkdir(exist_ok=True)
-        if path.exists() and _load(path, max_skipped, from_cache=True) is None:
-            discard(path)  # damaged
-        with building(path) as directory:
-            build(source, directory, options, max_skipped, workers, progress)
-    store = _load(path, max_skipped, from_cache=False)
-    assert store is not None, f"{path} was removed while it was opened"
+        image_index = source.read_index()
+        if limit is not None:
+            train = subset(image_index.splits["train"], image_index.labels, limit, seed)
+            image_index = replace(image_index, splits=image_index.splits | {"train": train})
+        median = median_side(source, image_index.splits["train"]) if callable(image_size) else None
+        chosen = options(median)
+        assert chosen is not None
+        entry = _key(chosen.plain())
+        with cache_errors(folder), building(folder, name, entry) as directory:
+            build(
+                source,
+                image_index,
+                directory,
+                chosen,
+                median=median,
+                max_skipped=max_skipped,
+                workers=workers,
+                progress=progress,
+            )
+    store = _load(folder / f"{name}-{entry}", max_skipped, from_cache=False)
+    assert store is not None, f"{folder / name}-{entry} was removed while it was opened"
     return store
 
 
@@ -198,10 +238,12 @@ def _key(value: Any) -> str:
     return hashlib.blake2b(json.dumps([FORMAT, value]).encode(), digest_size=8).hexdigest()
 
 
-def _serves(path: Path, options: Options) -> bool:
-    """Whether the entry at ``path`` holds what ``options`` ask for."""
+def _serves(path: Path, options: Callable[[float | None], Options | None]) -> bool:
+    """Whether the entry at ``path`` holds what the ``options`` for its median side ask for."""
     try:
-        return options.plain() in json.loads((path / FACTS).read_text())["serves"]
+        facts = json.loads((path / FACTS).read_text())
+        wanted = options(facts["median"])
+        return wanted is not None and wanted.plain() in facts["serves"]
     except _DAMAGE:
         return False
 

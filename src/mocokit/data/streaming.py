@@ -20,12 +20,11 @@ from mocokit import distributed
 from mocokit.data.build import check_skipped
 from mocokit.data.dataset import Batch
 from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.pixels import pad, stored_side
 from mocokit.data.sources import open_source, read_all
 from mocokit.data.store import Store, open_store
-from mocokit.data.stream import stream
-from mocokit.data.workers import Decoded, worker_count
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
@@ -46,7 +45,7 @@ class StreamingImages:
         names: of all images of the source.
         indices: int64 [N], ascending: which of them these are.
         blocks: int64 [N], equal for images that are best read together; None if each can be read alone.
-        image_size, channels, intensity_range: see `mocokit.data.stream.stream`.
+        image_size, channels, intensity_range: see `mocokit.data.decode_pool.decode_for_model`.
         max_skipped: fraction of the images that may be unusable.
     """
 
@@ -78,7 +77,7 @@ def open_streaming(
         UserError, TooManySkipped: as ``open_store``.
     """
     source = open_source(data)
-    listing = source.scan()
+    listing = source.read_index()
     store = open_store(_Sample(source, listing, seed), seed=seed, max_skipped=max_skipped, **options)
     indices = listing.splits["train"]
     images = StreamingImages(
@@ -106,7 +105,7 @@ class _Sample:
     def fingerprint(self) -> str:
         return f"sample/{SAMPLE_IMAGES}/{self._seed}/{self.source.fingerprint()}"
 
-    def scan(self) -> ImageIndex:
+    def read_index(self) -> ImageIndex:
         return self._listing
 
     def read(self, index: int) -> bytes | np.ndarray:
@@ -269,7 +268,7 @@ class StreamingDataset(IterableDataset[Batch]):
                 planned.append((rows, mixed))
                 yield from images.indices[rows].tolist()
 
-        decoded = stream(
+        decoded = decode_for_model(
             read_all(images.source, indices()),
             image_size=images.image_size,
             channels=images.channels,

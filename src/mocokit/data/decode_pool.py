@@ -1,7 +1,7 @@
-"""Decode many images in parallel processes, in order and in bounded memory; the store's engine.
+"""Decode many images in parallel processes, in order and in bounded memory.
 
-The parent reads archives, so that they see one reader; files of a folder are read by the workers. These keep
-nothing, so one that a hostile file brings down can be replaced at any time.
+The parent reads archives, so that they have one reader; files of a folder are read by the workers. A worker that an
+image crashes is replaced.
 """
 
 import multiprocessing
@@ -14,18 +14,19 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection, wait
-from typing import NamedTuple
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mocokit.cores import usable_cores
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
 from mocokit.data.image_index import Source
+from mocokit.data.pixels import convert, convertible, stored_side
 
 
 class ImageFile(NamedTuple):
-    """A file that is read where it is decoded, so that processes also share the reading."""
+    """A file that is read by the process that decodes it."""
 
     path: str
 
@@ -52,12 +53,45 @@ _FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**24
 _DEEP_PIXEL_BYTES = 12  # three bands of float32
-_stopping = threading.Event()  # in a worker: nobody waits for what is under way
+_stop: Any = None  # in a worker: shared with the parent, not 0 when the result is no longer needed
 
 
 def worker_count(source: Source, images: int) -> int:
-    """As many decoding processes as pay for that many images."""
+    """Number of decoding processes that is fastest for that many images."""
     return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
+
+
+def decode_for_model(
+    images: Iterable[Encoded],
+    *,
+    image_size: int,
+    channels: int,
+    intensity_range: tuple[float, float] | None,
+    workers: int = 0,
+) -> Generator[Decoded, None, None]:
+    """Decode and convert images in order, to the pixels that the store would hold; nothing is written to disk.
+
+    Args:
+        images: as `mocokit.data.sources.read_all` gives them.
+        image_size: the side that the model takes in; images are shrunk to twice that side at most.
+        channels: gray is converted to RGB (3) or the reverse (1).
+        intensity_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.
+        workers: decoding processes, 0 for none.
+
+    Yields:
+        For each image uint8 [channels, H, W], or the BadImage that says why it can't be used.
+    """
+    with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
+        for pixels in decoded:
+            yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, intensity_range)
+
+
+def _converted(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> Decoded:
+    if not convertible(len(pixels), channels):
+        return BadImage(f"{len(pixels)} channels where {channels} are needed")
+    if pixels.dtype != np.uint8 and intensity_range is None:
+        intensity_range = (float(pixels.min()), float(pixels.max()))
+    return convert(pixels, channels, intensity_range)
 
 
 def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Generator[Decoded, None, None]:
@@ -68,19 +102,17 @@ def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Genera
         max_side: see ``decode``.
         workers: number of processes; with 0 the images are decoded in this one.
     """
-    chunks = _chunks(images, max_side)
     if workers == 0:
-        for chunk in chunks:
-            yield from _decode_chunk(chunk, max_side)
+        yield from (_decode(image, max_side) for image in images)
         return
-    with _Pool(workers) as pool:
+    with _Pool(workers, max_side) as pool:
         pending: deque[tuple[list[Encoded], Future[list[Decoded]]]] = deque()
-        for chunk in chunks:
-            pending.append((chunk, pool.submit(chunk, max_side)))
+        for chunk in _chunks(images, max_side):
+            pending.append((chunk, pool.submit(chunk)))
             if len(pending) > 2 * workers:
-                yield from pool.result(*pending.popleft(), max_side)
+                yield from pool.result(*pending.popleft())
         while pending:
-            yield from pool.result(*pending.popleft(), max_side)
+            yield from pool.result(*pending.popleft())
 
 
 def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]:
@@ -90,9 +122,8 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
     size = 0
     for image in images:
         chunk.append(image)
-        size += (
-            len(image) if isinstance(image, bytes) else image.nbytes if isinstance(image, np.ndarray) else 0
-        )
+        if isinstance(image, bytes | np.ndarray):
+            size += len(image) if isinstance(image, bytes) else image.nbytes
         if len(chunk) >= most or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -100,11 +131,7 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
         yield chunk
 
 
-def _decode_chunk(chunk: list[Encoded], max_side: int) -> list[Decoded]:
-    return [_decode_one(image, max_side) for image in chunk if not _stopping.is_set()]
-
-
-def _decode_one(image: Encoded, max_side: int) -> Decoded:
+def _decode(image: Encoded, max_side: int) -> Decoded:
     if isinstance(image, BadImage):
         return image
     if isinstance(image, np.ndarray):
@@ -118,73 +145,69 @@ def _decode_one(image: Encoded, max_side: int) -> Decoded:
 class _Pool:
     """A process pool that survives images which kill its processes."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, max_side: int) -> None:
         # Forked workers start at once and need no importable __main__ (a notebook, a script on stdin). They
         # use none of what a fork may leave locked: no threads of others, no BLAS, no CUDA.
         self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._workers = workers
-        self._stopped, self._stop = self._context.Pipe(duplex=False)
+        self._workers, self._max_side = workers, max_side
+        self._stop = self._context.RawValue("b", 0)
         self._executor = self._start(workers)
 
     def __enter__(self) -> "_Pool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._stop.send_bytes(b"stop")
+        # Told to stop, a worker leaves its chunk but does not end: one that has sent half a result would leave the
+        # parent waiting for the other half.
+        self._stop.value = kind is not None
         self._executor.shutdown(cancel_futures=True)
-        self._stop.close()
-        self._stopped.close()
 
-    def submit(self, chunk: list[Encoded], max_side: int) -> Future[list[Decoded]]:
+    def submit(self, chunk: list[Encoded]) -> Future[list[Decoded]]:
         try:
-            return self._executor.submit(_decode_chunk, chunk, max_side)
+            return self._executor.submit(_decode_chunk, chunk, self._max_side)
         except BrokenProcessPool:
-            self._executor.shutdown()
             self._executor = self._start(self._workers)
-            return self._executor.submit(_decode_chunk, chunk, max_side)
+            return self._executor.submit(_decode_chunk, chunk, self._max_side)
 
-    def result(self, chunk: list[Encoded], future: Future[list[Decoded]], max_side: int) -> list[Decoded]:
+    def result(self, chunk: list[Encoded], future: Future[list[Decoded]]) -> list[Decoded]:
         """The decoded chunk. One that was under way when a process died is decoded image by image."""
         try:
             return future.result()
         except BrokenProcessPool:
-            return self._one_by_one(chunk, max_side)
+            return self._one_by_one(chunk)
 
-    def _one_by_one(self, chunk: list[Encoded], max_side: int) -> list[Decoded]:
+    def _one_by_one(self, chunk: list[Encoded]) -> list[Decoded]:
         decoded: list[Decoded] = []
         executor = self._start(1)
         for image in chunk:
             try:
-                decoded += executor.submit(_decode_chunk, [image], max_side).result()
+                decoded += executor.submit(_decode_chunk, [image], self._max_side).result()
             except BrokenProcessPool:
                 decoded.append(BadImage("the decoder crashed on it"))
-                executor.shutdown()
                 executor = self._start(1)
         executor.shutdown()
         return decoded
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            workers, mp_context=self._context, initializer=_start_worker, initargs=(self._stopped,)
-        )
+        return ProcessPoolExecutor(workers, self._context, _start_worker, (self._stop,))
 
 
-def _start_worker(stopped: Connection) -> None:
+def _start_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_exit_with_parent, args=(stopped,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _exit_with_parent(stopped: Connection) -> None:
-    """End when the parent is gone: killed, it cannot stop workers that wait for work.
-
-    Told to stop, a worker leaves its chunk but does not end: a parent that has half a result would wait for
-    the other half.
-    """
+def _exit_with_parent() -> None:
+    """A parent that is killed cannot stop workers that wait for work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    if parent.sentinel not in wait([parent.sentinel, stopped]):
-        _stopping.set()
-        wait([parent.sentinel])
+    parent.join()
     os._exit(1)
+
+
+def _decode_chunk(chunk: list[Encoded], max_side: int) -> list[Decoded]:
+    """In a worker."""
+    return [_decode(image, max_side) for image in chunk if not _stop.value]

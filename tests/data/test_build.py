@@ -1,0 +1,195 @@
+"""What of the images is kept in a store: depth, channels, subsets, and what is skipped."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mocokit.data.build import subset
+from mocokit.data.decode import decode
+from mocokit.data.sources import FolderSource
+from mocokit.data.store import TooManySkipped
+from mocokit.errors import UserError
+from tests.data.stores import all_pixels, open_images, with_bad_images
+from tests.helpers import class_folders, encode, noise, write_images
+
+
+def deep_images(folder: Path, **images: np.ndarray) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, pixels in images.items():
+        tifffile.imwrite(folder / f"{name}.tif", pixels)
+    return folder
+
+
+def test_deep_images_are_scaled_by_the_range_of_the_set(tmp_path: Path) -> None:
+    """Of two images the darker stays darker, and the range is used in full."""
+    dark = np.linspace(100, 1000, 64).reshape(8, 8).astype(np.uint16)
+    bright = np.linspace(2000, 4100, 64).reshape(8, 8).astype(np.uint16)
+    store = open_images(deep_images(tmp_path / "data", dark=dark, light=bright))
+    assert store.intensity_range == (100, 4100)
+    assert store.channels == 1
+    pixels = all_pixels(store)
+    expected = np.rint((np.stack([dark, bright]).astype(float) - 100) / 4000 * 255)
+    np.testing.assert_array_equal(pixels[:, 0], expected)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    cached = open_images(tmp_path / "data")
+    assert cached.from_cache
+    assert cached.intensity_range == (100, 4100)
+
+
+def test_a_given_range_clips(tmp_path: Path) -> None:
+    root = deep_images(tmp_path / "data", one=np.array([[-5, 0, 0.5, 1, 7]], dtype=np.float32))
+    store = open_images(root, intensity_range=(0, 1))
+    assert store.intensity_range == (0, 1)
+    assert all_pixels(store).ravel().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_constant_deep_set_is_black_and_no_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    root = deep_images(tmp_path / "data", one=np.full((4, 4), 7, np.uint16))
+    assert not all_pixels(open_images(root)).any()
+    assert not recwarn.list
+
+
+def test_deep_beside_common_images(tmp_path: Path) -> None:
+    root = deep_images(tmp_path / "data", deep=np.array([[0, 65535]], dtype=np.uint16).repeat(2, axis=0))
+    flat = noise(1, 2, 2, channels=1)
+    (root / "flat.png").write_bytes(encode(flat))
+    pixels = all_pixels(open_images(root))
+    np.testing.assert_array_equal(pixels[:, 0], [[[0, 255], [0, 255]], flat])
+
+
+def test_gray_stays_gray_and_becomes_rgb_beside_colour(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", ["1.png", "2.png"], channels=1)
+    assert open_images(root).channels == 1
+    write_images(root, ["3.png"])
+    store = open_images(root)
+    assert store.channels == 3
+    gray = decode((root / "1.png").read_bytes())
+    np.testing.assert_array_equal(store.splits["train"].batch([0])[0], np.repeat(gray, 3, axis=0))
+
+
+def test_channels_can_be_asked_for(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", ["1.png"])
+    rgb = decode((root / "1.png").read_bytes()).astype(float)
+    luma = all_pixels(open_images(root, channels=1))
+    assert luma.shape[1] == 1
+    np.testing.assert_allclose(luma[0, 0], 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2], atol=0.51)
+    gray = write_images(tmp_path / "gray", ["1.png"], channels=1)
+    assert open_images(gray, channels=3).channels == 3
+
+
+def test_the_most_common_band_count_wins(tmp_path: Path) -> None:
+    bands = np.random.default_rng(0).integers(0, 255, (5, 8, 8), dtype=np.uint8)
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(3):
+        tifffile.imwrite(root / f"{number}.tif", bands, photometric="minisblack", planarconfig="separate")
+    write_images(root, ["x.png"])
+    write_images(root, ["y.png"], channels=1)
+    store = open_images(root, max_skipped=0.5)
+    assert store.channels == 5
+    assert store.skipped == [
+        ("x.png", "3 channels among images with 5"),
+        ("y.png", "1 channels among images with 5"),
+    ]
+    np.testing.assert_array_equal(all_pixels(store), np.stack([bands] * 3))
+    assert open_images(root, max_skipped=0.9, channels=3).skipped[0].name == "0.tif"
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=2, max_size=6),
+    limit=st.integers(1, 120),
+    seed=st.integers(0, 9),
+)
+def test_a_limited_set_is_balanced(counts: list[int], limit: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    chosen = subset(np.arange(len(labels)), labels, limit, seed)
+    assert len(set(chosen.tolist())) == len(chosen) == min(limit, len(labels))
+    assert (np.diff(chosen) > 0).all()
+    kept = np.bincount(labels[chosen], minlength=len(counts))
+    for value, count in enumerate(counts):  # only a class that is used up may be smaller than the others
+        assert kept[value] >= min(count, kept.max() - 1)
+    np.testing.assert_array_equal(chosen, subset(np.arange(len(labels)), labels, limit, seed))
+
+
+def test_without_labels_the_limit_is_a_plain_random_subset() -> None:
+    chosen = [subset(np.arange(100, 200), None, 10, seed) for seed in range(200)]
+    counts = np.bincount(np.concatenate(chosen), minlength=200)[100:]
+    assert counts.sum() == 2000
+    assert counts.max() < 45  # 20 expected, standard deviation 4.2
+    assert not np.array_equal(chosen[0], chosen[1])
+
+
+def test_the_limit_is_for_training_only(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "data", classes=2, train=9, test=5)
+    store = open_images(root, limit=6)
+    assert {split: len(images) for split, images in store.splits.items()} == {"train": 6, "test": 10}
+    labels = store.splits["train"].labels
+    assert labels is not None
+    assert np.bincount(labels).tolist() == [3, 3]
+    assert open_images(root, limit=6, seed=1).fingerprint != store.fingerprint
+
+
+def test_a_few_bad_images_are_listed(tmp_path: Path) -> None:
+    root = with_bad_images(tmp_path / "data", good=39, bad=1)
+    (root / "loop.png").symlink_to("loop.png")
+    store = open_images(root, max_skipped=0.05)
+    assert len(store.splits["train"]) == 39
+    assert store.skipped == [
+        ("loop.png", "symbolic link that loops"),
+        ("bad0.jpg", "not an image in a known format"),
+    ]
+    assert open_images(root, max_skipped=0.05).skipped == store.skipped
+    with pytest.raises(TooManySkipped):  # also from the cache
+        open_images(root, max_skipped=0.04)
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path: Path, cache: Path) -> None:
+    root = with_bad_images(tmp_path / "data", good=6, bad=4)
+    message = r"^4 of 10 images \(40.0%\).*bad0.jpg: not an image.*--max-skipped"
+    with pytest.raises(TooManySkipped, match=message) as caught:
+        open_images(root)
+    assert [skipped.name for skipped in caught.value.skipped] == [f"bad{number}.jpg" for number in range(4)]
+    assert list((cache / "images").iterdir()) == []
+    assert len(open_images(root, max_skipped=0.4).splits["train"]) == 6
+
+
+def test_no_usable_image_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no usable training images"):
+        open_images(with_bad_images(tmp_path / "data", good=0, bad=2), max_skipped=1.0)
+
+
+def test_a_split_without_usable_images_is_left_out(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", ["train/1.png"])
+    with_bad_images(tmp_path / "data" / "test", good=0, bad=1)
+    assert list(open_images(tmp_path / "data", max_skipped=0.5).splits) == ["train"]
+
+
+def test_files_replaced_by_pipes_do_not_hang_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_images(tmp_path / "data", [f"{i}.png" for i in range(30)])
+    read_index = FolderSource.read_index
+
+    def list_and_swap(source: FolderSource):
+        image_index = read_index(source)
+        (root / "3.png").unlink()
+        os.mkfifo(root / "3.png")
+        return image_index
+
+    monkeypatch.setattr(FolderSource, "read_index", list_and_swap)
+    assert open_images(root).skipped == [("3.png", "not a regular file")]
+
+
+def test_progress_reaches_the_end(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    open_images(
+        write_images(tmp_path / "data", [f"{i}.png" for i in range(70)]), progress=lambda *x: seen.append(x)
+    )
+    assert seen == [(64, 70), (70, 70)]

@@ -1,0 +1,200 @@
+"""An entry of the cache is built by one process and seen only whole, whatever happens to the others."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mocokit.errors import UserError
+from tests.data.stores import open_images
+from tests.helpers import archive, class_folders, write_images
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cannot write the image cache .*set MOCOKIT_CACHE") as caught:
+        open_images(class_folders(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+@pytest.mark.parametrize("suffix", ["", ".tar.xz"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, cache: Path, suffix: str) -> None:
+    """A limit on the size of files stands in for the full disk: both fail in write()."""
+    data = write_images(tmp_path / "data", [f"{i}.png" for i in range(20)], height=60, width=60)
+    if suffix:
+        data = archive(data, tmp_path / f"data{suffix}")
+    program = """
+import resource, sys
+from mocokit.data.store import open_store
+from mocokit.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    open_store(sys.argv[1], image_size=64)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(data)], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "cannot write the image cache" in done.stdout
+    assert "MOCOKIT_CACHE" in done.stdout
+    assert list((cache / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MOCOKIT_CACHE": "a", "XDG_CACHE_HOME": "b"}, "a"),
+        ({"XDG_CACHE_HOME": "b"}, "b/mocokit"),
+        ({}, "home/.cache/mocokit"),
+    ],
+)
+def test_where_the_cache_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
+) -> None:
+    for name in ("MOCOKIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    assert open_images(class_folders(tmp_path / "data")).path.parent == tmp_path / expected / "images"
+
+
+SLOW_BUILD = """
+import os, sys, time
+from mocokit.data import decode_pool
+from mocokit.data.store import open_store
+decode = decode_pool.decode
+def slow(data, max_side):
+    open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()
+    time.sleep(0.05)
+    return decode(data, max_side)
+decode_pool.decode = slow
+open_store(sys.argv[1], image_size=8, workers=2)
+"""
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_build_leaves_no_entry_and_no_process(
+    tmp_path: Path, cache: Path, signal_number: signal.Signals
+) -> None:
+    root = write_images(tmp_path / "data", [f"{i:03d}.png" for i in range(300)])
+    seen = tmp_path / "workers"
+    seen.mkdir()
+    command = [sys.executable, "-c", SLOW_BUILD, str(root), str(seen)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_for(lambda: len(list(seen.iterdir())) == 2)
+        decoders = [int(path.name) for path in seen.iterdir()]
+        assert process.pid not in decoders
+        assert all(map(alive, decoders))
+        if signal_number == signal.SIGINT:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        else:
+            process.kill()
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - start < 3  # to finish the chunks under way would take longer
+        wait_for(lambda: not any(map(alive, decoders)))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    left = list((cache / "images").iterdir())
+    if signal_number == signal.SIGINT:
+        assert left == []
+        assert errors.count(b"KeyboardInterrupt") == 1  # the workers say nothing
+    else:
+        assert [path.name.endswith(".building") for path in left] == [True]
+    store = open_images(root, image_size=8)
+    assert not store.from_cache
+    assert len(store.splits["train"]) == 300
+    assert list((cache / "images").iterdir()) == [store.path]  # what was left behind is removed
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from mocokit.data import decode_pool
+from mocokit.data.store import open_store
+decode, calls = decode_pool.decode, []
+def counted(data, max_side):
+    calls.append(None)
+    return decode(data, max_side)
+decode_pool.decode = counted
+Path(sys.argv[2]).touch()
+while len(list(Path(sys.argv[2]).parent.iterdir())) < int(sys.argv[3]):
+    pass
+store = open_store(sys.argv[1], image_size=lambda median: 8, workers=0)
+print(store.path, store.fingerprint, len(calls))
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_open_the_same_data_at_once_decode_it_once(
+    tmp_path: Path, cache: Path, processes: int
+) -> None:
+    root = class_folders(tmp_path / "data", train=100)
+    (tmp_path / "ready").mkdir()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILD, str(root), str(tmp_path / "ready" / str(i)), str(processes)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    results = [process.communicate(timeout=60)[0].split() for process in started]
+    assert [process.returncode for process in started] == [0] * processes
+    store = open_images(root, image_size=8)
+    assert store.from_cache
+    assert {(path, fingerprint) for path, fingerprint, _ in results} == {(str(store.path), store.fingerprint)}
+    images = sum(map(len, store.splits.values()))
+    assert sorted(int(calls) for *_, calls in results) == [0] * (processes - 1) + [images]
+    assert list((cache / "images").iterdir()) == [store.path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_builder_does_not_stop_the_one_that_waits(tmp_path: Path, cache: Path) -> None:
+    """Its lock ends with it, and what it left is removed, also by whoever opens other data."""
+    root = write_images(tmp_path / "data", [f"{i:03d}.png" for i in range(300)])
+    (tmp_path / "workers").mkdir()
+    command = [sys.executable, "-c", SLOW_BUILD, str(root), str(tmp_path / "workers")]
+    builder = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: list((tmp_path / "workers").iterdir()))
+    program = "import sys; from mocokit.data.store import open_store; print(open_store(sys.argv[1], image_size=8).path)"
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", program, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert waiting.stderr is not None
+    assert "waiting for another process that decodes data-" in waiting.stderr.readline()
+    os.killpg(builder.pid, signal.SIGKILL)
+    path = waiting.communicate(timeout=60)[0].strip()
+    assert waiting.returncode == 0
+    builder.communicate()
+    assert [str(entry) for entry in (cache / "images").iterdir()] == [path]
+    shutil.move(path, cache / "images" / f".{Path(path).name}.building")
+    other = open_images(write_images(tmp_path / "other", ["1.png"]))
+    assert list((cache / "images").iterdir()) == [other.path]
