@@ -1,6 +1,7 @@
 """Short pretraining runs on made images, in this process or as a user starts them."""
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -66,3 +67,17 @@ def mocokit(*arguments: object, **options: object) -> subprocess.CompletedProces
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         command(*arguments), capture_output=True, text=True, env=environment, timeout=300, **options
     )
+
+
+def meeting(processes: int, rank: int, port: int) -> dict[str, str]:
+    """The environment of one of several processes that meet on this machine, as torchrun sets it."""
+    told = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    return os.environ | {name: str(value) for name, value in told.items()}
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -20,20 +20,18 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.environment import pick_device
-from mocokit.commands.plan import encoder_spec, make_plan
-from mocokit.commands.pretrain import announcer, default_image_size
+from mocokit.commands.pretrain import announcer, complete_config, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import MemorySource, channels_first
-from mocokit.data.store import TooManySkipped, open_store
+from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
-from mocokit.model.encoder import Encoder
+from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
-from mocokit.resolve import MIN_IMAGES, load_recipe
 from mocokit.rundir import RunDirectory
-from mocokit.training.fit import fit
-from mocokit.training.module import Pretraining
-from mocokit.training.monitor import Row
+from mocokit.training.log import Row
+from mocokit.training.pretraining import Pretraining, train
 
 BYTE_RANGE = (0.0, 255.0)  # what the values of 8-bit images mean
 
@@ -234,19 +232,11 @@ def _pretrain(
     images: list[Any], options: dict[str, Any], verbose: bool, started: float
 ) -> tuple[Encoder, list[Row]]:
     """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed."""
-    device, recipe = pick_device(options.get("device")), load_recipe(options["recipe"])
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
-        store = open_store(
-            MemorySource(images),
-            image_size=options.get("image_size", recipe.get("image_size")) or default_image_size(device),
-            max_skipped=options["max_skipped"],
-            cache=directory,
-        )
-        config = make_plan(options, store, store.splits["train"], started).config
-        spec = encoder_spec(store, config)
-        module = Pretraining(config, spec)
+        data = open_data(MemorySource(images), options, cache=Path(name))
+        config = complete_config(options, data, started).config
+        task = Pretraining(config, encoder_spec(data.store, config))
         tell = announcer(config) if verbose else lambda row: None
 
         def announce(row: Row) -> None:
@@ -254,10 +244,10 @@ def _pretrain(
                 rows.append(row)
                 tell(row)
 
-        run = RunDirectory(directory / "run")
-        fit(module, store.splits["train"], run, lambda encoder, step: {}, announce, bar=verbose)
-    encoder = Encoder.create(replace(spec, intensity_range=spec.intensity_range or BYTE_RANGE))
-    encoder.backbone.load_state_dict(module.moco.backbone.state_dict())
+        train(task, data.images, RunDirectory(Path(name) / "run"), lambda encoder, step: {}, announce)
+    spec = replace(task.spec, intensity_range=task.spec.intensity_range or BYTE_RANGE)
+    encoder = Encoder.create(spec)
+    encoder.backbone.load_state_dict(task.moco.backbone.state_dict())
     return encoder.eval(), rows
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mocokit.commands.plan import make_plan
 
 from mocokit.commands import plan
-from mocokit.commands.plan import make_plan
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.commands.launch import _free_port, _judge
+from mocokit.commands.launch import _judge
 from mocokit.errors import Interrupted, UserError
-from tests.runs import TINY, command, mocokit, tiny_data
+from tests.runs import TINY, command, free_port, meeting, mocokit, tiny_data
 
 LONG = TINY | {"epochs": 60, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 300 steps
 
@@ -96,8 +96,8 @@ LATE = """
 import sys, time
 from mocokit import cli
 from mocokit.commands import pretrain
-start = pretrain._start
-pretrain._start = lambda *arguments: (time.sleep(4), start(*arguments))
+start = pretrain._begin
+pretrain._begin = lambda *arguments: (time.sleep(4), start(*arguments))
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -108,20 +108,11 @@ def test_no_process_goes_on_from_a_run_that_another_is_about_to_overwrite(tmp_pa
     options = TINY | {"monitor_every": 0}
     assert mocokit(*arguments(data, out, **options)).returncode == 0
     before = [row.split(",")[0] for row in (out / "metrics.csv").read_text().splitlines()]
-    meeting = {
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(),
-    }
+    port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", LATE, *map(str, arguments(data, out, **options)), "--overwrite"],
-            env=os.environ
-            | {
-                k: str(v)
-                for k, v in {**meeting, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}.items()
-            },
+            env=meeting(2, rank, port),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -138,10 +129,7 @@ def test_no_process_goes_on_from_a_run_that_another_is_about_to_overwrite(tmp_pa
 
 
 def test_how_processes_ended_is_told():
-    _judge([0, 0], stopped=False)
-    with pytest.raises(UserError, match="process 1 was ended by SIGKILL"):
-        _judge([2, -9], stopped=False)
-    with pytest.raises(UserError, match="message above"):
-        _judge([2, 2], stopped=False)
-    with pytest.raises(Interrupted):
-        _judge([130, 130], stopped=True)
+    assert "process 1 was ended by SIGKILL" in str(_judge({0: 2, 1: -9}))
+    assert "exit code 2 of process 0; the first message above" in str(_judge({0: 2}))
+    assert isinstance(_judge({0: 2, 1: 2}), UserError)
+    assert isinstance(_judge({0: 130, 1: -15}), Interrupted)

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from mocokit.resolve import choose_image_size
 
 from mocokit.data.store import Store, open_store
-from mocokit.resolve import choose_image_size
 from tests.helpers import write_images
 
 

@@ -16,9 +16,7 @@ def test_statistics_do_not_count_padding(tmp_path):
     (tmp_path / "data").mkdir()
     for i, image in enumerate(pixels):
         (tmp_path / "data" / f"{i:02d}.png").write_bytes(encode(image))
-    mean, std = channel_statistics(
-        open_store(str(tmp_path / "data"), image_size=8).splits["train"]
-    )
+    mean, std = channel_statistics(open_store(str(tmp_path / "data"), image_size=8).splits["train"])
     flat = np.concatenate([image.reshape(-1, 3) / 255 for image in pixels])
     np.testing.assert_allclose(mean, flat.mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(std, flat.std(axis=0), rtol=1e-9)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mocokit.resolve import choose_image_size
 
 from mocokit.data.decode import decode
 from mocokit.data.store import Skipped, open_store, write_skipped
-from mocokit.resolve import choose_image_size
 from tests.data.stores import all_pixels, contents, open_images, ragged
 from tests.helpers import archive, class_folders, encode, noise, write_images
 

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.commands.plan import Images, encoder_spec
+from mocokit.auto.defaults import Facts, defaults
 from mocokit.config import FIELDS
 from mocokit.data.store import open_store
 from mocokit.data.streaming import open_streaming
 from mocokit.errors import Interrupted
+from mocokit.model.encoder import encoder_spec
 from mocokit.options import validate
-from mocokit.resolve import Facts, resolve
 from mocokit.rundir import RunDirectory
-from mocokit.training.fit import fit
-from mocokit.training.module import Pretraining
+from mocokit.training import pretraining
+from mocokit.training.pretraining import Pretraining
 from tests.runs import TINY
 
 V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01}
@@ -45,7 +45,6 @@ def train(
     announce: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """A short run with the real trainer; the state of this process at its start and at its end."""
-    images: Images
     sizes = {"image_size": options["image_size"], "workers": 0}
     if options.get("stream"):
         store, images = open_streaming(data, seed=0, max_skipped=0.05, **sizes)
@@ -55,10 +54,10 @@ def train(
     facts = Facts("x", len(images), store.image_size, 8, 3, "cpu", False, 1, distributed.world_size())
     options = {name: value for name, value in options.items() if name != "epochs"}
     given = validate({"data": data, "out": str(out), "monitor_every": 0, **options}, FIELDS)
-    config = replace(resolve(given, facts).config, monitor_every=0, histograms=False)
+    config = replace(defaults(given, facts).config, monitor_every=0, histograms=False)
     module = Pretraining(config, encoder_spec(store, config))
     start = copy.deepcopy(module.state_dict())
-    fit(module, images, RunDirectory(out), lambda encoder, step: {}, announce, bar=False)
+    pretraining.train(module, images, RunDirectory(out), lambda encoder, step: {}, announce)
     return {"start": start, "end": module.state_dict()}
 
 
@@ -77,7 +76,7 @@ def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys of a batch encoded across processes in another order, and without; batch norm is in evaluation mode."""
     store = open_store(data, image_size=8, workers=0)
     facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, distributed.world_size())
-    config = resolve(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
+    config = defaults(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
     moco = Pretraining(config, encoder_spec(store, config)).moco.eval()
     whole = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x = whole[distributed.local_slice(24)]

@@ -14,22 +14,21 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
 from mocokit.data.store import open_store
-from mocokit.model.moco import MoCo
+from mocokit.model.moco import MoCo, MoCoV2
 from mocokit.model.norm import split_batch_norm
 from mocokit.rundir import RunDirectory
 from mocokit.training import compilation
 from mocokit.training.compilation import compile_encoders
-from mocokit.training.fit import fit
-from mocokit.training.module import Pretraining
+from mocokit.training.pretraining import Pretraining, train
 from tests.runs import FLAGS, coloured_data, mocokit, tiny_data
-from tests.training.test_module import V2, V3_RESNET, V3_VIT, module
+from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 
 def moco() -> MoCo:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     backbone = split_batch_norm(nn.Sequential(*layers), 2)
-    return MoCo(backbone, nn.Linear(8, 8), nn.Identity(), dim=8, K=16, tau=0.2, symmetric=False)
+    return MoCoV2(backbone, nn.Linear(8, 8), nn.Identity(), dim=8, K=16, tau=0.2, symmetric=False)
 
 
 def steps(model: MoCo, size: int = 9) -> list[Tensor]:
@@ -116,7 +115,7 @@ class GraphMemory:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         for tensor in [*self.given, *gradients]:
             tensor.fill_(torch.nan)
-        self.overwritten += len(gradients)
+            self.overwritten += 1
         self.given = []
 
 
@@ -132,7 +131,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
 def trained(pretraining: Pretraining, data: Path, out: Path) -> dict[str, Tensor]:
     """The model after all steps under the real trainer."""
     images = open_store(str(data), image_size=16, workers=0).splits["train"]
-    fit(pretraining, images, RunDirectory(out), lambda encoder, step: {}, lambda row: None, bar=False)
+    train(pretraining, images, RunDirectory(out), lambda encoder, step: {})
     return pretraining.moco.state_dict()
 
 
@@ -154,7 +153,7 @@ def test_training_keeps_nothing_that_cuda_graphs_overwrite(memory, tmp_path, bac
         "checkpoint_every": 0.0,
         "precision": "fp32",
     }
-    plain = module(backbone, 16, **options)
+    plain = task(backbone, 16, **options)
     config = dataclasses.replace(plain.config, compile=True, cuda_graphs=True)
     graphs = Pretraining(config, plain.spec)
     memory.parameters = list(graphs.parameters())

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import mocokit
 from mocokit.cli import main
 from mocokit.errors import Interrupted, UserError
-from mocokit.training.module import Pretraining
-from mocokit.training.monitor import MetricsFile
+from mocokit.training.log import MetricsFile
+from mocokit.training.pretraining import Pretraining
 from tests.runs import TINY, tiny_data
 
 OPTIONS = TINY | {"epochs": 2, "checkpoint_every": 0.0}  # ten steps, a checkpoint after each
@@ -44,20 +44,20 @@ def stopped(data, tmp_path, monkeypatch) -> Path:
     with pytest.raises(Interrupted, match="stopped at step 4 of 10 by SIGINT; run the same command to go on"):
         mocokit.pretrain(data, out=str(run), **OPTIONS)
     monkeypatch.undo()
-    assert checkpoint(run)["global_step"] == 4
+    assert checkpoint(run)["step"] == 4
     return run
 
 
 def interrupt(monkeypatch, at: int, times: int = 1) -> None:
     """Press Ctrl-C when the row of step ``at`` has been written."""
-    append = MetricsFile.append
+    write = MetricsFile.log_metrics
 
-    def append_and_interrupt(self, row):
-        append(self, row)
-        for _ in range(times if row["step"] == at else 0):
+    def write_and_interrupt(self, row, step):
+        write(self, row, step)
+        for _ in range(times if step == at else 0):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(MetricsFile, "append", append_and_interrupt)
+    monkeypatch.setattr(MetricsFile, "log_metrics", write_and_interrupt)
 
 
 def checkpoint(run: Path) -> dict:
@@ -87,35 +87,33 @@ def assert_ends_as(run: Path, whole: Path) -> None:
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
     data, tmp_path, monkeypatch, broken
 ):
-    step = Pretraining.training_step
+    forward = Pretraining.forward
     monkeypatch.setattr(
-        Pretraining,
-        "training_step",
-        lambda self, views, i: step(self, views, i) * (broken if views.step == 6 else 1),
+        Pretraining, "forward", lambda self, views: forward(self, views) * (broken if views.step == 6 else 1)
     )
     line = failing(data, tmp_path / "run")
     assert "step 7: the loss or its gradient is not finite" in line
     assert "lower --lr than 0.03" in line
     saved = checkpoint(tmp_path / "run")
-    assert saved["global_step"] == 6
-    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    assert saved["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in saved["task"].values())
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
 def test_an_update_that_breaks_the_weights_reaches_no_checkpoint(data, tmp_path, monkeypatch):
     """The loss, computed before the update, is still fine then."""
-    update = Pretraining.optimizer_step
+    check = Pretraining.check_state
 
-    def update_and_break(self, *arguments, **options):
-        update(self, *arguments, **options)
-        if self.global_step == 6:  # Lightning counts the step afterwards
+    def break_and_check(self, step):
+        if step == 7:
             next(self.moco.encoder_q.parameters()).data[0] = float("inf")
+        check(self, step)
 
-    monkeypatch.setattr(Pretraining, "optimizer_step", update_and_break)
+    monkeypatch.setattr(Pretraining, "check_state", break_and_check)
     assert "step 7: the weights are not finite" in failing(data, tmp_path / "run")
     saved = checkpoint(tmp_path / "run")
-    assert saved["global_step"] == 6
-    assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
+    assert saved["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in saved["task"].values())
 
 
 def test_a_huge_learning_rate_is_told_in_one_line(data, tmp_path, capfd):
@@ -150,10 +148,10 @@ def test_a_disk_that_fills_up_within_a_checkpoint(data, stopped, whole, monkeypa
 
 
 def test_a_disk_that_fills_up_within_the_metrics(data, stopped, whole, monkeypatch):
-    def full(self, row):
+    def full(self, row, step):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
-    monkeypatch.setattr(MetricsFile, "append", full)
+    monkeypatch.setattr(MetricsFile, "log_metrics", full)
     line = failing(data, stopped)
     assert "metrics.csv: No space left" in line
     assert "run the same command again" in line
@@ -197,9 +195,9 @@ def test_something_in_the_way_of_the_checkpoints(data, stopped):
 def test_a_result_that_cannot_be_written_costs_no_training(data, stopped, whole, monkeypatch):
     monkeypatch.setattr("mocokit.files.tempfile.mkstemp", read_only("results"))
     assert "Read-only file system" in failing(data, stopped)
-    assert checkpoint(stopped)["global_step"] == STEPS
+    assert checkpoint(stopped)["step"] == STEPS
     monkeypatch.undo()
-    monkeypatch.setattr(Pretraining, "training_step", lambda *_: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(Pretraining, "forward", lambda *_: pytest.fail("nothing is left to train"))
     mocokit.pretrain(data, out=str(stopped), **OPTIONS)
     assert_ends_as(stopped, whole)
 
@@ -239,7 +237,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(data, stopped, damage, capfd):
 
 def test_a_checkpoint_of_something_else(data, stopped):
     path = stopped / "checkpoints" / "last.ckpt"
-    torch.save({"global_step": 2, "state_dict": {"weight": torch.zeros(3)}}, path)
+    torch.save({"step": 2, "task": {"weight": torch.zeros(3)}}, path)
     assert "not a usable checkpoint" in failing(data, stopped)
     torch.save([1, 2, 3], path)
     assert "not a usable checkpoint" in failing(data, stopped)
@@ -248,7 +246,7 @@ def test_a_checkpoint_of_something_else(data, stopped):
 def test_a_checkpoint_of_another_network(data, stopped):
     path = stopped / "checkpoints" / "last.ckpt"
     saved = checkpoint(stopped)
-    saved["state_dict"]["moco.queue.keys"] = torch.zeros(7, 128)
+    saved["task"]["moco.queue.keys"] = torch.zeros(7, 128)
     torch.save(saved, path)
     assert "not a usable checkpoint" in failing(data, stopped)
 
@@ -289,7 +287,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_run_goes_on_later(data, stopped, 
     interrupt(monkeypatch, at=6, times=2)
     with pytest.raises(Interrupted, match="stopped at once by a second SIGINT"):
         mocokit.pretrain(data, out=str(stopped), **OPTIONS)
-    assert checkpoint(stopped)["global_step"] == 5
+    assert checkpoint(stopped)["step"] == 5
     monkeypatch.undo()
     mocokit.pretrain(data, out=str(stopped), **OPTIONS)
     assert_ends_as(stopped, whole)

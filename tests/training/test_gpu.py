@@ -11,12 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from mocokit.data.loader import Batches, StepSampler
+from mocokit.data.loader import Loader, create_loader
 from mocokit.data.store import ImageSet, open_store
-from mocokit.training.histograms import histograms
-from mocokit.training.module import Pretraining
+from mocokit.training.pretraining import Pretraining
 from tests.runs import tiny_data
-from tests.training.test_module import V2, V3_RESNET, V3_VIT, module
+from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 GPU = torch.device("cuda", 0)
 
@@ -62,11 +61,10 @@ def moved(pretraining: Pretraining) -> Pretraining:
     return pretraining
 
 
-def batches(images: ImageSet, pretraining: Pretraining) -> Batches:
-    """Those of a set that lives on the device whole."""
-    made = Batches(
-        StepSampler(images, pretraining.config.batch_size, seed=0), 2, torch.device("cpu"), workers=0
-    )
+def loader(images: ImageSet, pretraining: Pretraining) -> Loader:
+    """Of a set that lives on the device whole."""
+    size = pretraining.config.batch_size
+    made = create_loader(images, batch_size=size, seed=0, device=torch.device("cpu"), workers=0)
     made.device = GPU
     made.resident = torch.from_numpy(images.batch(np.arange(len(images)))).to(GPU)
     return made
@@ -97,20 +95,20 @@ def autocast(precision):
 )
 def test_a_step_never_waits_for_the_gpu(gpu, images, backbone, options, views, precision):
     probabilities = {"blur_p": 0.5, "blur_p2": 0.5, "solarize_p2": 0.5, "gray_p": 0.5}
-    pretraining = moved(module(backbone, 16, **options | probabilities | {"views": views}))
-    optimizer = pretraining.configure_optimizers()["optimizer"]
+    pretraining = moved(task(backbone, 16, **options | probabilities | {"views": views}))
+    optimizer, _ = pretraining.configure_optimizer()
     seen = set()
     pretraining.moco.encoder_k.register_forward_hook(lambda module, x, y: seen.add(y.dtype))
-    for batch in batches(images, pretraining):
-        x = pretraining.on_after_batch_transfer(batch, 0)
+    for batch in loader(images, pretraining).batches(0, 2):
+        x = pretraining.views(batch)
         with autocast(precision):
-            loss = pretraining.training_step(x, 0)
+            loss = pretraining(x)
         assert (precision == "bf16") == (seen == {torch.bfloat16})
         assert loss.device == GPU
         for parameter in pretraining.parameters():  # backward needs the real device
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        pretraining.on_before_optimizer_step(optimizer)
+        pretraining.before_optimizer_step()
         if not optimizer.defaults.get("fused"):  # torch's fused kernels can't be played
             optimizer.step()
 
@@ -122,12 +120,3 @@ def test_what_waits_is_noticed(gpu):
             ask(x.sum())
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.zeros(3)
-
-
-def test_histograms_wait_once(gpu):
-    weights = {name: torch.zeros(5, 3).to(GPU) for name in "abc"}
-    with pytest.raises(HostWaited) as waited:
-        histograms(weights)
-    entries = [entry.name for entry in waited.traceback]
-    assert "histograms" in entries
-    assert "_count" not in entries  # every tensor was counted by then

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.resolve import Facts, resolve
+from mocokit.auto.defaults import Facts, defaults
 from mocokit.training.optim import create_optimizer, lr_factor
 from tests import reference
 
@@ -46,7 +46,7 @@ def configuration(**values):
     facts = Facts(
         name="x", images=5000, image_size=16, longest=32, channels=3, device="cpu", bf16=False, cpus=1
     )
-    return resolve({"data": "x", "steps": 10, **values}, facts).config
+    return defaults({"data": "x", "steps": 10, **values}, facts).config
 
 
 def parameters(seed=0):

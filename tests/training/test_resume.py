@@ -57,10 +57,10 @@ def whole(tmp_path_factory):
 
 def assert_same_end(run, reference):
     ours, theirs = checkpoint(run), checkpoint(reference)
-    assert ours["global_step"] == theirs["global_step"] == STEPS
-    assert same(ours["state_dict"], theirs["state_dict"])  # weights, both encoders' statistics, queue
-    assert same(ours["optimizer_states"], theirs["optimizer_states"])
-    assert same(ours["lr_schedulers"], theirs["lr_schedulers"])
+    assert ours["step"] == theirs["step"] == STEPS
+    assert same(ours["task"], theirs["task"])  # weights, both encoders' statistics, queue
+    assert same(ours["optimizer"], theirs["optimizer"])
+    assert same(ours["scheduler"], theirs["scheduler"])
     assert rows(run) == rows(reference)
     assert same(*(load_file(r / "encoder.safetensors") for r in (run, reference)))
 
@@ -87,7 +87,7 @@ def test_killed_mid_epoch(whole, tmp_path, step):
     arguments = pretrain(data, tmp_path / "run", "--checkpoint-every=0")
     code, _ = kill_after(arguments, tmp_path / "run", step, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert 0 < checkpoint(tmp_path / "run")["global_step"] < STEPS
+    assert 0 < checkpoint(tmp_path / "run")["step"] < STEPS
     done = mocokit(*arguments)
     assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "run", reference)
@@ -100,9 +100,9 @@ def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     run = tmp_path / "run"
     often, never = (pretrain(data, run, f"--checkpoint-every={seconds}") for seconds in (0, 1000))
     kill_after(often, run, 4, signal.SIGKILL)
-    saved = checkpoint(run)["global_step"]
+    saved = checkpoint(run)["step"]
     kill_after(never, run, 12, signal.SIGKILL)  # what does not change the result may be given anew
-    assert 0 < checkpoint(run)["global_step"] == saved < int(rows(run)[-1]["step"])
+    assert 0 < checkpoint(run)["step"] == saved < int(rows(run)[-1]["step"])
     done = mocokit(*often)
     assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "run", reference)
@@ -133,7 +133,7 @@ def test_a_polite_stop_leaves_a_checkpoint_of_that_very_step(whole, tmp_path, si
     assert code == 130, stderr
     assert "run the same command to go on" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
-    assert checkpoint(tmp_path / "run")["global_step"] % 5  # not at an epoch's end
+    assert checkpoint(tmp_path / "run")["step"] % 5  # not at an epoch's end
     assert mocokit(*arguments).returncode == 0
     assert_same_end(tmp_path / "run", reference)
 
@@ -227,6 +227,6 @@ def test_all_kinds_go_on_where_they_stopped(kind, tmp_path, monkeypatch):
         patched.setattr(verb, "announcer", lambda config: stopping)
         with pytest.raises(Interrupted):
             package.pretrain(data, out=str(tmp_path / "stopped"), **options)
-    assert checkpoint(tmp_path / "stopped")["global_step"] == 2
+    assert checkpoint(tmp_path / "stopped")["step"] == 2
     package.pretrain(data, out=str(tmp_path / "stopped"), **options)
     assert_same_end(tmp_path / "stopped", tmp_path / "whole")

@@ -1,7 +1,6 @@
 """Several real processes over gloo: they agree bit for bit, and come to what one process comes to."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mocokit.commands.launch import _free_port
-from tests.runs import tiny_data
+from tests.runs import free_port, meeting, tiny_data
 from tests.training.several import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -20,12 +18,9 @@ ROOT = Path(__file__).parents[2]
 def outcomes(count: int, data: Path, out: Path) -> list[dict]:
     """What each of ``count`` processes came to."""
     job = json.dumps({"data": str(data), "out": str(out)})
-    meeting = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-    meeting |= {"MASTER_PORT": _free_port(), "OMP_NUM_THREADS": 1}
-    started = []
+    started, port = [], free_port()
     for rank in range(count):
-        told = meeting | {"RANK": rank, "LOCAL_RANK": rank}
-        environment = os.environ | {name: str(value) for name, value in told.items()}
+        environment = meeting(count, rank, port)
         command = [sys.executable, "-m", "tests.training.several", job]
         started.append(
             subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ from mocokit.commands.environment import versions
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
-from mocokit.console import say
+from mocokit.console import progress, say
 from mocokit.deploy.encoder import encoder_file, save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.classification import Classification, classify
@@ -202,8 +202,8 @@ class _Training:
             return _classify(encoder, labelled.val, config.seed).top1
 
         try:
-            with run.writing():
-                best = train_classifier(task, run, validate, self._announce)
+            with run.writing(), progress(self.protocol, in_logs=False) as report:
+                best = train_classifier(task, run, validate, self._announce, report)
         except Interrupted as stopped:
             again = "the same command without --overwrite" if overwrite else "the same command"
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None

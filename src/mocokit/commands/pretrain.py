@@ -74,7 +74,9 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     limit_threads()
     if distributed.rank() > 0:
         mute()
-    data = open_data(given["data"], given)
+    with distributed.local_rank_zero_first(), progress("decoding images") as report:
+        data = open_data(given["data"], given, report=report)
+    say(data.store.summary())
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
     saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
@@ -91,8 +93,8 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
     skipped = _train(task, data, run)
     if distributed.rank() > 0:
         return {}
-    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
     _write_encoder(task, data.store, run)
+    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
     result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint)
     _conclude(run, result, given["data"], config)
     return result
@@ -119,42 +121,50 @@ class RunData:
         return self.store.name
 
 
-def open_data(data: str | Source, given: Mapping[str, Any], cache: Path | None = None) -> RunData:
+def open_data(
+    data: str | Source,
+    given: Mapping[str, Any],
+    cache: Path | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> RunData:
     """Decode the images unless the cache has them.
 
     Args:
         data: as the user named it, or a source.
         given: the options that are set.
         cache: where decoded images are kept, if not in the usual cache directory.
+        report: called with the images done and in total.
 
     Raises:
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
     """
     recipe = load_recipe(given.get("recipe", "auto"))
     device = pick_device(given.get("device"))
-    stream = given.get("stream", recipe.get("stream", False))
-    if stream and "limit" in given:
-        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size"))
-    options["image_size"] = size or (lambda median: choose_image_size(median, device))
-    with distributed.local_rank_zero_first(), progress("decoding images") as report:
-        try:
-            if stream:
-                store, images = open_streaming(str(data), progress=report, **options)
-                opened = RunData(store, images)
-            else:
-                store = open_store(data, progress=report, cache=cache, **options)
-                opened = RunData(store, store.splits["train"])
-        except TooManySkipped as error:
-            if "out" in given:
-                write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
-            raise
-    say(store.summary())
-    if stream:
-        say(f"of {len(images):,} training images, which are read anew each epoch; the others only measure")
-    return opened
+    options |= {
+        "image_size": size or (lambda median: choose_image_size(median, device)),
+        "progress": report,
+        "cache": cache,
+    }
+    try:
+        if not given.get("stream", recipe.get("stream", False)):
+            store = open_store(data, **options)
+            return RunData(store, store.splits["train"])
+        if "limit" in given:
+            raise UserError(
+                "--stream and --limit exclude each other: a subset has room in the cache directory"
+            )
+        store, images = open_streaming(str(data), **options)
+        say(
+            f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on"
+        )
+        return RunData(store, images)
+    except TooManySkipped as error:
+        if "out" in given:
+            write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
+        raise
 
 
 # Complete the configuration -------------------------------------------------------------------------------
@@ -254,8 +264,9 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
     formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
-        with run.writing():
-            skipped = train(task, data.images, run, _quality_check(data.store, config), announcer(config))
+        with run.writing(), progress("training", in_logs=False) as report:
+            check = _quality_check(data.store, config)
+            skipped = train(task, data.images, run, check, announcer(config), report)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     distributed.destroy_process_group()

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit.config import FinetuneConfig
-from mocokit.console import progress
 from mocokit.cores import usable_cores
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.data.dataset import Batch
@@ -149,7 +148,11 @@ def layer_groups(
 
 
 def train_classifier(
-    task: Finetuning, run: RunDirectory, validate: Validate, announce: Callable[[Row], None]
+    task: Finetuning,
+    run: RunDirectory,
+    validate: Validate,
+    announce: Callable[[Row], None] = lambda row: None,
+    report: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Encoder:
     """Train until the last epoch or until validation stops improving, from the run's checkpoint if it has one.
 
@@ -158,6 +161,7 @@ def train_classifier(
         run: where checkpoint and metrics go.
         validate: top-1 accuracy of an encoder on the validation part; it leaves the encoder as it is.
         announce: gets every row of metrics.csv as it is written.
+        report: called with the steps done and in total.
 
     Returns:
         The encoder with its classifier as it was after the best epoch (0: as it came), in evaluation mode.
@@ -194,7 +198,7 @@ def train_classifier(
         evaluate=evaluate,
         announce=announce,
     )
-    with checkpoints.catching_signals(), progress("fine-tuning", in_logs=False) as report:
+    with checkpoints.catching_signals():
         checkpoints.restore(trainer)
         trainer.fit(
             loader, task.steps, log=log, checkpoints=checkpoints, stop=task.has_converged, report=report

@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.console import progress
 from mocokit.data.augment import augment, augmentations, sample_params, view_size_at, view_sizes
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
@@ -160,7 +159,8 @@ def train(
     images: ImageSet | StreamingImages,
     run: RunDirectory,
     measure: Measure,
-    announce: Callable[[Row], None],
+    announce: Callable[[Row], None] = lambda row: None,
+    report: Callable[[int, int], None] = lambda step, steps: None,
 ) -> list[Skipped]:
     """Train until the last step, from the run's checkpoint if it has one.
 
@@ -170,6 +170,7 @@ def train(
         run: where checkpoint and metrics go.
         measure: gives the figures of an encoder at a step.
         announce: gets every row of metrics.csv as it is written.
+        report: called with the steps done and in total.
 
     Returns:
         Streamed images that turned out to be unusable, in any process.
@@ -208,7 +209,7 @@ def train(
         weights=weights,
         announce=announce,
     )
-    with checkpoints.catching_signals(), closing(log), progress("training", in_logs=False) as report:
+    with checkpoints.catching_signals(), closing(log):
         checkpoints.restore(trainer)
         trainer.fit(loader, config.steps, log=log, checkpoints=checkpoints, report=report)
     dataset = loader.dataset

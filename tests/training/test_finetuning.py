@@ -1,6 +1,7 @@
 """Supervised training: rates of the layers, the best epoch, early stopping, and a resume that changes nothing."""
 
 import copy
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,13 @@ import torch
 from torch import nn
 
 from mocokit.config import FinetuneConfig
-from mocokit.data.loader import StepSampler
 from mocokit.data.store import ImageSet, open_store
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.finetune import Finetuning, attach_classifier, layer_groups, train_classifier
-from mocokit.training.monitor import read_metrics
+from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, train_classifier
+from mocokit.training.log import read_rows
 from tests.runs import coloured_data
 
 CONFIG = FinetuneConfig(
@@ -41,10 +41,10 @@ def train(
 ) -> tuple[Finetuning, Encoder]:
     """Train on all but ten images; ``curve`` is what validation says at the start and after each epoch."""
     rows = torch.arange(10, len(images))
-    module = Finetuning(new_encoder(), config, StepSampler(images, config.batch_size, config.seed, rows))
+    module = Finetuning(new_encoder(), config, images, rows)
 
     def validate(encoder: Encoder) -> float:
-        epoch = module.global_step // module.steps.per_epoch
+        epoch = len(read_rows(path / "metrics.csv"))
         return 0.0 if curve is None else curve[epoch]
 
     return module, train_classifier(module, RunDirectory(path), validate, lambda row: None)
@@ -52,8 +52,7 @@ def train(
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     return [
-        {k: v for k, v in row.items() if k != "images_per_second"}
-        for row in read_metrics(path / "metrics.csv")
+        {k: v for k, v in row.items() if k != "images_per_second"} for row in read_rows(path / "metrics.csv")
     ]
 
 
@@ -122,7 +121,7 @@ def test_plain_rates_and_what_is_decayed(backbone):
 def test_early_stopping_and_best_epoch(images, tmp_path, curve, patience, epochs, best):
     config = replace(CONFIG, epochs=6, patience=patience)
     module, encoder = train(images, tmp_path / "run", config, curve)
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert [int(row["epoch"]) for row in rows] == list(range(epochs + 1))
     assert [float(row["val_top1"]) for row in rows] == curve[: epochs + 1]
     assert (int(module.best_epoch), float(module.best_top1)) == (best, pytest.approx(curve[best]))
@@ -137,14 +136,14 @@ def test_early_stopping_and_best_epoch(images, tmp_path, curve, patience, epochs
     again, kept = train(images, tmp_path / "run", config, curve)
     assert same(kept, encoder)
     assert same(again.encoder, module.encoder)
-    assert read_metrics(tmp_path / "run" / "metrics.csv") == rows
+    assert read_rows(tmp_path / "run" / "metrics.csv") == rows
 
 
 def stopped_after(images: ImageSet, path: Path, config: FinetuneConfig, epoch: int) -> nn.Module:
     """The encoder after ``epoch`` epochs of a run."""
     kept: list[Encoder] = []
     rows = torch.arange(10, len(images))
-    module = Finetuning(new_encoder(), config, StepSampler(images, config.batch_size, config.seed, rows))
+    module = Finetuning(new_encoder(), config, images, rows)
 
     def validate(encoder: Encoder) -> float:
         kept.append(copy.deepcopy(encoder))
@@ -160,7 +159,7 @@ def stopped_after(images: ImageSet, path: Path, config: FinetuneConfig, epoch: i
 def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
     config = replace(CONFIG, epochs=12)
     module, first = train(images, tmp_path / "run", config)
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
     assert float(rows[1]["loss"]) > 0.9  # log 3 = 1.1 for a classifier that starts near zero
     assert float(rows[-1]["loss"]) < 0.3
     assert float(rows[-1]["top1"]) > 0.9
@@ -172,9 +171,9 @@ def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
 def test_a_loaded_encoder_trains_its_batch_norm(images, tmp_path):
     """Loaded encoders are in evaluation mode; training them like that would freeze the statistics."""
     rows = torch.arange(len(images))
-    module = Finetuning(new_encoder().eval(), CONFIG, StepSampler(images, CONFIG.batch_size, 0, rows))
+    module = Finetuning(new_encoder().eval(), CONFIG, images, rows)
     best = train_classifier(module, RunDirectory(tmp_path), lambda encoder: 0.0, lambda row: None)
-    steps = CONFIG.epochs * module.steps.per_epoch
+    steps = CONFIG.epochs * module.per_epoch
     norms = [m for m in module.encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert all(int(norm.num_batches_tracked) == steps for norm in norms)
@@ -186,25 +185,26 @@ def test_interrupted_at_any_step_ends_the_same(images, tmp_path, monkeypatch, st
     curve = [0.1, 0.2, 0.6, 0.4, 0.5]
     module, encoder = train(images, tmp_path / "whole", CONFIG, curve)
 
-    end = Checkpoints.on_train_batch_end
+    save = Checkpoints.save_if_due
 
-    def stop_at(self, trainer, *args):
-        if trainer.global_step == step:
-            import signal
+    def stop_at(self, trainer, last):
+        if trainer.step == step:
+            self.signal = signal.SIGTERM
+        save(self, trainer, last)
 
-            self.stop = signal.SIGTERM
-        end(self, trainer, *args)
-
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", stop_at)
+    monkeypatch.setattr(Checkpoints, "save_if_due", stop_at)
     with pytest.raises(Interrupted, match=f"step {step} "):
         train(images, tmp_path / "run", CONFIG, curve)
     monkeypatch.undo()
     resumed, kept = train(images, tmp_path / "run", CONFIG, curve)
-    assert resumed.global_step == module.global_step == 4 * module.steps.per_epoch
     assert same(resumed, module)  # weights, statistics, the best epoch's, sums
     assert same(kept, encoder)
-    optimizers = [m.trainer.optimizers[0].state_dict() for m in (resumed, module)]
-    assert str(optimizers[0]) == str(optimizers[1])
+    ours, theirs = (
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in ("run", "whole")
+    )
+    assert ours["step"] == theirs["step"] == 4 * module.per_epoch
+    assert str(ours["optimizer"]) == str(theirs["optimizer"])
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
 
 

@@ -1,18 +1,16 @@
 """One step of pretraining, and the encoder file that comes of it, over kinds of backbones."""
 
-import contextlib
 import dataclasses
 
 import pytest
 import torch
 
 import mocokit
-from mocokit.data.loader import Batch
+from mocokit.auto.defaults import Facts, defaults
+from mocokit.data.dataset import Batch
 from mocokit.deploy.encoder import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
-from mocokit.resolve import Facts, resolve
-from mocokit.training import fit
-from mocokit.training.module import Pretraining, Views
+from mocokit.training.pretraining import Pretraining, Views
 
 FACTS = Facts(name="x", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
 V2 = {"queue_size": 16}
@@ -21,18 +19,18 @@ V3_RESNET = V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0, "views": 
 V3_VIT = V3 | {"head": "v3-vit", "optimizer": "adamw", "views": "v3"}
 
 
-def module(backbone, size=32, **values):
+def task(backbone, size=32, **values):
     given = {"data": "x", "backbone": backbone, "steps": 10, "batch_size": 8, "bn_splits": 2}
     given |= {"view_size": size, "view_size_end": size} | values
     spec = EncoderSpec(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
-    return Pretraining(resolve(given, dataclasses.replace(FACTS, image_size=size)).config, spec)
+    return Pretraining(defaults(given, dataclasses.replace(FACTS, image_size=size)).config, spec)
 
 
 def step(pretraining, seed=0):
     size = pretraining.spec.image_size
     x1, x2 = torch.randn(2, 8, 3, size, size, generator=torch.Generator().manual_seed(seed))
-    optimizer = pretraining.configure_optimizers()["optimizer"]
-    loss = pretraining.training_step(Views(x1, x2, torch.arange(8), 0), 0)
+    optimizer, _ = pretraining.configure_optimizer()
+    loss = pretraining(Views(x1, x2, torch.arange(8), 0))
     loss.backward()
     optimizer.step()
     return loss
@@ -50,7 +48,7 @@ def step(pretraining, seed=0):
     ],
 )
 def test_any_pooled_backbone_learns_and_round_trips(backbone, size, options, tmp_path):
-    pretraining = module(backbone, size, **options)
+    pretraining = task(backbone, size, **options)
     before = [p.clone() for p in pretraining.moco.encoder_q.parameters()]
     assert torch.isfinite(step(pretraining))
     pairs = zip(pretraining.moco.encoder_q.parameters(), before, strict=True)
@@ -64,7 +62,7 @@ def test_any_pooled_backbone_learns_and_round_trips(backbone, size, options, tmp
 
 def test_frozen_parameters_do_not_move():
     """Neither by gradient nor by decay, in either encoder."""
-    pretraining = module("vit_narrow", 16, **V3_VIT | {"weight_decay": 0.5, "lr": 0.1})
+    pretraining = task("vit_narrow", 16, **V3_VIT | {"weight_decay": 0.5, "lr": 0.1})
     frozen = [p for p in pretraining.moco.encoder_q.parameters() if not p.requires_grad]
     before = [p.clone() for p in frozen]
     for seed in range(2):
@@ -76,40 +74,28 @@ def test_frozen_parameters_do_not_move():
 
 
 def test_layer_norm_backbones_have_no_split_batch_norm():
-    pretraining = module("vit_narrow", 16, head="mlp", bn_splits=4)
+    pretraining = task("vit_narrow", 16, head="mlp", bn_splits=4)
     assert not any(hasattr(m, "splits") for m in pretraining.modules())
 
 
 def test_momentum_is_a_function_of_the_step():
     """At step 5 of 10 half way from 0.9 to 1: the key encoder takes 5 % of the query encoder."""
-    pretraining = module("resnet18_narrow", 8, momentum=0.9, **V3_RESNET)
+    pretraining = task("resnet18_narrow", 8, momentum=0.9, **V3_RESNET)
     q, k = (next(e.parameters()) for e in (pretraining.moco.encoder_q, pretraining.moco.encoder_k))
     with torch.no_grad():
         q.add_(1)
     before = k.clone()
     x1, x2 = torch.randn(2, 8, 3, 8, 8)
-    pretraining.training_step(Views(x1, x2, torch.arange(8), 5), 0)
+    pretraining(Views(x1, x2, torch.arange(8), 5))
     torch.testing.assert_close(k - before, torch.full_like(k, 0.05))
 
 
 def test_views_grow_with_the_step():
     """A network without fixed size sees them, the encoder keeps its own."""
-    pretraining = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=12)
+    pretraining = task("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=12)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     for at, size in ((0, 8), (4, 8), (6, 12), (9, 12)):
-        views = pretraining.on_after_batch_transfer(
-            Batch(images, torch.full((8, 2), 16), torch.arange(8), at), 0
-        )
+        views = pretraining.views(Batch(images, torch.full((8, 2), 16), torch.arange(8), at))
         assert views.x1.shape == views.x2.shape == (8, 3, size, size)
-        assert torch.isfinite(pretraining.training_step(views, 0))
+        assert torch.isfinite(pretraining(views))
     assert pretraining.spec.image_size == 16
-
-
-def test_the_time_of_a_step_is_that_of_all_sizes(monkeypatch):
-    monkeypatch.setattr(fit, "_seconds_per_step", lambda module, *_: module.config.view_size)
-    monkeypatch.setattr(fit, "batches_of", lambda *_: contextlib.nullcontext([]))
-    pretraining = module("resnet18_narrow", 16, queue_size=16, view_size=8, view_size_end=16)
-    assert fit.view_shares(pretraining.config) == pytest.approx({8: 0.25, 12: 0.5, 16: 0.25}, abs=2e-3)
-    assert fit.seconds_per_step(pretraining.config, pretraining.spec, None, 1.0) == pytest.approx(
-        12, abs=0.01
-    )
