@@ -1,20 +1,60 @@
-"""Precision and compilation are what is measured to be faster, where a run is long enough to measure."""
+"""Precision, compilation, views and budgets follow what is measured, where a run is long enough to measure."""
 
 import time
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
-import torch
-from mocokit.commands.plan import make_plan
 
-from mocokit.commands import plan
+from mocokit.auto.defaults import Facts
+from mocokit.auto.trials import complete
 from mocokit.config import FIELDS, PretrainConfig
-from mocokit.data.store import open_store
+from mocokit.data.augment import view_sizes
 from mocokit.errors import UserError
 from mocokit.options import validate
-from tests.runs import TINY, tiny_data
+from mocokit.resolved import Resolved
+from tests.runs import TINY
 
+FACTS = Facts(name="x", images=40, image_size=8, longest=8, channels=3, device="cpu", bf16=True, cpus=2)
 GROWING = {"image_size": 16, "view_size": 8, "view_size_end": 12}
+
+
+@dataclass
+class Machine:
+    """What a made-up machine would measure; ``step`` is asked for the seconds of a step."""
+
+    step: Any = lambda config: 0.1
+    image: float = 0.001
+    check_images: int = 100
+    labelled_images: int = 1000
+    takes: bool = True
+    asked: list[PretrainConfig] = field(default_factory=list)
+
+    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
+        self.asked.append(config)
+        return self.step(config)
+
+    def seconds_per_image(self, config: PretrainConfig) -> float:
+        return self.image
+
+    def images_of_check(self, config: PretrainConfig) -> int:
+        return self.check_images
+
+    def images_of_final(self, config: PretrainConfig) -> int:
+        return 300 + min(config.knn_images or self.labelled_images, self.labelled_images) * 2
+
+    def view_sizes(self, config: PretrainConfig) -> list[int]:
+        return view_sizes(config.view_size, config.view_size_end)
+
+    def takes_views(self, config: PretrainConfig) -> bool:
+        return self.takes
+
+
+def completed(machine: Machine, facts: Facts = FACTS, **given: object) -> Resolved:
+    options = validate({"data": "x", **TINY, **given}, FIELDS)
+    if "time_budget" in options:
+        options.pop("epochs", None)
+    return complete(options, facts, machine, time.perf_counter())
 
 
 @pytest.mark.parametrize(
@@ -26,25 +66,18 @@ GROWING = {"image_size": 16, "view_size": 8, "view_size_end": 12}
         (0.05, {"epochs": 400, "precision": "fp32"}, "fp32", None),  # the user's word
     ],
 )
-def test_precision(
-    half: float,
-    given: dict[str, object],
-    expected: str,
-    why: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    monkeypatch.setattr(
-        plan, "seconds_per_step", lambda config, *_: half if config.precision == "bf16" else 0.1
-    )
-    data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, workers=0)
-    options = validate({"data": data, **TINY, **given}, FIELDS)
-    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+def test_precision(half: float, given: dict[str, object], expected: str, why: str | None) -> None:
+    machine = Machine(lambda config: half if config.precision == "bf16" else 0.1)
+    resolved = completed(machine, **given)
     assert resolved.config.precision == expected
     assert resolved.reasons.get("precision") == why
+
+
+def test_precision_is_not_tried_where_there_is_one() -> None:
+    machine = Machine(lambda config: 0.05 if config.precision == "bf16" else 0.1)
+    resolved = completed(machine, replace(FACTS, bf16=False), epochs=400)
+    assert resolved.config.precision == "fp32"
+    assert not any(config.precision == "bf16" for config in machine.asked)
 
 
 @pytest.mark.parametrize(
@@ -54,32 +87,16 @@ def test_precision(
         (0.05, {"time_budget": "10m"}, True, "50 ms a step compiled, 100 ms as it is"),
         (0.095, {"epochs": 2000}, False, "95 ms a step compiled, 100 ms as it is"),
         (0.05, {"time_budget": "4m"}, False, "a short run"),  # over before it pays
-        (
-            0.05,
-            GROWING | {"time_budget": "10m"},
-            False,
-            "a short run",
-        ),  # two sizes, each of which takes a minute
+        (0.05, GROWING | {"time_budget": "10m"}, False, "a short run"),  # two sizes, a minute each
         (0.05, GROWING | {"time_budget": "17m"}, True, "50 ms a step compiled, 100 ms as it is"),
         (0.05, {"steps": 1999}, False, "a short run"),
         (0.05, {"steps": 2500}, False, "a short run"),  # of 250 seconds
         (0.05, {"epochs": 2000, "compile": False}, False, None),  # the user's word
     ],
 )
-def test_compilation(
-    compiled: float,
-    given: dict[str, object],
-    expected: bool,
-    why: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "seconds_per_step", lambda config, *_: compiled if config.compile else 0.1)
-    data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, workers=0)
-    options = validate({"data": data, **TINY, "precision": "fp32", **given}, FIELDS)
-    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+def test_compilation(compiled: float, given: dict[str, object], expected: bool, why: str | None) -> None:
+    machine = Machine(lambda config: compiled if config.compile else 0.1)
+    resolved = completed(machine, **{"precision": "fp32"} | given)
     assert resolved.config.compile is expected
     assert resolved.reasons.get("compile") == why
 
@@ -90,13 +107,8 @@ def test_compilation(
         (0.05, 0.04, {}, (True, True), ", 40 ms compiled with CUDA graphs"),
         (0.05, 0.049, {}, (True, False), ", 49 ms compiled with CUDA graphs"),
         (0.05, 0.2, {}, (True, False), ", 200 ms compiled with CUDA graphs"),
-        (
-            0.091,
-            0.08,
-            {},
-            (True, True),
-            ", 80 ms compiled with CUDA graphs",
-        ),  # the compiler alone would not do
+        # The compiler alone would not do.
+        (0.091, 0.08, {}, (True, True), ", 80 ms compiled with CUDA graphs"),
         (0.091, 0.088, {}, (False, False), ", 88 ms compiled with CUDA graphs"),
         (
             0.05,
@@ -115,72 +127,61 @@ def test_cuda_graphs(
     given: dict[str, object],
     expected: tuple[bool, bool],
     why: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tried beside compiled and plain steps; where they fail the run does without."""
 
-    def seconds(config: PretrainConfig, *_: object) -> float:
+    def step(config: PretrainConfig) -> float:
         if config.cuda_graphs and isinstance(graphs, Exception):
             raise graphs
         return graphs if config.cuda_graphs else compiled if config.compile else 0.1
 
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "pick_device", lambda device: "cuda")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(plan, "seconds_per_step", seconds)
-    data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, workers=0)
-    options = validate({"data": data, **TINY, "epochs": 2000, "device": "cuda", **given}, FIELDS)
-    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
+    gpu = replace(FACTS, device="cuda")
+    resolved = completed(Machine(step), gpu, **{"epochs": 2000, "device": "cuda", **given})
     assert (resolved.config.compile, resolved.config.cuda_graphs) == expected
     assert resolved.reasons["compile"] == f"{1000 * compiled:.0f} ms a step compiled, 100 ms as it is{why}"
     assert ("cuda_graphs" in resolved.reasons) == ("cuda_graphs" not in given)
 
 
-def test_cuda_graphs_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, workers=0)
-    options = validate({"data": data, **TINY, "compile": True, "cuda_graphs": True}, FIELDS)
-    with pytest.raises(UserError, match=r"--cuda-graphs true: needs .*--device cuda"):
-        make_plan(options, store, store.splits["train"], time.perf_counter())
-
-
-def test_precision_on_the_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With real steps: both precisions are taken, and the reason tells of them."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("this CPU has no bfloat16")
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(plan, "PRECISION_RUN", 0.0)
-    monkeypatch.setattr(plan, "PRECISION_STEPS", 1)
-    data = str(tiny_data(tmp_path))
-    store = open_store(data, image_size=8, workers=0)
-    options = validate({"data": data, **TINY}, FIELDS)
-    resolved = make_plan(options, store, store.splits["train"], time.perf_counter())
-    assert "in bf16" in resolved.reasons["precision"]
-    assert "in fp32" in resolved.reasons["precision"]
+def test_cuda_graphs_where_there_can_be_none() -> None:
+    with pytest.raises(UserError, match=r"--cuda-graphs.*needs .*--device cuda"):
+        completed(Machine(), compile=True, cuda_graphs=True)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "given", "expected"),
+    ("takes", "given", "expected"),
     [
-        ("resnet18_narrow", {}, (16, 8, 12)),
-        ("vit_narrow", {}, (16, 16, 16)),
-        ("resnet18_narrow", {"view_size": 16}, (16, 16, 16)),
-        ("vit_narrow", {"view_size": 8}, (16, 8, 12)),  # the user's word; training says what is wrong with it
+        (True, {}, (16, 8, 12)),
+        (False, {}, (16, 16, 16)),
+        (False, {"view_size": 8}, (16, 8, 12)),  # the user's word; training says what is wrong with it
+        (True, {"view_size": 16}, (16, 16, 16)),
     ],
 )
-def test_views_grow_if_the_backbone_bears_it(
-    backbone: str,
-    given: dict[str, object],
-    expected: tuple[int, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_views_grow_if_the_backbone_takes_them(
+    takes: bool, given: dict[str, object], expected: tuple[int, ...]
 ) -> None:
-    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "cache"))
-    data = str(tiny_data(tmp_path, height=20, width=20))
-    store = open_store(data, image_size=16, workers=0)
-    options = {"data": data, **TINY, "image_size": 16, "backbone": backbone, "precision": "fp32", **given}
-    config = make_plan(validate(options, FIELDS), store, store.splits["train"], time.perf_counter()).config
+    facts = replace(FACTS, image_size=16, longest=20)
+    config = completed(Machine(takes=takes), facts, **{"image_size": 16, "precision": "fp32", **given}).config
     assert (config.image_size, config.view_size, config.view_size_end) == expected
+
+
+def test_a_budget_is_divided_between_steps_checks_and_final_figures() -> None:
+    """100 s: 93 are used; 2 x 2,300 images at 1 ms for the end, ten checks of 0.1 s, the rest in steps of 0.1 s."""
+    options = {"time_budget": "100s", "precision": "fp32", "monitor_every": None}
+    resolved = completed(Machine(), **options)
+    assert resolved.config.steps == pytest.approx((93 - 4.6 - 1) / 0.1, rel=0.02)
+    assert resolved.config.steps % 5 == 0  # whole epochs
+    assert resolved.config.epochs == resolved.config.steps // 5
+    assert resolved.reasons["steps"].startswith("--time-budget 100s: 88 s for training at 100 ms a step")
+
+
+def test_the_final_figures_take_fewer_images_where_all_would_take_too_long() -> None:
+    resolved = completed(Machine(labelled_images=50_000), time_budget="100s", precision="fp32")
+    assert resolved.config.knn_images == 3599  # 7.5 s for each encoder, less what needs no labels
+    assert "1.0 ms an image, twice" in resolved.reasons["knn_images"]
+    without = completed(Machine(labelled_images=0, image=1.0), time_budget="1000s", precision="fp32")
+    assert without.config.knn_images == 0
+
+
+def test_a_budget_that_is_too_short_is_refused() -> None:
+    with pytest.raises(UserError, match="--time-budget 3s: loading and evaluating alone take about"):
+        completed(Machine(), time_budget="3s", precision="fp32")

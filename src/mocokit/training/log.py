@@ -94,7 +94,7 @@ def no_evaluation(step: int) -> dict[str, float]:
 
 
 class Log:
-    """Takes a row every ``every`` steps, at the end of each epoch, and at step 0 for the initialisation.
+    """Takes a row every ``every`` steps, at the end of each epoch, and of the initialisation.
 
     Args:
         loggers: called with the step to begin at; gives the loggers. Only the first process has any.
@@ -102,6 +102,7 @@ class Log:
         steps: the last step.
         batch_size: images a step.
         every: steps between rows; 0 for those at the ends of epochs alone.
+        first_row: whether a fresh run evaluates its initialisation.
         evaluate: figures of the task at a step, asked at step 0 and at the ends of epochs; maybe none.
         weights: what TensorBoard gets histograms of, at epochs that were evaluated.
         announce: gets every row as it is written.
@@ -115,18 +116,20 @@ class Log:
         steps: int,
         batch_size: int,
         every: int = 0,
+        first_row: bool = True,
         evaluate: Callable[[int], dict[str, float]] = no_evaluation,
         weights: Callable[[], Mapping[str, Tensor]] = dict,
         announce: Callable[[Row], None] = lambda row: None,
     ) -> None:
-        self.per_epoch, self.steps, self.batch_size, self.every = per_epoch, steps, batch_size, every
+        self.per_epoch, self.steps, self.batch_size = per_epoch, steps, batch_size
+        self.every, self.first_row = every, first_row
         self.evaluate, self.weights, self.announce = evaluate, weights, announce
         self._loggers, self.loggers = loggers, list[Logger]()
 
     def open(self, step: int) -> None:
-        """Begin at ``step``; a fresh run evaluates its initialisation."""
+        """Begin at ``step``."""
         self.loggers = self._loggers(step)
-        if step == 0 and self.loggers:
+        if step == 0 and self.first_row and self.loggers:
             self.write({"step": 0, "epoch": 0} | self.evaluate(0))
         self._clock = step, time.perf_counter()
 
