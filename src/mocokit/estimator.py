@@ -24,7 +24,7 @@ from mocokit.commands.environment import pick_device
 from mocokit.commands.plan import encoder_spec, make_plan
 from mocokit.commands.pretrain import announcer, default_image_size
 from mocokit.config import FIELDS
-from mocokit.data.arrays import MemorySource, channels_first
+from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.encoder import Encoder
@@ -239,7 +239,7 @@ def _pretrain(
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         store = open_store(
-            MemorySource(images),
+            ImageListSource(images),
             image_size=options.get("image_size", recipe.get("image_size")) or default_image_size(device),
             max_skipped=options["max_skipped"],
             cache=directory,

@@ -10,19 +10,25 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
 from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name
+from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
 _ENDS = 2**16
 _BLOCK = 2**20
+_COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
     OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
@@ -119,7 +125,7 @@ class ZipSource:
         return None
 
     def read(self, index: int) -> bytes:
-        assert self._zip is not None, "scan() comes first"
+        assert self._zip is not None, "read_index() comes first"
         try:
             with self._zip.open(self._members[index]) as file:
                 return file.read(MAX_FILE_BYTES)
@@ -127,28 +133,9 @@ class ZipSource:
             raise BadImage(f"cannot be unpacked: {error}") from error
 
 
-class _Extent(NamedTuple):
-    offset: int
-    size: int
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in mid-archive for the end; half a data set must not pass as whole."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
-        try:
-            return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(str(error)) from error
-
-
 class TarSource:
-    """A tar archive, read in one pass.
-
-    Members of a plain tar are afterwards read where they lie. Those of a compressed one, which has no random
-    access, are kept in an anonymous temporary file in the cache directory.
-    """
+    """A tar archive. A compressed one, which has no random access, is decompressed into an anonymous temporary file in
+    the cache directory."""
 
     decoded = False
 
@@ -156,89 +143,55 @@ class TarSource:
         self.path = path
         self.name = archive_stem(path.name) or "data"
         self._data: IO[bytes] | None = None
-        self._extents: list[_Extent] = []
+        self._members: list[TarMember] = []
 
     def fingerprint(self) -> str:
         return archive_fingerprint(self.path)
 
     def read_index(self) -> ImageIndex:
-        members: dict[str, _Extent] = {}
+        members: dict[str, TarMember] = {}
         refused: dict[str, Skipped] = {}
         try:
-            decompress = _decompressor(self.path)
-            if decompress is None:
-                self._data = self.path.open("rb")
-                with tarfile.open(fileobj=self._data, mode="r:", tarinfo=StrictTarInfo) as archive:
-                    for name, member in _images(archive, refused):
-                        members[name] = _Extent(member.offset_data, member.size)
-            else:
-                root = cache_directory()
-                with cache_errors(root):
-                    self._data = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - it stays open for read()
-                # Our own decompressor: tarfile's stream mode takes a truncated file for a short one.
-                with (
-                    decompress(self.path) as stream,
-                    tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive,
-                ):
-                    for name, member in _images(archive, refused):
-                        members[name] = _append(archive, member, self._data, root)
-                with cache_errors(root):
-                    self._data.flush()
+            self._data = _uncompressed(self.path)
+            for member in tar_members(self._data):
+                name = _member_name(member.name)
+                if not is_image_name(name):
+                    continue
+                if reason := _unsafe(name) or member.refusal:
+                    refused[name] = Skipped(name, reason)
+                else:
+                    members[name] = member  # as when unpacking, the last of several wins
         except _DAMAGE as error:
             raise _damaged(self.path, error) from error
         image_index = index_by_folders(members, refused.values(), self.path)
-        self._extents = [members[name] for name in image_index.names]
+        self._members = [members[name] for name in image_index.names]
         return image_index
 
     def read(self, index: int) -> bytes:
-        assert self._data is not None, "scan() comes first"
-        extent = self._extents[index]
+        assert self._data is not None, "read_index() comes first"
+        member = self._members[index]
         try:
-            self._data.seek(extent.offset)
-            return self._data.read(extent.size)
+            self._data.seek(member.offset)
+            return self._data.read(member.size)
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
 
 
-def _decompressor(path: Path) -> Callable[[Path], IO[bytes]] | None:
-    """What opens the file decompressed, by its first bytes: names lie; None if it is not compressed."""
+def _uncompressed(path: Path) -> IO[bytes]:
+    """The tar file itself, or what is compressed in it; by its first bytes, for names lie."""
     with path.open("rb") as file:
         magic = file.read(6)
-    if magic.startswith(b"\x1f\x8b"):
-        return lambda path: cast(IO[bytes], gzip.open(path))
-    if magic.startswith(b"BZh"):
-        return lambda path: cast(IO[bytes], bz2.open(path))
-    if magic.startswith(b"\xfd7zXZ\0"):
-        return lambda path: cast(IO[bytes], lzma.open(path))
-    return None
-
-
-def _images(archive: tarfile.TarFile, refused: dict[str, Skipped]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The image members that may be read, in the archive's order; the others go to ``refused``."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # of a million headers, all would be kept
-        name = _member_name(member.name)
-        if member.isdir() or not is_image_name(name):
-            continue
-        if reason := _unsafe(name) or _tar_refusal(member):
-            refused[name] = Skipped(name, reason)
-        else:
-            yield name, member
-
-
-def _tar_refusal(member: tarfile.TarInfo) -> str | None:
-    if not member.isreg() or member.issparse():
-        return "a link, device or sparse file in the archive"
-    if member.size > MAX_FILE_BYTES:
-        return "larger than 1 GiB"
-    return None
-
-
-def _append(archive: tarfile.TarFile, member: tarfile.TarInfo, spool: IO[bytes], root: Path) -> _Extent:
-    content = archive.extractfile(member)
-    assert content is not None  # it is a regular file
-    extent = _Extent(spool.tell(), member.size)
-    while block := content.read(_BLOCK):
-        with cache_errors(root):
-            spool.write(block)
-    return extent
+    decompress = next((opened for start, opened in _COMPRESSIONS.items() if magic.startswith(start)), None)
+    if decompress is None:
+        return path.open("rb")
+    root = cache_directory()
+    with cache_errors(root):
+        data = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - it stays open for read()
+    # tarfile's own decompression takes a truncated file for a short one.
+    with decompress(path) as stream:
+        while block := stream.read(_BLOCK):
+            with cache_errors(root):
+                data.write(block)
+    with cache_errors(root):
+        data.seek(0)
+    return data
