@@ -147,7 +147,7 @@ def test_the_second_time_nothing_is_listed_or_decoded(
     def never(*_: object) -> None:
         raise AssertionError("not from the cache")
 
-    monkeypatch.setattr("mocokit.data.archives.TarSource.read_index", never)
+    monkeypatch.setattr("mocokit.data.archives.ArchiveSource.read_index", never)
     second = open_images(path)
     assert second.from_cache
     assert not first.from_cache

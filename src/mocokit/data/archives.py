@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,17 +35,6 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def open_archive(path: Path) -> "ZipSource | TarSource":
-    """The source for an archive whose name ends in one of ``ARCHIVE_SUFFIXES``; nothing is read yet."""
-    return ZipSource(path) if path.name.lower().endswith(".zip") else TarSource(path)
-
-
-def archive_stem(name: str) -> str:
-    """A file name without its archive suffix."""
-    suffix = max((s for s in ARCHIVE_SUFFIXES if name.lower().endswith(s)), key=len, default="")
-    return name[: len(name) - len(suffix)]
-
-
 def archive_fingerprint(path: Path) -> str:
     """Name, size, time and both ends of the file: a zip's directory and a gzip's checksum are at the end."""
     try:
@@ -59,9 +48,49 @@ def archive_fingerprint(path: Path) -> str:
     return f"archive/{path.name}/{status.st_size}/{status.st_mtime_ns}/{ends}"
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UserError(f"{path} cannot be read as an archive ({reason}); is it damaged or misnamed?")
+class ArchiveSource:
+    """The images in a zip or tar archive, named as their paths in it."""
+
+    decoded = False
+
+    def __init__(self, path: Path) -> None:
+        suffix = max((s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)), key=len)
+        self.path = path
+        self.name = path.name[: -len(suffix)] or "data"
+        self._archive: _Zip | _Tar | None = None
+        self._members: list[Any] = []
+
+    def fingerprint(self) -> str:
+        return archive_fingerprint(self.path)
+
+    def read_index(self) -> ImageIndex:
+        members: dict[str, Any] = {}
+        refused: dict[str, Skipped] = {}
+        try:
+            self._archive = (_Zip if self.path.name.lower().endswith(".zip") else _Tar)(self.path)
+            for raw_name, member, refusal in self._archive.members():
+                name = _member_name(raw_name)
+                if not is_image_name(name):
+                    continue
+                if reason := _unsafe(name) or refusal:
+                    refused[name] = Skipped(name, reason)
+                else:
+                    members[name] = member  # as when unpacking, the last of several wins
+        except _DAMAGE as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UserError(
+                f"{self.path} cannot be read as an archive ({reason}); is it damaged or misnamed?"
+            ) from error
+        image_index = index_by_folders(members, refused.values(), self.path)
+        self._members = [members[name] for name in image_index.names]
+        return image_index
+
+    def read(self, index: int) -> bytes:
+        assert self._archive is not None, "read_index() comes first"
+        try:
+            return self._archive.read(self._members[index])
+        except _DAMAGE as error:
+            raise BadImage(f"cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _member_name(raw: str) -> str:
@@ -79,102 +108,42 @@ def _unsafe(name: str) -> str | None:
     return None
 
 
-class ZipSource:
-    """A zip archive with random access to its members."""
-
-    decoded = False
-
+class _Zip:
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = archive_stem(path.name) or "data"
-        self._zip: zipfile.ZipFile | None = None
-        self._members: list[zipfile.ZipInfo] = []
+        self._zip = zipfile.ZipFile(path)
 
-    def fingerprint(self) -> str:
-        return archive_fingerprint(self.path)
-
-    def read_index(self) -> ImageIndex:
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except _DAMAGE as error:
-            raise _damaged(self.path, error) from error
-        members: dict[str, zipfile.ZipInfo] = {}
-        refused: dict[str, Skipped] = {}
+    def members(self) -> Iterator[tuple[str, zipfile.ZipInfo, str | None]]:
+        """Name, member, and why it must not be read."""
         for member in self._zip.infolist():
-            name = _member_name(member.filename.replace("\\", "/"))
-            if member.is_dir() or not is_image_name(name):
-                continue
-            reason = _unsafe(name) or self._refusal(member)
-            if reason:
-                refused[name] = Skipped(name, reason)
-            else:
-                members[name] = member  # as when unpacking, the last of several wins
-        image_index = index_by_folders(members, refused.values(), self.path)
-        self._members = [members[name] for name in image_index.names]
-        return image_index
+            refusal = None
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                refusal = "a link or device in the archive"
+            elif member.flag_bits & 0x1:
+                refusal = "encrypted"
+            elif member.file_size > MAX_FILE_BYTES:
+                refusal = "larger than 1 GiB"
+            if not member.is_dir():
+                yield member.filename.replace("\\", "/"), member, refusal
 
-    @staticmethod
-    def _refusal(member: zipfile.ZipInfo) -> str | None:
-        mode = member.external_attr >> 16
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            return "a link or device in the archive"
-        if member.flag_bits & 0x1:
-            return "encrypted"
-        if member.file_size > MAX_FILE_BYTES:
-            return "larger than 1 GiB"
-        return None
-
-    def read(self, index: int) -> bytes:
-        assert self._zip is not None, "read_index() comes first"
-        try:
-            with self._zip.open(self._members[index]) as file:
-                return file.read(MAX_FILE_BYTES)
-        except _DAMAGE as error:
-            raise BadImage(f"cannot be unpacked: {error}") from error
+    def read(self, member: zipfile.ZipInfo) -> bytes:
+        with self._zip.open(member) as file:
+            return file.read(MAX_FILE_BYTES)
 
 
-class TarSource:
-    """A tar archive. A compressed one, which has no random access, is decompressed into an anonymous temporary file in
-    the cache directory."""
-
-    decoded = False
+class _Tar:
+    """A compressed one, which has no random access, is decompressed into an anonymous file in the cache directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = archive_stem(path.name) or "data"
-        self._data: IO[bytes] | None = None
-        self._members: list[TarMember] = []
+        self._file = _uncompressed(path)
 
-    def fingerprint(self) -> str:
-        return archive_fingerprint(self.path)
+    def members(self) -> Iterator[tuple[str, TarMember, str | None]]:
+        """Name, member, and why it must not be read."""
+        for member in tar_members(self._file):
+            yield member.name, member, member.refusal
 
-    def read_index(self) -> ImageIndex:
-        members: dict[str, TarMember] = {}
-        refused: dict[str, Skipped] = {}
-        try:
-            self._data = _uncompressed(self.path)
-            for member in tar_members(self._data):
-                name = _member_name(member.name)
-                if not is_image_name(name):
-                    continue
-                if reason := _unsafe(name) or member.refusal:
-                    refused[name] = Skipped(name, reason)
-                else:
-                    members[name] = member  # as when unpacking, the last of several wins
-        except _DAMAGE as error:
-            raise _damaged(self.path, error) from error
-        image_index = index_by_folders(members, refused.values(), self.path)
-        self._members = [members[name] for name in image_index.names]
-        return image_index
-
-    def read(self, index: int) -> bytes:
-        assert self._data is not None, "read_index() comes first"
-        member = self._members[index]
-        try:
-            self._data.seek(member.offset)
-            return self._data.read(member.size)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+    def read(self, member: TarMember) -> bytes:
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
 
 
 def _uncompressed(path: Path) -> IO[bytes]:
