@@ -24,7 +24,7 @@ from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.environment import pick_device
 from mocokit.commands.pretrain import announcer, complete_config, open_data
 from mocokit.config import FIELDS
-from mocokit.data.arrays import MemorySource, channels_first
+from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.encoder import Encoder, encoder_spec
@@ -234,7 +234,7 @@ def _pretrain(
     """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
-        data = open_data(MemorySource(images), options, cache=Path(name))
+        data = open_data(ImageListSource(images), options, cache=Path(name))
         config = complete_config(options, data, started).config
         task = Pretraining(config, encoder_spec(data.store, config))
         tell = announcer(config) if verbose else lambda row: None

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.data.build import subset
+from mocokit.data.arrays import ImageListSource
+from mocokit.data.build import median_side, subset
 from mocokit.data.decode import decode
-from mocokit.data.sources import FolderSource
+from mocokit.data.sources import FolderSource, open_source
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import UserError
 from tests.data.stores import all_pixels, open_images, with_bad_images
@@ -193,3 +194,31 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
         write_images(tmp_path / "data", [f"{i}.png" for i in range(70)]), progress=lambda *x: seen.append(x)
     )
     assert seen == [(64, 70), (70, 70)]
+
+
+# Sizes ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_the_median_is_that_of_the_shorter_sides(sizes: list[tuple[int, int]]) -> None:
+    source = ImageListSource([np.zeros(size, np.uint8) for size in sizes])
+    assert median_side(source, np.arange(len(sizes))) == np.median([min(size) for size in sizes])
+
+
+def test_the_median_looks_at_few_images_and_leaves_out_bad_ones(tmp_path: Path) -> None:
+    root = with_bad_images(tmp_path / "data", good=3, bad=2)
+    source = open_source(str(root))
+    assert median_side(source, np.arange(len(source.read_index().names))) == 8
+    bad = [i for i, name in enumerate(source.read_index().names) if name.startswith("bad")]
+    assert np.isnan(median_side(source, np.array(bad)))
+    reads: list[int] = []
+
+    class Counting(ImageListSource):
+        def read(self, index: int) -> bytes | np.ndarray:
+            reads.append(index)
+            return super().read(index)
+
+    median_side(Counting([np.zeros((4, 4), np.uint8)] * 1000), np.arange(0, 1000, 2))
+    assert len(reads) == 100
+    assert (min(reads), max(reads)) == (0, 998)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mocokit.data import shard_readers
 from mocokit.data import shards as shards_module
 from mocokit.data.decode import BadImage, decode
 from mocokit.data.shards import ShardSource
@@ -30,7 +31,7 @@ KINDS = ["bytes", "struct", "tar"]
 @pytest.fixture(autouse=True)
 def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(shards_module, "_WAITS", ())
+    monkeypatch.setattr(shard_readers, "_WAITS", ())
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -248,7 +249,7 @@ def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest
     bucket.pipe("/bucket/a.parquet", file.read_bytes())
     source = open_source("memory://bucket")
     source.read_index()
-    monkeypatch.setattr(shards_module, "_WAITS", (0, 0, 0))
+    monkeypatch.setattr(shard_readers, "_WAITS", (0, 0, 0))
     real, failures = fsspec.open, [0, 2]
 
     def unsteady(*args: Any) -> Any:
@@ -268,14 +269,14 @@ def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, each row group or block of tar members is fetched a single time."""
-    monkeypatch.setattr(shards_module, "_TAR_BLOCK", 2)
+    monkeypatch.setattr(shard_readers, "_TAR_BLOCK", 2)
     source = open_source(str(write_shards(tmp_path / "set", kind, shards=1)))
     blocks = source.read_index().blocks
     assert blocks is not None
     np.testing.assert_array_equal(blocks, [0, 0, 1, 1, 2, 2])
     opened: list[str] = []
-    real = shards_module._file
-    monkeypatch.setattr(shards_module, "_file", lambda place: opened.append(place) or real(place))
+    real = shard_readers.open_file
+    monkeypatch.setattr(shard_readers, "open_file", lambda place: opened.append(place) or real(place))
     for index in range(6):
         source.read(index)
     assert len(opened) == 3

@@ -13,6 +13,7 @@ import pytest
 from mocokit.resolve import choose_image_size
 
 from mocokit.data.decode import decode
+from mocokit.data.sources import FolderSource
 from mocokit.data.store import Skipped, open_store, write_skipped
 from tests.data.stores import all_pixels, contents, open_images, ragged
 from tests.helpers import archive, class_folders, encode, noise, write_images
@@ -146,7 +147,7 @@ def test_the_second_time_nothing_is_listed_or_decoded(
     def never(*_: object) -> None:
         raise AssertionError("not from the cache")
 
-    monkeypatch.setattr("mocokit.data.archives.TarSource.read_index", never)
+    monkeypatch.setattr("mocokit.data.archives.ArchiveSource.read_index", never)
     second = open_images(path)
     assert second.from_cache
     assert not first.from_cache
@@ -185,6 +186,21 @@ def test_what_was_found_out_may_be_asked_for(tmp_path: Path) -> None:
     assert not open_images(root, **found_out | {"image_size": chosen.image_size + 8}).from_cache
     assert not open_images(root, **found_out, intensity_range=(0.0, 7.0)).from_cache
     assert not open_images(root, **found_out, limit=4, seed=3).from_cache
+
+
+def test_a_size_is_chosen_anew_from_the_median_that_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any rule that gives the size of an entry finds it; no image is looked at again."""
+    root = write_images(tmp_path / "data", ["1.png", "2.png", "3.png"], height=20, width=40)
+    seen: list[float] = []
+    first = open_images(root, image_size=lambda median: seen.append(median) or 24)
+    for name in ("read_index", "read", "file"):
+        monkeypatch.setattr(FolderSource, name, None)
+    again = open_images(root, image_size=lambda median: seen.append(median) or int(median) + 4)
+    assert (again.path, again.from_cache) == (first.path, True)
+    assert set(seen) == {20.0}
+    assert open_images(root, image_size=24).path == first.path
 
 
 @pytest.mark.parametrize("file", ["pixels.bin", "index.npz", "facts.json"])

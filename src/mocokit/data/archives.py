@@ -12,32 +12,27 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
 from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name
+from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 
 _ENDS = 2**16
 _BLOCK = 2**20
+_COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
     OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
 )  # fmt: skip
-
-
-def open_archive(path: Path) -> "ZipSource | TarSource":
-    """The source for an archive whose name ends in one of ``ARCHIVE_SUFFIXES``; nothing is read yet."""
-    return ZipSource(path) if path.name.lower().endswith(".zip") else TarSource(path)
-
-
-def archive_stem(name: str) -> str:
-    """A file name without its archive suffix."""
-    suffix = max((s for s in ARCHIVE_SUFFIXES if name.lower().endswith(s)), key=len, default="")
-    return name[: len(name) - len(suffix)]
 
 
 def archive_fingerprint(path: Path) -> str:
@@ -53,9 +48,49 @@ def archive_fingerprint(path: Path) -> str:
     return f"archive/{path.name}/{status.st_size}/{status.st_mtime_ns}/{ends}"
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UserError(f"{path} cannot be read as an archive ({reason}); is it damaged or misnamed?")
+class ArchiveSource:
+    """The images in a zip or tar archive, named as their paths in it."""
+
+    decoded = False
+
+    def __init__(self, path: Path) -> None:
+        suffix = max((s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)), key=len)
+        self.path = path
+        self.name = path.name[: -len(suffix)] or "data"
+        self._archive: _Zip | _Tar | None = None
+        self._members: list[Any] = []
+
+    def fingerprint(self) -> str:
+        return archive_fingerprint(self.path)
+
+    def read_index(self) -> ImageIndex:
+        members: dict[str, Any] = {}
+        refused: dict[str, Skipped] = {}
+        try:
+            self._archive = (_Zip if self.path.name.lower().endswith(".zip") else _Tar)(self.path)
+            for raw_name, member, refusal in self._archive.members():
+                name = _member_name(raw_name)
+                if not is_image_name(name):
+                    continue
+                if reason := _unsafe(name) or refusal:
+                    refused[name] = Skipped(name, reason)
+                else:
+                    members[name] = member  # as when unpacking, the last of several wins
+        except _DAMAGE as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UserError(
+                f"{self.path} cannot be read as an archive ({reason}); is it damaged or misnamed?"
+            ) from error
+        image_index = index_by_folders(members, refused.values(), self.path)
+        self._members = [members[name] for name in image_index.names]
+        return image_index
+
+    def read(self, index: int) -> bytes:
+        assert self._archive is not None, "read_index() comes first"
+        try:
+            return self._archive.read(self._members[index])
+        except _DAMAGE as error:
+            raise BadImage(f"cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _member_name(raw: str) -> str:
@@ -73,172 +108,59 @@ def _unsafe(name: str) -> str | None:
     return None
 
 
-class ZipSource:
-    """A zip archive with random access to its members."""
-
-    decoded = False
-
+class _Zip:
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = archive_stem(path.name) or "data"
-        self._zip: zipfile.ZipFile | None = None
-        self._members: list[zipfile.ZipInfo] = []
+        self._zip = zipfile.ZipFile(path)
 
-    def fingerprint(self) -> str:
-        return archive_fingerprint(self.path)
-
-    def read_index(self) -> ImageIndex:
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except _DAMAGE as error:
-            raise _damaged(self.path, error) from error
-        members: dict[str, zipfile.ZipInfo] = {}
-        refused: dict[str, Skipped] = {}
+    def members(self) -> Iterator[tuple[str, zipfile.ZipInfo, str | None]]:
+        """Name, member, and why it must not be read."""
         for member in self._zip.infolist():
-            name = _member_name(member.filename.replace("\\", "/"))
-            if member.is_dir() or not is_image_name(name):
-                continue
-            reason = _unsafe(name) or self._refusal(member)
-            if reason:
-                refused[name] = Skipped(name, reason)
-            else:
-                members[name] = member  # as when unpacking, the last of several wins
-        image_index = index_by_folders(members, refused.values(), self.path)
-        self._members = [members[name] for name in image_index.names]
-        return image_index
+            refusal = None
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+                refusal = "a link or device in the archive"
+            elif member.flag_bits & 0x1:
+                refusal = "encrypted"
+            elif member.file_size > MAX_FILE_BYTES:
+                refusal = "larger than 1 GiB"
+            if not member.is_dir():
+                yield member.filename.replace("\\", "/"), member, refusal
 
-    @staticmethod
-    def _refusal(member: zipfile.ZipInfo) -> str | None:
-        mode = member.external_attr >> 16
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            return "a link or device in the archive"
-        if member.flag_bits & 0x1:
-            return "encrypted"
-        if member.file_size > MAX_FILE_BYTES:
-            return "larger than 1 GiB"
-        return None
-
-    def read(self, index: int) -> bytes:
-        assert self._zip is not None, "scan() comes first"
-        try:
-            with self._zip.open(self._members[index]) as file:
-                return file.read(MAX_FILE_BYTES)
-        except _DAMAGE as error:
-            raise BadImage(f"cannot be unpacked: {error}") from error
+    def read(self, member: zipfile.ZipInfo) -> bytes:
+        with self._zip.open(member) as file:
+            return file.read(MAX_FILE_BYTES)
 
 
-class _Extent(NamedTuple):
-    offset: int
-    size: int
-
-
-class StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header in mid-archive for the end; half a data set must not pass as whole."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
-        try:
-            return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(str(error)) from error
-
-
-class TarSource:
-    """A tar archive, read in one pass.
-
-    Members of a plain tar are afterwards read where they lie. Those of a compressed one, which has no random
-    access, are kept in an anonymous temporary file in the cache directory.
-    """
-
-    decoded = False
+class _Tar:
+    """A compressed one, which has no random access, is decompressed into an anonymous file in the cache directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = archive_stem(path.name) or "data"
-        self._data: IO[bytes] | None = None
-        self._extents: list[_Extent] = []
+        self._file = _uncompressed(path)
 
-    def fingerprint(self) -> str:
-        return archive_fingerprint(self.path)
+    def members(self) -> Iterator[tuple[str, TarMember, str | None]]:
+        """Name, member, and why it must not be read."""
+        for member in tar_members(self._file):
+            yield member.name, member, member.refusal
 
-    def read_index(self) -> ImageIndex:
-        members: dict[str, _Extent] = {}
-        refused: dict[str, Skipped] = {}
-        try:
-            decompress = _decompressor(self.path)
-            if decompress is None:
-                self._data = self.path.open("rb")
-                with tarfile.open(fileobj=self._data, mode="r:", tarinfo=StrictTarInfo) as archive:
-                    for name, member in _images(archive, refused):
-                        members[name] = _Extent(member.offset_data, member.size)
-            else:
-                root = cache_directory()
-                with cache_errors(root):
-                    self._data = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - it stays open for read()
-                # Our own decompressor: tarfile's stream mode takes a truncated file for a short one.
-                with (
-                    decompress(self.path) as stream,
-                    tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as archive,
-                ):
-                    for name, member in _images(archive, refused):
-                        members[name] = _append(archive, member, self._data, root)
-                with cache_errors(root):
-                    self._data.flush()
-        except _DAMAGE as error:
-            raise _damaged(self.path, error) from error
-        image_index = index_by_folders(members, refused.values(), self.path)
-        self._extents = [members[name] for name in image_index.names]
-        return image_index
-
-    def read(self, index: int) -> bytes:
-        assert self._data is not None, "scan() comes first"
-        extent = self._extents[index]
-        try:
-            self._data.seek(extent.offset)
-            return self._data.read(extent.size)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+    def read(self, member: TarMember) -> bytes:
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
 
 
-def _decompressor(path: Path) -> Callable[[Path], IO[bytes]] | None:
-    """What opens the file decompressed, by its first bytes: names lie; None if it is not compressed."""
+def _uncompressed(path: Path) -> IO[bytes]:
+    """The tar file itself, or what is compressed in it; by its first bytes, for names lie."""
     with path.open("rb") as file:
         magic = file.read(6)
-    if magic.startswith(b"\x1f\x8b"):
-        return lambda path: cast(IO[bytes], gzip.open(path))
-    if magic.startswith(b"BZh"):
-        return lambda path: cast(IO[bytes], bz2.open(path))
-    if magic.startswith(b"\xfd7zXZ\0"):
-        return lambda path: cast(IO[bytes], lzma.open(path))
-    return None
-
-
-def _images(archive: tarfile.TarFile, refused: dict[str, Skipped]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The image members that may be read, in the archive's order; the others go to ``refused``."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # of a million headers, all would be kept
-        name = _member_name(member.name)
-        if member.isdir() or not is_image_name(name):
-            continue
-        if reason := _unsafe(name) or _tar_refusal(member):
-            refused[name] = Skipped(name, reason)
-        else:
-            yield name, member
-
-
-def _tar_refusal(member: tarfile.TarInfo) -> str | None:
-    if not member.isreg() or member.issparse():
-        return "a link, device or sparse file in the archive"
-    if member.size > MAX_FILE_BYTES:
-        return "larger than 1 GiB"
-    return None
-
-
-def _append(archive: tarfile.TarFile, member: tarfile.TarInfo, spool: IO[bytes], root: Path) -> _Extent:
-    content = archive.extractfile(member)
-    assert content is not None  # it is a regular file
-    extent = _Extent(spool.tell(), member.size)
-    while block := content.read(_BLOCK):
-        with cache_errors(root):
-            spool.write(block)
-    return extent
+    decompress = next((opened for start, opened in _COMPRESSIONS.items() if magic.startswith(start)), None)
+    if decompress is None:
+        return path.open("rb")
+    root = cache_directory()
+    with cache_errors(root):
+        data = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - it stays open for read()
+    # tarfile's own decompression takes a truncated file for a short one.
+    with decompress(path) as stream:
+        while block := stream.read(_BLOCK):
+            with cache_errors(root):
+                data.write(block)
+    with cache_errors(root):
+        data.seek(0)
+    return data

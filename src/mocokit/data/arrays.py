@@ -1,22 +1,16 @@
-"""Images as NumPy arrays, in .npy and .npz files or in memory: sources whose pixels need no decoding.
-
-Beside ``sources.py`` and ``archives.py``; files are memory-mapped, and arrays of more than 8 bits are scaled by
-the store as deep image files are.
-"""
+"""Images as NumPy arrays, in .npy and .npz files or in memory: sources whose pixels need no decoding."""
 
 import math
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
 from mocokit.data.archives import archive_fingerprint
-from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import BadImage, decode_pillow
 from mocokit.data.image_index import SPLITS, ImageIndex
 from mocokit.errors import UserError
@@ -26,7 +20,6 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 _KINDS = "buif"  # of dtypes that can be pixels: bool, whole numbers, floats
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of MedMNIST and of Keras
 _SHAPES = "[N, H, W] or [N, H, W, C]"
-_BLOCK = 2**22
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
@@ -54,21 +47,21 @@ def channels_first(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] <= 4 < shape[3]
 
 
-class MemorySource:
-    """Images at hand, one by one: arrays as for `pixels`, PIL images, or paths of files."""
+class ImageListSource:
+    """A sequence of images: arrays as for `pixels`, PIL images, or paths of files."""
 
     name = "images"
-    decoded = True  # also of files: nothing may be forked here
+    decoded = True  # also for files: this process may have threads, so it must not fork
 
     def __init__(self, images: Sequence[Any]) -> None:
         self.images = images
 
     def fingerprint(self) -> str:
-        """The same for all: for stores that are used once."""
+        """The same for all: such stores are used once."""
         return "memory"
 
     def read_index(self) -> ImageIndex:
-        """All images are to train on, in order; a file goes by its path, others by their position."""
+        """All images are in the training split; a file is named by its path, others by their position."""
         names = [
             str(image) if isinstance(image, str | Path) else f"image {row}"
             for row, image in enumerate(self.images)
@@ -89,7 +82,7 @@ class MemorySource:
 
 
 class ArraySource:
-    """An .npy file of images, or an .npz file of images and maybe labels and splits.
+    """An .npy file of images, which is memory-mapped, or an .npz file, whose arrays are loaded into memory.
 
     Images are [N, H, W] or [N, H, W, C], of any real dtype and any number of channels. In an .npz they are called
     ``train_images``, ``val_images``, ``test_images`` or ``x_train``, ..., with labels ``train_labels`` or ``y_train``;
@@ -109,7 +102,7 @@ class ArraySource:
         return archive_fingerprint(self.path)
 
     def read_index(self) -> ImageIndex:
-        """Map the arrays into memory.
+        """Open the arrays.
 
         Raises:
             UserError: the file is damaged, holds Python objects, or no images.
@@ -119,11 +112,10 @@ class ArraySource:
         except UserError:
             raise
         except Exception as error:  # parsers of untrusted bytes raise anything
-            reason = " ".join(
-                (getattr(error, "strerror", None) or str(error) or type(error).__name__).split()
-            )
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UserError(
-                f"{self.path} cannot be read as a NumPy file ({reason[:120]}); is it damaged or misnamed?"
+                f"{self.path} cannot be read as a NumPy file ({' '.join(reason.split())[:120]}); "
+                "is it damaged or misnamed?"
             ) from error
         self._parts = list(parts.values())
         counts = [len(part) for part in self._parts]
@@ -140,27 +132,22 @@ class ArraySource:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return pixels(self._parts[part][index - self._starts[part]])
 
-    def _npy(self) -> "tuple[dict[str, np.ndarray], None]":
-        with self.path.open("rb") as file:
-            header = _read_header(file, self.path.stat().st_size)
-            self._check("its array", header)
-            return {"train": _mapped(file, header)}, None
+    def _npy(self) -> tuple[dict[str, np.ndarray], None]:
+        array = npy.open_memmap(self.path, mode="r")
+        self._check("its array", _Header(array.shape, array.dtype))
+        return {"train": array}, None
 
-    def _npz(self) -> "tuple[dict[str, np.ndarray], np.ndarray | None]":
+    def _npz(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         images, labels = {}, {}
-        with zipfile.ZipFile(self.path) as archive:
-            headers: dict[str, _Header] = {}
-            for member in archive.infolist():
-                if member.filename.endswith(".npy"):
-                    with archive.open(member) as file:
-                        headers[member.filename.removesuffix(".npy")] = _read_header(file, member.file_size)
+        headers = _headers(self.path)
+        with np.load(self.path, allow_pickle=False) as arrays:
             for split, (key, label_key) in self._keys(headers).items():
                 self._check(key, headers[key])
-                images[split] = _unpacked(archive, key, headers[key])
+                images[split] = arrays[key]
                 if label_key in headers and self._are_labels(
                     label_key, headers[label_key], len(images[split])
                 ):
-                    labels[split] = _unpacked(archive, label_key, headers[label_key]).reshape(-1)
+                    labels[split] = arrays[label_key].reshape(-1)
         return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
 
     def _keys(self, headers: "dict[str, _Header]") -> dict[str, tuple[str, str]]:
@@ -214,12 +201,10 @@ def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, .
 
 
 class _Header(NamedTuple):
-    """What an .npy file says of its array, and where its numbers start."""
+    """What an .npy file says of its array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    fortran: bool
-    offset: int
 
     @property
     def is_images(self) -> bool:
@@ -229,38 +214,20 @@ class _Header(NamedTuple):
         return f"{self.dtype} {list(self.shape)}"
 
 
-def _read_header(file: IO[bytes], size: int) -> _Header:
-    """The header of the .npy file that is ``size`` bytes long; ValueError if it cannot be true."""
-    version = npy.read_magic(file)
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"format version {version[0]}.{version[1]}")
-    shape, fortran, dtype = readers[version](file)
-    offset = file.tell()
-    if min(shape, default=0) < 0 or (
-        not dtype.hasobject and offset + math.prod(shape) * dtype.itemsize > size
-    ):
-        raise ValueError(f"it ends before its {list(shape)} numbers")
-    return _Header(shape, dtype, fortran, offset)
-
-
-def _mapped(file: IO[bytes], header: _Header) -> np.ndarray:
-    """The array in an open file, mapped: what is not read takes no memory."""
-    order = "F" if header.fortran else "C"
-    if not math.prod(header.shape):
-        return np.empty(header.shape, header.dtype)
-    return np.memmap(file, header.dtype, "r", header.offset, header.shape, order)  # type: ignore[call-overload]
-
-
-def _unpacked(archive: zipfile.ZipFile, key: str, header: _Header) -> np.ndarray:
-    """A member as an anonymous temporary file in the cache directory, mapped; its checksum is verified."""
-    root = cache_directory()
-    with cache_errors(root):
-        spool = tempfile.TemporaryFile(dir=root)  # noqa: SIM115 - the mapping outlives it
-    with spool, archive.open(f"{key}.npy") as member:
-        while block := member.read(_BLOCK):
-            with cache_errors(root):
-                spool.write(block)
-        with cache_errors(root):
-            spool.flush()
-        return _mapped(spool, header)
+def _headers(path: Path) -> dict[str, _Header]:
+    """The headers in an .npz file; ValueError if one states more than its member holds, for which NumPy would
+    allocate memory before it reads."""
+    headers = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
+            with archive.open(member) as file:
+                version = npy.read_magic(file)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(file)
+                size = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
+                if not 0 <= size <= member.file_size - file.tell():
+                    raise ValueError(f"it ends before its {list(shape)} numbers")
+            headers[member.filename.removesuffix(".npy")] = _Header(shape, dtype)
+    return headers

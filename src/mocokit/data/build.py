@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,16 +32,27 @@ _BLOCK = 2**22
 class Options:
     """What decides about the pixels of an entry, besides the files; see ``open_store``."""
 
-    image_size: int
+    image_size: int | Callable[[float], int]
     limit: int | None
-    seed: int | None
+    seed: int
     intensity_range: tuple[float, float] | None
     channels: int | None
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON gives it back."""
-        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values
+    def plain(self, median: float | None) -> dict[str, Any] | None:
+        """As JSON gives it back; None if the size depends on the median side of the images and that is not known."""
+        if not callable(self.image_size):
+            size = self.image_size
+        elif median is None:
+            return None
+        else:
+            size = self.image_size(median)
+        return {
+            "image_size": size,
+            "limit": self.limit,
+            "seed": None if self.limit is None else self.seed,
+            "intensity_range": self.intensity_range and list(self.intensity_range),
+            "channels": self.channels,
+        }
 
 
 class TooManySkipped(UserError):
@@ -66,27 +77,36 @@ class _Staged(NamedTuple):
         return staging[self.offset : self.offset + size].view(dtype).reshape(self.shape)
 
 
+def prepare(source: Source, options: Options) -> tuple[ImageIndex, float | None]:
+    """The images to decode, and the median side of those to train on where that is needed to choose the size."""
+    image_index = source.read_index()
+    train = image_index.splits["train"]
+    if options.limit is not None:
+        train = subset(train, image_index.labels, options.limit, options.seed)
+    median = median_side(source, train) if callable(options.image_size) else None
+    return replace(image_index, splits=image_index.splits | {"train": train}), median
+
+
 def build(
     source: Source,
     image_index: ImageIndex,
-    directory: Path,
-    options: Options,
-    *,
     median: float | None,
+    options: dict[str, Any],
+    directory: Path,
     max_skipped: float,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Decode the images of ``image_index`` into ``directory``; ``median`` is noted, see ``open_store`` for the rest."""
+    """Decode what `prepare` gave into ``directory``, with plain ``options``; see ``open_store`` for the others."""
     splits = image_index.splits
     order = np.concatenate([splits[split] for split in SPLITS if split in splits])
     if workers is None:
         workers = worker_count(source, len(order))
 
     staging = directory / "staging.bin"
-    max_side = stored_side(options.image_size)
+    max_side = stored_side(options["image_size"])
     staged, skipped = _stage(source, image_index, order, max_side, workers, staging, progress)
-    channels = options.channels or _common_channels(staged)
+    channels = options["channels"] or _common_channels(staged)
     kept = [image for image in staged if convertible(image.shape[0], channels)]
     skipped += [
         Skipped(image_index.names[image.position], f"{image.shape[0]} channels among images with {channels}")
@@ -100,7 +120,7 @@ def build(
     if not counts.get("train"):
         raise UserError(f"no usable training images in {source.name}")
 
-    intensity_range = _intensity_range(kept, options.intensity_range)
+    intensity_range = _intensity_range(kept, options["intensity_range"])
     _write_pixels(staging, directory / PIXELS, kept, channels, intensity_range)
     staging.unlink(missing_ok=True)
     indices = np.array([image.position for image in kept])
@@ -111,13 +131,10 @@ def build(
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
     facts = {
         # Whoever asks for what was found out here gets the same entry.
-        "serves": [
-            options.plain(),
-            replace(options, intensity_range=intensity_range, channels=channels).plain(),
-        ],
+        "serves": [options, options | {"intensity_range": intensity_range, "channels": channels}],
         "median": median,
         "name": source.name,
-        "image_size": options.image_size,
+        "image_size": options["image_size"],
         "channels": channels,
         "label_names": image_index.label_names,
         "intensity_range": intensity_range,
@@ -215,7 +232,8 @@ def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> 
     ranges = [image.value_range for image in kept if image.value_range is not None]
     if not ranges:
         return None
-    return given or (min(low for low, _ in ranges), max(high for _, high in ranges))
+    low, high = given or (min(low for low, _ in ranges), max(high for _, high in ranges))
+    return low, high
 
 
 def _write_pixels(

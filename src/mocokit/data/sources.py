@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mocokit.data.archives import ARCHIVE_SUFFIXES, open_archive
+from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
@@ -56,7 +56,7 @@ def open_source(data: str) -> Source:
     if stat.S_ISDIR(mode):
         return FolderSource(path)
     if stat.S_ISREG(mode) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        return open_archive(path)
+        return ArchiveSource(path)
     if stat.S_ISREG(mode) and path.suffix.lower() in ARRAY_SUFFIXES:
         return ArraySource(path)
     raise UserError(f"{data} is neither a folder nor an archive; accepted are {ACCEPTED}")

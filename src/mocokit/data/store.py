@@ -22,9 +22,8 @@ from mocokit.data.build import (
     TooManySkipped,
     build,
     check_skipped,
-    median_side,
-    subset,
-)  # fmt: skip
+    prepare,
+)
 from mocokit.data.cache import building, cache_directory, cache_errors, locked
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
@@ -186,22 +185,11 @@ def open_store(
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / "images"
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
-
-    def options(median: float | None) -> Options | None:
-        """None if it takes the median to choose the size, and this is unknown."""
-        if not callable(image_size):
-            size = image_size
-        elif median is None:
-            return None
-        else:
-            size = image_size(median)
-        return Options(size, limit, None if limit is None else seed, intensity_range, channels)
+    options = Options(image_size, limit, seed, intensity_range, channels)
 
     def find() -> Store | None:
-        for entry in sorted(folder.glob(f"{name}-*")):
-            if _serves(entry, options) and (store := _load(entry, max_skipped, from_cache=True)):
-                return store
-        return None
+        entries = (_load(path, options, max_skipped) for path in sorted(folder.glob(f"{name}-*")))
+        return next(filter(None, entries), None)
 
     if store := find():
         return store
@@ -210,48 +198,26 @@ def open_store(
     with locked(folder, name):
         if store := find():  # built by another process in the meantime
             return store
-        image_index = source.read_index()
-        if limit is not None:
-            train = subset(image_index.splits["train"], image_index.labels, limit, seed)
-            image_index = replace(image_index, splits=image_index.splits | {"train": train})
-        median = median_side(source, image_index.splits["train"]) if callable(image_size) else None
-        chosen = options(median)
-        assert chosen is not None
-        entry = _key(chosen.plain())
-        with cache_errors(folder), building(folder, name, entry) as directory:
-            build(
-                source,
-                image_index,
-                directory,
-                chosen,
-                median=median,
-                max_skipped=max_skipped,
-                workers=workers,
-                progress=progress,
-            )
-    store = _load(folder / f"{name}-{entry}", max_skipped, from_cache=False)
-    assert store is not None, f"{folder / name}-{entry} was removed while it was opened"
-    return store
+        image_index, median = prepare(source, options)
+        plain = options.plain(median)
+        assert plain is not None
+        with cache_errors(folder), building(folder, name, _key(plain)) as directory:
+            build(source, image_index, median, plain, directory, max_skipped, workers, progress)
+        store = find()
+    assert store is not None, f"an entry of {folder} was removed while it was opened"
+    return replace(store, from_cache=False)
 
 
 def _key(value: Any) -> str:
     return hashlib.blake2b(json.dumps([FORMAT, value]).encode(), digest_size=8).hexdigest()
 
 
-def _serves(path: Path, options: Callable[[float | None], Options | None]) -> bool:
-    """Whether the entry at ``path`` holds what the ``options`` for its median side ask for."""
+def _load(path: Path, options: Options, max_skipped: float) -> Store | None:
+    """The entry at ``path``, or None if it is damaged, or not what ``options`` ask for."""
     try:
         facts = json.loads((path / FACTS).read_text())
-        wanted = options(facts["median"])
-        return wanted is not None and wanted.plain() in facts["serves"]
-    except _DAMAGE:
-        return False
-
-
-def _load(path: Path, max_skipped: float, from_cache: bool) -> Store | None:
-    """The entry at ``path``, or None if it is missing or damaged."""
-    try:
-        facts = json.loads((path / FACTS).read_text())
+        if options.plain(facts["median"]) not in facts["serves"]:
+            return None
         skipped = [Skipped(*item) for item in facts["skipped"]]
         store = Store(
             path=path,
@@ -263,7 +229,7 @@ def _load(path: Path, max_skipped: float, from_cache: bool) -> Store | None:
             ignored=facts["ignored"],
             fingerprint=facts["fingerprint"],
             intensity_range=facts["intensity_range"] and tuple(facts["intensity_range"]),
-            from_cache=from_cache,
+            from_cache=True,
             splits={split: ImageSet(path, split) for split in facts["splits"]},
         )
     except _DAMAGE:
