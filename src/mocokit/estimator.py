@@ -20,13 +20,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mocokit.commands.environment import pick_device
 from mocokit.commands.plan import encoder_spec, make_plan
 from mocokit.commands.pretrain import CPU_SIZE_SHARE, IMAGE_SIZE_CAP, announcer
 from mocokit.config import FIELDS
 from mocokit.data.arrays import MemorySource, channels_first
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.errors import Interrupted, UserError
+from mocokit.machine import pick_device
 from mocokit.model.encoder import Encoder
 from mocokit.options import merge, validate
 from mocokit.resolve import MIN_IMAGES, load_recipe

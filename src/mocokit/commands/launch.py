@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from mocokit.cores import usable_cores
 from mocokit.errors import Interrupted, UserError
+from mocokit.machine import usable_cores
 
 GRACE = 30.0  # seconds that the others get to end by themselves when a process has failed
 

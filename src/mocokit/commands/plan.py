@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.commands.environment import pick_device
 from mocokit.config import PretrainConfig
 from mocokit.console import say
-from mocokit.cores import usable_cores
 from mocokit.data.augment import augmentations, view_sizes
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import ImageSet, Store
@@ -21,6 +19,7 @@ from mocokit.data.streaming import StreamingImages
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
+from mocokit.machine import pick_device, usable_cores
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.options import parse_duration
@@ -218,7 +217,7 @@ def _time(config: PretrainConfig, store: Store, images: Images, seconds: float) 
 
 
 def _full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
-    knn = KnnEvaluator(store, config.knn_k, config.knn_temperature) if store.label_names else None
+    knn = KnnEvaluator.from_store(store, config.knn_k, config.knn_temperature) if store.label_names else None
     return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
 
 

@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from mocokit import distributed
-from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.launch import launch
 from mocokit.commands.plan import Images, encoder_spec, final_evaluator, make_plan, monitor_evaluator
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
-from mocokit.cores import limit_threads
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import open_streaming
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.evaluator import Metrics, verdict
+from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
-from mocokit.memory import keep_freed_memory
+from mocokit.machine import keep_freed_memory, limit_threads, pick_device, versions
 from mocokit.model.encoder import Encoder
 from mocokit.options import merge, validate
 from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
@@ -250,7 +249,7 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
     rows = [row for row in read_metrics(run.metrics) if row["loss"]]
     loss = float(rows[-1]["loss"])
     over_chance = loss / module.chance_level
-    judgement = verdict(over_chance, encoder, random_init, evaluator.knn.asked if evaluator.knn else 0)
+    queries = evaluator.knn.num_queries if evaluator.knn else 0
     return {
         "run": str(run.path),
         "recipe": config.recipe,
@@ -258,7 +257,7 @@ def _judge(run: RunDirectory, config: PretrainConfig, store: Store, module: Pret
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": f"{judgement['state']}: {judgement['why']}",
+        "verdict": verdict(over_chance, encoder, random_init, queries),
         "knn": _knn(encoder, random_init),
         "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
     }

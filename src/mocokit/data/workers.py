@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mocokit.cores import usable_cores
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
 from mocokit.data.image_index import Source
+from mocokit.machine import usable_cores
 
 
 class ImageFile(NamedTuple):

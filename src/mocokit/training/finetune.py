@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mocokit.config import FinetuneConfig
-from mocokit.cores import usable_cores
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.data.loader import Batch, Batches, StepSampler
 from mocokit.data.sampler import generator
+from mocokit.machine import usable_cores
 from mocokit.model.encoder import Encoder
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
