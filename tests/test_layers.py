@@ -1,6 +1,8 @@
 """Imports point one way: a module imports only from its own layer or those before it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import mocokit
 
 LAYERS = [
     {"errors", "seeding"},
-    {"files", "console", "memory", "cores"},
+    {"files", "console", "machine"},
     {"options"},
     {"config"},
     {"recipes", "resolved"},
@@ -75,3 +77,27 @@ def test_imports_point_down(path):
 def test_nothing_but_training_knows_lightning():
     users = {p.relative_to(ROOT).parts[0] for p in MODULES if any("lightning" in n for n in imports(p))}
     assert users == {"training"}
+
+
+def imported_by(program: str) -> set[str]:
+    """Names of all modules that a fresh interpreter has imported after running ``program``."""
+    command = [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_verbs_that_do_not_train_import_no_training():
+    verbs = ("knn", "scorecard", "probe", "embed", "search", "export")
+    modules = imported_by("\n".join(f"import mocokit.commands.{verb}" for verb in verbs))
+    assert not modules & {"mocokit.training", "pytorch_lightning", "lightning_fabric"}
+
+
+def test_help_imports_no_torch():
+    program = """
+from mocokit.cli import main
+try:
+    main(["knn", "--help"])
+except SystemExit:
+    pass
+"""
+    assert not imported_by(program) & {"torch", "sklearn"}

@@ -21,12 +21,12 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
-from mocokit.commands.environment import pick_device
 from mocokit.commands.pretrain import announcer, complete_config, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
+from mocokit.machine import pick_device
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
 from mocokit.rundir import RunDirectory

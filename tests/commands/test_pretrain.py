@@ -22,8 +22,6 @@ import mocokit
 from mocokit.cli import main
 from mocokit.config import FIELDS
 from mocokit.deploy.encoder import read_header
-from mocokit.evaluation.evaluator import Metrics, verdict
-from mocokit.evaluation.knn import Accuracy
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
@@ -332,42 +330,6 @@ def skipped(run: Path) -> set[str]:
         rows = list(csv.DictReader(file))
     assert all(row["reason"] for row in rows)
     return {row["image"] for row in rows}
-
-
-# Verdict -------------------------------------------------------------------------------------------------
-
-
-def quality(top1: float | None = None, rankme: float = 30.0, retrieval: float = 0.5) -> Metrics:
-    scores = {"rankme": rankme, "alignment": 1.0, "uniformity": -2.0, "retrieval": retrieval}
-    return Metrics(None if top1 is None else Accuracy(top1, 1.0), scores)
-
-
-@pytest.mark.parametrize(
-    ("loss", "encoder", "random_init", "state", "words"),
-    [
-        (0.8, quality(0.41), quality(0.29), "learning", "kNN top-1 41.0 %, +12.0 points"),
-        (0.8, quality(0.29), quality(0.29), "not learning", "+0.0 points"),
-        (0.8, quality(0.2), quality(0.3), "not learning", "-10.0 points"),
-        (1.0, quality(0.1, rankme=1.2), quality(0.3), "collapsed", "effective rank of 1.2"),
-        (1.0, quality(rankme=1.0, retrieval=0.0), quality(), "collapsed", "effective rank of 1.0"),
-        (0.7, quality(retrieval=0.9), quality(), "learning", "two-view retrieval 90.0 %, 50.0 % at random"),
-        (0.7, quality(retrieval=0.4), quality(), "not learning", "two-view retrieval 40.0 %"),
-        (1.1, quality(retrieval=0.9), quality(), "not learning", "110 % of chance"),
-        (0.8, quality(0.4, retrieval=0.0), quality(0.2, retrieval=0.0), "learning", "+20.0 points"),
-    ],
-)
-def test_verdict(loss, encoder, random_init, state, words):
-    judgement = verdict(loss, encoder, random_init, asked=10_000)
-    assert judgement["state"] == state
-    assert words in judgement["why"]
-    assert f"loss at {100 * loss:.0f} % of chance" in judgement["why"]
-
-
-@pytest.mark.parametrize(("asked", "state"), [(6, "not learning"), (300, "not learning"), (500, "learning")])
-def test_a_gain_within_the_noise_is_no_gain(asked, state):
-    judgement = verdict(0.8, quality(0.45), quality(0.40), asked)
-    assert judgement["state"] == state
-    assert ("within the noise" in judgement["why"]) == (state == "not learning")
 
 
 def test_identical_images_are_a_collapse(tmp_path, capfd):

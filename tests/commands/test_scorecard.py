@@ -71,7 +71,7 @@ def test_an_encoder_file_alone_and_images_without_labels(tiny_run: TinyRun, run,
 
 def test_one_image_is_too_few(run, tmp_path):
     data = write_images(tmp_path / "one", ["a.png"])
-    with pytest.raises(UserError, match="one image can't be compared"):
+    with pytest.raises(UserError, match="give at least 2"):
         scorecard(str(run), str(data))
     write_images(tmp_path / "one", ["b.png"])
     assert scorecard(str(run), str(data))["images"] == 2

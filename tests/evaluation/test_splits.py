@@ -1,4 +1,4 @@
-"""Which labelled images train, validate and test: parts never overlap, and few labels are few."""
+"""Which labelled images train, validate and test: splits never overlap, and few-shot choices are few."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mocokit.data.sampler import generator
 from mocokit.errors import UserError
-from mocokit.evaluation.splits import held_out, split_labelled, stratified_folds
+from mocokit.evaluation.splits import split_labelled, stratified_folds, stratified_holdout
 
 
 class Images:
@@ -46,7 +46,7 @@ def test_own_splits_are_used():
     found = split_labelled(data, seed=0)
     assert [counts(part) for part in (found.train, found.val, found.test)] == [[20] * 3, [1] * 3, [0, 1, 1]]
     assert found.test.images is data.splits["test"]
-    assert len(found.pool) == 60
+    assert len(found.train_val) == 60
 
 
 @pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("train", "test")])
@@ -59,7 +59,7 @@ def test_a_missing_split_is_a_fifth_of_each_class(splits):
     assert counts(found.train) == [remaining - remaining // 5] * 3
     together = ids(found.train, found.val, found.test)
     assert len(set(together)) == len(together) == 60 * len(splits)  # no overlap, nothing left out
-    assert sorted(ids(found.pool)) == sorted(ids(found.train, found.val))
+    assert sorted(ids(found.train_val)) == sorted(ids(found.train, found.val))
 
 
 def test_parts_are_a_function_of_the_seed():
@@ -79,7 +79,7 @@ def test_nothing_to_test_on_is_told():
 @given(labels=many_labels, seed=st.integers(0, 2**32))
 def test_held_out_is_a_fifth_of_each_class(labels, seed):
     labels = torch.tensor(labels)
-    out = held_out(labels, generator(seed, "test"))
+    out = stratified_holdout(labels, generator(seed, "test"))
     for value in labels.unique():
         n, k = int((labels == value).sum()), int(out[labels == value].sum())
         assert (k == 0) if n == 1 else (k >= 1 and abs(k - n / 5) <= max(0.5, 1 - n / 5))
@@ -105,7 +105,7 @@ def test_folds_are_stratified_and_leave_every_class_to_learn_from(labels, seed, 
 
 def test_held_out_images_are_random_in_their_class():
     labels = torch.zeros(10, dtype=torch.int64)
-    often = sum(held_out(labels, generator(seed, "test")).long() for seed in range(500))
+    often = sum(stratified_holdout(labels, generator(seed, "test")).long() for seed in range(500))
     assert ((often - 100).abs() < 40).all()  # two of ten, 500 times: 100 each, standard deviation 9
 
 
@@ -114,22 +114,22 @@ def test_held_out_images_are_random_in_their_class():
 )
 def test_few_labels_per_class(splits):
     found = split_labelled(store(**splits), seed=0)
-    few = [found.few(4, None, 0, repeat) for repeat in (0, 1, 0)]
+    few = [found.few_shot(4, None, 0, repeat) for repeat in (0, 1, 0)]
     assert [counts(part) for part in few] == [[4] * 3] * 3
     assert ids(few[0]) == ids(few[2]) != ids(few[1])
     assert not set(ids(*few)) & set(ids(found.test))
-    assert len(found.few(len(found.pool) // 3, None, 0, 0)) == len(found.pool)
+    assert len(found.few_shot(len(found.train_val) // 3, None, 0, 0)) == len(found.train_val)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.1, [1, 4]), (0.01, [1, 1]), (1.0, [10, 40])])
 def test_a_fraction_of_each_class(fraction, expected):
     found = split_labelled(store(classes=2, train=[0] * 10 + [1] * 40, test=[0, 1]), seed=0)
-    assert counts(found.few(None, fraction, 0, 0), 2) == expected
+    assert counts(found.few_shot(None, fraction, 0, 0), 2) == expected
 
 
 def test_more_labels_than_there_are_names_the_smallest_class():
     data = store(classes=4, train=[0] * 9 + [1] * 7 + [3] * 8, test=[0, 1])  # no image of the third class
     found = split_labelled(data, seed=0)
     with pytest.raises(UserError, match=r"--labels-per-class 8: class 'b' has 7 .* at most"):
-        found.few(8, None, 0, 0)
-    assert counts(found.few(7, None, 0, 0), 4) == [7, 7, 0, 7]
+        found.few_shot(8, None, 0, 0)
+    assert counts(found.few_shot(7, None, 0, 0), 4) == [7, 7, 0, 7]

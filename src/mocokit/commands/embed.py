@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mocokit.commands.environment import pick_device
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
-from mocokit.cores import limit_threads, usable_cores
 from mocokit.data.build import check_skipped
 from mocokit.data.decode import BadImage
 from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
@@ -38,7 +36,7 @@ from mocokit.deploy.features import (
 from mocokit.deploy.parts import Arrays, Parts
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import MANY
-from mocokit.memory import keep_freed_memory
+from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores
 from mocokit.model.encoder import Encoder
 from mocokit.options import fields_of, validate
 

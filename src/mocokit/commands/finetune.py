@@ -13,18 +13,18 @@ import yaml
 from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_lr
-from mocokit.commands.environment import versions
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
 from mocokit.deploy.encoder import encoder_file, save_encoder
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.classification import Classification, classify
 from mocokit.evaluation.features import extract
+from mocokit.evaluation.metrics import classification_metrics
 from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.files import write_json, write_text
+from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
 from mocokit.options import RECORDS, fields_of, flag, read_options, validate
 from mocokit.rundir import RunDirectory
@@ -199,7 +199,7 @@ class _Training:
         )
 
         def validate(encoder: Encoder) -> float:
-            return _classify(encoder, labelled.val, config.seed).top1
+            return float(_metrics(encoder, labelled.val, labelled.names)["top1"])
 
         try:
             with run.writing(), progress(self.protocol, in_logs=False) as report:
@@ -219,7 +219,7 @@ class _Training:
         epoch_images = task.per_epoch * task.batch_size
         return {
             "protocol": self.protocol,
-            "encoder": _classify(best, labelled.test, config.seed).as_dict(labelled.names)
+            "encoder": _metrics(best, labelled.test, labelled.names)
             | {
                 "val_top1": float(task.best_top1),
                 "epochs": len(rows),
@@ -266,9 +266,9 @@ def _fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _classify(encoder: Encoder, part: Subset, seed: int) -> Classification:
+def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str, Any]:
     features = extract(encoder, part.images, part.indices)
-    return classify(encoder.probabilities(features), part.labels, seed)
+    return classification_metrics(encoder.probabilities(features), part.labels, names)
 
 
 def _conclude(result: dict[str, Any], data: str) -> None:

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from mocokit.commands.environment import pick_device
 from mocokit.config import ImagesConfig
 from mocokit.console import progress, say
-from mocokit.cores import limit_threads
 from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
+from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 

@@ -10,20 +10,20 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
 from mocokit.config import KnnConfig
 from mocokit.console import say
-from mocokit.data.store import ImageSet
-from mocokit.evaluation.classification import bootstrap_interval
 from mocokit.evaluation.features import extract, pixels
 from mocokit.evaluation.knn import KnnEvaluator
+from mocokit.evaluation.metrics import wilson_interval
+from mocokit.evaluation.splits import Subset
 from mocokit.options import fields_of, validate
 
 
 def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
-    """Compare an encoder with what it has to beat, by weighted kNN on labelled images.
+    """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`; the training split is the bank, the test (or else the
-            validation) split asks; without either each image is left out of its own vote.
+        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
+            validation) split the queries; without either each training image is classified by the others.
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
@@ -36,21 +36,23 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
-    test = KnnEvaluator(inputs.store, config.k, config.temperature)
-    features: dict[str, Callable[[ImageSet, Tensor | None], Tensor]] = {
-        "encoder": lambda images, _: extract(inputs.encoder, images),
-        "random_init": lambda images, _: extract(inputs.random_init, images),
-        "pixels": lambda images, _: pixels(images, inputs.spec.image_size),
+    evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
+    features: dict[str, Callable[[Subset], Tensor]] = {
+        "encoder": lambda part: extract(inputs.encoder, part.images, part.indices),
+        "random_init": lambda part: extract(inputs.random_init, part.images, part.indices),
+        "pixels": lambda part: pixels(part.images, inputs.spec.image_size, part.indices),
     }
-    figures: dict[str, Any] = {}
-    for name, extracted in features.items():
-        begun = time.perf_counter()
-        accuracy = test.accuracy(extracted)
-        low, high = bootstrap_interval(accuracy.top1, test.asked, config.seed)
-        seconds = round(time.perf_counter() - begun, 2)
-        figures[name] = {**accuracy._asdict(), "ci95": [low, high], "wall_s": seconds}
-        say(
-            f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  "
-            f"top-5 {accuracy.top5:7.2%}"
-        )
+    figures = {name: _measure(name, evaluator, extracted) for name, extracted in features.items()}
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
+
+
+def _measure(name: str, evaluator: KnnEvaluator, features: Callable[[Subset], Tensor]) -> dict[str, Any]:
+    """Figures of one kind of features, also printed to stderr."""
+    started = time.perf_counter()
+    accuracy = evaluator.accuracy(features)
+    low, high = wilson_interval(accuracy.top1, evaluator.num_queries)
+    say(
+        f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}"
+    )
+    wall_s = round(time.perf_counter() - started, 2)
+    return {**accuracy._asdict(), "ci95": [low, high], "wall_s": wall_s}

@@ -19,8 +19,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mocokit.cores import usable_cores
 from mocokit.errors import Interrupted, UserError
+from mocokit.machine import usable_cores
 
 INTERRUPTED = 130  # exit code of a process that a signal stopped and that has saved its checkpoint
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -22,7 +22,7 @@ TIMED_IMAGES = 256  # of the bank and of the queries in an evaluation that is ti
 
 def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """All images."""
-    knn = KnnEvaluator(store, config.knn_k, config.knn_temperature) if store.label_names else None
+    knn = KnnEvaluator.from_store(store, config.knn_k, config.knn_temperature) if store.label_names else None
     return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
 
 

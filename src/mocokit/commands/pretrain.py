@@ -12,22 +12,21 @@ import torch
 from mocokit import distributed
 from mocokit.auto.defaults import Facts, check_shares, choose_image_size
 from mocokit.auto.trials import complete
-from mocokit.commands.environment import pick_device, versions
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
-from mocokit.cores import limit_threads, usable_cores
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.evaluator import Metrics, verdict
+from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
-from mocokit.memory import keep_freed_memory
+from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores, versions
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
 from mocokit.recipes import load_recipe
@@ -323,7 +322,7 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     random_init = evaluator.evaluate(untrained)
     loss = float([row for row in read_rows(run.metrics) if row["loss"]][-1]["loss"])
     over_chance = loss / task.chance_level
-    judgement = verdict(over_chance, encoder, random_init, evaluator.knn.asked if evaluator.knn else 0)
+    queries = evaluator.knn.num_queries if evaluator.knn else 0
     return {
         "run": str(run.path),
         "recipe": config.recipe,
@@ -331,7 +330,7 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": f"{judgement['state']}: {judgement['why']}",
+        "verdict": verdict(over_chance, encoder, random_init, queries),
         "knn": _knn(encoder, random_init),
         "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
     }

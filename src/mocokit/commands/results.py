@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mocokit.commands.environment import versions
+from mocokit.machine import versions
 from mocokit.rundir import RunDirectory
 
 

@@ -1,4 +1,4 @@
-"""``mocokit scorecard RUN DATA``: how good features are without labels, beside those of random initialisation."""
+"""``mocokit scorecard RUN DATA``: how good features are without labels, compared with the random initialisation."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from mocokit.console import say
 from mocokit.data.augment import AUGMENTATIONS, Augmentation, augmentations
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
-from mocokit.evaluation.scorecard import SCORES, Score
+from mocokit.evaluation.scorecard import SCORES
 from mocokit.options import fields_of, validate
 from mocokit.rundir import RunDirectory
 
-LEAST_IMAGES = 2  # to compare one image with another
+MIN_IMAGES = 2  # the scores compare images with each other
 
 
 def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
-            ``encoder.safetensors``, with the view set of MoCo v2.
+            ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
         data: images, as for `mocokit.pretrain`; the training split is scored.
         options: any other field of `mocokit.config.ScorecardConfig`.
 
@@ -36,20 +36,16 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = ScorecardConfig(**validate({"run": run, "data": data, **options}, fields_of(ScorecardConfig)))
-    views = _views_of(Path(run))
+    augmentation = _augmentations_of(Path(run))
     inputs = open_inputs(config)
     images = inputs.store.splits["train"]
-    if len(images) < LEAST_IMAGES:
-        raise UserError(f"{data}: one image can't be compared with others; name at least {LEAST_IMAGES}")
-    evaluator = Evaluator(images, views, config.seed, knn=None, scored=config.images)
-    encoder, random_init = (
-        evaluator.evaluate(inputs.encoder).scores,
-        evaluator.evaluate(inputs.random_init).scores,
-    )
+    if len(images) < MIN_IMAGES:
+        raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
+    evaluator = Evaluator(images, augmentation, config.seed, knn=None, score_images=config.images)
+    encoder = evaluator.evaluate(inputs.encoder).scores
+    random_init = evaluator.evaluate(inputs.random_init).scores
     meaning = {score.name: score.meaning(encoder[score.name], random_init[score.name]) for score in SCORES}
-    say(f"{'':22}{'encoder':>10}{'random init':>14}")
-    for score in SCORES:
-        _show(score, encoder[score.name], random_init[score.name], meaning[score.name])
+    _show(encoder, random_init, meaning)
     figures = {
         "scorecard": {"encoder": encoder, "random_init": random_init},
         "meaning": meaning,
@@ -58,13 +54,17 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _views_of(run: Path) -> tuple[Augmentation, Augmentation]:
-    """How the run made its views; those of MoCo v2 where that is not known."""
+def _augmentations_of(run: Path) -> tuple[Augmentation, Augmentation]:
+    """The augmentations the run was trained with; those of MoCo v2 for an encoder file."""
     directory = RunDirectory(run)
     return augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
 
 
-def _show(score: Score, value: float, before: float, meaning: str) -> None:
-    say(f"{score.name:22}{value:10.3f}{before:14.3f}   {score.better} is better, {score.range}")
-    say(f"    {score.definition} ({score.source})")
-    say(f"    here: {meaning}")
+def _show(encoder: dict[str, float], random_init: dict[str, float], meaning: dict[str, str]) -> None:
+    """The scores as a table on stderr."""
+    say(f"{'':22}{'encoder':>10}{'random init':>14}")
+    for score in SCORES:
+        value, before = encoder[score.name], random_init[score.name]
+        say(f"{score.name:22}{value:10.3f}{before:14.3f}   {score.better} is better, {score.range}")
+        say(f"    {score.definition} ({score.source})")
+        say(f"    here: {meaning[score.name]}")

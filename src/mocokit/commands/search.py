@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mocokit.commands.environment import pick_device
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import progress, say
@@ -21,6 +20,7 @@ from mocokit.deploy.index import Duplicates, Neighbour, duplicates, search_faiss
 from mocokit.deploy.index import search as search_exact
 from mocokit.errors import UserError
 from mocokit.files import replacing
+from mocokit.machine import pick_device
 from mocokit.model.encoder import EncoderSpec
 from mocokit.options import fields_of, validate
 

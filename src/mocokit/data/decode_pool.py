@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mocokit.cores import usable_cores
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
 from mocokit.data.image_index import Source
 from mocokit.data.pixels import convert, convertible, stored_side
+from mocokit.machine import usable_cores
 
 
 class ImageFile(NamedTuple):

@@ -1,8 +1,6 @@
-"""One measurement of an encoder on a data set: kNN where there are labels, label-free scores always."""
+"""The evaluation of an encoder on a data set: label-free scores always, kNN accuracy where there are labels."""
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +10,10 @@ from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
-from mocokit.evaluation.scorecard import COLLAPSED, SCORES, Views
+from mocokit.evaluation.scorecard import SCORES, Views
 from mocokit.model.encoder import Encoder, evaluating
 
-SCORE_IMAGES = 1000  # two-view scores use this many images at most: retrieval depends on the number
+SCORE_IMAGES = 1000  # fixed, because two-view retrieval depends on the number of images
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A fixed measurement of encoders: the same images and the same views each time it is taken.
+    """Evaluates every encoder on the same images and the same augmented views.
 
-    ``images`` are the training split, of which at most ``scored`` are used for the scores; ``knn`` is None
+    ``images`` are the training split, of which at most ``score_images`` are used for the scores; ``knn`` is None
     without labels.
     """
 
@@ -43,61 +41,39 @@ class Evaluator:
     augmentations: tuple[Augmentation, Augmentation]
     seed: int
     knn: KnnEvaluator | None
-    scored: int = SCORE_IMAGES
+    score_images: int = SCORE_IMAGES
 
-    def sample(self, votes: int, asks: int) -> "Evaluator":
-        """The same evaluator with a kNN test on at most that many images."""
-        return replace(self, knn=self.knn and self.knn.sample(votes, asks, self.seed))
+    def sample(self, bank: int, queries: int) -> "Evaluator":
+        """The same evaluator with at most that many images in the bank and the queries of kNN."""
+        return replace(self, knn=self.knn and self.knn.sample(bank, queries, self.seed))
 
     @property
     def images_read(self) -> int:
-        """How many times an image goes through the encoder when the evaluator is taken."""
-        return 3 * min(self.scored, len(self.images)) + (self.knn.images_read if self.knn else 0)
+        """How many images one evaluation encodes."""
+        return 3 * min(self.score_images, len(self.images)) + (self.knn.images_read if self.knn else 0)
 
     def evaluate(self, encoder: Encoder) -> Metrics:
-        """Measure ``encoder``; it is left as it was."""
-        rows = random_subset(len(self.images), self.scored, self.seed)
-        plain = extract(encoder, self.images, rows)
-        views = Views(plain, self._view(encoder, rows, 0), self._view(encoder, rows, 1))
+        """Evaluate ``encoder``; it is left as it was."""
+        indices = random_subset(len(self.images), self.score_images, self.seed)
+        views = Views(
+            extract(encoder, self.images, indices),
+            self._augmented(encoder, indices, 0),
+            self._augmented(encoder, indices, 1),
+        )
         scores = {score.name: score.measure(views) for score in SCORES}
         if self.knn is None:
             return Metrics(None, scores)
-        return Metrics(self.knn.accuracy(lambda images, rows: extract(encoder, images, rows)), scores)
+        return Metrics(self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)), scores)
 
     @torch.inference_mode()
-    def _view(self, encoder: Encoder, rows: Tensor, which: int) -> Tensor:
-        """Features of one augmented view of the scored images."""
-        spec, draw = encoder.spec, generator(self.seed, f"evaluator view {which + 1}")
+    def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:
+        """Features [N, D] of one augmented view of the images at ``indices``."""
+        spec, draw = encoder.spec, generator(self.seed, f"exam view {view + 1}")
         parts = []
         with evaluating(encoder):
-            for batch in rows.split(BATCH):
-                pixels, sizes = rows_of(self.images, batch, encoder.device)
-                params = sample_params(self.augmentations[which], sizes, spec.channels, draw)
-                view = augment(pixels, params, spec.image_size, spec.mean, spec.std)
-                parts.append(encoder.backbone(view).float().cpu())
+            for batch in indices.split(BATCH):
+                images, sizes = rows_of(self.images, batch, encoder.device)
+                params = sample_params(self.augmentations[view], sizes, spec.channels, draw)
+                x = augment(images, params, spec.image_size, spec.mean, spec.std)
+                parts.append(encoder.backbone(x).float().cpu())
         return torch.cat(parts)
-
-
-def verdict(
-    loss_over_chance: float, encoder: Metrics, random_init: Metrics, asked: int = 0
-) -> dict[str, Any]:
-    """A plain judgement of a finished run: ``state`` is learning, not learning or collapsed; ``why`` a sentence.
-
-    Of ``asked`` kNN queries, a gain within two standard errors (at most 1 / sqrt(asked)) is no gain.
-    """
-    rank, retrieved = encoder.scores["rankme"], encoder.scores["retrieval"]
-    if rank < COLLAPSED:
-        state, why = "collapsed", f"features have an effective rank of {rank:.1f}"
-    elif encoder.knn is not None and random_init.knn is not None:
-        gain = 100 * (encoder.knn.top1 - random_init.knn.top1)
-        noise = 100 / math.sqrt(max(1, asked))
-        state = "learning" if gain > noise else "not learning"
-        why = f"kNN top-1 {100 * encoder.knn.top1:.1f} %, {gain:+.1f} points from random initialisation"
-        if 0 < gain <= noise:
-            why += f", within the noise of {asked} queries"
-    else:
-        before = random_init.scores["retrieval"]
-        better = retrieved > before or before == 1
-        state = "learning" if better and loss_over_chance < 1 else "not learning"
-        why = f"two-view retrieval {100 * retrieved:.1f} %, {100 * before:.1f} % at random initialisation"
-    return {"state": state, "why": f"{why}; loss at {100 * loss_over_chance:.0f} % of chance level"}

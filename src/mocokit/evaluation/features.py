@@ -1,4 +1,4 @@
-"""Features of stored images, and the raw pixels they are compared with."""
+"""Features of stored images, and raw pixels as the features to compare them with."""
 
 import torch
 from torch import Tensor
@@ -18,24 +18,25 @@ def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -
     if len(indices) >= MANY:
         encoder = encoder.for_evaluation()
     with evaluating(encoder):
-        parts = [encoder(*rows_of(images, rows, encoder.device)).cpu() for rows in indices.split(BATCH)]
-    return torch.cat(parts)
+        return torch.cat(
+            [encoder(*rows_of(images, batch, encoder.device)).cpu() for batch in indices.split(BATCH)]
+        )
 
 
 def pixels(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:
-    """The images themselves as features: [N, C * size * size] float32, resized, each channel zero-centered
-    by its mid-gray."""
+    """The resized images themselves as features: [N, C * size * size] float32 from -1 to 1, mid-gray is 0."""
     indices = torch.arange(len(images)) if indices is None else indices
-    flat = [0.5] * images.channels, [0.5] * images.channels
+    mean = std = [0.5] * images.channels
+    cpu = torch.device("cpu")
     return torch.cat(
         [
-            center_view(*rows_of(images, rows, torch.device("cpu")), size, *flat).flatten(1)
-            for rows in indices.split(BATCH)
+            center_view(*rows_of(images, batch, cpu), size, mean, std).flatten(1)
+            for batch in indices.split(BATCH)
         ]
     )
 
 
-def rows_of(images: ImageSet, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What an encoder takes in: pixels [B, C, H, W] uint8 on ``device`` and true sizes [B, 2] on the CPU."""
-    index = rows.numpy()
-    return torch.from_numpy(images.batch(index)).to(device), torch.from_numpy(images.sizes[index])
+def rows_of(images: ImageSet, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The input of an encoder: pixels [B, C, H, W] uint8 on ``device`` and true sizes [B, 2] on the CPU."""
+    positions = indices.numpy()
+    return torch.from_numpy(images.batch(positions)).to(device), torch.from_numpy(images.sizes[positions])

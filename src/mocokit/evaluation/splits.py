@@ -1,6 +1,6 @@
 """Which labelled images train, validate and test: the same for the linear probe and for fine-tuning.
 
-Whatever is chosen by accuracy, a strength or an epoch, is chosen on the validation part and never on the test part.
+Whatever is chosen by accuracy (a penalty, an epoch) is chosen on the validation split, never on the test split.
 """
 
 from dataclasses import dataclass
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mocokit.data.sampler import generator
+from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
-from mocokit.evaluation.knn import labels_of
 
-HELD_OUT = 0.2  # of each class, where the data has no split of its own
+HOLDOUT = 0.2  # of each class, where the data has no split of its own
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,32 @@ class Subset:
     images: ImageSet
     indices: Tensor
 
+    @classmethod
+    def all(cls, images: ImageSet) -> "Subset":
+        """All of ``images``."""
+        return cls(images, torch.arange(len(images)))
+
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def labels(self) -> Tensor:
         """[N] int64."""
-        return labels_of(self.images, self.indices)
+        assert self.images.labels is not None
+        return torch.from_numpy(self.images.labels)[self.indices]
 
-    def where(self, chosen: Tensor) -> "Subset":
-        """The images where ``chosen`` [N] is true."""
-        return Subset(self.images, self.indices[chosen])
+    def where(self, mask: Tensor) -> "Subset":
+        """The images where ``mask`` [N] is true."""
+        return Subset(self.images, self.indices[mask])
+
+    def sample(self, most: int, seed: int) -> "Subset":
+        """A seeded random choice of at most ``most`` images."""
+        return Subset(self.images, self.indices[random_subset(len(self), most, seed)])
 
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Three parts without common images, and the names of the classes; ``val`` is empty if no class has two images."""
+    """Three subsets without common images and the class names; ``val`` is empty if no class has two images."""
 
     train: Subset
     val: Subset
@@ -46,22 +55,22 @@ class LabelledSplits:
     names: tuple[str, ...]
 
     @property
-    def pool(self) -> Subset:
-        """Every image of the training split that is not in the test part."""
+    def train_val(self) -> Subset:
+        """All images of the data's training split that are not in ``test``."""
         if self.val.images is not self.train.images:
             return self.train
         return Subset(self.train.images, torch.cat([self.train.indices, self.val.indices]).sort().values)
 
-    def few(self, per_class: int | None, fraction: float | None, seed: int, repeat: int) -> Subset:
-        """The random choice number ``repeat`` from the `pool`: ``per_class`` images, or a ``fraction``, of each class.
+    def few_shot(self, per_class: int | None, fraction: float | None, seed: int, repeat: int) -> Subset:
+        """Random choice number ``repeat`` from `train_val`: ``per_class`` images, or a ``fraction``, of each class.
 
-        A fraction is rounded in each class, to one image at least. Nothing else may be learned from or chosen by:
-        labels that few are meant to be all there are.
+        A fraction is rounded in each class, to at least one image. Validate within these images only: in a few-shot
+        setting there are no other labels.
 
         Raises:
             UserError: a class has fewer images than ``per_class``.
         """
-        labels = self.pool.labels
+        labels = self.train_val.labels
         counts = labels.bincount(minlength=len(self.names))
         if fraction is not None:
             wanted = (fraction * counts).round().clamp(min=1)
@@ -70,19 +79,20 @@ class LabelledSplits:
             smallest = int(counts.masked_fill(counts == 0, len(labels) + 1).argmin())
             if per_class > counts[smallest]:
                 raise UserError(
-                    f"--labels-per-class {per_class}: class {self.names[smallest]!r} has {counts[smallest]} labelled "
-                    f"training images; ask for {counts[smallest]} at most"
+                    f"--labels-per-class {per_class}: class {self.names[smallest]!r} has {counts[smallest]} "
+                    f"labelled training images; give {counts[smallest]} at most"
                 )
             wanted = torch.full_like(counts, per_class)
-        return self.pool.where(_rank_in_class(labels, generator(seed, "few labels", repeat)) < wanted[labels])
+        rank = _random_rank_in_class(labels, generator(seed, "few labels", repeat))
+        return self.train_val.where(rank < wanted[labels])
 
 
 def split_labelled(store: Store, seed: int) -> LabelledSplits:
-    """Divide labelled images.
+    """Divide labelled images into training, validation and test images.
 
-    The test part is the store's test split, else its validation split, else a fifth of each training class. The
-    validation part is the store's validation split if that is not the test part, else a fifth of what remains of
-    each training class.
+    Test images are the data's test split, else its validation split, else a fifth of each training class. Validation
+    images are the data's validation split if that is not used for testing, else a fifth of what remains of each
+    training class.
 
     Args:
         store: with labels.
@@ -92,47 +102,47 @@ def split_labelled(store: Store, seed: int) -> LabelledSplits:
         UserError: there is nothing to test on.
     """
     assert store.label_names is not None
-    own = {name: Subset(images, torch.arange(len(images))) for name, images in store.splits.items()}
-    train, val, test = own["train"], own.get("val"), own.get("test")
+    given = {name: Subset.all(images) for name, images in store.splits.items()}
+    train, val, test = given["train"], given.get("val"), given.get("test")
     if test is None:
         test, val = val, None
     if test is None:
-        test, train = _divide(train, generator(seed, "test part"))
+        test, train = _hold_out(train, generator(seed, "test part"))
     if val is None:
-        val, train = _divide(train, generator(seed, "validation part"))
+        val, train = _hold_out(train, generator(seed, "validation part"))
     if not len(test):
         raise UserError(
-            f"{store.name}: no class has two images, so that there is none to test on; add a test folder, or images"
+            f"{store.name}: no class has two images, so there are no test images; add a folder named test"
         )
     return LabelledSplits(train, val, test, store.label_names)
 
 
-def held_out(labels: Tensor, draw: torch.Generator) -> Tensor:
+def stratified_holdout(labels: Tensor, draw: torch.Generator) -> Tensor:
     """A random fifth of each class, rounded, at least one image of every class that has two: [N] bool."""
     counts = labels.bincount()
-    wanted = (HELD_OUT * counts).round().clamp(min=1) * (counts > 1)
-    return _rank_in_class(labels, draw) < wanted[labels]
+    wanted = (HOLDOUT * counts).round().clamp(min=1) * (counts > 1)
+    return _random_rank_in_class(labels, draw) < wanted[labels]
 
 
 def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[Tensor]:
-    """Random disjoint validation folds, [N] bool each, every class spread evenly over them.
+    """Random disjoint validation folds, [N] bool each, with every class spread evenly over them.
 
-    Every fold leaves images of each class to learn from. There are as many folds as the largest class has images,
-    at most ``most``, and none if no class has two. The single image of a class is in no fold.
+    Outside of a fold every class has images to train on. There are as many folds as the largest class has images,
+    at most ``most``, and none if no class has two. The only image of a class is in no fold.
     """
     counts = labels.bincount()
     folds = min(most, int(counts.max()))
-    fold = (_rank_in_class(labels, draw) + labels) % folds  # classes start at different folds
+    fold = (_random_rank_in_class(labels, draw) + labels) % folds  # classes start at different folds
     return [(fold == f) & (counts[labels] > 1) for f in range(folds)] if folds > 1 else []
 
 
-def _divide(part: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
+def _hold_out(subset: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
     """A fifth of each class, and the rest."""
-    out = held_out(part.labels, draw)
-    return part.where(out), part.where(~out)
+    mask = stratified_holdout(subset.labels, draw)
+    return subset.where(mask), subset.where(~mask)
 
 
-def _rank_in_class(labels: Tensor, draw: torch.Generator) -> Tensor:
+def _random_rank_in_class(labels: Tensor, draw: torch.Generator) -> Tensor:
     """The place, from 0, of each image in a random order of its class: [N] int64."""
     shuffled = torch.randperm(len(labels), generator=draw)
     grouped = shuffled[labels[shuffled].argsort(stable=True)]

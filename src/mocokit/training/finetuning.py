@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit.config import FinetuneConfig
-from mocokit.cores import usable_cores
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.data.dataset import Batch
 from mocokit.data.loader import create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
+from mocokit.machine import usable_cores
 from mocokit.model.encoder import Encoder
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed

@@ -1,0 +1,65 @@
+"""The evaluation of an encoder: repeatable, on a fixed sample, with kNN only where there are labels."""
+
+import pytest
+import torch
+
+import mocokit
+from mocokit.data.augment import AUGMENTATIONS
+from mocokit.data.store import open_store
+from mocokit.evaluation.evaluator import Evaluator, Metrics
+from mocokit.evaluation.features import extract
+from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_accuracy
+from mocokit.evaluation.scorecard import SCORES
+from tests.runs import TinyRun
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_run: TinyRun):
+    return mocokit.load(tiny_run.path)
+
+
+@pytest.fixture(scope="module")
+def store(tiny_run: TinyRun):
+    return open_store(str(tiny_run.data), image_size=8, image_size_cap=8)
+
+
+def evaluator(store, seed=0, score_images=20, labels=True):
+    knn = KnnEvaluator.from_store(store, k=5, temperature=0.1) if labels else None
+    return Evaluator(store.splits["train"], AUGMENTATIONS["v2"], seed, knn, score_images)
+
+
+def test_the_same_encoder_has_the_same_metrics(encoder, store):
+    first = evaluator(store).evaluate(encoder)
+    torch.manual_seed(99)
+    assert evaluator(store).evaluate(encoder.train()) == first
+    assert encoder.training  # left as it was
+    other = evaluator(store, seed=1).evaluate(encoder)
+    assert other.knn == first.knn
+    assert other.scores != first.scores
+
+
+def test_knn_is_that_of_the_extracted_features(encoder, store):
+    train, test = store.splits["train"], store.splits["test"]
+    bank, queries = extract(encoder, train), extract(encoder, test)
+    labels = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
+    expected = knn_accuracy(bank, labels[0], queries, labels[1], k=5)
+    assert evaluator(store).evaluate(encoder).knn == expected
+
+
+def test_a_sample_is_a_part_of_the_images(encoder, store):
+    few = evaluator(store).sample(bank=10, queries=7)
+    assert (len(few.knn.bank), few.knn.num_queries) == (10, 7)
+    assert few.images_read == 3 * 20 + 17
+    whole = evaluator(store).sample(10**6, 10**6)
+    assert whole.evaluate(encoder) == evaluator(store).evaluate(encoder)
+
+
+def test_rows_are_flat(encoder, store):
+    metrics = evaluator(store, labels=False).evaluate(encoder)
+    assert metrics.knn is None
+    assert list(metrics.row()) == [score.name for score in SCORES]
+    assert Metrics(Accuracy(0.5, 1.0), {"rankme": 3.0}).row() == {
+        "knn_top1": 0.5,
+        "knn_top5": 1.0,
+        "rankme": 3.0,
+    }

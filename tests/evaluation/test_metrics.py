@@ -1,0 +1,129 @@
+"""Classification metrics against scikit-learn, and intervals against closed forms and their coverage."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics
+
+from mocokit.evaluation.metrics import (
+    MAX_CONFUSION_CLASSES,
+    classification_metrics,
+    t_interval,
+    wilson_interval,
+)
+
+
+def problem(seed: int, images: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores without ties that are often right, and labels of which some classes may have none."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, draw.integers(1, classes + 1), images)
+    scores = draw.normal(size=(images, classes)) + 1.5 * np.eye(classes)[labels]
+    return torch.from_numpy(scores), torch.from_numpy(labels)
+
+
+def names(classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(classes)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32), images=st.integers(1, 60), classes=st.integers(2, 12))
+@pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn on classes without images
+def test_equals_scikit_learn(seed, images, classes):
+    scores, labels = problem(seed, images, classes)
+    found = classification_metrics(scores, labels, names(classes))
+    predicted, everyone = scores.argmax(dim=1), range(classes)
+    assert found["top1"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert found["balanced"] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    if classes > 5:
+        top5 = metrics.top_k_accuracy_score(labels, scores, k=5, labels=everyone)
+        assert found["top5"] == pytest.approx(top5)
+    else:
+        assert found["top5"] == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), images=st.integers(1, 60), classes=st.integers(2, 12))
+def test_figures_of_classes_are_counts(seed, images, classes):
+    scores, labels = problem(seed, images, classes)
+    found = classification_metrics(scores, labels, names(classes))
+    predicted = scores.argmax(dim=1)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    for true, guess in zip(labels, predicted, strict=True):
+        counts[true, guess] += 1
+    assert found["confusion"] == counts.tolist()
+    right, true, guessed = counts.diagonal().tolist(), counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
+    for i, figures in enumerate(found["per_class"].values()):
+        assert figures["images"] == true[i]
+        assert figures["recall"] == (pytest.approx(right[i] / true[i]) if true[i] else None)
+        assert figures["precision"] == (pytest.approx(right[i] / guessed[i]) if guessed[i] else None)
+
+
+def test_a_class_that_is_never_scored_is_never_predicted():
+    scores = torch.full((3, 7), -torch.inf)
+    scores[:, :2] = torch.tensor([2.0, 1.0])
+    found = classification_metrics(scores, torch.tensor([0, 1, 6]), names(7))
+    assert (found["top1"], found["top5"]) == pytest.approx((1 / 3, 2 / 3))
+
+
+def test_of_equal_scores_the_first_class_is_predicted():
+    found = classification_metrics(torch.zeros(7, 7), torch.arange(7), names(7))
+    assert (found["top1"], found["top5"]) == pytest.approx((1 / 7, 5 / 7))
+    assert [row[0] for row in found["confusion"]] == [1] * 7
+
+
+def test_json_is_whole_and_strict():
+    scores, labels = torch.eye(3)[[0, 0, 1]], torch.tensor([0, 1, 1])
+    value = classification_metrics(scores, labels, ("a", "b", "c"))
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+    assert value["per_class"] == {
+        "a": {"precision": 0.5, "recall": 1.0, "images": 1},
+        "b": {"precision": 1.0, "recall": 0.5, "images": 2},
+        "c": {"precision": None, "recall": None, "images": 0},
+    }
+    assert value["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+
+
+def test_thousands_of_classes():
+    classes = 5000
+    value = classification_metrics(torch.eye(classes), torch.arange(classes), names(classes))
+    assert value["top1"] == value["balanced"] == 1
+    assert (value["confusion"], len(value["per_class"])) == (None, classes)
+    assert classes > MAX_CONFUSION_CLASSES
+
+
+@pytest.mark.parametrize(("accuracy", "images"), [(0.45, 1000), (0.9, 300), (0.1, 100), (0.98, 60)])
+def test_interval_covers_the_truth_as_often_as_it_says(accuracy, images):
+    """Exactly, over all counts of right images: Wilson's intervals cover 95 % on average."""
+    counts = np.arange(images + 1)
+    intervals = [wilson_interval(count / images, images) for count in counts]
+    covered = [low <= accuracy <= high for low, high in intervals]
+    probability = stats.binom.pmf(counts, images, accuracy)
+    assert 0.92 < probability[covered].sum() < 0.99
+
+
+@settings(deadline=None, max_examples=30)
+@given(images=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_interval_is_wilsons_formula(images, share):
+    p, z = round(share * images) / images, stats.norm.ppf(0.975)
+    centre = (p + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * np.sqrt(p * (1 - p) / images + z**2 / (4 * images**2))
+    assert wilson_interval(p, images) == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_interval_at_the_ends_is_not_a_point():
+    z = stats.norm.ppf(0.975) ** 2
+    assert wilson_interval(0.0, 200) == pytest.approx((0, z / (200 + z)))
+    assert wilson_interval(1.0, 200) == pytest.approx((200 / (200 + z), 1))
+
+
+def test_t_interval_is_scipys_clipped():
+    values = [0.7, 0.8, 0.75]
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert t_interval(values) == pytest.approx(expected)
+    assert t_interval([0.99, 1.0])[1] == 1
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5)
