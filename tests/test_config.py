@@ -5,9 +5,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.config import FIELDS
 from mocokit.errors import UserError
-from mocokit.options import load_config, merge, parse_duration, validate
+from mocokit.options import load_config, merge, validate
 from mocokit.resolve import Facts, differences, dump, load_recipe, parse, recipe_names, resolve
 
 
@@ -125,40 +125,6 @@ def test_momentum_and_blur_are_the_same_throughout_unless_said():
     assert (config.momentum_end, config.blur_p2, config.solarize_p2) == (0.97, 0.3, 0.0)
 
 
-def test_all_mistakes_are_told_together():
-    with pytest.raises(UserError) as caught:
-        validate(
-            {"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")}, FIELDS
-        )
-    text = str(caught.value)
-    for part in (
-        "--epochs: 0 is too small",
-        "--lr: expected a number",
-        "did you mean 'batch_size'",
-        "--head: 'big'",
-    ):
-        assert part in text
-    assert "--temperature" in text
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)]
-)
-def test_durations(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
-def test_bad_durations(text):
-    with pytest.raises(UserError, match="time-budget"):
-        validate({"time_budget": text}, FIELDS)
-
-
-def test_auto_means_leave_it_to_mocokit():
-    assert validate({"device": "auto", "precision": "auto", "recipe": "auto"}, FIELDS) == {"recipe": "auto"}
-
-
 @given(any_facts)
 def test_config_yaml_round_trips(f):
     resolved = resolve({"data": "x", "seed": 3}, f)
@@ -174,11 +140,6 @@ def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
     assert again.config == resolved.config
     shorter = resolve(merge({"epochs": 2}, load_config(str(path), FIELDS)), facts())
     assert (shorter.config.epochs, shorter.config.steps) == (2, 2 * (5000 // again.config.batch_size))
-
-
-def test_lengths_exclude_each_other():
-    with pytest.raises(UserError, match="--time-budget and --epochs exclude each other"):
-        merge({"epochs": 1, "time_budget": "1m"}, {})
 
 
 def test_differences_name_the_option_and_both_values():
@@ -203,10 +164,6 @@ def test_damaged_configurations_are_one_clear_line(text, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match="--config"):
         load_config(str(path), FIELDS)
-
-
-def test_options_have_help():
-    assert all(f.metadata["help"] for f in dataclasses.fields(PretrainConfig))
 
 
 def test_a_configuration_of_another_version_is_refused():

@@ -133,7 +133,7 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
     for f in FIELDS.values():
-        if f.default is not dataclasses.MISSING:
+        if f.has_default:
             default(f.name, f.default, "default")
     config = PretrainConfig(**values)
     if config.batch_size > facts.images:
@@ -148,7 +148,7 @@ def resolve(given: Mapping[str, Any], facts: Facts) -> Resolved:
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
         raise UserError(
-            "--cuda-graphs true: needs --compile true, --device cuda and a single process; give --cuda-graphs false"
+            "--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs"
         )
     check_shares(config, facts.processes)
     return Resolved(config, reasons)
@@ -302,7 +302,7 @@ def parse(text: str, origin: str) -> Resolved:
 def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
     """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
     config = dataclasses.asdict(saved.config)
-    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
+    names = [n for n in FIELDS if FIELDS[n].identity]
     changed = [
         f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
     ]

@@ -236,7 +236,7 @@ def test_only_a_training_is_ever_replaced(tiny_run: TinyRun, run, tmp_path, over
 
 
 def test_damage_is_one_line(tiny_run: TinyRun, run, capfd):
-    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS, "--baseline=false"]
+    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS, "--no-baseline"]
     assert main(arguments) == 0
     for name, content in (
         ("finetune.yaml", b"lr: [1"),
@@ -286,7 +286,7 @@ def test_interrupted_says_how_to_go_on(tiny_run: TinyRun, run, capfd, monkeypatc
 
 
 def test_killed_and_resumed_ends_bit_identical(tiny_run: TinyRun, run, tmp_path):
-    options = ["--epochs=8", "--batch-size=16", "--device=cpu", "--baseline=false", "--patience=0"]
+    options = ["--epochs=8", "--batch-size=16", "--device=cpu", "--no-baseline", "--patience=0"]
     arguments = ["finetune", str(run), str(tiny_run.data), "--out", str(tmp_path / "killed"), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL, env=environment)

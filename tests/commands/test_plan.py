@@ -143,7 +143,7 @@ def test_cuda_graphs_where_there_can_be_none(tmp_path: Path, monkeypatch: pytest
     data = str(tiny_data(tmp_path))
     store = open_store(data, image_size=8, image_size_cap=8, workers=0)
     options = validate({"data": data, **TINY, "compile": True, "cuda_graphs": True}, FIELDS)
-    with pytest.raises(UserError, match=r"--cuda-graphs true: needs .*--device cuda"):
+    with pytest.raises(UserError, match=r"--cuda-graphs needs .*--device cuda"):
         make_plan(options, store, store.splits["train"], time.perf_counter())
 
 

@@ -26,7 +26,7 @@ from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.files import write_json, write_text
 from mocokit.model.encoder import Encoder
-from mocokit.options import RECORDS, fields_of, flag, read_options, validate
+from mocokit.options import RECORDS, documented, fields_of, flag, read_options, validate
 from mocokit.rundir import RunDirectory
 from mocokit.training.finetune import Finetuning, attach_classifier, train_classifier
 from mocokit.training.monitor import Row, read_metrics
@@ -40,6 +40,7 @@ MOST_LR = {True: 4e-3, False: 1e-3}  # with batch norm, whose weights have no sc
 FREE = {"run", "data", "max_skipped", "out", "baseline"}
 
 
+@documented(FinetuneConfig)
 def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Train all weights of an encoder and a linear classifier on labelled images.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mocokit.commands.environment import pick_device
-from mocokit.config import ImagesConfig
+from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.cores import limit_threads
 from mocokit.data.store import Store, open_store
@@ -22,7 +22,7 @@ class Inputs:
     spec: EncoderSpec
     seed: int
     store: Store
-    device: str
+    device: DeviceName
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -14,9 +14,10 @@ from mocokit.data.store import ImageSet
 from mocokit.evaluation.classification import bootstrap_interval
 from mocokit.evaluation.features import extract, pixels
 from mocokit.evaluation.knn import KnnEvaluator
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 
 
+@documented(KnnConfig)
 def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Compare an encoder with what it has to beat, by weighted kNN on labelled images.
 

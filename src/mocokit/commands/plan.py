@@ -11,7 +11,7 @@ import torch
 
 from mocokit import distributed
 from mocokit.commands.environment import pick_device
-from mocokit.config import PretrainConfig
+from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.cores import usable_cores
 from mocokit.data.augment import augmentations, view_sizes
@@ -96,7 +96,7 @@ def _fit_precision(resolved: Resolved, store: Store, images: Images) -> Resolved
     if config.time_budget is None and config.steps < PRECISION_STEPS:
         return resolved
 
-    def step(images_a_step: int, precision: str, seconds: float) -> float:
+    def step(images_a_step: int, precision: Precision, seconds: float) -> float:
         trial = dataclasses.replace(config, precision=precision, batch_size=images_a_step)
         return distributed.broadcast_object(seconds_per_step(trial, spec, images, seconds))
 

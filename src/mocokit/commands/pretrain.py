@@ -24,7 +24,7 @@ from mocokit.evaluation.evaluator import Metrics, verdict
 from mocokit.files import write_json, write_text
 from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
-from mocokit.options import merge, validate
+from mocokit.options import documented, merge, validate
 from mocokit.resolve import Resolved, check_shares, differences, dump, load_recipe, run_name
 from mocokit.rundir import RunDirectory
 from mocokit.training.fit import fit
@@ -35,6 +35,7 @@ CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the d
 IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
 
 
+@documented(PretrainConfig)
 def pretrain(
     data: str, *, overwrite: bool = False, started: float | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -85,9 +86,7 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
         return finished if first else {}
     resolved = saved or distributed.broadcast_object(make_plan(given, store, images, started))
     # What does not change the result may differ from the run that is resumed.
-    config = replace(
-        resolved.config, **{n: v for n, v in given.items() if not FIELDS[n].metadata["identity"]}
-    )
+    config = replace(resolved.config, **{n: v for n, v in given.items() if not FIELDS[n].identity})
     pick_device(config.device)
     check_shares(config, distributed.world_size())
     if not saved:

@@ -23,11 +23,12 @@ from mocokit.deploy.index import search as search_exact
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import EncoderSpec
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 
 TOLD_PAIRS = 20  # on stderr, at most
 
 
+@documented(SearchConfig)
 def search(
     features: str, queries: str | int | Sequence[str | int] = (), *, overwrite: bool = False, **options: Any
 ) -> dict[str, Any]:
