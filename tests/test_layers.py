@@ -21,7 +21,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"commands"},
-    {"cli", "estimator"},
+    {"cli", "estimator", "preview"},
     {"__main__", "__init__"},
 ]
 ROOT = Path(mocokit.__file__).parent

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import math
 import re
+import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -106,7 +107,10 @@ def documented(config: type) -> Callable[[Function], Function]:
         others = [option for name, option in fields_of(config).items() if name not in signature.parameters]
         parameters = [*own, *map(_parameter, others)]
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        lines = "\n".join(f"    {option.name}: {help_of(option)}." for option in others)
+        lines = "\n".join(
+            textwrap.fill(f"{o.name}: {help_of(o)}.", 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
+            for o in others
+        )
         documentation = inspect.getdoc(function) or ""
         function.__doc__ = re.sub(r"^ {4}options: .*(\n {5,}.*)*", lambda _: lines, documentation, flags=re.M)
         return function
