@@ -22,11 +22,8 @@ ROOT = Path(__file__).parent.parent
 def test_every_verbs_page_lists_every_option(verb):
     page = mkdocs_hooks.options(verb)
     for name, option in fields_of(VERBS[verb]).items():
-        row = next(
-            line
-            for line in page.splitlines()
-            if f"| `{name.upper() if option.positional else flag(name)}`" in line
-        )
+        shown = name.upper() if option.positional else flag(name)
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{shown}`"))
         assert option.help[1:] in row
         assert all(f"`{choice}`" in row for choice in option.choices)
     flags = [word for action in verb_parser(verb)._actions for word in action.option_strings]
