@@ -141,9 +141,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         return run(sys.argv[1:] if argv is None else argv, started)
-    except UserError as error:
-        print(f"mocokit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        print(f"mocokit: {str(stopped) or 'interrupted'}", file=sys.stderr)
-        return 130
+    except (UserError, Interrupted, KeyboardInterrupt) as error:
+        print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 130
