@@ -5,11 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from mocokit.training.monitor import read_metrics
+from mocokit.training.log import read_rows
 
 
 def main(run: str, out: str) -> None:
-    rows = read_metrics(Path(run) / "metrics.csv")
+    rows = read_rows(Path(run) / "metrics.csv")
     epochs = [float(row["step"]) / float(rows[-1]["step"]) * float(rows[-1]["epoch"]) for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     measured = [

@@ -24,10 +24,8 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--compile", action="store_true", help="as mocokit pretrain --compile true")
-    parser.add_argument(
-        "--cuda-graphs", action="store_true", help="as its --cuda-graphs true; needs --compile"
-    )
+    parser.add_argument("--compile", action="store_true", help="as mocokit pretrain --compile")
+    parser.add_argument("--cuda-graphs", action="store_true", help="as its --cuda-graphs; needs --compile")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     arguments = parser.parse_args()
     if arguments.cuda_graphs and not arguments.compile:

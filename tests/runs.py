@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,18 @@ TINY = {
     "device": "cpu",
     "workers": 0,
 }
-FLAGS = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in TINY.items()]
+
+
+def flags_of(options: Mapping[str, object]) -> list[str]:
+    """Options of the Python API as flags of the command line."""
+    words = {name: name.replace("_", "-") for name in options}
+    return [
+        f"--{'' if value else 'no-'}{words[name]}" if isinstance(value, bool) else f"--{words[name]}={value}"
+        for name, value in options.items()
+    ]
+
+
+FLAGS = flags_of(TINY)
 
 
 def tiny_data(folder: Path, **options: int) -> Path:

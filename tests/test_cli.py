@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mocokit.cli import VERBS, main
-from mocokit.options import flag
+from mocokit.cli import OVERWRITING, main
+from mocokit.config import VERBS
+from mocokit.options import fields_of, flag
 from tests.helpers import encode, noise, write_images
 from tests.runs import FLAGS, TinyRun, tiny_data
 
@@ -69,12 +70,13 @@ def test_help_names_and_explains_every_option(verb, capsys):
         main([verb, "--help"])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name, f in VERBS[verb].fields.items():
-        assert (name.upper() if name in VERBS[verb].positional else flag(name) + " ") in text
-        assert " ".join(f.metadata["help"].split()) in text
+    for name, option in fields_of(VERBS[verb]).items():
+        assert f" {name.upper() if option.positional else flag(name)}" in text
+        assert (f"--no-{flag(name)[2:]} " in text) == (option.kind is bool)
+        assert option.help in text
     for extra in ["--json", "--config", "--print_config"]:
         assert extra in text
-    assert ("--overwrite" in text) == VERBS[verb].overwrites
+    assert ("--overwrite" in text) == (verb in OVERWRITING)
 
 
 def test_help_lists_the_verbs(capsys):
@@ -101,7 +103,8 @@ def test_help_lists_the_verbs(capsys):
         (["pretrain", "DATA", "--epochs", "three"], ["--epochs", "'three'"]),
         (["pretrain", "DATA", "--epochs", "0", "--lr", "nan"], ["--epochs: 0 is too small", "--lr: expected"]),
         (["pretrain", "DATA", "--lr", "1e60"], ["--lr: 1e+60 is too large"]),
-        (["pretrain", "DATA", "--histograms", "maybe"], ["--histograms", "true or false"]),
+        (["pretrain", "DATA", "--histograms", "maybe"], ["unknown argument maybe"]),
+        (["pretrain", "DATA", "--histograms=false"], ["--histograms/--no-histograms: ignored", "'false'"]),
         (["pretrain", "DATA", "--device", "gpu"], ["'gpu' is not one of cpu, cuda, mps"]),
         (["pretrain", "DATA", "--time-budget", "soon"], ["'soon' is not a time", "90s"]),
         (["pretrain", "DATA", "--time-budget", "1m", "--epochs", "2"], ["exclude each other"]),

@@ -11,9 +11,10 @@ import mocokit
 
 LAYERS = [
     {"errors", "seeding"},
-    {"files", "console", "machine"},
+    {"files", "console"},
     {"options"},
     {"config"},
+    {"machine"},
     {"recipes", "resolved"},
     {"rundir"},
     {"auto"},
@@ -24,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"commands"},
-    {"cli", "estimator"},
+    {"cli", "estimator", "preview"},
     {"__main__", "__init__"},
 ]
 ROOT = Path(mocokit.__file__).parent

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.cli import VERBS, _spelled_out, build_parser
-from mocokit.resolve import load_recipe
+from mocokit.cli import parse
+from mocokit.config import VERBS
+from mocokit.recipes import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -18,7 +19,7 @@ COMMANDS = [line for line in LINES if line.startswith("mocokit ")]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_accepted(command):
-    arguments = build_parser().parse_args(_spelled_out(shlex.split(command)[1:]))
+    arguments = parse(shlex.split(command)[1:])
     if getattr(arguments, "recipe", None):
         load_recipe(arguments.recipe)
 

@@ -1,54 +1,36 @@
 """mocokit: learn image features without labels, and know how good they are."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mocokit.commands.embed import embed as embed
-    from mocokit.commands.export import export as export
-    from mocokit.commands.finetune import finetune as finetune
-    from mocokit.commands.knn import knn as knn
-    from mocokit.commands.pretrain import pretrain as pretrain
-    from mocokit.commands.probe import probe as probe
-    from mocokit.commands.scorecard import scorecard as scorecard
-    from mocokit.commands.search import search as search
-    from mocokit.deploy.encoder import load as load
-    from mocokit.errors import UserError as UserError
-    from mocokit.estimator import MoCoEncoder as MoCoEncoder
-    from mocokit.model.encoder import Encoder as Encoder
+__version__ = "0.2.0"
 
-_HOMES = {
+HOMES = {
     "Encoder": "mocokit.model.encoder",
     "MoCoEncoder": "mocokit.estimator",
     "UserError": "mocokit.errors",
+    "draw_views": "mocokit.preview",
     "embed": "mocokit.commands.embed",
     "export": "mocokit.commands.export",
     "finetune": "mocokit.commands.finetune",
     "knn": "mocokit.commands.knn",
     "load": "mocokit.deploy.encoder",
+    "open_images": "mocokit.preview",
     "pretrain": "mocokit.commands.pretrain",
     "probe": "mocokit.commands.probe",
+    "read_metrics": "mocokit.preview",
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
 }
-__all__ = [
-    "Encoder",
-    "MoCoEncoder",
-    "UserError",
-    "embed",
-    "export",
-    "finetune",
-    "knn",
-    "load",
-    "pretrain",
-    "probe",
-    "scorecard",
-    "search",
-]
+__all__ = [*HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when first used, so that ``import mocokit`` costs nothing."""
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'mocokit' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,78 +1,33 @@
 """``mocokit VERB ...``: flags to options, errors to exit codes. No logic, and nothing heavy imported for --help."""
 
 import argparse
-import dataclasses
 import difflib
 import importlib
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 import yaml
 
-from mocokit import config
+import mocokit
+from mocokit.config import VERBS
 from mocokit.errors import Interrupted, UserError
-from mocokit.options import Fields, fields_of, flag, kind_of, load_config, merge, validate
+from mocokit.options import Fields, Option, fields_of, flag, help_of, load_config, merge, validate
 
-
-@dataclass(frozen=True)
-class Verb:
-    """``module:function`` takes the options as keywords and returns the result object."""
-
-    call: str
-    options: type
-    positional: tuple[str, ...]
-    summary: str
-    overwrites: bool = False  # takes --overwrite
-    timed: bool = False  # takes the time the command began
-
-    @property
-    def fields(self) -> Fields:
-        """Its options by name."""
-        return fields_of(self.options)
-
-
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-RUN_DATA = ("run", "data")
-VERBS = {
-    "pretrain": Verb(
-        "pretrain:pretrain",
-        config.PretrainConfig,
-        ("data",),
-        "learn an encoder from images without labels",
-        overwrites=True,
-        timed=True,
-    ),
-    "knn": Verb(
-        "knn:knn", config.KnnConfig, RUN_DATA, "kNN accuracy beside random initialisation and pixels"
-    ),
-    "probe": Verb("probe:probe", config.ProbeConfig, RUN_DATA, "linear classification on frozen features"),
-    "finetune": Verb(
-        "finetune:finetune",
-        config.FinetuneConfig,
-        RUN_DATA,
-        "train encoder and classifier on labels",
-        overwrites=True,
-    ),
-    "scorecard": Verb(
-        "scorecard:scorecard", config.ScorecardConfig, RUN_DATA, "how good features are, without labels"
-    ),
-    "embed": Verb("embed:embed", config.EmbedConfig, RUN_DATA, "write a table of features", overwrites=True),
-    "search": Verb(
-        "search:search",
-        config.SearchConfig,
-        ("features", "queries"),
-        "find similar images and near-duplicates",
-        overwrites=True,
-    ),
-    "export": Verb(
-        "export:export", config.ExportConfig, ("run",), "write the encoder for timm or ONNX", overwrites=True
-    ),
+SUMMARIES = {
+    "pretrain": "learn an encoder from images without labels",
+    "knn": "kNN accuracy, compared with random initialisation and raw pixels",
+    "probe": "linear classification on frozen features",
+    "finetune": "train encoder and classifier on labels",
+    "scorecard": "how good the features are, without labels",
+    "embed": "write a table of features",
+    "search": "find similar images and near-duplicates",
+    "export": "write the encoder for timm or ONNX",
 }
+OVERWRITING = ("pretrain", "finetune", "embed", "search", "export")  # verbs that take --overwrite
+METAVARS = {int: "N", float: "X"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,75 +35,81 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in BOOLEANS:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return BOOLEANS[text.lower()]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, derived from the configuration classes."""
+def main_parser() -> argparse.ArgumentParser:
+    """Everything before the verb, and the verb itself."""
     parser = _Parser(
         prog="mocokit", description="Learn image features without labels, and know how good they are."
     )
-    parser.add_argument("--version", action="version", version=f"mocokit {version('mocokit')}")
+    parser.add_argument("--version", action="version", version=f"mocokit {mocokit.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in VERBS.items():
-        positional = " ".join(p.upper() for p in verb.positional)
-        sub = verbs.add_parser(
-            name,
-            help=verb.summary,
-            description=verb.summary[0].upper() + verb.summary[1:] + ".",
-            usage=f"mocokit {name} {positional} [options]",
-            allow_abbrev=False,
-        )
-        _add_options(sub, verb)
+    for verb, summary in SUMMARIES.items():
+        verbs.add_parser(verb, help=summary, add_help=False)
     return parser
 
 
-def _add_options(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    for name, f in verb.fields.items():
-        kind, choices = kind_of(f), f.metadata["choices"]
-        help_text = (f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")).replace("%", "%%")
-        if name in verb.positional:
-            # Any of them may be in --config instead; `_options` tells what is missing.
-            count = "*" if kind is tuple else "?"
-            parser.add_argument(name, metavar=name.upper(), help=help_text, nargs=count)
-        else:
-            metavar = {int: "N", float: "X", bool: "true|false"}.get(kind, name.upper())
-            names = [s for s in (f.metadata["short"], flag(name)) if s]
-            parse = _boolean if kind is bool else kind
-            parser.add_argument(*names, dest=name, type=parse, metavar=metavar, help=help_text)
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """Everything after the verb, derived from its configuration class."""
+    fields, summary = fields_of(VERBS[verb]), SUMMARIES[verb]
+    positional = " ".join(name.upper() for name, option in fields.items() if option.positional)
+    parser = _Parser(
+        prog=f"mocokit {verb}",
+        usage=f"mocokit {verb} {positional} [options]",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+    )
+    for option in fields.values():
+        _add_option(parser, option)
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
     parser.add_argument(
         "--print_config", action="store_true", help="print the options that are set, and exit"
     )
-    if verb.overwrites:
+    if verb in OVERWRITING:
         parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    return parser
 
 
-def _spelled_out(argv: Sequence[str]) -> list[str]:
-    """``--from-scratch`` alone means true: options that are off by default need no value."""
-    switches = {flag(n) for v in VERBS.values() for n, f in v.fields.items() if f.default is False}
-    following = [*argv, ""][1:]
-    return [
-        f"{word}=true" if word in switches and after.lower() not in BOOLEANS else word
-        for word, after in zip(argv, following, strict=False)
-    ]
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    help_text = help_of(option).replace("%", "%%")
+    if option.positional:  # may be in --config instead; `_options` checks that none is missing
+        count = "*" if option.kind is tuple else "?"
+        parser.add_argument(option.name, metavar=option.name.upper(), help=help_text, nargs=count)
+        return
+    names = [name for name in (option.short, flag(option.name)) if name]
+    if option.kind is bool:
+        parser.add_argument(*names, action=argparse.BooleanOptionalAction, help=help_text)
+    else:
+        metavar = METAVARS.get(option.kind, option.name.upper())
+        parser.add_argument(*names, type=option.kind, metavar=metavar, help=help_text)
 
 
-def _options(verb: Verb, arguments: argparse.Namespace) -> dict[str, Any]:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command line, not yet checked.
+
+    Raises:
+        UserError: no such verb or flag, or a flag without its value.
+    """
+    verb = main_parser().parse_args(argv[:1]).verb
+    parser, options = verb_parser(verb), fields_of(VERBS[verb])
+    arguments, unknown = parser.parse_known_intermixed_args(argv[1:])
+    if unknown:
+        word = next((word for word in unknown if word.startswith("-")), unknown[0])
+        near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
+        parser.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else ""))
+    arguments.verb = verb
+    return arguments
+
+
+def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     """The options that are set, by flag or by file; checked before anything slow is imported."""
-    given = {n: value for n in verb.fields if (value := getattr(arguments, n)) not in (None, [])}
-    file = load_config(arguments.config, verb.fields) if arguments.config else {}
-    options = merge(validate(given, verb.fields), file)
-    for name, f in verb.fields.items():
-        required = name in verb.positional or verb.options is not config.PretrainConfig
-        if name not in options and f.default is dataclasses.MISSING and required:
-            what = name.upper() if name in verb.positional else flag(name)
+    given = {name: value for name in fields if (value := getattr(arguments, name)) not in (None, [])}
+    file = load_config(arguments.config, fields) if arguments.config else {}
+    options = merge(validate(given, fields), file)
+    for name, option in fields.items():
+        if option.required and name not in options:
+            what = name.upper() if option.positional else flag(name)
             raise UserError(
-                f"{arguments.verb}: no {what} given: {f.metadata['help']} (see mocokit {arguments.verb} --help)"
+                f"{arguments.verb}: no {what} given: {option.help} (see mocokit {arguments.verb} --help)"
             )
     return options
 
@@ -159,28 +120,17 @@ def run(argv: Sequence[str], started: float) -> int:
     Raises:
         UserError, Interrupted: as the command does.
     """
-    arguments, unknown = build_parser().parse_known_args(_spelled_out(argv))
-    verb = VERBS[arguments.verb]
-    for name in verb.positional:
-        if kind_of(verb.fields[name]) is tuple:  # argparse takes only those before the first flag
-            words = [word for word in unknown if not word.startswith("-")]
-            setattr(arguments, name, [*getattr(arguments, name), *words])
-            unknown = [word for word in unknown if word.startswith("-")]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], map(flag, verb.fields), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"unknown argument {unknown[0]}{hint} (see mocokit {arguments.verb} --help)")
-    options = _options(verb, arguments)
+    arguments = parse(argv)
+    options = _options(arguments, fields_of(VERBS[arguments.verb]))
     if arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")
         return 0
-    if verb.overwrites:
+    if arguments.verb in OVERWRITING:
         options["overwrite"] = arguments.overwrite
-    if verb.timed:
+    if arguments.verb == "pretrain":
         options["started"] = started
-    module, function = verb.call.split(":")
-    call = getattr(importlib.import_module(f"mocokit.commands.{module}"), function)
-    result: Mapping[str, Any] = call(**options)
+    command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
+    result: Mapping[str, Any] = command(**options)
     if arguments.json and result:  # of several processes only the first has a result
         print(json.dumps(result))
     return 0
@@ -191,9 +141,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         return run(sys.argv[1:] if argv is None else argv, started)
-    except UserError as error:
-        print(f"mocokit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        print(f"mocokit: {str(stopped) or 'interrupted'}", file=sys.stderr)
-        return 130
+    except (UserError, Interrupted, KeyboardInterrupt) as error:
+        print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 130

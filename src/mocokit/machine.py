@@ -4,6 +4,7 @@ import ctypes
 import platform
 from importlib.metadata import version
 
+from mocokit.config import DeviceName
 from mocokit.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -46,7 +47,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def pick_device(requested: str | None) -> str:
+def pick_device(requested: str | None) -> DeviceName:
     """The requested device, or the fastest one here.
 
     Raises:
@@ -54,14 +55,17 @@ def pick_device(requested: str | None) -> str:
     """
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if requested is None:
-        return next(name for name, found in available.items() if found)
-    if not available[requested]:
-        raise UserError(
-            f"--device {requested}: PyTorch {torch.__version__} finds no such device here; use --device cpu"
-        )
-    return requested
+    available: dict[DeviceName, bool] = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    for name, found in available.items():
+        if found and requested in (None, name):
+            return name
+    raise UserError(
+        f"--device {requested}: PyTorch {torch.__version__} finds no such device here; use --device cpu"
+    )
 
 
 def versions() -> dict[str, str]:

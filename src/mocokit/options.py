@@ -1,59 +1,139 @@
-"""What an option is: a dataclass field with its help and range; flags, YAML, checks and help derive from it.
+"""What an option is: the field of a configuration class. Flags, YAML, checks, help and signatures derive from it.
 
 Nothing here imports torch.
 """
 
 import dataclasses
 import difflib
+import inspect
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import field
-from typing import Any
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from mocokit.errors import UserError
 
+NO_DEFAULT = inspect.Parameter.empty
 
-def option(
-    help: str,
-    *,
-    default: Any = dataclasses.MISSING,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    identity: bool = True,
-    short: str | None = None,
-) -> Any:
-    """A dataclass field that carries its help text, its allowed range (inclusive) or choices, its ``short`` flag.
 
-    ``identity=False`` marks options that change where or how a run is carried out but not its result; a run
-    may be resumed with other values of these.
+@dataclass(frozen=True)
+class Option:
+    """What a configuration class says of a field beside its type: ``Annotated[int, Option("help", low=1)]``.
+
+    A `typing.Literal` as type lists the choices. `fields_of` adds name, type and default.
+
+    Attributes:
+        help: one sentence.
+        low: smallest value.
+        high: largest value.
+        identity: False for what changes where or how a run is carried out but not its result; a run may be resumed
+            with another value.
+        short: a short flag, such as ``-o``.
+        positional: an argument on the command line, not a flag.
     """
-    metadata = {
-        "help": help, "low": low, "high": high, "choices": choices, "identity": identity, "short": short
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    identity: bool = True
+    short: str | None = None
+    positional: bool = False
+    name: str = ""
+    type: Any = str
+    default: Any = None
+    required: bool = False  # else a missing default means that mocokit derives the value
+
+    @property
+    def has_default(self) -> bool:
+        """Whether the value is known if nobody sets it."""
+        return self.default is not NO_DEFAULT
+
+    @property
+    def optional(self) -> bool:
+        """Whether the type allows None."""
+        return types.NoneType in get_args(self.type)
+
+    @property
+    def _value_type(self) -> Any:
+        """The type without None."""
+        members = [t for t in get_args(self.type) if t is not types.NoneType]
+        return members[0] if self.optional else self.type
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that a Literal allows; empty for other types."""
+        return get_args(self._value_type) if get_origin(self._value_type) is Literal else ()
+
+    @property
+    def kind(self) -> Any:
+        """int, float, bool, str, or tuple for several strings."""
+        return str if self.choices else get_origin(self._value_type) or self._value_type
 
 
-Fields = dict[str, "dataclasses.Field[Any]"]
+Fields = Mapping[str, Option]
 
 
-def fields_of(config: type) -> Fields:
+def fields_of(config: type) -> dict[str, Option]:
     """The options of a configuration class by name."""
-    return {f.name: f for f in dataclasses.fields(config)}
+    derives = getattr(config, "DERIVES", False)
+    options = {}
+    for f in dataclasses.fields(config):
+        type_, option = get_args(f.type)
+        default = NO_DEFAULT if f.default is dataclasses.MISSING else f.default
+        required = default is NO_DEFAULT and (option.positional or not derives)
+        options[f.name] = dataclasses.replace(
+            option, name=f.name, type=type_, default=default, required=required
+        )
+    return options
 
 
-AUTO_CHOICES = {"device", "precision"}  # here the word "auto" may be said; elsewhere leaving out says it
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def kind_of(f: "dataclasses.Field[Any]") -> type:
-    """The type of an option's values: int, float, bool, str, or tuple for several strings."""
-    members: dict[Any, type] = {int: int, int | None: int, float: float, float | None: float, bool: bool}
-    if f.type == tuple[str, ...]:
-        return tuple
-    return members.get(f.type, str)
+def documented(config: type) -> Callable[[Function], Function]:
+    """Show the options of ``config`` in the signature of a function that takes ``**options``, and in its docstring.
+
+    In the docstring they replace the line of ``options``.
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        others = [option for name, option in fields_of(config).items() if name not in signature.parameters]
+        parameters = [*own, *map(_parameter, others)]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        lines = "\n".join(
+            textwrap.fill(f"{o.name}: {help_of(o)}.", 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
+            for o in others
+        )
+        documentation = inspect.getdoc(function) or ""
+        function.__doc__ = re.sub(r"^ {4}options: .*(\n {5,}.*)*", lambda _: lines, documentation, flags=re.M)
+        return function
+
+    return decorate
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    type_, default = option.type, option.default
+    if not option.has_default and not option.required:  # None lets mocokit derive it
+        type_, default = type_ | None, None
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_)
+
+
+def help_of(option: Option) -> str:
+    """The help text with the choices and the default."""
+    notes = [", ".join(option.choices)] if option.choices else []
+    if option.has_default and option.default not in (None, ()):
+        notes.append(f"default {str(option.default).lower()}")
+    return option.help + (f" ({'; '.join(notes)})" if notes else "")
+
+
+AUTO_CHOICES = {"device", "precision"}  # here "auto" may be written out; elsewhere leaving out means it
 
 
 def flag(name: str) -> str:
@@ -84,9 +164,7 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             problems.append(f"unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        elif value is None or (name in AUTO_CHOICES and value == "auto"):
-            continue
-        else:
+        elif value is not None and not (name in AUTO_CHOICES and value == "auto"):
             try:
                 values[name] = _checked(fields[name], value)
             except ValueError as error:
@@ -96,8 +174,10 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
     return values
 
 
-def _checked(f: "dataclasses.Field[Any]", value: Any) -> Any:
-    kind = kind_of(f)
+def _checked(option: Option, value: Any) -> Any:
+    kind = option.kind
+    if kind is tuple:
+        return (value,) if isinstance(value, str) else tuple(map(str, value))
     if kind is bool and not isinstance(value, bool):
         raise ValueError(f"expected true or false, got {value!r}")
     if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
@@ -106,21 +186,18 @@ def _checked(f: "dataclasses.Field[Any]", value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"expected a number, got {value!r}")
         value = float(value)
-    if kind is tuple:
-        return (value,) if isinstance(value, str) else tuple(map(str, value))
     if kind is str:
         value = str(value)
         if not value:
             raise ValueError("is empty")
-        if f.name == "time_budget":
+        if option.name == "time_budget":
             parse_duration(value)
-    low, high, choices = f.metadata["low"], f.metadata["high"], f.metadata["choices"]
-    if choices and value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-    if low is not None and value < low:
-        raise ValueError(f"{value} is too small; the least is {low:g}")
-    if high is not None and value > high:
-        raise ValueError(f"{value} is too large; the most is {high:g}")
+    if option.choices and value not in option.choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
+    if option.low is not None and value < option.low:
+        raise ValueError(f"{value} is too small; the least is {option.low:g}")
+    if option.high is not None and value > option.high:
+        raise ValueError(f"{value} is too large; the most is {option.high:g}")
     return value
 
 
@@ -128,17 +205,17 @@ LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; o
 
 
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``--config`` below those of flags. The strongest source that says how long to train decides.
+    """The options of flags and of a ``--config`` file; flags win, and a length given as a flag replaces the file's.
 
     A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
 
     Raises:
         UserError: flags that exclude each other.
     """
-    said = [name for name in LENGTHS if name in flags]
-    if len(said) > 1:
-        raise UserError(f"{' and '.join(map(flag, said))} exclude each other; give one")
-    kept = said or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
+    lengths = [name for name in LENGTHS if name in flags]
+    if len(lengths) > 1:
+        raise UserError(f"{' and '.join(map(flag, lengths))} exclude each other; give one")
+    kept = lengths or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
     below = {name: value for name, value in file.items() if name not in LENGTHS or name in kept}
     return below | dict(flags)
 

@@ -57,7 +57,7 @@ def parse(text: str, origin: str) -> Resolved:
 def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
     """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
     config = dataclasses.asdict(saved.config)
-    names = [n for n in FIELDS if FIELDS[n].metadata["identity"]]
+    names = [n for n in FIELDS if FIELDS[n].identity]
     changed = [
         f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
     ]

@@ -26,7 +26,7 @@ from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import split_labelled
 from mocokit.model.encoder import Encoder
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.monitor import read_metrics
+from mocokit.training.log import read_rows
 from tests.helpers import class_folders, write_images
 from tests.runs import TinyRun, coloured_data, command
 
@@ -56,7 +56,7 @@ def state(folder: Path) -> dict[Path, int]:
 
 def rows(folder: Path) -> list[dict[str, str]]:
     """Metrics without the speed, which no run repeats."""
-    found = read_metrics(folder / "metrics.csv")
+    found = read_rows(folder / "metrics.csv")
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
 
 
@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_encoder_it_keeps(finished, tiny_run: TinyRun):
         assert figures["balanced"] == pytest.approx(balanced_accuracy_score(true, predicted))
         assert figures["confusion"] == confusion_matrix(true, predicted).tolist()
         assert figures["ci95"][0] <= figures["top1"] <= figures["ci95"][1]
-        metrics = read_metrics(path / folder / "metrics.csv")
+        metrics = read_rows(path / folder / "metrics.csv")
         assert figures["epochs"] == len(metrics) - 1
         best = max(metrics, key=lambda row: float(row["val_top1"]))  # the first of the best
         assert figures["best_epoch"] == int(best["epoch"])
@@ -134,7 +134,7 @@ def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run):
     assert torch.equal(mocokit.load(result["directory"]).classifier.weight, probe.weight)
     val = labelled.val
     scores = probe.scores(extract(inputs.encoder, val.images, val.indices))
-    first = read_metrics(run / "finetune" / "metrics.csv")[0]
+    first = read_rows(run / "finetune" / "metrics.csv")[0]
     expected = (scores.argmax(dim=1) == val.labels).double().mean()
     assert float(first["val_top1"]) == pytest.approx(float(expected), rel=1e-5)
 
@@ -236,7 +236,7 @@ def test_only_a_training_is_ever_replaced(tiny_run: TinyRun, run, tmp_path, over
 
 
 def test_damage_is_one_line(tiny_run: TinyRun, run, capfd):
-    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS, "--baseline=false"]
+    arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS, "--no-baseline"]
     assert main(arguments) == 0
     for name, content in (
         ("finetune.yaml", b"lr: [1"),
@@ -286,7 +286,7 @@ def test_interrupted_says_how_to_go_on(tiny_run: TinyRun, run, capfd, monkeypatc
 
 
 def test_killed_and_resumed_ends_bit_identical(tiny_run: TinyRun, run, tmp_path):
-    options = ["--epochs=8", "--batch-size=16", "--device=cpu", "--baseline=false", "--patience=0"]
+    options = ["--epochs=8", "--batch-size=16", "--device=cpu", "--no-baseline", "--patience=0"]
     arguments = ["finetune", str(run), str(tiny_run.data), "--out", str(tmp_path / "killed"), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL, env=environment)
@@ -341,4 +341,4 @@ def test_fewer_images_than_a_batch(run, tmp_path):
     data = class_folders(tmp_path / "few", classes=2, train=3, test=2)
     result = mocokit.finetune(str(run), str(data), **SHORT | {"batch_size": 64})
     assert result["images"]["train"] == 4
-    assert [int(row["step"]) for row in read_metrics(run / "finetune" / "metrics.csv")] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in read_rows(run / "finetune" / "metrics.csv")] == [0, 1, 2, 3]

@@ -11,13 +11,13 @@ import pytest
 
 from mocokit.commands.launch import _judge
 from mocokit.errors import Interrupted, UserError
-from tests.runs import TINY, command, free_port, meeting, mocokit, tiny_data
+from tests.runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
 LONG = TINY | {"epochs": 60, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 300 steps
 
 
 def arguments(data: Path, out: Path, **options: object) -> list[object]:
-    flags = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in options.items()]
+    flags = flags_of(options)
     return ["pretrain", data, "--out", out, *flags]
 
 

@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from mocokit.resolve import choose_image_size
 
+from mocokit.auto.defaults import choose_image_size
 from mocokit.data.store import Store, open_store
 from tests.helpers import write_images
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mocokit.resolve import choose_image_size
 
+from mocokit.auto.defaults import choose_image_size
 from mocokit.data.decode import decode
 from mocokit.data.sources import FolderSource
 from mocokit.data.store import Skipped, open_store, write_skipped

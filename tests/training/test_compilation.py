@@ -188,19 +188,19 @@ def test_without_a_compiler_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     data = coloured_data(tmp_path / "data")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
-    for compile in ("false", "true"):
+    for compile in ("no-compile", "compile"):
         flags = [
             *FLAGS,
             "--epochs=1",
             "--monitor-every=0",
             "--log-every=1",
             "--precision=fp32",
-            f"--compile={compile}",
+            f"--{compile}",
         ]
         done = mocokit("pretrain", data, "--out", tmp_path / compile, *flags)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("uncompiled") == (compile == "true")
+        assert done.stderr.count("uncompiled") == (compile == "compile")
         assert "Traceback" not in done.stderr
-    plain, gone_on = losses(tmp_path / "false"), losses(tmp_path / "true")
+    plain, gone_on = losses(tmp_path / "no-compile"), losses(tmp_path / "compile")
     assert plain == gone_on
     assert any(itertools.chain.from_iterable(plain))

@@ -17,7 +17,7 @@ from mocokit.cli import main
 from mocokit.errors import Interrupted, UserError
 from mocokit.training.log import MetricsFile
 from mocokit.training.pretraining import Pretraining
-from tests.runs import TINY, tiny_data
+from tests.runs import TINY, flags_of, tiny_data
 
 OPTIONS = TINY | {"epochs": 2, "checkpoint_every": 0.0}  # ten steps, a checkpoint after each
 STEPS = 10
@@ -207,10 +207,10 @@ def test_a_limit_on_file_sizes(data, stopped, whole):
     """The real thing: the kernel refuses to write more than 2 MB to the checkpoint."""
     before = (stopped / "checkpoints" / "last.ckpt").read_bytes()
     assert len(before) > 2_000_000
-    flags = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in OPTIONS.items()]
+    flags = flags_of(OPTIONS)
     program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
     program += "from mocokit.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["pretrain", data, "--out", str(stopped), "--histograms=false", *flags]
+    arguments = ["pretrain", data, "--out", str(stopped), "--no-histograms", *flags]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
     )

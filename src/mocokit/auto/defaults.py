@@ -3,10 +3,10 @@
 Values come from four places, the first that has one wins: flags, ``--config`` YAML, the recipe, `defaults`.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mocokit.config import FIELDS, PretrainConfig
@@ -55,15 +55,21 @@ class Facts:
     processes: int = 1
 
 
-def choose_image_size(median: float, device: str) -> int:
-    """Side of the encoder's images: a multiple of 8, of the ``median`` shorter side of the images, in pixels.
+def image_size_chooser(device: str) -> Callable[[float], int]:
+    """What chooses the side of the encoder's images from the median shorter side of the images, in pixels.
 
-    On a CPU three quarters of it: more views teach more than detail. Without a median (nan) the most.
+    On a CPU it is three quarters of that: more views teach more than detail.
     """
-    if math.isnan(median):
-        return IMAGE_SIZE_CAP[device]
     share = CPU_SIZE_SHARE if device == "cpu" else 1.0
-    return min(IMAGE_SIZE_CAP[device], max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
+    return partial(choose_image_size, cap=IMAGE_SIZE_CAP[device], share=share)
+
+
+def choose_image_size(median: float, *, cap: int, share: float = 1.0) -> int:
+    """A multiple of 8: ``share`` of the ``median`` shorter side, at least 16 and at most ``cap`` pixels.
+
+    Without a median (nan, since no image could be read) it is ``cap``.
+    """
+    return cap if math.isnan(median) else min(cap, max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
 
 
 def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
@@ -111,7 +117,7 @@ def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
     for f in FIELDS.values():
-        if f.default is not dataclasses.MISSING:
+        if f.has_default:
             default(f.name, f.default, "default")
     config = PretrainConfig(**values)
     if config.batch_size > facts.images:
@@ -126,7 +132,7 @@ def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
         raise UserError(
-            "--cuda-graphs true: needs --compile true, --device cuda and a single process; give --cuda-graphs false"
+            "--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs"
         )
     check_shares(config, facts.processes)
     return Resolved(config, reasons)

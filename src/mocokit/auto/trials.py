@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from mocokit.auto.defaults import Facts, defaults
-from mocokit.config import PretrainConfig
+from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.errors import UserError
 from mocokit.options import parse_duration
@@ -88,7 +88,7 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
     if config.time_budget is None and config.steps < PRECISION_STEPS:
         return resolved
 
-    def step(batch_size: int, precision: str, seconds: float) -> float:
+    def step(batch_size: int, precision: Precision, seconds: float) -> float:
         trial = dataclasses.replace(config, precision=precision, batch_size=batch_size)
         return measure.seconds_per_step(trial, seconds)
 

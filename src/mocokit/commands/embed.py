@@ -38,11 +38,12 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import MANY
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores
 from mocokit.model.encoder import Encoder
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 
 LEAST_AT_ONCE = 32  # images that one core encodes at once
 
 
+@documented(EmbedConfig)
 def embed(run: str, data: str, output: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
 

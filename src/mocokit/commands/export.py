@@ -16,7 +16,7 @@ from mocokit.deploy import export_onnx, export_timm
 from mocokit.deploy.encoder import encoder_file, load, read_header
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
 
 PICTURES = 64  # that the export is checked with
@@ -24,6 +24,7 @@ ONNX_FILE = "encoder.onnx"
 FILES = {"timm": export_timm.FILES, "onnx": (ONNX_FILE,)}
 
 
+@documented(ExportConfig)
 def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
 

@@ -26,7 +26,7 @@ from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.files import write_json, write_text
 from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
-from mocokit.options import RECORDS, fields_of, flag, read_options, validate
+from mocokit.options import RECORDS, documented, fields_of, flag, read_options, validate
 from mocokit.rundir import RunDirectory
 from mocokit.training.finetuning import Finetuning, attach_classifier, train_classifier
 from mocokit.training.log import Row, read_rows
@@ -36,6 +36,7 @@ VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 FREE = {"run", "data", "max_skipped", "out", "baseline"}
 
 
+@documented(FinetuneConfig)
 def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Train all weights of an encoder and a linear classifier on labelled images.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from mocokit.config import ImagesConfig
+from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder import load, read_header
@@ -21,7 +21,7 @@ class Inputs:
     spec: EncoderSpec
     seed: int
     store: Store
-    device: str
+    device: DeviceName
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -14,9 +14,10 @@ from mocokit.evaluation.features import extract, pixels
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.splits import Subset
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 
 
+@documented(KnnConfig)
 def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 

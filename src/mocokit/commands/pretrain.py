@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mocokit import distributed
-from mocokit.auto.defaults import Facts, check_shares, choose_image_size
+from mocokit.auto.defaults import Facts, check_shares, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
@@ -28,7 +28,7 @@ from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores, versions
 from mocokit.model.encoder import Encoder, encoder_spec
-from mocokit.options import merge, validate
+from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
 from mocokit.resolved import Resolved, differences, dump
 from mocokit.rundir import RunDirectory, run_name
@@ -36,6 +36,7 @@ from mocokit.training.log import Row, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
 
 
+@documented(PretrainConfig)
 def pretrain(
     data: str, *, overwrite: bool = False, started: float | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def open_data(
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size"))
     options |= {
-        "image_size": size or (lambda median: choose_image_size(median, device)),
+        "image_size": size or image_size_chooser(device),
         "progress": report,
         "cache": cache,
     }
@@ -195,7 +196,7 @@ def _computes_in_bf16(device: str) -> bool:
 
 def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
     """The configuration; what does not change the result may differ from the run that is resumed."""
-    free = {name: value for name, value in given.items() if not FIELDS[name].metadata["identity"]}
+    free = {name: value for name, value in given.items() if not FIELDS[name].identity}
     config = replace(resolved.config, **free)
     pick_device(config.device)
     check_shares(config, distributed.world_size())

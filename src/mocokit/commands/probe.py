@@ -19,7 +19,7 @@ from mocokit.evaluation.metrics import classification_metrics, t_interval
 from mocokit.evaluation.probe import fast, frozen, labelled_features
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.model.encoder import Encoder
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
 
 
@@ -30,6 +30,7 @@ class TrainVal(NamedTuple):
     val: Subset | None
 
 
+@documented(ProbeConfig)
 def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Train a linear classifier on an encoder's frozen features, and on those of its random initialisation.
 

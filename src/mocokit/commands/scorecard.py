@@ -12,12 +12,13 @@ from mocokit.data.augment import AUGMENTATIONS, Augmentation, augmentations
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.scorecard import SCORES
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
 
 MIN_IMAGES = 2  # the scores compare images with each other
 
 
+@documented(ScorecardConfig)
 def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Compare an encoder with its random initialisation by the scores that need no labels.
 

@@ -22,11 +22,12 @@ from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
 from mocokit.model.encoder import EncoderSpec
-from mocokit.options import fields_of, validate
+from mocokit.options import documented, fields_of, validate
 
 TOLD_PAIRS = 20  # on stderr, at most
 
 
+@documented(SearchConfig)
 def search(
     features: str, queries: str | int | Sequence[str | int] = (), *, overwrite: bool = False, **options: Any
 ) -> dict[str, Any]:

@@ -1,14 +1,16 @@
+"""What is derived fits the data, follows the papers and never changes what the user says."""
+
 import dataclasses
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.auto.defaults import Facts, defaults
+from mocokit.config import FIELDS
 from mocokit.errors import UserError
-from mocokit.options import load_config, merge, parse_duration, validate
-from mocokit.resolve import Facts, differences, dump, load_recipe, parse, recipe_names, resolve
+from mocokit.options import validate
+from mocokit.recipes import load_recipe, recipe_names
 
 
 def facts(**changes):
@@ -30,7 +32,7 @@ any_facts = st.builds(
 
 @given(any_facts)
 def test_auto_fits_any_data(f):
-    config = resolve({"data": "x"}, f).config
+    config = defaults({"data": "x"}, f).config
     assert config.batch_size <= f.images
     assert config.queue_size <= f.images - config.batch_size  # no image meets its own key within an epoch
     assert config.queue_size & (config.queue_size - 1) == 0
@@ -46,21 +48,21 @@ def test_auto_fits_any_data(f):
 def test_every_value_is_given_or_has_a_reason(f, recipe):
     if f.images < 8192:
         f = dataclasses.replace(f, images=8192)
-    resolved = resolve({"data": "x", "recipe": recipe, "lr": 0.123}, f)
+    resolved = defaults({"data": "x", "recipe": recipe, "lr": 0.123}, f)
     assert set(resolved.given) == {"data", "recipe", "lr"}
     assert resolved.config.lr == 0.123
     assert set(resolved.given) | set(resolved.reasons) == set(FIELDS)
 
 
 def test_learning_rate_is_linear_in_the_batch():
-    lrs = [resolve({"data": "x", "batch_size": b}, facts()).config.lr for b in (64, 128, 256)]
+    lrs = [defaults({"data": "x", "batch_size": b}, facts()).config.lr for b in (64, 128, 256)]
     assert lrs[1] == pytest.approx(2 * lrs[0])
     assert lrs[2] == pytest.approx(4 * lrs[0])
 
 
 def test_order_of_sources():
     recipe = load_recipe("moco-v2-cifar10")
-    resolved = resolve({"data": "x", "recipe": "moco-v2-cifar10", "temperature": 0.3}, facts(images=50_000))
+    resolved = defaults({"data": "x", "recipe": "moco-v2-cifar10", "temperature": 0.3}, facts(images=50_000))
     assert resolved.config.temperature == 0.3
     assert resolved.config.queue_size == recipe["queue_size"] == 4096
     assert resolved.reasons["queue_size"] == "recipe moco-v2-cifar10"
@@ -70,7 +72,7 @@ def test_order_of_sources():
 @pytest.mark.parametrize("length", [{"steps": 7}, {"epochs": 3}, {"time_budget": "1m"}])
 def test_a_length_of_the_users_beats_the_recipes(length):
     given = {"data": "x", "recipe": "moco-v2-cifar10"} | length
-    config = resolve(given, facts(images=50_000)).config
+    config = defaults(given, facts(images=50_000)).config
     if "steps" in length:
         assert (config.steps, config.epochs) == (7, 1)
     elif "epochs" in length:
@@ -121,120 +123,36 @@ def test_papers_settings_of_v3(name, expected):
 
 
 def test_momentum_and_blur_are_the_same_throughout_unless_said():
-    config = resolve({"data": "x", "momentum": 0.97, "blur_p": 0.3}, facts()).config
+    config = defaults({"data": "x", "momentum": 0.97, "blur_p": 0.3}, facts()).config
     assert (config.momentum_end, config.blur_p2, config.solarize_p2) == (0.97, 0.3, 0.0)
-
-
-def test_all_mistakes_are_told_together():
-    with pytest.raises(UserError) as caught:
-        validate(
-            {"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")}, FIELDS
-        )
-    text = str(caught.value)
-    for part in (
-        "--epochs: 0 is too small",
-        "--lr: expected a number",
-        "did you mean 'batch_size'",
-        "--head: 'big'",
-    ):
-        assert part in text
-    assert "--temperature" in text
-    assert "\n" not in text
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)]
-)
-def test_durations(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
-def test_bad_durations(text):
-    with pytest.raises(UserError, match="time-budget"):
-        validate({"time_budget": text}, FIELDS)
-
-
-def test_auto_means_leave_it_to_mocokit():
-    assert validate({"device": "auto", "precision": "auto", "recipe": "auto"}, FIELDS) == {"recipe": "auto"}
-
-
-@given(any_facts)
-def test_config_yaml_round_trips(f):
-    resolved = resolve({"data": "x", "seed": 3}, f)
-    assert parse(dump(resolved, {"torch": "1"}), "test") == resolved
-    assert yaml.safe_load(dump(resolved, {"torch": "1"}))["versions"] == {"torch": "1"}
-
-
-def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
-    resolved = resolve({"data": "x", "epochs": 5}, facts())
-    path = tmp_path / "config.yaml"
-    path.write_text(dump(resolved, {}))
-    again = resolve(merge({}, load_config(str(path), FIELDS)), facts())
-    assert again.config == resolved.config
-    shorter = resolve(merge({"epochs": 2}, load_config(str(path), FIELDS)), facts())
-    assert (shorter.config.epochs, shorter.config.steps) == (2, 2 * (5000 // again.config.batch_size))
-
-
-def test_lengths_exclude_each_other():
-    with pytest.raises(UserError, match="--time-budget and --epochs exclude each other"):
-        merge({"epochs": 1, "time_budget": "1m"}, {})
-
-
-def test_differences_name_the_option_and_both_values():
-    saved = resolve({"data": "x", "lr": 0.1, "limit": 100}, facts())
-    assert differences({"data": "x", "lr": 0.1, "limit": 100}, saved) == []
-    assert differences({"data": "x", "lr": 0.1, "limit": 100, "workers": 7, "out": "elsewhere"}, saved) == []
-    assert differences({"data": "x", "lr": 0.2}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
 
 
 def test_too_few_images_and_too_large_a_batch():
     with pytest.raises(UserError, match="2 usable training images"):
-        resolve({"data": "x"}, facts(images=2))
+        defaults({"data": "x"}, facts(images=2))
     with pytest.raises(UserError, match="--batch-size 512 is larger than the 300"):
-        resolve({"data": "x", "batch_size": 512}, facts(images=300))
-
-
-@pytest.mark.parametrize("text", ["", "a: [", "just words", "- 1"])
-def test_damaged_configurations_are_one_clear_line(text, tmp_path):
-    with pytest.raises(UserError, match="test"):
-        parse(text, "test")
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="--config"):
-        load_config(str(path), FIELDS)
-
-
-def test_options_have_help():
-    assert all(f.metadata["help"] for f in dataclasses.fields(PretrainConfig))
-
-
-def test_a_configuration_of_another_version_is_refused():
-    text = dump(resolve({"data": "x"}, facts()), {})
-    without = "\n".join(line for line in text.splitlines() if not line.startswith("temperature:"))
-    with pytest.raises(UserError, match=r"config.yaml: .*another version: it does not say temperature"):
-        parse(without, "config.yaml")
+        defaults({"data": "x", "batch_size": 512}, facts(images=300))
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
 def test_a_batch_is_shared_evenly_and_its_rate_grows_with_it(processes):
     gpus = facts(images=50_000, device="cuda", bf16=True, processes=processes)
-    config = resolve({"data": "x"}, gpus).config
-    one = resolve({"data": "x"}, dataclasses.replace(gpus, processes=1)).config
+    config = defaults({"data": "x"}, gpus).config
+    one = defaults({"data": "x"}, dataclasses.replace(gpus, processes=1)).config
     assert config.batch_size == processes * one.batch_size
     assert config.lr == pytest.approx(processes * one.lr)
-    cpu = resolve({"data": "x"}, dataclasses.replace(gpus, device="cpu")).config
+    cpu = defaults({"data": "x"}, dataclasses.replace(gpus, device="cpu")).config
     assert cpu.batch_size % processes == 0
     assert 64 - processes < cpu.batch_size <= 64
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match=r"--batch-size 64 can't be shared evenly by 3 processes; .* 63"):
-        resolve({"data": "x", "batch_size": 64}, facts(processes=3))
+        defaults({"data": "x", "batch_size": 64}, facts(processes=3))
 
 
 def sizes(f=None, **given):
-    config = resolve({"data": "x", **given}, f or facts()).config
+    config = defaults({"data": "x", **given}, f or facts()).config
     return config.image_size, config.view_size, config.view_size_end
 
 

@@ -1,0 +1,407 @@
+"""Public names of mocokit. Written by tools/write_stub.py."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mocokit.deploy.encoder import load as load
+from mocokit.errors import UserError as UserError
+from mocokit.estimator import MoCoEncoder as MoCoEncoder
+from mocokit.model.encoder import Encoder as Encoder
+from mocokit.preview import draw_views as draw_views
+from mocokit.preview import open_images as open_images
+from mocokit.preview import read_metrics as read_metrics
+
+__version__: str
+
+def embed(
+    run: str,
+    data: str,
+    output: str,
+    *,
+    overwrite: bool = False,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 256,
+    max_skipped: float = 0.05,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write the features of all images to a file, in the order of their paths.
+
+    An interrupted call goes on where it was when it is made again. Images that can't be used are listed in
+    ``OUTPUT.skipped.csv``.
+
+    Args:
+        run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
+        data: as for `mocokit.pretrain`; all its splits are embedded.
+        output: .parquet, .npz or .npy; see `mocokit.deploy.features`.
+        overwrite: replace an existing output.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        dtype: number format of the features (float32, float16; default float32).
+        precision: arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast where the hardware has
+            it (fp32, bf16; default fp32).
+        batch_size: images encoded at once (default 256).
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        workers: processes that decode images; 0 for none.
+
+    Returns:
+        ``path``, ``rows``, ``dim``, ``skipped`` (number of images), ``images_per_second`` (of what this call
+        embedded; None if all was there), ``wall_s``, ``config``, ``data_fingerprint`` (of the files), ``versions``.
+
+    Raises:
+        UserError: no encoder there, unusable images, an output that exists, or a wrong option.
+        Interrupted: Ctrl-C; the parts that are done stay.
+    """
+
+def export(
+    run: str,
+    *,
+    overwrite: bool = False,
+    format: Literal["timm", "onnx"],
+    output: str | None = None,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
+
+    Args:
+        run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
+        overwrite: replace an earlier export.
+        format: timm: weights for timm or torchvision; onnx: a graph (timm, onnx).
+        output: directory of the export; default RUN/export/FORMAT.
+        data: images to check the export with; default synthetic ones.
+
+    Returns:
+        ``path`` of the directory (timm) or file (onnx), ``format``, ``max_abs_diff``: the largest difference from
+        the encoder's outputs; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no encoder there, an export is already there, a package is missing, or a wrong option.
+        RuntimeError: the export does not compute what the encoder does; it is not written.
+    """
+
+def finetune(
+    run: str,
+    data: str,
+    *,
+    overwrite: bool = False,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    limit: int | None = None,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    out: str | None = None,
+    from_scratch: bool = False,
+    baseline: bool = True,
+    epochs: int = 50,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    layer_decay: float = 1.0,
+    weight_decay: float = 0.05,
+    patience: int = 20,
+) -> dict[str, Any]:
+    """Train all weights of an encoder and a linear classifier on labelled images.
+
+    The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
+    features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
+    the start, and measured once on the test part. The same network is also trained from random weights with the
+    same budget and augmentation, unless ``baseline=False``.
+
+    Args:
+        run: a run directory or its ``encoder.safetensors``.
+        data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
+        overwrite: train again what is in the directories of the results.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        limit: use a random, class-balanced subset of N training images.
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        seed: seed of every random draw (default 0).
+        out: directory of the trained encoder; default RUN/finetune, or RUN/from-scratch.
+        from_scratch: train only the supervised baseline, from random weights (default false).
+        baseline: also train from random weights, with the same budget, to compare (default true).
+        epochs: passes over the images at most (default 50).
+        batch_size: images per step; default 64, down to 16 if an epoch has under 32 steps.
+        lr: peak learning rate of AdamW; default by the encoder, 0.001 at 512 features.
+        layer_decay: factor on the learning rate from each layer to the one before; 1: all alike (default 1.0).
+        weight_decay: weight decay of AdamW (default 0.05).
+        patience: stop after N epochs without a better validation accuracy; 0: never (default 20).
+
+    Returns:
+        ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
+        balanced, ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being the seconds
+        of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. The directory holds the encoder that `mocokit.load` takes.
+
+    Raises:
+        UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
+        Interrupted: a signal stopped it; the same call goes on.
+    """
+
+def knn(
+    run: str,
+    data: str,
+    *,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    limit: int | None = None,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> dict[str, Any]:
+    """Compare an encoder with what it has to beat, by weighted kNN on labelled images.
+
+    Args:
+        run: a run directory or its ``encoder.safetensors``.
+        data: labelled images, as for `mocokit.pretrain`; the training split is the bank, the test (or else the
+            validation) split asks; without either each image is left out of its own vote.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        limit: use a random, class-balanced subset of N training images.
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        seed: seed of every random draw (default 0).
+        k: nearest neighbours of each image (kNN) (default 200).
+        temperature: temperature of the neighbours' weights (kNN) (default 0.1).
+
+    Returns:
+        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no encoder there, no labels in the data, or a wrong option.
+    """
+
+def pretrain(
+    data: str,
+    *,
+    overwrite: bool = False,
+    started: float | None = None,
+    out: str | None = None,
+    recipe: str = "auto",
+    backbone: str | None = None,
+    image_size: int | None = None,
+    view_size: int | None = None,
+    view_size_end: int | None = None,
+    head: Literal["linear", "mlp", "v3-resnet", "v3-vit"] | None = None,
+    head_hidden: int = 0,
+    head_dim: int | None = None,
+    bn_splits: int | None = None,
+    queue_size: int | None = None,
+    momentum: float | None = None,
+    momentum_end: float | None = None,
+    temperature: float | None = None,
+    symmetric: bool | None = None,
+    views: Literal["v1", "v2", "v3"] | None = None,
+    crop_min: float | None = None,
+    flip_p: float | None = None,
+    jitter_strength: float | None = None,
+    gray_p: float | None = None,
+    blur_p: float | None = None,
+    blur_p2: float | None = None,
+    solarize_p2: float | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Literal["sgd", "lars", "larc", "adamw"] | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    sgd_momentum: float = 0.9,
+    trust: float = 0.001,
+    schedule: Literal["cosine", "step"] | None = None,
+    warmup_steps: int | None = None,
+    time_budget: str | None = None,
+    limit: int | None = None,
+    stream: bool = False,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    devices: int = 1,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool | None = None,
+    cuda_graphs: bool = False,
+    workers: int | None = None,
+    monitor_every: int | None = None,
+    knn_k: int = 200,
+    knn_temperature: float = 0.1,
+    knn_images: int | None = None,
+    log_every: int = 50,
+    histograms: bool = True,
+    checkpoint_every: float = 60.0,
+) -> dict[str, Any]:
+    """Learn an encoder from images without labels.
+
+    Args:
+        data: ``digits``, ``cifar10``, a folder or an archive of images.
+        overwrite: replace an existing run directory.
+        started: `time.perf_counter()` when the command began, for ``time_budget``.
+        out: run directory.
+        recipe: auto, a recipe's name or a recipe file (default auto).
+        backbone: timm model name, e.g. resnet18_cifar or resnet50.
+        image_size: side of the square images that the encoder takes, in pixels.
+        view_size: side of the views at the start, in pixels: small ones are fast.
+        view_size_end: side of the views at the end, reached in a few steps.
+        head: projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head (linear, mlp,
+            v3-resnet, v3-vit).
+        head_hidden: width of the heads' hidden layers; 0: that of the features (default 0).
+        head_dim: dimension of the contrasted embedding.
+        bn_splits: groups of split batch norm, over all processes; 1: plain batch norm on the whole batch.
+        queue_size: negatives in the queue (K); 0 (v3): the other keys of the batch are the negatives.
+        momentum: momentum of the key encoder (m) at the start.
+        momentum_end: momentum at the end, reached on half a cosine.
+        temperature: softmax temperature of InfoNCE (tau).
+        symmetric: let both views be the query in turn (twice the work per step).
+        views: augmentation of the paper (v1, v2, v3).
+        crop_min: smallest share of the image's area in a view.
+        flip_p: probability of a horizontal flip.
+        jitter_strength: factor on the colour jitter of the views; 0: none.
+        gray_p: probability of turning a view gray.
+        blur_p: probability of a Gaussian blur of view 1.
+        blur_p2: probability of a Gaussian blur of view 2.
+        solarize_p2: probability of solarizing view 2.
+        epochs: passes over the images.
+        steps: optimizer steps in all, instead of epochs.
+        batch_size: images per step, over all processes.
+        optimizer: sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the learning rate) or adamw (v3, ViT)
+            (sgd, lars, larc, adamw).
+        lr: peak learning rate.
+        weight_decay: weight decay.
+        sgd_momentum: momentum of SGD, LARS and LARC (default 0.9).
+        trust: trust coefficient of LARS and LARC (default 0.001).
+        schedule: learning-rate schedule: cosine (v2) or step (v1) (cosine, step).
+        warmup_steps: steps of linear warm-up before the schedule.
+        time_budget: time for the whole command, e.g. 90s, 6m, 2h.
+        limit: use a random, class-balanced subset of N images.
+        stream: read the images anew each epoch, if they do not fit into the cache directory (default false).
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        seed: seed of every random draw (default 0).
+        device: where to compute (cpu, cuda, mps).
+        devices: processes on this machine that share each batch, one per GPU (default 1).
+        precision: arithmetic of the encoders (fp32, bf16).
+        compile: compile the encoders: faster steps after a minute's wait.
+        cuda_graphs: launch the kernels of compiled encoders together, as CUDA graphs (default false).
+        workers: processes that decode and load images.
+        monitor_every: epochs between quality checks; 0: none.
+        knn_k: nearest neighbours of each image (kNN) (default 200).
+        knn_temperature: temperature of the neighbours' weights (kNN) (default 0.1).
+        knn_images: most images in the bank, and most queries, of the final kNN figures; 0: all.
+        log_every: steps between rows of metrics.csv (default 50).
+        histograms: write weight histograms to TensorBoard each epoch (default true).
+        checkpoint_every: seconds between checkpoints (default 60.0).
+
+    Returns:
+        What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
+        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions. Of several
+        processes that torchrun or SLURM started, only the first returns it; the others return nothing.
+
+    Raises:
+        UserError: the data or an option is wrong, or the run directory holds another run.
+        Interrupted: a signal stopped the run; the same call goes on.
+    """
+
+def probe(
+    run: str,
+    data: str,
+    *,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    limit: int | None = None,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    protocol: Literal["fast", "sgd"] = "fast",
+    labels_per_class: int | None = None,
+    label_fraction: float | None = None,
+    repeats: int = 5,
+    epochs: int = 100,
+    batch_size: int = 256,
+    lr: float = 30.0,
+) -> dict[str, Any]:
+    """Train a linear classifier on an encoder's frozen features, and on those of its random initialisation.
+
+    Args:
+        run: a run directory or its ``encoder.safetensors``.
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
+            them train, validate and test.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        limit: use a random, class-balanced subset of N training images.
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        seed: seed of every random draw (default 0).
+        protocol: fast: logistic regression on features extracted once; sgd: trained on augmented images (fast,
+            sgd; default fast).
+        labels_per_class: train on N labelled images per class.
+        label_fraction: train on this share of the labels, class-balanced.
+        repeats: random choices of the few labels, for the interval (default 5).
+        epochs: sgd: passes over the images (default 100).
+        batch_size: sgd: images per step (default 256).
+        lr: sgd: peak learning rate (default 30.0).
+
+    Returns:
+        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, per_class, confusion}`` on
+        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``,
+        how many ``train``, ``val`` and ``test``; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With
+        few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
+        and ``confusion``, and ``l2`` is a list.
+
+    Raises:
+        UserError: no encoder there, no labels in the data, fewer labels than asked for, or a wrong option.
+    """
+
+def scorecard(
+    run: str,
+    data: str,
+    *,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    limit: int | None = None,
+    max_skipped: float = 0.05,
+    seed: int = 0,
+    images: int = 1000,
+) -> dict[str, Any]:
+    """Compare an encoder with its random initialisation by the scores that need no labels.
+
+    Args:
+        run: a run directory, whose own augmentation makes the two views of each image; or an
+            ``encoder.safetensors``, with the view set of MoCo v2.
+        data: images, as for `mocokit.pretrain`; the training split is scored.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        limit: use a random, class-balanced subset of N training images.
+        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        seed: seed of every random draw (default 0).
+        images: most images that are scored; retrieval depends on it (default 1000).
+
+    Returns:
+        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``meaning``: a sentence on
+        each; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no encoder there, fewer than two images, or a wrong option.
+    """
+
+def search(
+    features: str,
+    queries: str | int | Sequence[str | int] = (),
+    *,
+    overwrite: bool = False,
+    k: int = 10,
+    engine: Literal["exact", "faiss"] = "exact",
+    duplicates: float | None = None,
+    montage: str | None = None,
+    run: str | None = None,
+    data: str | None = None,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+) -> dict[str, Any]:
+    """Find the most similar images in a feature file, and pairs that are nearly the same.
+
+    Args:
+        features: what `mocokit.embed` wrote; for rows and duplicates any .npy matrix will do.
+        queries: image files, or row numbers of the features; a row is not its own neighbour.
+        overwrite: replace an existing montage.
+        k: neighbours of each query (default 10).
+        engine: exact, or faiss for millions of images (exact, faiss; default exact).
+        duplicates: list the pairs of images with at least this cosine similarity.
+        montage: PNG file of the queries with their neighbours.
+        run: run directory that embeds the queries, if it has moved.
+        data: images of the features, if they have moved.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+
+    Returns:
+        ``queries``: for each ``{query, row, path, label, neighbours: [{row, path, label, similarity}]}`` with
+        cosines, the greatest first. With ``duplicates=T`` also ``duplicates``: ``{rows, paths, similarity}`` of each
+        pair of at least that cosine, and ``duplicate_pairs``, how many there are, listed or not. ``rows``,
+        ``dim``, ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
+    """

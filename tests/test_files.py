@@ -1,0 +1,60 @@
+"""Files are whole or untouched, whatever happens while they are written."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from mocokit.files import replacing, write_json, write_text
+
+
+def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    write_text(path, "first é\n")
+    write_text(path, "second\n")
+    assert path.read_text(encoding="utf-8") == "second\n"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_old_file_stays_if_writing_fails(tmp_path, error):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of it")
+            raise error
+
+    with pytest.raises(error):
+        half()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_done(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_files_have_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file.txt", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
+
+
+def test_json_round_trips(tmp_path):
+    value = {"a": [1, 2.5, None], "é": {"b": True}}
+    write_json(tmp_path / "value.json", value)
+    text = (tmp_path / "value.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert text.endswith("}\n")

@@ -1,0 +1,86 @@
+"""What a notebook looks at: images, views, metrics."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import mocokit
+from tests.helpers import encode, noise
+from tests.runs import TinyRun
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve images that encoders take at their own size, each of another size."""
+    folder = tmp_path_factory.mktemp("images") / "class"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02d}.png").write_bytes(encode(noise(i, 16 + i % 3, 16 + i % 5)))
+    return folder.parent
+
+
+def test_images_are_the_pixels_of_the_files(folder):
+    images = mocokit.open_images(str(folder), image_size=16)
+    assert [name.split("/")[-1] for name in images.names] == [f"{i:02d}.png" for i in range(12)]
+    for i in (0, 4, -1):
+        expected = noise(i % 12, 16 + i % 12 % 3, 16 + i % 12 % 5)
+        np.testing.assert_array_equal(images[i], expected)
+    assert len(list(images)) == len(images) == 12
+    with pytest.raises(IndexError):
+        images[12]
+
+
+def test_labels_limit_and_splits():
+    images = mocokit.open_images("digits", limit=50)
+    assert (len(images), images.labels.shape, images.label_names) == (50, (50,), tuple("0123456789"))
+    assert (images[0].shape, images[0].dtype) == ((8, 8), np.uint8)
+    assert len(mocokit.open_images("digits", split="test")) == 359
+    with pytest.raises(mocokit.UserError, match="no split 'val'; choose one of train, test"):
+        mocokit.open_images("digits", split="val")
+
+
+def test_views_differ_and_follow_the_options(folder):
+    originals, first, second = mocokit.draw_views(str(folder), count=5, image_size=16, crop_min=0.3)
+    assert len(originals) == 5
+    assert first.shape == second.shape == (5, 16, 16, 3)
+    assert first.dtype == np.uint8
+    assert (first != second).any(axis=(1, 2, 3)).all()
+    again = mocokit.draw_views(str(folder), count=5, image_size=16, crop_min=0.3)
+    np.testing.assert_array_equal(again[1], first)
+    other = mocokit.draw_views(str(folder), count=5, image_size=16, crop_min=0.3, seed=1)
+    assert (other[1] != first).any()
+
+
+def test_views_without_any_change_are_the_images():
+    images = mocokit.open_images("digits", image_size=8, limit=20)
+    unchanged = {"jitter_strength": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0, "crop_min": 1.0}
+    originals, first, second = mocokit.draw_views(images, count=20, image_size=8, **unchanged)
+    same = [i for i in range(20) if np.array_equal(first[i], originals[i])]
+    assert same  # those whose box has the image's shape
+    assert first.shape == second.shape == (20, 8, 8)
+
+
+def test_a_wrong_option_is_told():
+    with pytest.raises(mocokit.UserError, match="did you mean 'crop_min'"):
+        mocokit.draw_views("digits", crop_minn=0.5)
+    with pytest.raises(mocokit.UserError, match="no such recipe"):
+        mocokit.draw_views("digits", recipe="moco-v9")
+
+
+def test_a_recipe_that_needs_more_images_than_there_are():
+    _, first, _ = mocokit.draw_views("digits", count=3, limit=20, recipe="moco-v2-cifar10")
+    assert first.shape == (3, 32, 32)
+
+
+def test_metrics_are_the_columns_of_the_file(tiny_run: TinyRun, tmp_path):
+    metrics = mocokit.read_metrics(tiny_run.path)
+    with (tiny_run.path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(metrics) == list(rows[0])
+    for name, column in metrics.items():
+        assert column.dtype == np.float64
+        expected = [float(row[name]) if row[name] else np.nan for row in rows]
+        np.testing.assert_array_equal(column, expected)
+    with pytest.raises(mocokit.UserError, match="no metrics here"):
+        mocokit.read_metrics(tmp_path)

@@ -1,0 +1,94 @@
+"""Pages of the site that are made from the code: the guide from README.md, the options of each verb, the API."""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import mocokit
+from mocokit.cli import OVERWRITING, SUMMARIES
+from mocokit.config import VERBS
+from mocokit.options import Option, fields_of, flag
+
+ROOT = Path(mocokit.__file__).parents[2]
+TYPES = {int: "whole number", float: "number", bool: "switch", str: "text", tuple: "text, several"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages (a hook of MkDocs)."""
+    pages = {"index.md": guide(), "api.md": api()} | {f"options/{verb}.md": options(verb) for verb in VERBS}
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def guide() -> str:
+    """README.md with links that fit the site; files that are not on the site are named without a link."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
+    return re.sub(r"\[([^]]+)\]\((?!https?:|#)(?![^)]*\.(?:md|png)\))[^)]+\)", r"`\1`", text)
+
+
+def options(verb: str) -> str:
+    """A table of all options of a verb."""
+    fields = fields_of(VERBS[verb])
+    arguments = " ".join(name.upper() for name, option in fields.items() if option.positional)
+    rows = [_row(option) for option in fields.values()]
+    more = [
+        "| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"
+    ]
+    more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
+    if verb in OVERWRITING:
+        more += ["| `--overwrite` | switch | off | Replace what an earlier command wrote. |"]
+    more += ["| `--json` | switch | off | Print the result as one JSON object on stdout. |"]
+    return "\n".join(
+        [
+            f"# mocokit {verb}",
+            "",
+            f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
+            "",
+            f"```bash\nmocokit {verb} {arguments} [options]\n```",
+            "",
+            f"In Python: [`mocokit.{verb}`](../api.md#mocokit.{verb}), with `batch_size` for `--batch-size`.",
+            "In a YAML file: `batch_size: 64`; switches are `true` or `false`.",
+            "",
+            "| Option | Values | Default | Meaning |",
+            "|---|---|---|---|",
+            *rows,
+            *more,
+            "",
+        ]
+    )
+
+
+def _row(option: Option) -> str:
+    if option.positional:
+        name = f"`{option.name.upper()}`"
+    elif option.kind is bool:
+        name = f"`{flag(option.name)}`, `--no-{flag(option.name)[2:]}`"
+    else:
+        name = ", ".join(f"`{word}`" for word in (flag(option.name), option.short) if word)
+    if option.required:
+        default = "required"
+    elif not option.has_default:
+        default = "derived"
+    else:
+        default = "" if option.default in (None, ()) else f"`{str(option.default).lower()}`"
+    meaning = f"{option.help[0].upper()}{option.help[1:]}.".replace("|", "\\|")
+    return f"| {name} | {_values(option)} | {default} | {meaning} |"
+
+
+def _values(option: Option) -> str:
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    kind, low, high = TYPES[option.kind], option.low, option.high
+    if low is not None and high is not None:
+        return f"{kind}, {low:g} to {high:g}"
+    return kind if low is None else f"{kind}, at least {low:g}"
+
+
+def api() -> str:
+    """Every public name with its signature and documentation."""
+    parts = [f"::: mocokit.{name}" for name in mocokit.__all__]
+    return "\n\n".join(["# Python API", "Every name is imported from `mocokit`.", *parts, ""])
