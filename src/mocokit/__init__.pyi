@@ -145,12 +145,12 @@ def knn(
     k: int = 200,
     temperature: float = 0.1,
 ) -> dict[str, Any]:
-    """Compare an encoder with what it has to beat, by weighted kNN on labelled images.
+    """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`; the training split is the bank, the test (or else the
-            validation) split asks; without either each image is left out of its own vote.
+        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
+            validation) split the queries; without either each training image is classified by the others.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: largest share of unusable images that is accepted (default 0.05).
@@ -222,6 +222,7 @@ def pretrain(
     log_every: int = 50,
     histograms: bool = True,
     checkpoint_every: float = 60.0,
+    logger: Literal["wandb", "mlflow"] | None = None,
 ) -> dict[str, Any]:
     """Learn an encoder from images without labels.
 
@@ -282,6 +283,7 @@ def pretrain(
         log_every: steps between rows of metrics.csv (default 50).
         histograms: write weight histograms to TensorBoard each epoch (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).
+        logger: experiment tracker that also gets every row of metrics.csv; an extra each (wandb, mlflow).
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
@@ -330,13 +332,13 @@ def probe(
 
     Returns:
         ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, per_class, confusion}`` on
-        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``,
-        how many ``train``, ``val`` and ``test``; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With
-        few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
+        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``, the
+        numbers of ``train``, ``val`` and ``test`` images; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
         and ``confusion``, and ``l2`` is a list.
 
     Raises:
-        UserError: no encoder there, no labels in the data, fewer labels than asked for, or a wrong option.
+        UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
     """
 
 def scorecard(
@@ -353,7 +355,7 @@ def scorecard(
 
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
-            ``encoder.safetensors``, with the view set of MoCo v2.
+            ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
         data: images, as for `mocokit.pretrain`; the training split is scored.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.

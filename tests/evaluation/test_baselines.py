@@ -15,7 +15,7 @@ SPEC = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.25,) * 3)
 
 @pytest.fixture(scope="module")
 def images(tiny_run: TinyRun):
-    return open_store(str(tiny_run.data), image_size=8, image_size_cap=8).splits["train"]
+    return open_store(str(tiny_run.data), image_size=8).splits["train"]
 
 
 def test_weights_are_those_of_the_seed(images):

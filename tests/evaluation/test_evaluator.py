@@ -20,7 +20,7 @@ def encoder(tiny_run: TinyRun):
 
 @pytest.fixture(scope="module")
 def store(tiny_run: TinyRun):
-    return open_store(str(tiny_run.data), image_size=8, image_size_cap=8)
+    return open_store(str(tiny_run.data), image_size=8)
 
 
 def evaluator(store, seed=0, score_images=20, labels=True):

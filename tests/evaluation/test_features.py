@@ -13,7 +13,7 @@ from tests.runs import TinyRun
 
 @pytest.fixture(scope="module")
 def images(tiny_run: TinyRun):
-    return open_store(str(tiny_run.data), image_size=8, image_size_cap=8).splits["train"]
+    return open_store(str(tiny_run.data), image_size=8).splits["train"]
 
 
 def test_features_are_the_encoders_in_order(tiny_run, images, monkeypatch):
@@ -29,7 +29,7 @@ def test_features_are_the_encoders_in_order(tiny_run, images, monkeypatch):
 
 def test_pixels_are_the_images_around_mid_gray(tmp_path, monkeypatch):
     data = write_images(tmp_path / "flat", [f"{i}.png" for i in range(20)], 8, 8)
-    images = open_store(str(data), image_size=8, image_size_cap=8).splits["train"]
+    images = open_store(str(data), image_size=8).splits["train"]
     monkeypatch.setattr(features, "BATCH", 7)
     some = torch.tensor([4, 1])
     expected = torch.from_numpy(images.batch(some.numpy())).flatten(1) / 127.5 - 1

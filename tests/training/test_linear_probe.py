@@ -33,7 +33,7 @@ def encoder(tiny_run: TinyRun) -> Encoder:
 
 @pytest.fixture(scope="module")
 def labelled(tiny_run: TinyRun) -> LabelledSplits:
-    store = open_store(str(tiny_run.data), image_size=8, image_size_cap=8)
+    store = open_store(str(tiny_run.data), image_size=8)
     return split_labelled(store, seed=0)
 
 
