@@ -1,7 +1,4 @@
-"""What the user named, as a source of images: a bundled data set, CIFAR-10, a folder, archive or array.
-
-First stop of the data flow; the store decodes what is listed here.
-"""
+"""What the user named, as a source of images: a bundled data set, a folder, an archive, shards or arrays."""
 
 import contextlib
 import difflib
@@ -10,7 +7,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +35,8 @@ def open_source(data: str) -> Source:
     Raises:
         UserError: there is no such thing, or it is of no accepted kind.
     """
-    if data == "digits":
-        return DigitsSource()
-    if data == "cifar10":
-        return Cifar10Source()
+    if data in BUNDLED:
+        return BundledSource(data, BUNDLED[data])
     if data.startswith(HUB):
         return ShardSource(data, *hub_shards(data))
     if "://" in data:
@@ -67,84 +62,83 @@ def _suggestion(path: Path) -> str:
         siblings = os.listdir(path.parent)
     except (OSError, ValueError):
         siblings = []
-    near = difflib.get_close_matches(path.name, [*siblings, "digits", "cifar10"], n=1, cutoff=0.7)
+    near = difflib.get_close_matches(path.name, [*siblings, *BUNDLED], n=1, cutoff=0.7)
     return f" (did you mean {path.with_name(near[0]) if near[0] in siblings else near[0]}?)" if near else ""
 
 
-class DigitsSource:
-    """The 1,797 handwritten digits, 8x8 gray, that scikit-learn brings along."""
+class BundledSource:
+    """A data set that a library has or downloads; ``load`` gives its images, uint8 [N, C, H, W], and their index."""
 
-    name = "digits"
     decoded = True
 
+    def __init__(self, name: str, load: Callable[[], tuple[np.ndarray, ImageIndex]]) -> None:
+        self.name, self._load = name, load
+
     def fingerprint(self) -> str:
-        return "digits/1"
+        return f"{self.name}/1"
 
     def read_index(self) -> ImageIndex:
-        """The data set has no official split: a fifth of each class is the test split, always the same."""
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self._images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-        labels = digits.target.astype(np.int64)
-        order = np.random.default_rng(0).permutation(len(labels))
-        is_test = np.zeros(len(labels), dtype=bool)
-        for value in range(10):
-            members = order[labels[order] == value]
-            is_test[members[: round(len(members) / 5)]] = True
-        splits = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
-        names = [f"{index:04d}" for index in range(len(labels))]
-        return ImageIndex(names, splits, labels, tuple(str(value) for value in range(10)))
+        self._images, image_index = self._load()
+        return image_index
 
     def read(self, index: int) -> np.ndarray:
         return self._images[index]
 
 
-class Cifar10Source:
+def _digits() -> tuple[np.ndarray, ImageIndex]:
+    """The 1,797 handwritten digits, 8x8 gray, of scikit-learn. They have no official split: a fifth of each class is
+    the test split, always the same."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(labels))
+    is_test = np.zeros(len(labels), dtype=bool)
+    for value in range(10):
+        members = order[labels[order] == value]
+        is_test[members[: round(len(members) / 5)]] = True
+    splits = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+    names = [f"{index:04d}" for index in range(len(labels))]
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    return images, ImageIndex(names, splits, labels, tuple(map(str, range(10))))
+
+
+def _cifar10() -> tuple[np.ndarray, ImageIndex]:
     """CIFAR-10 through torchvision, downloaded once into the cache directory and verified by its md5."""
+    train, test = _cifar10_part(train=True), _cifar10_part(train=False)
+    labels = np.array([*train.targets, *test.targets], dtype=np.int64)
+    splits = {"train": np.arange(len(train.data)), "test": np.arange(len(train.data), len(labels))}
+    names = [f"{split}/{row:05d}" for split, rows in splits.items() for row in range(len(rows))]
+    images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
+    return images, ImageIndex(names, splits, labels, tuple(train.classes))
 
-    name = "cifar10"
-    decoded = True
 
-    def fingerprint(self) -> str:
-        return "cifar10/1"
+def _cifar10_part(train: bool) -> Any:
+    """As torchvision's data set, with ``data`` [N, 32, 32, 3] and ``targets``."""
+    from torchvision.datasets import CIFAR10
 
-    def read_index(self) -> ImageIndex:
-        train, test = self._load(train=True), self._load(train=False)
-        self._images = np.concatenate([train.data, test.data]).transpose(0, 3, 1, 2)
-        labels = np.array([*train.targets, *test.targets], dtype=np.int64)
-        splits = {"train": np.arange(len(train.data)), "test": np.arange(len(train.data), len(labels))}
-        names = [f"train/{i:05d}" for i in range(len(train.data))]
-        names += [f"test/{i:05d}" for i in range(len(test.data))]
-        return ImageIndex(names, splits, labels, tuple(train.classes))
+    root = cache_directory() / "cifar10"
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to --json
+        try:
+            return CIFAR10(root, train=train)
+        except RuntimeError:  # not there, or damaged
+            pass
+        try:
+            return CIFAR10(root, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot download cifar10 ({reason}); name a local copy instead: "
+                "a folder or archive with train/ and test/ class folders"
+            ) from error
 
-    def read(self, index: int) -> np.ndarray:
-        return self._images[index]
 
-    @staticmethod
-    def _load(train: bool) -> Any:
-        """The train or test part, as torchvision's data set with ``data`` [N, 32, 32, 3] and ``targets``."""
-        from torchvision.datasets import CIFAR10
-
-        root = cache_directory() / "cifar10"
-        with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to --json
-            try:
-                return CIFAR10(root, train=train)
-            except RuntimeError:  # not there, or damaged
-                pass
-            try:
-                return CIFAR10(root, train=train, download=True)
-            except (OSError, RuntimeError) as error:
-                reason = " ".join(str(error).split())
-                raise UserError(
-                    f"cannot download cifar10 ({reason}); name a local copy instead: "
-                    "a folder or archive with train/ and test/ class folders"
-                ) from error
+BUNDLED = {"digits": _digits, "cifar10": _cifar10}
 
 
 def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
-    """The images of a scanned source at ``indices`` of its image_index: as the source has them, or files of a folder,
-    which are read where they are decoded."""
+    """The images of a source at ``indices`` of its index, which has been read: as the source gives them, or files of a
+    folder, which the decoding process reads."""
     if isinstance(source, FolderSource):
         yield from map(source.file, indices)
         return
@@ -182,9 +176,8 @@ class FolderSource:
 
     def file(self, index: int) -> ImageFile:
         """Image ``index``, not yet read."""
-        return ImageFile(
-            f"{self.root}{os.sep}{self._names[index]}"
-        )  # a Path takes as long as opening the file
+        # A string: to make a Path takes as long as to open the file.
+        return ImageFile(f"{self.root}{os.sep}{self._names[index]}")
 
     def read(self, index: int) -> bytes:
         return self.file(index).read()
