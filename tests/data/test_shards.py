@@ -17,8 +17,9 @@ import pytest
 from mocokit.data import shard_readers
 from mocokit.data import shards as shards_module
 from mocokit.data.decode import BadImage, decode
+from mocokit.data.folder import FolderSource
 from mocokit.data.shards import ShardSource
-from mocokit.data.sources import FolderSource, open_source
+from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.errors import UserError
 from tests.helpers import encode, noise

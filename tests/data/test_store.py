@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mocokit.data.decode import decode
-from mocokit.data.sources import FolderSource
+from mocokit.data.folder import FolderSource
 from mocokit.data.store import Skipped, open_store, write_skipped
 from mocokit.resolve import choose_image_size
 from tests.data.stores import all_pixels, contents, open_images, ragged

@@ -2,14 +2,12 @@
 
 import contextlib
 import difflib
-import errno
-import hashlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +15,9 @@ from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import cache_directory
 from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Encoded, ImageFile
-from mocokit.data.image_index import ImageIndex, Skipped, Source, index_by_folders, is_hidden, is_image_name
+from mocokit.data.decode_pool import Encoded
+from mocokit.data.folder import FolderSource
+from mocokit.data.image_index import ImageIndex, Source
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
 from mocokit.errors import UserError
 
@@ -147,138 +146,3 @@ def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
             yield source.read(index)
         except BadImage as error:
             yield error
-
-
-class FolderSource:
-    """A folder of images, at any depth."""
-
-    decoded = False
-
-    def __init__(self, path: Path) -> None:
-        self.root = path.resolve()
-        self.name = self.root.name or "data"
-        self._found: tuple[dict[str, _Stamp], list[Skipped]] | None = None
-        self._names: Sequence[str] = []
-
-    def fingerprint(self) -> str:
-        """From path, size and time of each image."""
-        images, refused = self._walk()
-        lines = [f"{name}\0{size}\0{time}\n" for name, (size, time) in sorted(images.items())]
-        lines += [f"{skipped.name}\0{skipped.reason}\n" for skipped in sorted(refused)]
-        text = "".join(lines).encode(errors="surrogatepass")
-        return f"folder/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
-
-    def read_index(self) -> ImageIndex:
-        images, refused = self._walk()
-        image_index = index_by_folders(images, refused, self.root)
-        self._names = image_index.names
-        return image_index
-
-    def file(self, index: int) -> ImageFile:
-        """Image ``index``, not yet read."""
-        # A string: to make a Path takes as long as to open the file.
-        return ImageFile(f"{self.root}{os.sep}{self._names[index]}")
-
-    def read(self, index: int) -> bytes:
-        return self.file(index).read()
-
-    def _walk(self) -> "tuple[dict[str, _Stamp], list[Skipped]]":
-        if self._found is None:
-            walk = _Walk(self.root)
-            walk.run()
-            self._found = walk.images, walk.refused
-        return self._found
-
-
-class _Stamp(NamedTuple):
-    size: int
-    mtime_ns: int
-
-
-class _Walk:
-    """Finds the images below a folder without leaving it, and enters each real folder once.
-
-    Paths are strings relative to the folder, with the separators of the system.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images: dict[str, _Stamp] = {}
-        self.refused: list[Skipped] = []
-        self._visited: set[str] = set()
-
-    def run(self) -> None:
-        """Real folders first: a link to one of them then adds nothing, whichever name sorts first."""
-        try:
-            os.scandir(self.root).close()
-        except OSError as error:
-            raise UserError(f"{self.root} cannot be read: {error.strerror}") from error
-        links = self._folder("")
-        while links:
-            found: list[str] = []
-            for link in sorted(links):
-                found += self._link(link)
-            links = found
-
-    def _folder(self, top: str) -> list[str]:
-        """Take in the images of a folder and the folders in it; return the symbolic links met."""
-        links: list[str] = []
-        pending = [top]
-        while pending:
-            folder = pending.pop()
-            real = os.path.realpath(self.root / folder)
-            if real in self._visited:
-                continue
-            self._visited.add(real)
-            try:
-                with os.scandir(real) as entries:
-                    for entry in entries:
-                        path = os.path.join(folder, entry.name)
-                        if is_hidden(entry.name):
-                            continue
-                        if entry.is_symlink():
-                            links.append(path)
-                        elif entry.is_dir():
-                            pending.append(path)
-                        elif is_image_name(entry.name):
-                            self._file(path, entry.stat())
-            except OSError as error:
-                self._refuse(folder, f"folder cannot be read: {error.strerror}")
-        return links
-
-    def _link(self, link: str) -> list[str]:
-        """Take in what a symbolic link leads to; return the links met there."""
-        is_image = is_image_name(os.path.basename(link))
-        try:
-            target = (self.root / link).resolve(strict=True)
-            status = target.stat()
-        except (OSError, RuntimeError) as error:  # RuntimeError: a loop, before Python 3.13
-            looped = isinstance(error, RuntimeError) or error.errno == errno.ELOOP
-            if looped or is_image:
-                self._refuse(link, "symbolic link that loops" if looped else "broken symbolic link")
-            return []
-        is_folder = stat.S_ISDIR(status.st_mode)
-        if not is_folder and not is_image:
-            return []
-        if not target.is_relative_to(self.root):
-            self._refuse(link, "symbolic link that leads out of the folder")
-        elif not is_folder:
-            self._file(link, status)
-        elif (self.root / link).parent.resolve().is_relative_to(target):
-            self._refuse(link, "symbolic link that loops")
-        else:
-            return self._folder(link)
-        return []
-
-    def _file(self, path: str, status: os.stat_result) -> None:
-        if stat.S_ISREG(status.st_mode):
-            self.images[_posix(path)] = _Stamp(status.st_size, status.st_mtime_ns)
-        else:
-            self._refuse(path, "not a regular file")
-
-    def _refuse(self, path: str, reason: str) -> None:
-        self.refused.append(Skipped(_posix(path), reason))
-
-
-def _posix(path: str) -> str:
-    return path.replace(os.sep, "/")
