@@ -1,4 +1,4 @@
-"""What decoded pixels become: one number of channels, 8 bits, and no larger than a model has use for."""
+"""Conversion of decoded images to the channels, the 8 bits and the size that are stored."""
 
 import numpy as np
 
