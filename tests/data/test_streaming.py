@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocokit import distributed
-from mocokit.data import shards, streaming
+from mocokit.data import shard_readers, streaming
 from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
 from mocokit.data.loader import Batch
@@ -156,13 +156,16 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
         source, image_index.names, image_index.splits["train"], image_index.blocks, 8, 3, None, 0
     )
     fetched: list[int] = []
-    real = shards._ParquetReader.fetch
+    real = shard_readers.ParquetReader.fetch
 
-    def counted(self: shards._ParquetReader, run: int) -> shards._Block:
+    def counted(self: shard_readers.ParquetReader, run: int) -> shard_readers.Block:
         fetched.append(run)
         return real(self, run)
 
-    with patch.object(shards._ParquetReader, "fetch", counted), patch.object(streaming, "MOST_WINDOW", 16):
+    with (
+        patch.object(shard_readers.ParquetReader, "fetch", counted),
+        patch.object(streaming, "MOST_WINDOW", 16),
+    ):
         taken(images, 32, 400 // 32)
     assert len(set(fetched)) >= 39
     assert len(fetched) <= 40 + streaming.LEAST_LANES
