@@ -27,4 +27,5 @@ def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, flo
     assert intensity_range is not None
     low, high = intensity_range
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
+    # float64 before clipping: ``low`` rounded to float32 may be smaller, and negative numbers would wrap around.
+    return np.rint((np.clip(pixels.astype(np.float64), low, high) - low) * scale).astype(np.uint8)
