@@ -31,15 +31,20 @@ def test_gray_is_what_pillow_makes_of_colour(image: np.ndarray) -> None:
 @given(
     arrays.arrays(np.float32, (1, 3, 4), elements=st.floats(-1e6, 1e6, width=32)),
     st.floats(-1e5, 1e5),
-    st.floats(0, 1e5),
+    st.floats(1e-2, 1e5),
 )
 def test_deep_images_keep_their_order_within_the_range(image: np.ndarray, low: float, width: float) -> None:
     pixels = convert(image, 1, (low, low + width)).ravel()
     order = np.argsort(image, axis=None)
     assert (np.diff(pixels[order].astype(int)) >= 0).all()
-    assert (pixels[image.ravel() <= low] == 0).all()
-    if low + width > low:
-        assert (pixels[image.ravel() >= low + width] == 255).all()
+    exact = image.ravel().astype(float)
+    assert (pixels[exact <= low] == 0).all()
+    assert (pixels[exact >= low + width] == 255).all()
+
+
+def test_a_bound_that_is_no_float32_clips() -> None:
+    """Rounded to float32, this one is smaller than it is; the difference must not become 255."""
+    assert convert(np.zeros((1, 1, 1), np.float32), 1, (65536.39453125, 65537.5)).item() == 0
 
 
 @pytest.mark.parametrize(
