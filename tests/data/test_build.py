@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mocokit.data.arrays import ImageListSource
 from mocokit.data.build import median_side, subset
 from mocokit.data.decode import decode
-from mocokit.data.sources import FolderSource, open_source
+from mocokit.data.folder import FolderSource
+from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import UserError
 from tests.data.stores import all_pixels, open_images, with_bad_images

@@ -1,71 +1,28 @@
 """Parquet files and tar shards give the images and labels that were written into them, wherever they lie."""
 
-import io
-import json
 import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mocokit.data import shard_readers
-from mocokit.data import shards as shards_module
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
+from mocokit.data.folder import FolderSource
 from mocokit.data.shards import ShardSource
-from mocokit.data.sources import FolderSource, open_source
-from mocokit.data.store import TooManySkipped, open_store
+from mocokit.data.sources import open_source
+from mocokit.data.store import open_store
 from mocokit.errors import UserError
-from tests.helpers import encode, noise
-
-IMAGES = [noise(seed) for seed in range(6)]
-FILES = [encode(image) for image in IMAGES]
-KINDS = ["bytes", "struct", "tar"]
+from tests.data.shard_sets import FILES, IMAGES, KINDS, write_parquet, write_shards, write_tar
 
 
 @pytest.fixture(autouse=True)
 def _hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(shard_readers, "_WAITS", ())
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
-def write_parquet(path: Path, columns: dict[str, Any], names: list[str] | None = None) -> None:
-    table = pa.table(columns)
-    if names is not None:
-        info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
-    pq.write_table(table, path, row_group_size=2)
-
-
-def write_shards(folder: Path, kind: str, stem: str = "part", shards: int = 2) -> Path:
-    """Six images in ``shards`` shards, labelled 0 and 1 in turn."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        rows = range(6 * shard // shards, 6 * (shard + 1) // shards)
-        labels = [row % 2 for row in rows]
-        if kind == "tar":
-            members: dict[str, bytes] = {}
-            for row in rows:
-                members |= {f"{row:04d}.png": FILES[row], f"{row:04d}.cls": str(row % 2).encode()}
-            write_tar(folder / f"{stem}-{shard}.tar", members)
-        else:
-            files = [FILES[row] for row in rows]
-            column = files if kind == "bytes" else [{"bytes": file, "path": None} for file in files]
-            write_parquet(folder / f"{stem}-{shard}.parquet", {"image": column, "label": labels})
-    return folder
 
 
 def assert_as_written(source: Any, order: tuple[int, ...] = (5, 0, 3, 1, 2, 4)) -> None:
@@ -161,24 +118,6 @@ def test_splits_by_file_and_folder(tmp_path: Path) -> None:
         open_source(str(only_tests)).read_index()
 
 
-def test_text_labels_are_classes(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": ["dog", "cat", "eel"]})
-    image_index = open_source(str(tmp_path / "a.parquet")).read_index()
-    assert image_index.label_names == ("cat", "dog", "eel")
-    np.testing.assert_array_equal(image_index.labels, [1, 0, 2])
-
-
-@pytest.mark.parametrize("labels", [[0, None, 1], [0.5, 0.1, 1.0], [0, -1, 1]])
-def test_what_is_no_label_is_left(tmp_path: Path, labels: list[Any]) -> None:
-    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": labels})
-    assert open_source(str(tmp_path / "a.parquet")).read_index().labels is None
-
-
-def test_one_image_without_a_label(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"1.cls": b"0", "1.png": FILES[0], "2.png": FILES[1]})
-    assert open_source(str(tmp_path / "a.tar")).read_index().labels is None
-
-
 def test_shards_that_disagree_about_classes(tmp_path: Path) -> None:
     for name, classes in (("a", ["x", "y"]), ("b", ["y", "x"])):
         write_parquet(tmp_path / f"{name}.parquet", {"image": FILES[:2], "label": [0, 1]}, classes)
@@ -189,31 +128,6 @@ def test_shards_that_disagree_about_classes(tmp_path: Path) -> None:
 def test_a_label_without_a_class(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:2], "label": [0, 2]}, ["x", "y"])
     with pytest.raises(UserError, match="label 2 where 2 classes are named"):
-        open_source(str(tmp_path)).read_index()
-
-
-def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", {"image": [FILES[0], None, b"", b"no image", *FILES[1:5]]})
-    store = open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.5)
-    assert len(store.splits["train"]) == 5
-    assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
-    assert store.skipped[0].reason == "no image in this row"
-    with pytest.raises(TooManySkipped, match=r"37\.5%"):
-        open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.1)
-
-
-@pytest.mark.parametrize("kind", ["struct", "tar"])
-def test_a_damaged_shard_is_named(tmp_path: Path, kind: str) -> None:
-    folder = write_shards(tmp_path / "set", kind)
-    shard = max(folder.iterdir())
-    shard.write_bytes(shard.read_bytes()[:-700] if kind == "struct" else shard.read_bytes()[:700])
-    with pytest.raises(UserError, match=rf"{shard.name} cannot be read"):
-        open_source(str(folder)).read_index()
-
-
-def test_no_images_among_the_columns(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", {"width": [1, 2], "text": ["a", "b"]})
-    with pytest.raises(UserError, match=r"a\.parquet has no column of image files among width, text"):
         open_source(str(tmp_path)).read_index()
 
 
@@ -243,60 +157,12 @@ def test_a_tar_without_labels_is_an_archive(tmp_path: Path) -> None:
     assert not isinstance(open_source(str(tmp_path / "a.tar")), ShardSource)
 
 
-def test_storage_is_tried_again(tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that fails twice succeeds at the third try; one that goes on failing names the shard."""
-    (file,) = write_shards(tmp_path / "set", "bytes", shards=1).iterdir()
-    bucket.pipe("/bucket/a.parquet", file.read_bytes())
-    source = open_source("memory://bucket")
-    source.read_index()
-    monkeypatch.setattr(shard_readers, "_WAITS", (0, 0, 0))
-    real, failures = fsspec.open, [0, 2]
-
-    def unsteady(*args: Any) -> Any:
-        failures[0] += 1
-        if failures[0] <= failures[1]:
-            raise OSError("connection reset")
-        return real(*args)
-
-    monkeypatch.setattr(fsspec, "open", unsteady)
-    assert source.read(0) == FILES[0]
-    assert failures[0] == 3
-    failures[:] = [0, 4]
-    with pytest.raises(UserError, match=r"a\.parquet cannot be read \(connection reset\)"):
-        source.read(5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, each row group or block of tar members is fetched a single time."""
-    monkeypatch.setattr(shard_readers, "_TAR_BLOCK", 2)
-    source = open_source(str(write_shards(tmp_path / "set", kind, shards=1)))
-    blocks = source.read_index().blocks
-    assert blocks is not None
-    np.testing.assert_array_equal(blocks, [0, 0, 1, 1, 2, 2])
-    opened: list[str] = []
-    real = shard_readers.open_file
-    monkeypatch.setattr(shard_readers, "open_file", lambda place: opened.append(place) or real(place))
-    for index in range(6):
-        source.read(index)
-    assert len(opened) == 3
-
-
 def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", "bytes")
     before = open_source(str(folder)).fingerprint()
     assert open_source(str(folder)).fingerprint() == before
     write_parquet(folder / "part-1.parquet", {"image": FILES[:2], "label": [0, 1]})
     assert open_source(str(folder)).fingerprint() != before
-
-
-def test_a_row_beyond_the_most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "MAX_FILE_BYTES", 10)
-    write_parquet(tmp_path / "a.parquet", {"image": FILES[:2]})
-    source = open_source(str(tmp_path))
-    source.read_index()
-    with pytest.raises(BadImage, match="larger"):
-        source.read(0)
 
 
 def test_into_the_store(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mocokit.auto.defaults import choose_image_size
 from mocokit.data.decode import decode
-from mocokit.data.sources import FolderSource
+from mocokit.data.folder import FolderSource
 from mocokit.data.store import Skipped, open_store, write_skipped
 from tests.data.stores import all_pixels, contents, open_images, ragged
 from tests.helpers import archive, class_folders, encode, noise, write_images

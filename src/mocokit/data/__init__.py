@@ -1,4 +1,1 @@
-"""From what the user named to batches of pixels: find the images, decode each once, view them augmented.
-
-This half (sources, decode, store) needs no torch, which comes in with the views.
-"""
+"""From what the user named to augmented batches of pixels; sources, decoding and store do not need torch."""

@@ -1,4 +1,4 @@
-"""Zip and tar archives as image sources, read in place: nothing is unpacked where a user would see it."""
+"""Zip and tar archives as image sources; nothing is unpacked into a directory."""
 
 import bz2
 import gzip
@@ -147,7 +147,7 @@ class _Tar:
 
 
 def _uncompressed(path: Path) -> IO[bytes]:
-    """The tar file itself, or what is compressed in it; by its first bytes, for names lie."""
+    """The tar file itself, or decompressed; its first bytes decide, since names can be wrong."""
     with path.open("rb") as file:
         magic = file.read(6)
     decompress = next((opened for start, opened in _COMPRESSIONS.items() if magic.startswith(start)), None)

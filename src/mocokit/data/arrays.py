@@ -43,7 +43,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether images of ``shape`` are more likely [N, C, H, W]: four pixels high with more bands than that."""
+    """Whether images of ``shape`` are more likely [N, C, H, W]: as images with their channels last they would be four
+    pixels high at most, and have more channels than that."""
     return len(shape) == 4 and shape[1] <= 4 < shape[3]
 
 
@@ -133,7 +134,8 @@ class ArraySource:
         return pixels(self._parts[part][index - self._starts[part]])
 
     def _npy(self) -> tuple[dict[str, np.ndarray], None]:
-        array = npy.open_memmap(self.path, mode="r")
+        with np.errstate(over="ignore"):  # of a shape that is no true one, which is refused
+            array = npy.open_memmap(self.path, mode="r")
         self._check("its array", _Header(array.shape, array.dtype))
         return {"train": array}, None
 

@@ -30,7 +30,7 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True)
 class Options:
-    """What decides about the pixels of an entry, besides the files; see ``open_store``."""
+    """What the pixels of an entry depend on, in addition to the files; see ``open_store``."""
 
     image_size: int | Callable[[float], int]
     limit: int | None
@@ -130,7 +130,7 @@ def build(
     names = "\0".join(image_index.names[index] for index in indices).encode(errors="surrogatepass")
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
     facts = {
-        # Whoever asks for what was found out here gets the same entry.
+        # The second: later commands ask for the channels and the range that were found here.
         "serves": [options, options | {"intensity_range": intensity_range, "channels": channels}],
         "median": median,
         "name": source.name,

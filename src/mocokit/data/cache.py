@@ -16,7 +16,7 @@ from mocokit.files import sync_directory
 _BUILDING = ".building"
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENOLCK,
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _lock(folder: Path, name: str) -> FileLock:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-built; what is still being built is locked."""
+    """Remove the half-built entries of killed processes; those that are still being built are locked."""
     for leftover in folder.glob(f".*{_BUILDING}"):
         name = leftover.name[1:].rpartition("-")[0]
         with suppress(Timeout), _lock(folder, name).acquire(blocking=False):

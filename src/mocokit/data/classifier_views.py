@@ -16,7 +16,7 @@ COLOUR_FLIP_P = 0.5
 
 
 def flip_probability(channels: int) -> float:
-    """Of a horizontal flip: 0.5 for colour images; 0 for others, which are often signs (as in pretraining)."""
+    """Of a horizontal flip: 0.5 for colour images, 0 for others, which often show characters (as in pretraining)."""
     return COLOUR_FLIP_P if channels == 3 else 0.0
 
 
@@ -63,7 +63,7 @@ def training_view(
 
 
 def shift(views: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """What each view shows after padding with zeros, cropping and flipping: [B, C, S, S], channels last.
+    """Pad each view with zeros, crop it and flip it: [B, C, S, S], channels last.
 
     Args:
         views: [B, C, S, S].

@@ -1,4 +1,4 @@
-"""Turn the bytes of one image file into pixels; used by the workers that fill the store.
+"""Decode one image file to pixels.
 
 Eight-bit files become uint8, deeper ones ("deep" images) float32 in their own units, which the store
 scales by the range of the whole data set. Everything that is wrong with a file is a ``BadImage``.
@@ -262,7 +262,7 @@ def _flatten_alpha(
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
-    """Pillow where it keeps depth and bands (it knows more compressions), tifffile elsewhere."""
+    """Pillow where it keeps depth and bands (it supports more compressions), else tifffile."""
     try:
         image = _open(data)
     except UnidentifiedImageError:
@@ -313,7 +313,7 @@ def _decode_with_tifffile(data: bytes) -> np.ndarray:
 
 
 def _flatten_bands(pixels: np.ndarray, page: Any) -> np.ndarray:
-    """Bands [S, H, W] of any number type to [C, H, W], uint8 or float32; alpha only beside gray or RGB."""
+    """Bands [S, H, W] of any number type to [C, H, W], uint8 or float32; alpha only with gray or RGB."""
     if pixels.dtype.kind not in "uif":
         raise BadImage(f"TIFF with {pixels.dtype} pixels is not supported")
     white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "ui" else 1.0

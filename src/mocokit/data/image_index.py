@@ -95,7 +95,7 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
     """Sort image paths and derive splits and labels from their folders.
 
     Folders ``train`` and ``test`` or ``val`` are splits, possibly inside lone wrapping folders; without them
-    everything is "train". Class folders are labels if every image lies in exactly one of at least two.
+    everything is "train". Class folders are labels if there are two at least and every image is in exactly one.
 
     Raises:
         UserError: there are no images in ``place``.

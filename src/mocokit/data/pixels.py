@@ -1,4 +1,4 @@
-"""What decoded pixels become: one number of channels, 8 bits, and no larger than a model has use for."""
+"""Conversion of decoded images to the channels, the 8 bits and the size that are stored."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,8 @@ def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, flo
     assert intensity_range is not None
     low, high = intensity_range
     scale = 255 / (high - low) if high > low else 0.0
-    return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
+    # float64 before clipping: ``low`` rounded to float32 may be smaller, and negative numbers would wrap around.
+    return np.rint((np.clip(pixels.astype(np.float64), low, high) - low) * scale).astype(np.uint8)
 
 
 def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""One shard, a Parquet file or a tar file in webdataset layout: its labels, and its images block by block."""
+"""One shard, a Parquet file or a tar file in webdataset layout: its labels and its images."""
 
 import json
 import os
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Block(NamedTuple):
-    """Images of a shard that were read together: how many bytes, and the file of a row of the shard."""
+    """Images of a shard that were read together: their size in bytes, and a function from row to image file."""
 
     nbytes: int
     cut: Callable[[int], bytes | None]
@@ -40,7 +40,7 @@ class ShardReader(Protocol):
 
     Attributes:
         labels: number or text of each image, or None.
-        blocks: int64 [n], counted from 0: in which block each image lies.
+        blocks: int64 [n], counted from 0: the block of each image.
         classes: the name of each label value, if the shard states it.
         refused: members that must not be read.
     """

@@ -171,7 +171,7 @@ class ShardSource:
         return content
 
     def _block(self, shard: int, number: int) -> "Block":
-        """Read, unless it is among the latest ones: several readers may go through the images side by side."""
+        """Kept for a while: several readers may go through the images at the same time."""
         key, recent = (shard, number), self._recent
         if key not in recent:
             reader, place = self._readers[shard], self.shards[shard].place

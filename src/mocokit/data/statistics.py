@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the images, which every network input is normalised by."""
+"""Mean and standard deviation of the images, with which network inputs are normalised."""
 
 import numpy as np
 

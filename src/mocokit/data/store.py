@@ -1,4 +1,4 @@
-"""Each image decoded once, into a memory-mapped file in the cache directory; batches are cut from it."""
+"""Images decoded once into a memory-mapped file in the cache directory, and batches of them."""
 
 import csv
 import hashlib
@@ -43,7 +43,7 @@ class ImageSet:
         canvas: the greatest height and the greatest width.
         nbytes: of all images padded to the canvas.
 
-    Pickled it is only a path: the other process maps the same file.
+    Pickled, it is only a path: the other process maps the same file.
     """
 
     def __init__(self, path: Path, split: str) -> None:
@@ -240,7 +240,7 @@ def _load(path: Path, options: Options, max_skipped: float) -> Store | None:
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write the images that cannot be used as CSV with the columns image and reason."""
-    # A file name need not be UTF-8; what is not is written with backslashes.
+    # File names need not be UTF-8; other bytes are written with backslashes.
     encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     with replacing(path) as temporary, temporary.open("w", **encoding) as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The members of an uncompressed tar file: where each lies, and which must not be read."""
+"""The index of an uncompressed tar file: where its members are, and which must not be read."""
 
 import tarfile
 from collections.abc import Iterator

@@ -1,0 +1,59 @@
+"""Decoded images become 8-bit images with the channels that are wanted."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from mocokit.data.pixels import convert, convertible, stored_side
+
+IMAGES = arrays.arrays(np.uint8, st.tuples(st.sampled_from([1, 3]), st.integers(1, 6), st.integers(1, 6)))
+
+
+@given(IMAGES)
+def test_bytes_with_the_right_channels_stay(image: np.ndarray) -> None:
+    np.testing.assert_array_equal(convert(image, len(image), None), image)
+    np.testing.assert_array_equal(convert(image, len(image), (0.0, 9.0)), image)
+
+
+@given(IMAGES)
+def test_gray_is_what_pillow_makes_of_colour(image: np.ndarray) -> None:
+    gray = convert(image, 1, None)
+    assert gray.dtype == np.uint8
+    if len(image) == 3:
+        expected = np.asarray(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L"))
+        np.testing.assert_allclose(gray[0].astype(int), expected, atol=1)
+    np.testing.assert_array_equal(convert(gray, 3, None), np.repeat(gray, 3, axis=0))
+
+
+@given(
+    arrays.arrays(np.float32, (1, 3, 4), elements=st.floats(-1e6, 1e6, width=32)),
+    st.floats(-1e5, 1e5),
+    st.floats(1e-2, 1e5),
+)
+def test_deep_images_keep_their_order_within_the_range(image: np.ndarray, low: float, width: float) -> None:
+    pixels = convert(image, 1, (low, low + width)).ravel()
+    order = np.argsort(image, axis=None)
+    assert (np.diff(pixels[order].astype(int)) >= 0).all()
+    exact = image.ravel().astype(float)
+    assert (pixels[exact <= low] == 0).all()
+    assert (pixels[exact >= low + width] == 255).all()
+
+
+def test_a_bound_that_is_no_float32_clips() -> None:
+    """Rounded to float32, this one is smaller than it is; the difference must not become 255."""
+    assert convert(np.zeros((1, 1, 1), np.float32), 1, (65536.39453125, 65537.5)).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("channels", "target", "expected"),
+    [(1, 3, True), (3, 1, True), (5, 5, True), (5, 3, False), (1, 2, False)],
+)
+def test_only_gray_and_colour_become_each_other(channels: int, target: int, expected: bool) -> None:
+    assert convertible(channels, target) == expected
+
+
+def test_images_are_kept_twice_as_large_as_the_model_takes_them() -> None:
+    assert stored_side(32) == 64
