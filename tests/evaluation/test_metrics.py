@@ -63,10 +63,11 @@ def test_figures_of_classes_are_counts(seed, images, classes):
         assert figures["precision"] == (pytest.approx(right[i] / guessed[i]) if guessed[i] else None)
 
 
-def test_a_class_that_is_never_scored_is_never_predicted():
-    scores = torch.full((3, 7), -torch.inf)
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_class_that_is_never_scored_is_never_predicted(classes):
+    scores = torch.full((3, classes), -torch.inf)
     scores[:, :2] = torch.tensor([2.0, 1.0])
-    found = classification_metrics(scores, torch.tensor([0, 1, 6]), names(7))
+    found = classification_metrics(scores, torch.tensor([0, 1, classes - 1]), names(classes))
     assert (found["top1"], found["top5"]) == pytest.approx((1 / 3, 2 / 3))
 
 

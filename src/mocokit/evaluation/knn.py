@@ -102,9 +102,7 @@ class KnnEvaluator:
 
     def accuracy(self, features: Callable[[Subset], Tensor]) -> Accuracy:
         """Accuracy with the features [N, D] that ``features`` gives of some images."""
-        k, temperature = self.k, self.temperature
-        bank, bank_labels = features(self.bank), self.bank.labels
-        if self.queries is None:
-            return knn_accuracy(bank, bank_labels, None, None, k=k, temperature=temperature)
-        queries, labels = features(self.queries), self.queries.labels
-        return knn_accuracy(bank, bank_labels, queries, labels, k=k, temperature=temperature)
+        queries = (features(self.queries), self.queries.labels) if self.queries else (None, None)
+        return knn_accuracy(
+            features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature
+        )

@@ -33,8 +33,8 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     true_score = scores.gather(1, labels[:, None])
     classes = torch.arange(scores.shape[1])
     ahead = (scores > true_score) | ((scores == true_score) & (classes < labels[:, None]))
-    rank = ahead.sum(dim=1).where(true_score[:, 0] > -torch.inf, len(classes))
-    top1, top5 = (float((rank < k).double().mean()) for k in (1, 5))
+    rank, possible = ahead.sum(dim=1), true_score[:, 0] > -torch.inf
+    top1, top5 = (float((possible & (rank < k)).double().mean()) for k in (1, 5))
     predicted = scores.argmax(dim=1)
     precision, recall, _, images = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=np.nan
