@@ -26,13 +26,13 @@ def made(seed, bank, queries, dim, classes):
     st.integers(1, 50),
     st.booleans(),
 )
-def test_equals_slow_numpy(seed, bank, queries, classes, k, alone):
+def test_equals_slow_numpy(seed, bank, queries, classes, k, leave_one_out):
     (x, y), (q, r) = made(seed, bank, queries, 5, classes)
-    if alone:
+    if leave_one_out:
         q, r = x, y
-    expected = reference.knn_top(x, y, q, r, min(k, len(x) - alone), 0.1, alone)
-    asks = (None, None) if alone else (torch.from_numpy(q), torch.from_numpy(r))
-    got = knn_accuracy(torch.from_numpy(x), torch.from_numpy(y), *asks, k=k, temperature=0.1)
+    expected = reference.knn_top(x, y, q, r, min(k, len(x) - leave_one_out), 0.1, leave_one_out)
+    queries_or_none = (None, None) if leave_one_out else (torch.from_numpy(q), torch.from_numpy(r))
+    got = knn_accuracy(torch.from_numpy(x), torch.from_numpy(y), *queries_or_none, k=k, temperature=0.1)
     assert got == pytest.approx(expected)
 
 

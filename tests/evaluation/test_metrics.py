@@ -13,6 +13,7 @@ from sklearn import metrics
 from mocokit.evaluation.metrics import (
     MAX_CONFUSION_CLASSES,
     classification_metrics,
+    rank_of_class,
     t_interval,
     wilson_interval,
 )
@@ -63,10 +64,11 @@ def test_figures_of_classes_are_counts(seed, images, classes):
         assert figures["precision"] == (pytest.approx(right[i] / guessed[i]) if guessed[i] else None)
 
 
-def test_a_class_that_is_never_scored_is_never_predicted():
-    scores = torch.full((3, 7), -torch.inf)
+@pytest.mark.parametrize("classes", [3, 7])
+def test_a_class_that_is_never_scored_is_never_predicted(classes):
+    scores = torch.full((3, classes), -torch.inf)
     scores[:, :2] = torch.tensor([2.0, 1.0])
-    found = classification_metrics(scores, torch.tensor([0, 1, 6]), names(7))
+    found = classification_metrics(scores, torch.tensor([0, 1, classes - 1]), names(classes))
     assert (found["top1"], found["top5"]) == pytest.approx((1 / 3, 2 / 3))
 
 
@@ -74,6 +76,18 @@ def test_of_equal_scores_the_first_class_is_predicted():
     found = classification_metrics(torch.zeros(7, 7), torch.arange(7), names(7))
     assert (found["top1"], found["top5"]) == pytest.approx((1 / 7, 5 / 7))
     assert [row[0] for row in found["confusion"]] == [1] * 7
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), images=st.integers(1, 20), classes=st.integers(2, 12))
+def test_rank_is_the_place_in_the_sorted_scores(seed, images, classes):
+    draw = np.random.default_rng(seed)
+    scores = torch.from_numpy(draw.integers(0, 4, (images, classes)))  # with ties
+    labels = torch.from_numpy(draw.integers(0, classes, images))
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    assert (
+        rank_of_class(scores.float(), labels).tolist() == (order == labels[:, None]).nonzero()[:, 1].tolist()
+    )
 
 
 def test_json_is_whole_and_strict():

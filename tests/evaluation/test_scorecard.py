@@ -114,12 +114,17 @@ def test_better_is_better(score):
         ("rankme", 1.2, 40.0, "collapsed: an effective rank of 1.2"),
         ("rankme", 62.0, 40.0, "about 62.0 directions, up from 40.0 at random initialisation"),
         ("rankme", 62.0, 62.01, "as at random initialisation"),
-        ("effective_dimension", 7.0, 9.0, "along 7.0 directions equally, down from 9.0"),
+        ("effective_dimension", 7.0, 9.0, "that of 7.0 equally strong directions, down from 9.0"),
         ("alignment", 0.3, 0.6, "a cosine of 0.85, up from 0.70"),
-        ("uniformity", -2.0, -1.0, "more evenly spread on the sphere than"),
-        ("uniformity", -1.0, -2.0, "less evenly spread on the sphere than"),
-        ("uniformity", -1.0, -1.0, "as evenly spread on the sphere as"),
-        ("retrieval", 0.276, 0.032, "27.6% of the images find their own other view, up from 3.2%"),
+        ("uniformity", -2.0, -1.0, "over the sphere more evenly than at"),
+        ("uniformity", -1.0, -2.0, "over the sphere less evenly than at"),
+        ("uniformity", -1.0, -1.0, "over the sphere as evenly as at"),
+        (
+            "retrieval",
+            0.276,
+            0.032,
+            "for 27.6% of the images the nearest other view is their own, up from 3.2%",
+        ),
     ],
 )
 def test_what_a_figure_means(name, value, before, words):

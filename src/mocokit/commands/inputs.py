@@ -1,4 +1,4 @@
-"""What the verbs after pretraining start from: an encoder file and, for most, images decoded to suit it."""
+"""The inputs that the evaluating verbs share: a run's encoder and images decoded for it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run's encoder and the images to measure it on; ``seed`` is that of its initialisation."""
+    """A run's encoder and the images to evaluate it on; ``seed`` is that of its initialisation."""
 
     run: str
     spec: EncoderSpec
@@ -35,14 +35,14 @@ class Inputs:
 
 
 def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
-    """Read the encoder's header and decode the images, unless they are in the cache.
+    """Read the encoder's header and decode the images that are not in the cache yet.
 
     Args:
         config: the verb's options.
-        labels_for: what needs labels, for the error; None if nothing does.
+        labels_for: what needs labels, for the error message; None if they are not needed.
 
     Raises:
-        UserError: no encoder there, unusable images, or no labels where they are needed.
+        UserError: no encoder there, unusable images, or labels are needed and missing.
     """
     limit_threads()
     spec, about = read_header(config.run)

@@ -3,11 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
@@ -22,12 +21,7 @@ from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
 
-
-class TrainVal(NamedTuple):
-    """Images to train a classifier on; ``val`` is None where it validates within those."""
-
-    train: Subset
-    val: Subset | None
+TrainVal = tuple[Subset, Subset | None]  # images to train on; without others to validate on, within those
 
 
 @documented(ProbeConfig)
@@ -57,15 +51,15 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="a linear probe")
     splits = split_labelled(inputs.store, config.seed)
     repeats = _training_sets(splits, config)
-    log = RunDirectory(Path(run)) if Path(run).is_dir() and not _few_shot(config) else None
+    train, val = repeats[0]
     figures = {
         "protocol": config.protocol,
-        "encoder": _measure("encoder", inputs.encoder, splits, repeats, config, log),
+        "encoder": _measure("encoder", inputs.encoder, splits, repeats, config),
         "random_init": _measure("random init", inputs.random_init, splits, repeats, config),
         "ci95_of": "mean top-1 over choices of labels" if len(repeats) > 1 else "top-1 over test images",
         "images": {
-            "train": len(repeats[0].train),
-            "val": len(repeats[0].val or ()),
+            "train": len(train),
+            "val": len(val or ()),
             "test": len(splits.test),
         },
     }
@@ -81,29 +75,22 @@ def _few_shot(config: ProbeConfig) -> bool:
 def _training_sets(splits: LabelledSplits, config: ProbeConfig) -> list[TrainVal]:
     """All labels once, or several random choices of few labels."""
     if not _few_shot(config):
-        return [TrainVal(splits.train, splits.val)]
+        return [(splits.train, splits.val)]
     per_class, fraction = config.labels_per_class, config.label_fraction
-    return [
-        TrainVal(splits.few_shot(per_class, fraction, config.seed, r), None) for r in range(config.repeats)
-    ]
+    return [(splits.few_shot(per_class, fraction, config.seed, r), None) for r in range(config.repeats)]
 
 
 def _measure(
-    name: str,
-    encoder: Encoder,
-    splits: LabelledSplits,
-    repeats: list[TrainVal],
-    config: ProbeConfig,
-    log: RunDirectory | None = None,
+    name: str, encoder: Encoder, splits: LabelledSplits, repeats: list[TrainVal], config: ProbeConfig
 ) -> dict[str, Any]:
-    """Figures of an encoder on the test images, also printed to stderr; ``log``: where to keep the epochs of sgd."""
+    """Figures of an encoder on the test images, also printed to stderr."""
     started = time.perf_counter()
     with frozen(encoder):
         features, labels = labelled_features(encoder, splits.test)
         if config.protocol == "fast":
             classifiers = [fast(encoder, *data, len(splits.names), config.seed) for data in repeats]
         else:
-            classifiers = _train_sgd(name, encoder, repeats, len(splits.names), config, log)
+            classifiers = _train_sgd(name, encoder, repeats, len(splits.names), config)
     metrics = [classification_metrics(c.scores(features), labels, splits.names) for c in classifiers]
     figures = _averages(metrics) if _few_shot(config) else metrics[0]
     if config.protocol == "fast":
@@ -129,33 +116,23 @@ def _averages(metrics: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _train_sgd(
-    name: str,
-    encoder: Encoder,
-    repeats: list[TrainVal],
-    classes: int,
-    config: ProbeConfig,
-    log: RunDirectory | None,
+    name: str, encoder: Encoder, repeats: list[TrainVal], classes: int, config: ProbeConfig
 ) -> list[LinearClassifier]:
     """The classifier after the last epoch of each training."""
     from mocokit.training.linear_probe import sgd  # Lightning takes a second to import
 
-    classifiers = []
+    run, classifiers = RunDirectory(Path(config.run)), []
+    logged = name == "encoder" and run.path.is_dir() and not _few_shot(config)
     with progress(f"{name}, epochs") as report:
         for repeat, (train, val) in enumerate(repeats):
             validation = labelled_features(encoder, val) if val else None
-            with log.writing() if log else nullcontext():
+            done, total = repeat * config.epochs, len(repeats) * config.epochs
+            with run.writing():
                 trained = sgd(
-                    encoder,
-                    train.images,
-                    train.indices,
-                    validation,
-                    classes,
-                    config,
-                    run=log,
-                    announce=partial(
-                        _report_epoch, report, repeat * config.epochs, len(repeats) * config.epochs
-                    ),
-                )
+                    encoder, train.images, train.indices, validation, classes, config,
+                    run=run if logged else None,
+                    announce=partial(_report_epoch, report, done, total),
+                )  # fmt: skip
             classifiers.append(LinearClassifier(trained.weight, trained.bias))
             chance = math.log(classes)
             if trained.loss > chance:

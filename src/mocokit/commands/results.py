@@ -1,4 +1,4 @@
-"""What every verb leaves behind: its figures with all they depend on, printed by --json and kept in the run."""
+"""The result of a verb: its figures and what they depend on, printed by --json and kept in the run directory."""
 
 import time
 from dataclasses import asdict
@@ -39,8 +39,8 @@ def record(
         "data_fingerprint": data_fingerprint,
         "versions": versions(),
     }
-    directory = RunDirectory(Path(run)) if run is not None and Path(run).is_dir() else None
-    if directory:
+    if run is not None and Path(run).is_dir():
+        directory = RunDirectory(Path(run))
         with directory.writing():
             directory.write_result(verb, result)
     return result

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mocokit.data.store import Store
+from mocokit.evaluation.metrics import rank_of_class
 from mocokit.evaluation.splits import Subset
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
@@ -47,7 +48,7 @@ def knn_accuracy(
     classes = int(torch.maximum(bank_labels.max(), query_labels.max())) + 1
     k = min(k, len(bank) - leave_one_out)
     chunk = max(1, CHUNK_FLOATS // len(bank))
-    hits = torch.zeros(2, dtype=torch.int64)
+    ranks = []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ bank.T  # [chunk, N]
         if leave_one_out:
@@ -55,11 +56,9 @@ def knn_accuracy(
         nearest, index = similarity.topk(k, dim=1)
         votes = torch.zeros(len(nearest), classes, dtype=nearest.dtype, device=nearest.device)
         votes.scatter_add_(1, bank_labels.to(index.device)[index], (nearest / temperature).exp())
-        ranking = votes.argsort(dim=1, descending=True, stable=True)[:, :5]  # equal votes: the first class
-        right = ranking == query_labels[start : start + chunk, None].to(ranking.device)
-        hits += torch.stack([right[:, :1].any(dim=1).sum(), right.any(dim=1).sum()]).cpu()
-    top1, top5 = (hits.double() / len(queries)).tolist()
-    return Accuracy(top1, top5)
+        ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
+    rank = torch.cat(ranks)
+    return Accuracy(top1=float((rank < 1).double().mean()), top5=float((rank < 5).double().mean()))
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ class KnnEvaluator:
 
     def accuracy(self, features: Callable[[Subset], Tensor]) -> Accuracy:
         """Accuracy with the features [N, D] that ``features`` gives of some images."""
-        k, temperature = self.k, self.temperature
-        bank, bank_labels = features(self.bank), self.bank.labels
-        if self.queries is None:
-            return knn_accuracy(bank, bank_labels, None, None, k=k, temperature=temperature)
-        queries, labels = features(self.queries), self.queries.labels
-        return knn_accuracy(bank, bank_labels, queries, labels, k=k, temperature=temperature)
+        queries = (features(self.queries), self.queries.labels) if self.queries else (None, None)
+        return knn_accuracy(
+            features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature
+        )

@@ -29,13 +29,9 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     scores, labels = scores.detach().cpu(), labels.cpu()
-    # Not sklearn's top_k_accuracy_score, which accepts neither -inf nor two classes.
-    true_score = scores.gather(1, labels[:, None])
-    classes = torch.arange(scores.shape[1])
-    ahead = (scores > true_score) | ((scores == true_score) & (classes < labels[:, None]))
-    rank = ahead.sum(dim=1).where(true_score[:, 0] > -torch.inf, len(classes))
+    rank = rank_of_class(scores, labels)
     top1, top5 = (float((rank < k).double().mean()) for k in (1, 5))
-    predicted = scores.argmax(dim=1)
+    predicted, classes = scores.argmax(dim=1), range(scores.shape[1])
     precision, recall, _, images = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=np.nan
     )
@@ -51,6 +47,21 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
         },
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist() if small else None,
     }
+
+
+def rank_of_class(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are predicted before the true one, which is in the top k if its rank is below k: [N] int64.
+
+    Unlike scikit-learn's `top_k_accuracy_score` it accepts two classes and the score -inf.
+
+    Args:
+        scores: [N, C]; on equal scores the first class is predicted, one with the score -inf never.
+        labels: [N] int64, on the same device.
+    """
+    true_score = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    rank = ((scores > true_score) | ((scores == true_score) & earlier)).sum(dim=1)
+    return rank.masked_fill(~(true_score[:, 0] > -torch.inf), torch.iinfo(rank.dtype).max)
 
 
 def wilson_interval(accuracy: float, images: int) -> tuple[float, float]:

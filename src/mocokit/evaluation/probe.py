@@ -17,7 +17,7 @@ L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(2, -13, -1))  # 10 to
 DEFAULT_L2 = 1.0  # where there is nothing to validate on
 PATIENCE = 2  # values in a row that are worse on the validation images
 MAX_FOLDS = 5
-VALIDATION_TOLERANCE = 1e-4  # of gradients; changes the validation loss in its fifth digit
+VALIDATION_TOLERANCE = 1e-4  # of gradients; enough to compare values of l2
 
 Labelled = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 

@@ -1,6 +1,6 @@
-"""How good features are when there are no labels: each score is a function of features alone.
+"""How good features are without labels: each score is a function of features alone.
 
-`SCORES` declares them once; training, its verdict and ``mocokit scorecard`` measure and explain what is in it.
+`SCORES` declares them once, for training, its verdict and ``mocokit scorecard``.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-COLLAPSED = 2  # directions: features of a smaller effective rank lie on one line
+COLLAPSED = 2  # effective rank below which features lie on one line
 
 
 @torch.inference_mode()
@@ -29,9 +29,9 @@ def rankme(features: Tensor) -> float:
 def effective_dimension(features: Tensor) -> float:
     """Participation ratio (sum of l)^2 / sum of l^2 of the eigenvalues l of the covariance of features [N, D].
 
-    From 1 (all variance in one direction) to min(N - 1, D); 0 if all features are the same. Unlike RankMe it
-    leaves the mean out and counts variances, not their roots: many weak directions add little. Gao et al. 2017,
-    "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262.
+    From 1 (all variance in one direction) to min(N - 1, D); 0 if all features are the same. Unlike RankMe it removes
+    the mean and uses variances, not their roots, so many weak directions add little. Gao et al. 2017, "A theory of
+    multineuronal dimensionality, dynamics and measurement", bioRxiv 214262.
     """
     x = features.double()
     x = x - x.mean(dim=0)
@@ -87,10 +87,10 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """One label-free score and what a reader needs to judge a figure.
+    """One label-free score and what a reader needs to judge a value.
 
-    ``measure`` computes it; ``meaning`` says in a sentence what a value means beside that of the random
-    initialisation; ``better`` is "higher" or "lower".
+    ``measure`` computes it; ``meaning(value, before)`` says in a sentence what a value means, compared with that of
+    the random initialisation; ``better`` is "higher" or "lower".
     """
 
     name: str
@@ -102,41 +102,30 @@ class Score:
     meaning: Callable[[float, float], str]
 
 
-def _beside(value: float, before: float, form: str) -> str:
+def _change(value: float, before: float, form: str) -> str:
     shown = format(before, form)
     if shown == format(value, form):
         return "as at random initialisation"
     return f"{'up' if value > before else 'down'} from {shown} at random initialisation"
 
 
-def _rankme_means(value: float, before: float) -> str:
+def _rankme_meaning(value: float, before: float) -> str:
     if value < COLLAPSED:
         return f"collapsed: an effective rank of {value:.1f} is that of features on one line"
-    return f"the features use about {value:.1f} directions, {_beside(value, before, '.1f')}"
+    return f"the features use about {value:.1f} directions, {_change(value, before, '.1f')}"
 
 
-def _effective_dimension_means(value: float, before: float) -> str:
-    return f"they vary as if along {value:.1f} directions equally, {_beside(value, before, '.1f')}"
-
-
-def _alignment_means(value: float, before: float) -> str:
+def _alignment_meaning(value: float, before: float) -> str:
     cosine, cosine_before = 1 - value / 2, 1 - before / 2  # of unit vectors at these squared distances
     return (
-        f"two views of an image have a cosine of {cosine:.2f}, {_beside(cosine, cosine_before, '.2f')}; "
-        f"it counts only beside uniformity, since features that are all alike align best"
+        f"two views of an image have a cosine of {cosine:.2f}, {_change(cosine, cosine_before, '.2f')}; "
+        f"judge it together with uniformity, because identical features align best"
     )
 
 
-def _uniformity_means(value: float, before: float) -> str:
-    how = "more" if value < before else "less" if value > before else "as"
-    than = "as" if how == "as" else "than"
-    return (
-        f"features of different images lie {how} evenly spread on the sphere {than} at random initialisation"
-    )
-
-
-def _retrieval_means(value: float, before: float) -> str:
-    return f"{value:.1%} of the images find their own other view, {_beside(value, before, '.1%')}"
+def _uniformity_meaning(value: float, before: float) -> str:
+    how = "more evenly than" if value < before else "less evenly than" if value > before else "as evenly as"
+    return f"features of different images are spread over the sphere {how} at random initialisation"
 
 
 SCORES = (
@@ -147,7 +136,7 @@ SCORES = (
         definition="effective rank: exp of the entropy of the normalised singular values",
         source="Garrido et al. 2023, arXiv 2210.02885, eq. 1",
         measure=lambda views: rankme(views.plain),
-        meaning=_rankme_means,
+        meaning=_rankme_meaning,
     ),
     Score(
         name="effective_dimension",
@@ -156,7 +145,9 @@ SCORES = (
         definition="participation ratio of the eigenvalues of the covariance: (sum l)^2 / sum l^2",
         source="Gao et al. 2017, bioRxiv 214262",
         measure=lambda views: effective_dimension(views.plain),
-        meaning=_effective_dimension_means,
+        meaning=lambda value, before: (
+            f"the variance is that of {value:.1f} equally strong directions, {_change(value, before, '.1f')}"
+        ),
     ),
     Score(
         name="alignment",
@@ -165,7 +156,7 @@ SCORES = (
         definition="mean squared distance of the unit features of two views of an image",
         source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.1",
         measure=lambda views: alignment(views.first, views.second),
-        meaning=_alignment_means,
+        meaning=_alignment_meaning,
     ),
     Score(
         name="uniformity",
@@ -174,7 +165,7 @@ SCORES = (
         definition="log of the mean of exp(-2 squared distance) over pairs of unit features",
         source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.2",
         measure=lambda views: uniformity(views.first),
-        meaning=_uniformity_means,
+        meaning=_uniformity_meaning,
     ),
     Score(
         name="retrieval",
@@ -183,6 +174,8 @@ SCORES = (
         definition="share of images whose other view is nearest by cosine among all other views",
         source="instance discrimination, Wu et al. 2018, arXiv 1805.01978",
         measure=lambda views: retrieval(views.first, views.second),
-        meaning=_retrieval_means,
+        meaning=lambda value, before: (
+            f"for {value:.1%} of the images the nearest other view is their own, {_change(value, before, '.1%')}"
+        ),
     ),
 )

@@ -145,9 +145,7 @@ def _hold_out(subset: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
 def _random_rank_in_class(labels: Tensor, draw: torch.Generator) -> Tensor:
     """The place, from 0, of each image in a random order of its class: [N] int64."""
     shuffled = torch.randperm(len(labels), generator=draw)
-    grouped = shuffled[labels[shuffled].argsort(stable=True)]
-    counts = labels.bincount()
-    starts = (counts.cumsum(0) - counts)[labels[grouped]]
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
     rank = torch.empty_like(labels)
-    rank[grouped] = torch.arange(len(labels)) - starts
+    rank[by_class] = torch.cat([torch.arange(count) for count in labels.bincount().tolist()])
     return rank
