@@ -38,9 +38,9 @@ from mocokit.deploy.features import (
 )
 from mocokit.deploy.parts import Arrays, Parts
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.features import MANY
 from mocokit.memory import keep_freed_memory
 from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import MANY
 from mocokit.options import fields_of, validate
 
 LEAST_AT_ONCE = 32  # images that one core encodes at once

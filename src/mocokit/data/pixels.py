@@ -1,5 +1,7 @@
 """What decoded pixels become: one number of channels, 8 bits, and no larger than a model has use for."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
@@ -28,3 +30,17 @@ def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, flo
     low, high = intensity_range
     scale = 255 / (high - low) if high > low else 0.0
     return np.rint((np.clip(pixels, low, high).astype(np.float64) - low) * scale).astype(np.uint8)
+
+
+def pad(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [C, H, W] of several sizes as one batch, zeros at the bottom and right.
+
+    Returns:
+        Pixels uint8 [B, C, H, W], where H and W are the largest, and true (height, width) int64 [B, 2].
+    """
+    sizes = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2)
+    channels = len(images[0]) if images else 0
+    pixels = np.zeros((len(images), channels, *sizes.max(axis=0, initial=0)), np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return pixels, sizes
