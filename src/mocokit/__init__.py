@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mocokit.commands.probe import probe as probe
     from mocokit.commands.scorecard import scorecard as scorecard
     from mocokit.commands.search import search as search
-    from mocokit.deploy.encoder import load as load
+    from mocokit.deploy.encoder_file import load as load
     from mocokit.errors import UserError as UserError
     from mocokit.estimator import MoCoEncoder as MoCoEncoder
     from mocokit.model.encoder import Encoder as Encoder
@@ -25,7 +25,7 @@ _HOMES = {
     "export": "mocokit.commands.export",
     "finetune": "mocokit.commands.finetune",
     "knn": "mocokit.commands.knn",
-    "load": "mocokit.deploy.encoder",
+    "load": "mocokit.deploy.encoder_file",
     "pretrain": "mocokit.commands.pretrain",
     "probe": "mocokit.commands.probe",
     "scorecard": "mocokit.commands.scorecard",

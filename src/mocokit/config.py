@@ -211,9 +211,6 @@ class SearchConfig:
     features: str = option("file of features that mocokit embed wrote")
     queries: tuple[str, ...] = option("image files, or row numbers of the features", default=())
     k: int = option("neighbours of each query", default=10, low=1)
-    engine: str = option(
-        "exact, or faiss for millions of images", default="exact", choices=("exact", "faiss")
-    )
     duplicates: float | None = option(
         "list the pairs of images whose cosine is at least this", default=None, low=-1, high=1
     )

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mocokit
 from mocokit.cli import main
 from mocokit.config import FIELDS
-from mocokit.deploy.encoder import read_header
+from mocokit.deploy.encoder_file import read_header
 from mocokit.evaluation.evaluator import Metrics, verdict
 from mocokit.evaluation.knn import Accuracy
 from tests.helpers import archive, encode, noise, png16, png_header, write_images

@@ -8,7 +8,7 @@ import torch
 
 import mocokit
 from mocokit.data.loader import Batch
-from mocokit.deploy.encoder import save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.resolve import Facts, resolve
 from mocokit.training import fit

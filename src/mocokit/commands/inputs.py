@@ -8,7 +8,7 @@ from mocokit.config import ImagesConfig
 from mocokit.console import progress, say
 from mocokit.cores import limit_threads
 from mocokit.data.store import Store, open_store
-from mocokit.deploy.encoder import load, read_header
+from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -46,7 +46,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         UserError: no encoder there, unusable images, or no labels where they are needed.
     """
     limit_threads()
-    spec, about = read_header(config.run)
+    spec, origin = read_header(config.run)
     device = pick_device(config.device)
     with progress("decoding images") as report:
         store = open_store(
@@ -65,4 +65,4 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         raise UserError(
             f"{config.data}: {labels_for} needs labels; put the images into one folder for each class"
         )
-    return Inputs(config.run, spec, about["seed"], store, device)
+    return Inputs(config.run, spec, origin["seed"], store, device)

@@ -17,7 +17,7 @@ from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.cores import limit_threads
 from mocokit.data.store import Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import open_streaming
-from mocokit.deploy.encoder import save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics, verdict

@@ -1,7 +1,7 @@
 """The one way to encode many images, used by every evaluation and by ``mocokit embed``."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -31,7 +31,7 @@ def batch_size(device: torch.device, images: int, largest: int = 256) -> int:
 
 def encode(
     encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]], *, images: int, precision: str = "fp32"
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Encode batches in order; the next ones are read while these are encoded.
 
     Args:
