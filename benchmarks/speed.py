@@ -182,7 +182,7 @@ def encoder_of(settings: dict[str, Any], scratch: Path) -> str:
     if not path.exists():
         from speed_common import MEAN, STD
 
-        from mocokit.deploy.encoder import save_encoder
+        from mocokit.deploy.encoder_file import save_encoder
         from mocokit.model.encoder import Encoder, EncoderSpec
 
         path.parent.mkdir(parents=True, exist_ok=True)

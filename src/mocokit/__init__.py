@@ -14,7 +14,7 @@ HOMES = {
     "export": "mocokit.commands.export",
     "finetune": "mocokit.commands.finetune",
     "knn": "mocokit.commands.knn",
-    "load": "mocokit.deploy.encoder",
+    "load": "mocokit.deploy.encoder_file",
     "open_images": "mocokit.preview",
     "pretrain": "mocokit.commands.pretrain",
     "probe": "mocokit.commands.probe",

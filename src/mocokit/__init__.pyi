@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from mocokit.deploy.encoder import load as load
+from mocokit.deploy.encoder_file import load as load
 from mocokit.errors import UserError as UserError
 from mocokit.estimator import MoCoEncoder as MoCoEncoder
 from mocokit.model.encoder import Encoder as Encoder
@@ -34,7 +34,7 @@ def embed(
     Args:
         run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
         data: as for `mocokit.pretrain`; all its splits are embedded.
-        output: .parquet, .npz or .npy; see `mocokit.deploy.features`.
+        output: .parquet, .npz or .npy; see `mocokit.deploy.feature_file`.
         overwrite: replace an existing output.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         dtype: number format of the features (float32, float16; default float32).
@@ -377,7 +377,6 @@ def search(
     *,
     overwrite: bool = False,
     k: int = 10,
-    engine: Literal["exact", "faiss"] = "exact",
     duplicates: float | None = None,
     montage: str | None = None,
     run: str | None = None,
@@ -391,7 +390,6 @@ def search(
         queries: image files, or row numbers of the features; a row is not its own neighbour.
         overwrite: replace an existing montage.
         k: neighbours of each query (default 10).
-        engine: exact, or faiss for millions of images (exact, faiss; default exact).
         duplicates: list the pairs of images with at least this cosine similarity.
         montage: PNG file of the queries with their neighbours.
         run: run directory that embeds the queries, if it has moved.

@@ -251,7 +251,6 @@ class SearchConfig:
         tuple[str, ...], Option("image files, or row numbers of the features", positional=True)
     ] = ()
     k: Annotated[int, Option("neighbours of each query", low=1)] = 10
-    engine: Annotated[Literal["exact", "faiss"], Option("exact, or faiss for millions of images")] = "exact"
     duplicates: Annotated[
         float | None, Option("list the pairs of images with at least this cosine similarity", low=-1, high=1)
     ] = None

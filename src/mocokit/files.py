@@ -1,5 +1,6 @@
 """Write files whole: a reader, or a run that is killed, sees the old file or the new one, never a part."""
 
+import glob
 import json
 import os
 import tempfile
@@ -32,6 +33,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove the temporary files that processes killed inside `replacing` have left beside ``path``."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

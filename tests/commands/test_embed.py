@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ import mocokit
 import mocokit.commands.embed as module
 from mocokit.cli import main
 from mocokit.data.store import open_store
-from mocokit.deploy.encoder import read_header, save_encoder
+from mocokit.deploy.encoder_file import read_header, save_encoder
+from mocokit.deploy.parts import Parts
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
+from mocokit.model import encoding
 from mocokit.model.encoder import EncoderSpec
 from tests.helpers import archive, encode, noise, png16, write_images
 from tests.runs import TinyRun
@@ -103,32 +107,6 @@ def test_batch_size_and_workers_do_not_matter(run, images, tmp_path, batch_size,
     assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
 
 
-@pytest.mark.parametrize("cores", [2, 5])
-def test_streams_do_not_matter(run, images, tmp_path, monkeypatch, cores):
-    """Many images are encoded by several threads at once; rows stay in order, and threads as many as they were."""
-    options = {"max_skipped": 0.2, "workers": 0}
-    mocokit.embed(str(run), str(images), str(tmp_path / "a.npy"), **options)
-    batches, threads = [], torch.get_num_threads()
-    encode_batch = module._encode
-
-    def counted(encoder, batch, start, config):
-        batches.append((start, len(batch), torch.get_num_threads()))
-        return encode_batch(encoder, batch, start, config)
-
-    for name, value in {
-        "MANY": 1,
-        "LEAST_AT_ONCE": 3,
-        "usable_cores": lambda: cores,
-        "_encode": counted,
-    }.items():
-        monkeypatch.setattr(module, name, value)
-    mocokit.embed(str(run), str(images), str(tmp_path / "b.npy"), batch_size=2, **options)
-    assert sorted(batches) == [(start, 3, 1) for start in range(0, 42, 3)]
-    assert np.allclose(features(tmp_path / "a.npy"), features(tmp_path / "b.npy"), rtol=0, atol=1e-5)
-    assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
-    assert torch.get_num_threads() == threads
-
-
 def test_an_archive_gives_what_its_folder_gives(tiny_run, run, tmp_path):
     packed = archive(tiny_run.data, tmp_path / "data.tar.gz")
     for number, data in enumerate((tiny_run.data, packed)):
@@ -194,7 +172,7 @@ def test_too_many_skipped_fails_and_what_was_done_is_kept(run, images, tmp_path,
         mocokit.embed(*arguments, max_skipped=0.01)
     assert (tmp_path / "f.npy.skipped.csv").exists()
     assert not (tmp_path / "f.npy").exists()
-    monkeypatch.setattr(module, "_encode", None)  # nothing is encoded again
+    monkeypatch.setattr(encoding, "_features", None)  # nothing is encoded again
     result = mocokit.embed(*arguments, max_skipped=0.1)
     assert (result["rows"], result["images_per_second"]) == (40, None)
 
@@ -210,17 +188,17 @@ def test_no_usable_image(run, tmp_path):
 
 
 class Stopping:
-    """Calls the encoder so many times, then does what a user or a machine does; counts images."""
+    """Encodes so many batches, then does what a user or a machine does; counts images."""
 
     def __init__(self, times: int, error: BaseException) -> None:
-        self.inner, self.times, self.error, self.images = module._encode, times, error, 0
+        self.inner, self.times, self.error, self.images = encoding._features, times, error, 0
 
-    def __call__(self, encoder, batch, *rest):
+    def __call__(self, encoder, pixels, *rest):
         if self.times == 0:
             raise self.error
         self.times -= 1
-        self.images += len(batch)
-        return self.inner(encoder, batch, *rest)
+        self.images += len(pixels)
+        return self.inner(encoder, pixels, *rest)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
@@ -230,7 +208,7 @@ def test_resumes_to_the_same_bytes(run, images, tmp_path, suffix, error, monkeyp
     mocokit.embed(*arguments, str(tmp_path / f"whole{suffix}"), **options)
     monkeypatch.setattr("mocokit.deploy.parts.PART_ROWS", 8)
     output = tmp_path / f"f{suffix}"
-    monkeypatch.setattr(module, "_encode", Stopping(5, error))
+    monkeypatch.setattr(encoding, "_features", Stopping(5, error))
     with pytest.raises((Interrupted, MemoryError)) as stopped:
         mocokit.embed(*arguments, str(output), **options)
     if stopped.type is Interrupted:
@@ -238,16 +216,100 @@ def test_resumes_to_the_same_bytes(run, images, tmp_path, suffix, error, monkeyp
     assert not output.exists()
     monkeypatch.undo()
     rest = Stopping(100, error)
-    monkeypatch.setattr(module, "_encode", rest)
+    monkeypatch.setattr(encoding, "_features", rest)
     assert mocokit.embed(*arguments, str(output), **options)["rows"] == 40
-    assert rest.images == 42 - 20
+    assert rest.images == 42 - 20 - 1  # a damaged one is not encoded
     assert np.array_equal(features(output), features(tmp_path / f"whole{suffix}"))
     assert read(output)["path"].tolist() == read(tmp_path / f"whole{suffix}")["path"].tolist()
     assert not list(tmp_path.glob(".*"))
 
 
+KILLING = """
+import os, signal, sys
+import mocokit.commands.embed
+from mocokit.cli import main
+from mocokit.deploy import parts
+
+run, images, suffix = sys.argv[1:]
+parts.PART_ROWS = 4
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "tempfile.mkstemp")
+
+def embed(output, kill_at=None):
+    os.makedirs(os.path.dirname(output), exist_ok=True)
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    changes = 0
+    def watch(event, arguments):
+        nonlocal changes
+        changes += event in CHANGES
+        if event in CHANGES and changes == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(watch)
+    os._exit(main(["embed", run, images, "-o", output, "--batch-size", "4", "--max-skipped", "0.2", "--workers", "0"]))
+
+assert embed(f"whole/f{suffix}") == 0
+for change in range(1, 1000):
+    code = embed(f"{change}/f{suffix}", kill_at=change)
+    if code == 0:
+        break
+    assert code == -signal.SIGKILL, code
+    assert embed(f"{change}/f{suffix}") == 0
+print(change)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
+def test_killed_at_any_change_on_disk_and_run_again_gives_the_same_bytes(run, images, tmp_path, suffix):
+    """SIGKILL right before the n-th file or folder is made, renamed or removed, for every n."""
+    for image in sorted(images.iterdir())[11:]:
+        image.unlink()
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-c", KILLING, str(run), str(images), suffix]
+    result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 15
+    whole = {file.name: file.read_bytes() for file in (work / "whole").iterdir()}
+    assert {f"f{suffix}", f"f{suffix}.skipped.csv"} <= whole.keys()
+    for folder in work.iterdir():
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole, folder.name
+    assert [file.name for file in (run / "results").iterdir() if file.name.endswith(".tmp")] == []
+
+
+def test_a_finished_output_is_recognised_by_its_parts(run, images, tmp_path, monkeypatch):
+    """Killed when the output had its name and the parts were still there."""
+    arguments = str(run), str(images), str(tmp_path / "f.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "remove", lambda self: None)
+        first = mocokit.embed(*arguments, max_skipped=0.1)
+    before = (tmp_path / "f.npy").read_bytes()
+    monkeypatch.setattr(encoding, "_features", None)
+    again = mocokit.embed(*arguments, max_skipped=0.1)
+    same = ("path", "rows", "dim", "skipped", "config", "data_fingerprint")
+    assert {name: again[name] for name in same} == {name: first[name] for name in same}
+    assert (tmp_path / "f.npy").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match="--overwrite"):
+        mocokit.embed(*arguments, max_skipped=0.1)
+
+
+def test_a_file_that_appeared_since_the_interruption_is_not_overwritten(run, images, tmp_path, monkeypatch):
+    arguments, options = (str(run), str(images), str(tmp_path / "f.npy")), {"max_skipped": 0.1}
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "_features", Stopping(1, KeyboardInterrupt()))
+        with pytest.raises(Interrupted):
+            mocokit.embed(*arguments, batch_size=4, **options)
+    np.save(tmp_path / "f.npy", np.ones((3, 2)))
+    with pytest.raises(UserError, match=r"f\.npy exists; .* --overwrite"):
+        mocokit.embed(*arguments, **options)
+    assert np.load(tmp_path / "f.npy").tolist() == [[1, 1]] * 3
+    assert mocokit.embed(*arguments, **options, overwrite=True)["rows"] == 40
+
+
 def test_interrupted_exits_130_with_the_way_on(run, images, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(module, "_encode", Stopping(0, KeyboardInterrupt()))
+    monkeypatch.setattr(encoding, "_features", Stopping(0, KeyboardInterrupt()))
     assert main(["embed", str(run), str(images), "-o", str(tmp_path / "f.npy")]) == 130
     assert "run the same command to go on" in capfd.readouterr().err
 
@@ -256,7 +318,7 @@ def test_interrupted_exits_130_with_the_way_on(run, images, tmp_path, monkeypatc
 def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change, monkeypatch):
     options = {"batch_size": 4, "max_skipped": 0.1}
     arguments = {"run": str(run), "data": str(images), "output": str(tmp_path / "f.npy")}
-    monkeypatch.setattr(module, "_encode", Stopping(5, KeyboardInterrupt()))
+    monkeypatch.setattr(encoding, "_features", Stopping(5, KeyboardInterrupt()))
     with pytest.raises(Interrupted):
         mocokit.embed(**arguments, **options)
     monkeypatch.undo()
@@ -291,7 +353,7 @@ def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkey
     with pytest.raises(UserError, match=r"No space left on device.*run the same command again"):
         mocokit.embed(*arguments, max_skipped=0.1)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_encode", None)
+    monkeypatch.setattr(encoding, "_features", None)
     assert mocokit.embed(*arguments, max_skipped=0.1)["rows"] == 40
 
 

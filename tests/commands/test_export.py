@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import mocokit
 from mocokit.cli import main
-from mocokit.commands.export import export, made_pictures
+from mocokit.commands.export import export, synthetic_images
 from mocokit.deploy import export_onnx
 from mocokit.errors import UserError
 from tests.deploy.exporting import without
@@ -37,12 +37,12 @@ def test_timm(run, capfd):
     assert json.loads((run / "results" / "export.json").read_text()) == result
     printed: dict = {}
     exec(stderr.partition("in Python:\n\n")[2], printed)  # what is printed works as it stands
-    pictures = np.stack([noise(i, 8, 8) for i in range(5)])
+    images = np.stack([noise(i, 8, 8) for i in range(5)])
     encoder = mocokit.load(run)
     mean, std = (torch.tensor(x)[:, None, None] for x in (encoder.spec.mean, encoder.spec.std))
-    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
+    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.inference_mode():
-        assert_close(printed["model"](x), encoder.embed(pictures), rtol=1e-4, atol=1e-5)
+        assert_close(printed["model"](x), encoder.embed(images), rtol=1e-4, atol=1e-5)
 
 
 def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
@@ -60,9 +60,9 @@ def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
     assert len(stderr.splitlines()) == 10  # one of ours, a heading, a blank one and seven of Python
     assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["encoder.safetensors"]
     session = onnxruntime.InferenceSession(result["path"])
-    pictures = np.stack([noise(i, 10, 13) for i in range(5)])
-    (features,) = session.run(None, {"images": pictures})
-    assert_close(torch.from_numpy(features), mocokit.load(run).embed(pictures), rtol=1e-4, atol=1e-6)
+    images = np.stack([noise(i, 10, 13) for i in range(5)])
+    (features,) = session.run(None, {"images": images})
+    assert_close(torch.from_numpy(features), mocokit.load(run).embed(images), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("format", "name"), [("timm", "README.txt"), ("onnx", "encoder.onnx")])
@@ -124,8 +124,8 @@ def test_a_folder_that_may_not_be_written(run):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_made_pictures_are_smooth_and_not_alike(channels):
-    pictures = made_pictures(channels)
-    assert (pictures.shape, pictures.dtype) == ((64, 72, 96, channels), np.uint8)
-    assert np.abs(np.diff(pictures.astype(int), axis=1)).mean() < pictures.std() / 2
-    assert len(np.unique(pictures.reshape(64, -1), axis=0)) == 64
+def test_synthetic_images_are_smooth_and_not_alike(channels):
+    images = synthetic_images(channels)
+    assert (images.shape, images.dtype) == ((64, 72, 96, channels), np.uint8)
+    assert np.abs(np.diff(images.astype(int), axis=1)).mean() < images.std() / 2
+    assert len(np.unique(images.reshape(64, -1), axis=0)) == 64

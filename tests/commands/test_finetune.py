@@ -19,7 +19,7 @@ import mocokit
 from mocokit.cli import main
 from mocokit.commands.inputs import open_inputs
 from mocokit.config import FinetuneConfig
-from mocokit.deploy.encoder import read_header, save_encoder
+from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.probe import fast

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mocokit
 from mocokit.cli import main
 from mocokit.config import FIELDS
-from mocokit.deploy.encoder import read_header
+from mocokit.deploy.encoder_file import read_header
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 

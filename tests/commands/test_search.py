@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import mocokit
-import mocokit.deploy.index as index
+import mocokit.deploy.nearest as module
 from mocokit.cli import main
-from mocokit.deploy.encoder import read_header, save_encoder
+from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
 from tests.helpers import encode, noise
 from tests.runs import TinyRun
@@ -49,9 +49,8 @@ def nearest(embedded: Path, row: int, k: int) -> list[int]:
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
-@pytest.mark.parametrize("engine", ["exact", "faiss"])
-def test_neighbours_of_a_row(embedded, suffix, engine):
-    result = mocokit.search(str(embedded / f"f{suffix}"), [3, "70"], k=5, engine=engine)
+def test_neighbours_of_a_row(embedded, suffix):
+    result = mocokit.search(str(embedded / f"f{suffix}"), [3, "70"], k=5)
     names = paths(embedded)
     for query, row in zip(result["queries"], (3, 70), strict=True):
         assert (query["query"], query["row"]) == (str(row), row)
@@ -85,7 +84,7 @@ def test_duplicates(embedded, capfd):
 
 
 def test_more_duplicates_than_are_listed(embedded, monkeypatch, capfd):
-    monkeypatch.setattr(index, "MAX_PAIRS", 30)
+    monkeypatch.setattr(module, "MAX_PAIRS", 30)
     result = mocokit.search(str(embedded / "f.npz"), duplicates=-1.0)
     count = len(paths(embedded))
     assert (len(result["duplicates"]), result["duplicate_pairs"]) == (30, count * (count - 1) // 2)
@@ -232,7 +231,7 @@ def test_nothing_to_draw(place, capfd):
 @pytest.mark.parametrize(
     ("queries", "match"),
     [
-        ([], "nothing asked"),
+        ([], "no queries"),
         (["999"], "row 999: .* has rows 0 to"),
         (["no such.png"], "query no such.png: no such file"),
         (["-1"], "query -1: no such file"),

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from mocokit.data.pixels import convert, convertible, stored_side
+from mocokit.data.pixels import convert, convertible, pad, stored_side
+from tests.helpers import noise
 
 IMAGES = arrays.arrays(np.uint8, st.tuples(st.sampled_from([1, 3]), st.integers(1, 6), st.integers(1, 6)))
 
@@ -57,3 +58,17 @@ def test_only_gray_and_colour_become_each_other(channels: int, target: int, expe
 
 def test_images_are_kept_twice_as_large_as_the_model_takes_them() -> None:
     assert stored_side(32) == 64
+
+
+def test_pad():
+    images = [noise(i, *size).transpose(2, 0, 1) for i, size in enumerate([(3, 9), (5, 2), (4, 4)])]
+    pixels, sizes = pad(images)
+    assert (pixels.shape, pixels.dtype, sizes.tolist()) == ((3, 3, 5, 9), np.uint8, [[3, 9], [5, 2], [4, 4]])
+    for row, image in zip(pixels, images, strict=True):
+        assert np.array_equal(row[:, : image.shape[1], : image.shape[2]], image)
+    assert pixels.sum() == sum(int(image.sum()) for image in images)
+
+
+def test_pad_nothing():
+    pixels, sizes = pad([])
+    assert (pixels.shape, sizes.shape) == ((0, 0, 0, 0), (0, 2))

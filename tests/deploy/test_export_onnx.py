@@ -24,7 +24,7 @@ from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder
 from tests.deploy.exporting import CLASSES, make_encoder, photographs, without
 
-ABOUT = {"seed": 3, "recipe": "auto"}
+ORIGIN = {"seed": 3, "recipe": "auto"}
 ENCODERS = {
     "resnet18_narrow": ("resnet18_narrow", 16, 3, ()),
     "gray, 7/8 of the square": ("resnet18", 72, 1, ()),
@@ -55,7 +55,7 @@ def exported(tmp_path_factory) -> dict[str, tuple[Encoder, Path]]:
     result = {}
     for name, (backbone, size, channels, classes) in ENCODERS.items():
         encoder, file = make_encoder(backbone, size, channels, classes), folder / f"{name[:4]}.onnx"
-        difference = export_onnx(encoder, file, ABOUT, photographs(size + 9, size + 4, channels))
+        difference = export_onnx(encoder, file, ORIGIN, photographs(size + 9, size + 4, channels))
         assert 0 < difference < 1e-3  # absolute
         result[name] = (encoder, file)
     return result
@@ -98,9 +98,9 @@ def test_onnxruntime_alone_gives_equal_features_of_a_jpeg(exported, tmp_path):
     script = ""
     for i, (encoder, file) in enumerate(exported.values()):
         size = encoder.spec.image_size
-        picture = photographs(3 * size, size + 7, encoder.spec.channels)[1]
+        image = photographs(3 * size, size + 7, encoder.spec.channels)[1]
         (tmp_path / str(i)).mkdir()
-        Image.fromarray(picture.squeeze()).save(tmp_path / str(i) / "image.jpg", quality=90)
+        Image.fromarray(image.squeeze()).save(tmp_path / str(i) / "image.jpg", quality=90)
         lines = running_lines(encoder, file.as_posix())
         script += f"import os; os.chdir({str(tmp_path / str(i))!r})\n{lines}numpy.save('y.npy', features)\n"
     without(("mocokit", "torch", "torchvision", "timm"), script, tmp_path)
@@ -115,7 +115,7 @@ def test_what_the_file_says_of_itself(exported):
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(facts["spec"]) == json.loads(json.dumps(encoder.spec.to_dict()))
     assert json.loads(facts["classes"]) == list(CLASSES)
-    assert json.loads(facts["origin"]) == ABOUT
+    assert json.loads(facts["origin"]) == ORIGIN
     assert facts["mocokit"] == version("mocokit")
     session = onnxruntime.InferenceSession(str(file))
     (images,) = session.get_inputs()
@@ -136,10 +136,10 @@ def test_a_graph_that_differs_is_not_written(exported, tmp_path, monkeypatch):
     program = MagicMock(save=lambda path: shutil.copy(file, path))
     monkeypatch.setattr(module, "_trace", lambda _: program)
     other = copy.deepcopy(encoder)
-    export_onnx(other, tmp_path / "same.onnx", ABOUT, photographs(20, 20))
+    export_onnx(other, tmp_path / "same.onnx", ORIGIN, photographs(20, 20))
     other.backbone.get_parameter("layer4.1.bn2.bias").data[5] += 1e-3
     with pytest.raises(RuntimeError, match="differs from PyTorch by"):
-        export_onnx(other, tmp_path / "new" / "encoder.onnx", ABOUT, photographs(20, 20))
+        export_onnx(other, tmp_path / "new" / "encoder.onnx", ORIGIN, photographs(20, 20))
     assert [p.name for p in tmp_path.iterdir()] == ["same.onnx"]
 
 
@@ -154,13 +154,13 @@ def test_a_missing_package_is_named(missing, monkeypatch):
 def test_too_many_weights_for_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="do not fit into one ONNX file; use --format timm"):
-        export_onnx(make_encoder("resnet18_narrow", 8), tmp_path / "encoder.onnx", ABOUT, photographs(8, 8))
+        export_onnx(make_encoder("resnet18_narrow", 8), tmp_path / "encoder.onnx", ORIGIN, photographs(8, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "size"), [("vit_tiny_patch16_224", 224), ("convnext_atto", 32)])
 def test_other_architectures(backbone, size, tmp_path):
     encoder = make_encoder(backbone, size)
-    export_onnx(encoder, tmp_path / "encoder.onnx", ABOUT, photographs(size, size + 9))
+    export_onnx(encoder, tmp_path / "encoder.onnx", ORIGIN, photographs(size, size + 9))
     images = photographs(size + 11, size - 5)
     close(run(tmp_path / "encoder.onnx", images)[0], expected(encoder, images))

@@ -11,7 +11,8 @@ import timm
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -23,7 +24,7 @@ from mocokit.model import backbones
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.deploy.exporting import CLASSES, make_encoder, photographs, without
 
-ABOUT = {"seed": 3, "recipe": "auto"}
+ORIGIN = {"seed": 3, "recipe": "auto"}
 ENCODERS = {
     "resnet18": ("resnet18", 32, 3, ()),
     "gray resnet18": ("resnet18", 24, 1, ()),
@@ -38,10 +39,10 @@ ENCODERS = {
 }
 
 
-def view(encoder: Encoder, pictures: np.ndarray) -> Tensor:
-    """What the encoder's backbone sees of pictures [N, H, W, C]."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    sizes = torch.tensor([pictures.shape[1:3]] * len(pictures))
+def view(encoder: Encoder, images: np.ndarray) -> Tensor:
+    """What the encoder's backbone sees of images [N, H, W, C]."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    sizes = torch.tensor([images.shape[1:3]] * len(images))
     return center_view(pixels, sizes, encoder.spec.image_size, encoder.spec.mean, encoder.spec.std)
 
 
@@ -65,8 +66,8 @@ def exported(tmp_path_factory) -> dict[str, tuple[Encoder, Path]]:
     result = {}
     for name, (backbone, size, channels, classes) in ENCODERS.items():
         encoder = make_encoder(backbone, size, channels, classes)
-        pictures = torch.from_numpy(photographs(size + 9, size + 4, channels))
-        assert export_timm(encoder, folder / name, ABOUT, pictures) <= 1e-6
+        images = torch.from_numpy(photographs(size + 9, size + 4, channels))
+        assert export_timm(encoder, folder / name, ORIGIN, images) <= 1e-6
         result[name] = (encoder, folder / name)
     return result
 
@@ -155,11 +156,11 @@ def test_every_backbone_of_ours_has_its_lines(name):
 def test_timms_transform_is_the_encoders_preprocessing(size, height, width, within):
     """To 8-bit rounding, in sizes where timm cuts in the same place."""
     encoder = make_encoder("resnet18_narrow", size)
-    stated = module._config(encoder, encoder.backbone)["pretrained_cfg"]
+    stated = module.pretrained_cfg(encoder, {})
     transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=stated))
-    pictures = photographs(height, width)
-    theirs = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
-    gray_levels = 255 * (theirs - view(encoder, pictures)) * torch.tensor(encoder.spec.std)[:, None, None]
+    images = photographs(height, width)
+    theirs = torch.stack([transform(Image.fromarray(image)) for image in images])
+    gray_levels = 255 * (theirs - view(encoder, images)) * torch.tensor(encoder.spec.std)[:, None, None]
     assert gray_levels.abs().mean() < within
 
 
@@ -179,7 +180,7 @@ def test_config(exported):
     folder = exported["gray resnet18"][1]
     config = json.loads((folder / "config.json").read_text())
     assert (config["architecture"], config["num_classes"], config["num_features"]) == ("resnet18", 0, 512)
-    assert config["origin"] == ABOUT
+    assert config["origin"] == ORIGIN
     stated = config["pretrained_cfg"]
     assert stated["input_size"] == [1, 24, 24]
     assert (stated["mean"], stated["std"]) == ([0.48], [0.22])
@@ -230,7 +231,7 @@ def test_a_transformer_is_also_written_in_torchvisions_names(classes, tmp_path, 
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights=None, **kw: TinyViT(**kw))
     monkeypatch.setattr(module, "_check", lambda *_: 0.0)
     encoder = make_encoder("vit_base_patch16_224", 32, 3, classes)
-    export_timm(encoder, tmp_path, ABOUT, torch.empty(0))
+    export_timm(encoder, tmp_path, ORIGIN, torch.empty(0))
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(code((tmp_path / "README.txt").read_text(), "To load it with torchvision"), found)
@@ -253,11 +254,11 @@ def test_the_named_transformers_are_those_of_torchvision(timm_name, torchvision_
 
 
 def test_only_its_own_files_are_replaced(tmp_path):
-    encoder, pictures = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
+    encoder, images = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "torchvision.safetensors").write_text("of another architecture")
     (tmp_path / "model.safetensors").write_text("old")
-    export_timm(encoder, tmp_path, ABOUT, pictures)
+    export_timm(encoder, tmp_path, ORIGIN, images)
     assert {p.name for p in tmp_path.iterdir()} == {
         "notes.txt",
         "model.safetensors",
@@ -272,22 +273,21 @@ def test_only_its_own_files_are_replaced(tmp_path):
 
 
 def test_an_export_that_differs_is_not_written(tmp_path, monkeypatch):
-    def forgetful(weights, path):
-        save_file(
-            {name: 0 * w if name == "layer4.1.bn2.running_mean" else w for name, w in weights.items()}, path
-        )
+    def forgetful(model, *arguments, **options):
+        model.layer4[1].bn2.running_mean.zero_()
+        save_for_hf(model, *arguments, **options)
 
-    monkeypatch.setattr(module, "save_file", forgetful)
-    encoder, pictures = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
+    monkeypatch.setattr(module, "save_for_hf", forgetful)
+    encoder, images = make_encoder("resnet18_narrow", 8), torch.from_numpy(photographs(8, 8))
     with pytest.raises(RuntimeError, match="differs from the encoder"):
-        export_timm(encoder, tmp_path / "new", ABOUT, pictures)
+        export_timm(encoder, tmp_path / "new", ORIGIN, images)
     assert not (tmp_path / "new").exists()
 
 
 def test_an_architecture_without_a_plain_classifier_is_the_users_to_change(tmp_path):
     encoder = make_encoder("levit_128s", 224, classes=CLASSES)  # classifies by normalised features
     with pytest.raises(UserError, match=r"levit_128s has no linear classifier.*--format onnx"):
-        export_timm(encoder, tmp_path / "new", ABOUT, torch.from_numpy(photographs(9, 9)))
+        export_timm(encoder, tmp_path / "new", ORIGIN, torch.from_numpy(photographs(9, 9)))
 
 
 @pytest.mark.slow
@@ -296,4 +296,4 @@ def test_an_architecture_without_a_plain_classifier_is_the_users_to_change(tmp_p
 def test_transformers(backbone, classes, tmp_path):
     """A distilled one has two classifiers, whose logits it averages."""
     encoder = make_encoder(backbone, 224, classes=classes)
-    assert export_timm(encoder, tmp_path, ABOUT, torch.from_numpy(photographs(300, 250))) < 1e-5
+    assert export_timm(encoder, tmp_path, ORIGIN, torch.from_numpy(photographs(300, 250))) < 1e-5

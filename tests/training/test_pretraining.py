@@ -8,7 +8,7 @@ import torch
 import mocokit
 from mocokit.auto.defaults import Facts, defaults
 from mocokit.data.dataset import Batch
-from mocokit.deploy.encoder import save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.training.pretraining import Pretraining, Views
 

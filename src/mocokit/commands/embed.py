@@ -1,46 +1,40 @@
 """``mocokit embed RUN DATA -o FILE``: the features of every image, streamed from the source to a table on disk."""
 
-import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
-from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
-from mocokit.data.sources import open_source, read_all
+from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
-from mocokit.deploy.encoder import load
-from mocokit.deploy.features import (
-    BLOCK_ROWS,
-    Rows,
+from mocokit.deploy.embedding import embed_images
+from mocokit.deploy.encoder_file import load
+from mocokit.deploy.feature_file import (
     check_format,
     encoder_fingerprint,
-    printable,
+    open_features,
     sidecars,
     write_features,
 )
-from mocokit.deploy.parts import Arrays, Parts
+from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.features import MANY
-from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores
+from mocokit.files import remove_temporary
+from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, validate
+from mocokit.rundir import RunDirectory
 
-LEAST_AT_ONCE = 32  # images that one core encodes at once
+IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")  # all that features depend on
 
 
 @documented(EmbedConfig)
@@ -53,7 +47,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     Args:
         run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
         data: as for `mocokit.pretrain`; all its splits are embedded.
-        output: .parquet, .npz or .npy; see `mocokit.deploy.features`.
+        output: .parquet, .npz or .npy; see `mocokit.deploy.feature_file`.
         overwrite: replace an existing output.
         options: any other field of `mocokit.config.EmbedConfig`.
 
@@ -74,35 +68,35 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     limit_threads()
     encoder = load(config.run, pick_device(config.device))
     source = open_source(config.data)
-    listing = source.read_index()
-    order = np.sort(np.concatenate(list(listing.splits.values())))
+    index = source.read_index()
+    order = np.sort(np.concatenate(list(index.splits.values())))
     metadata = _metadata(config, encoder, source)
-    decisive = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")
-    identity = {name: metadata[name] for name in decisive}
     with _writing(path):
-        parts = Parts(path, identity, overwrite)
-    say(_summary(source, listing, len(order), parts.done))
+        parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
+        _remove_temporary(path, config.run)
 
-    begun, before = time.perf_counter(), parts.done
-    _embed_rest(encoder, source, order, parts, config)
-    pace = (len(order) - before) / (time.perf_counter() - begun) if len(order) > before else None
+    pace = None
+    if overwrite or not _is_complete(path, metadata):
+        say(_summary(source, index, len(order), parts.done))
+        pace = _embed_rest(encoder, source, index, order, parts, config)
+        skipped = index.refused + parts.skipped()
+        rows = len(order) + len(index.refused) - len(skipped)
+        _report_skipped(path, skipped, rows, config)
+        with _writing(path):
+            write_features(path, parts.tables(), rows, metadata)
 
-    skipped = listing.refused + _skipped(parts, listing, order)
-    rows = len(order) + len(listing.refused) - len(skipped)
-    _finish(path, skipped, rows, config)
-    with _writing(path):
-        chunks = _rows(parts, listing, order, encoder.classes)
-        write_features(path, chunks, (rows, encoder.dim), config.dtype, metadata)
-        parts.remove()
+    rows = open_features(path).rows
     figures = {
         "path": str(path),
         "rows": rows,
         "dim": encoder.dim,
-        "skipped": len(skipped),
+        "skipped": len(order) + len(index.refused) - rows,
         "images_per_second": pace and round(pace, 1),
     }
     say(f"{path}: {rows:,} rows of {encoder.dim} features" + (f", {pace:,.0f} images/s" if pace else ""))
-    return record("embed", config.run, config, figures, started, metadata["data_fingerprint"])
+    result = record("embed", config.run, config, figures, started, metadata["data_fingerprint"])
+    parts.remove()  # last, so that a command killed anywhere before is taken up again
+    return result
 
 
 def _check_output(path: Path, overwrite: bool) -> None:
@@ -110,14 +104,47 @@ def _check_output(path: Path, overwrite: bool) -> None:
     check_format(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
-    for file in (path, *(sidecars(path) if path.suffix == ".npy" else ())):
-        if file.exists() and not overwrite:
-            raise UserError(f"--output {path}: {file} exists; name another, or --overwrite to replace it")
+    if not (overwrite or parts_directory(path).exists()):
+        for file in _files(path):
+            if file.exists():
+                raise _exists(path, file)
+
+
+def _files(path: Path) -> tuple[Path, ...]:
+    return path, *(sidecars(path) if path.suffix == ".npy" else ())
+
+
+def _exists(path: Path, file: Path) -> UserError:
+    return UserError(f"--output {path}: {file} exists; name another, or --overwrite to replace it")
+
+
+def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
+    """Whether ``path`` is what this command writes: it was killed before it could remove its parts.
+
+    Raises:
+        UserError: ``path`` is something else.
+    """
+    if not path.exists():
+        return False
+    found = open_features(path).metadata or {}
+    if any(found.get(name) != metadata[name] for name in IDENTITY):
+        raise _exists(path, path)
+    return True
+
+
+def _remove_temporary(path: Path, run: str) -> None:
+    """Remove what a killed command left half written."""
+    for file in (*_files(path), _skipped_file(path), RunDirectory(Path(run)).result("embed")):
+        remove_temporary(file)
+
+
+def _skipped_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.skipped.csv")
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Inside, a full disk or a folder that may not be written is the user's to mend."""
+    """Inside, a full disk or a folder that is not writable is a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -141,36 +168,24 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
     }
 
 
-def _summary(source: Source, listing: ImageIndex, total: int, done: int) -> str:
-    counts = ", ".join(f"{len(indices):,} {split}" for split, indices in listing.splits.items())
-    ignored = f", {listing.ignored:,} outside train and test not used" if listing.ignored else ""
+def _summary(source: Source, index: ImageIndex, total: int, done: int) -> str:
+    counts = ", ".join(f"{len(indices):,} {split}" for split, indices in index.splits.items())
+    ignored = f", {index.ignored:,} outside train and test not used" if index.ignored else ""
     resumed = f"; {done:,} of {total:,} are done" if done else ""
     return f"{source.name}: {counts} images{ignored}{resumed}"
 
 
 def _embed_rest(
-    encoder: Encoder, source: Source, order: np.ndarray, parts: Parts, config: EmbedConfig
-) -> None:
-    """Embed the images that no part holds yet: positions ``parts.done`` and on of ``order``."""
-    total, spec, streams = len(order), encoder.spec, 1
-    encoder.eval()
-    if total - parts.done >= MANY:
-        encoder = encoder.for_evaluation()
-        streams = usable_cores() if encoder.device.type == "cpu" else 1
-    decoded = decode_for_model(
-        read_all(source, order[parts.done :].tolist()),
-        image_size=spec.image_size,
-        channels=spec.channels,
-        intensity_range=spec.intensity_range,
-        workers=worker_count(source, total - parts.done) if config.workers is None else config.workers,
-    )
-    at_once = max(LEAST_AT_ONCE, config.batch_size // streams) if streams > 1 else config.batch_size
-    batches = iter(lambda: list(itertools.islice(decoded, at_once)), [])
+    encoder: Encoder, source: Source, index: ImageIndex, order: np.ndarray, parts: Parts, config: EmbedConfig
+) -> float | None:
+    """Embed the images that no part holds yet; returns images per second, None if there were none."""
+    started, before, total = time.perf_counter(), parts.done, len(order)
+    chunks = embed_images(encoder, source, index, order, before, config)
     try:
-        with closing(decoded), progress("embedding images") as report:
-            for count, arrays in _encoded(encoder, batches, parts.position, config, streams):
+        with closing(chunks), progress("embedding images") as report:
+            for chunk in chunks:
                 with _writing(Path(config.output)):
-                    parts.add(count, arrays)
+                    parts.add(*chunk)
                 report(parts.position, total)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -179,104 +194,18 @@ def _embed_rest(
     finally:
         with _writing(Path(config.output)):
             parts.flush()
+    return (total - before) / (time.perf_counter() - started) if total > before else None
 
 
-def _encoded(
-    encoder: Encoder, batches: Iterator[list[Decoded]], start: int, config: EmbedConfig, streams: int
-) -> Iterator[tuple[int, Arrays]]:
-    """Number of images and result of each batch, in order; the next ones are read while these are encoded.
-
-    On a CPU each of the ``streams`` computes by itself on one core: threads that share every operation wait for
-    each other, and longer while the cores also decode.
-    """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        streams, initializer=torch.set_num_threads, initargs=(1 if streams > 1 else threads,)
-    )
-    pending: deque[tuple[int, Future[Arrays]]] = deque()
-    try:
-        for batch in batches:
-            pending.append((len(batch), pool.submit(_encode, encoder, batch, start, config)))
-            start += len(batch)
-            if len(pending) > streams:
-                count, encoded = pending.popleft()
-                yield count, encoded.result()
-        for count, encoded in pending:
-            yield count, encoded.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-@torch.inference_mode()
-def _encode(encoder: Encoder, batch: list[Decoded], start: int, config: EmbedConfig) -> Arrays:
-    """What a part holds of one batch: ``position`` [n] and ``feature`` [n, D], ``skipped`` [m] and ``reason`` [m]."""
-    bad = {start + i: str(p) for i, p in enumerate(batch) if isinstance(p, BadImage)}
-    images = [torch.from_numpy(pixels) for pixels in batch if isinstance(pixels, np.ndarray)]
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        features = encoder.embed(images, config.batch_size)
-    arrays = {
-        "position": np.array([i for i in range(start, start + len(batch)) if i not in bad], np.int64),
-        "feature": _cast(features, config),
-        "skipped": np.array(list(bad), np.int64),
-        "reason": np.array(list(bad.values()), str),
-    }
-    if encoder.classifier is not None:
-        probability, predicted = encoder.probabilities(features).max(dim=1)
-        arrays |= {"predicted": predicted.numpy(), "probability": probability.numpy()}
-    return arrays
-
-
-def _cast(features: torch.Tensor, config: EmbedConfig) -> np.ndarray:
-    if not features.isfinite().all():
-        raise UserError(
-            f"{config.run}: this encoder gives features that are infinite or not a number; was it trained to the end?"
-        )
-    with np.errstate(over="ignore"):
-        cast = features.numpy().astype(config.dtype)
-    if not np.isfinite(cast).all():
-        raise UserError("--dtype float16: features above 65,504 don't fit it; use --dtype float32")
-    return cast
-
-
-def _skipped(parts: Parts, listing: ImageIndex, order: np.ndarray) -> list[Skipped]:
-    return [
-        Skipped(listing.names[order[position]], str(reason))
-        for part in parts
-        for position, reason in zip(part["skipped"].tolist(), part["reason"].tolist(), strict=True)
-    ]
-
-
-def _finish(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
+def _report_skipped(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
     """List what was skipped, or stop if it is too much."""
-    listed = path.with_name(f"{path.name}.skipped.csv")
+    file = _skipped_file(path)
     with _writing(path):
         if skipped:
-            write_skipped(listed, skipped)
-            say(f"{len(skipped):,} images can't be used; {listed} says why")
+            write_skipped(file, skipped)
+            say(f"{len(skipped):,} images can't be used; {file} says why")
         else:
-            listed.unlink(missing_ok=True)  # of the output that is replaced
+            file.unlink(missing_ok=True)  # of the output that is replaced
     check_skipped(skipped, rows + len(skipped), config.max_skipped)
     if not rows:
         raise UserError(f"no usable images in {config.data}")
-
-
-def _rows(parts: Parts, listing: ImageIndex, order: np.ndarray, classes: tuple[str, ...]) -> Iterator[Rows]:
-    """The parts with all that the listing says of their images."""
-    split_of = np.empty(len(listing.names), object)
-    for split, indices in listing.splits.items():
-        split_of[indices] = split
-    for part in parts.merged(BLOCK_ROWS):
-        indices = order[part["position"]]
-        labels: list[str | None] = [None] * len(indices)
-        if listing.labels is not None and listing.label_names is not None:
-            labels = [listing.label_names[value] for value in listing.labels[indices]]
-        predicted = [classes[value] for value in part["predicted"]] if classes else None
-        yield Rows(
-            path=[printable(listing.names[index]) for index in indices],
-            split=split_of[indices].tolist(),
-            label=labels,
-            feature=part["feature"],
-            predicted=predicted,
-            probability=part["probability"].tolist() if classes else None,
-        )

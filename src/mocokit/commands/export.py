@@ -13,13 +13,13 @@ from mocokit.config import ExportConfig
 from mocokit.console import progress, say
 from mocokit.data.store import open_store
 from mocokit.deploy import export_onnx, export_timm
-from mocokit.deploy.encoder import encoder_file, load, read_header
+from mocokit.deploy.encoder_file import encoder_path, load, read_header
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
 from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
 
-PICTURES = 64  # that the export is checked with
+CHECK_IMAGES = 64  # that the export is checked with
 ONNX_FILE = "encoder.onnx"
 FILES = {"timm": export_timm.FILES, "onnx": (ONNX_FILE,)}
 
@@ -45,19 +45,19 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     config = ExportConfig(**validate({"run": run, **options}, fields_of(ExportConfig)))
     if config.format == "onnx":
         export_onnx.require_onnx()
-    folder = Path(config.output or encoder_file(run).parent / "export" / config.format)
+    folder = Path(config.output or encoder_path(run).parent / "export" / config.format)
     _refuse_existing(folder, FILES[config.format], overwrite)
-    about = read_header(run)[1]
+    origin = read_header(run)[1]
     encoder = load(run)
-    pictures, fingerprint = _pictures(config, encoder.spec)
+    images, fingerprint = _check_images(config, encoder.spec)
     with RunDirectory(folder).writing():
         if config.format == "timm":
             path = folder
-            difference = export_timm.export_timm(encoder, path, about, torch.from_numpy(pictures))
+            difference = export_timm.export_timm(encoder, path, origin, torch.from_numpy(images))
             lines = export_timm.loading_lines(encoder, path.as_posix())
         else:
             path = folder / ONNX_FILE
-            difference = export_onnx.export_onnx(encoder, path, about, pictures)
+            difference = export_onnx.export_onnx(encoder, path, origin, images)
             lines = export_onnx.running_lines(encoder, path.as_posix())
     say(f"{path}: {encoder.spec.backbone}; largest difference from PyTorch's outputs {difference:.1e}")
     say(f"to use it in Python:\n\n{lines.rstrip()}")
@@ -75,27 +75,27 @@ def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> N
         )
 
 
-def _pictures(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str | None]:
+def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str | None]:
     """Images [P, H, W, C] uint8 to check with, and the fingerprint of the data they are from."""
     if config.data is None:
-        return made_pictures(spec.channels), None
+        return synthetic_images(spec.channels), None
     with progress("decoding images") as report:
         store = open_store(
             config.data,
             image_size=spec.image_size,
-            limit=PICTURES,
+            limit=CHECK_IMAGES,
             intensity_range=spec.intensity_range,
             channels=spec.channels,
             progress=report,
         )
     images = store.splits["train"]
-    rows = np.arange(min(PICTURES, len(images)))
+    rows = np.arange(min(CHECK_IMAGES, len(images)))
     height, width = images.sizes[rows].min(axis=0)  # what all of them have
     return images.batch(rows)[:, :, :height, :width].transpose(0, 2, 3, 1), store.fingerprint
 
 
-def made_pictures(channels: int) -> np.ndarray:
+def synthetic_images(channels: int) -> np.ndarray:
     """Smooth random images: uint8 [64, 72, 96, C]."""
-    coarse = np.random.default_rng(0).integers(0, 256, (PICTURES * channels, 6, 8), dtype=np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES * channels, 6, 8), dtype=np.uint8)
     planes = [np.asarray(Image.fromarray(p).resize((96, 72), Image.Resampling.BICUBIC)) for p in coarse]
-    return np.stack(planes).reshape(PICTURES, channels, 72, 96).transpose(0, 2, 3, 1)
+    return np.stack(planes).reshape(CHECK_IMAGES, channels, 72, 96).transpose(0, 2, 3, 1)

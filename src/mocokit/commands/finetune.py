@@ -17,7 +17,7 @@ from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
-from mocokit.deploy.encoder import encoder_file, save_encoder
+from mocokit.deploy.encoder_file import encoder_path, save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.metrics import classification_metrics
@@ -64,7 +64,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     started = time.perf_counter()
     config = FinetuneConfig(**validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)))
     inputs = open_inputs(config, labels_for="fine-tuning")
-    home = encoder_file(run).parent
+    home = encoder_path(run).parent
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")

@@ -6,7 +6,7 @@ from functools import cached_property
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.store import Store, open_store
-from mocokit.deploy.encoder import load, read_header
+from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.machine import limit_threads, pick_device
@@ -45,7 +45,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         UserError: no encoder there, unusable images, or labels are needed and missing.
     """
     limit_threads()
-    spec, about = read_header(config.run)
+    spec, origin = read_header(config.run)
     device = pick_device(config.device)
     with progress("decoding images") as report:
         store = open_store(
@@ -63,4 +63,4 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         raise UserError(
             f"{config.data}: {labels_for} needs labels; put the images into one folder for each class"
         )
-    return Inputs(config.run, spec, about["seed"], store, device)
+    return Inputs(config.run, spec, origin["seed"], store, device)

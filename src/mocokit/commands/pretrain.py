@@ -20,7 +20,7 @@ from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
-from mocokit.deploy.encoder import save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics

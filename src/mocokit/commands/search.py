@@ -1,7 +1,7 @@
-"""``mocokit search FEATURES QUERY...``: nearest images of image files or rows, near-duplicates, and a picture."""
+"""``mocokit search FEATURES QUERY...``: nearest images of image files or rows, near-duplicates, a montage."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,17 @@ import numpy as np
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import progress, say
-from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Encoded, decode_for_model
-from mocokit.data.sources import open_source, read_all
 from mocokit.deploy import montage
-from mocokit.deploy.encoder import load
-from mocokit.deploy.features import Features, Named, encoder_fingerprint, open_features, printable
-from mocokit.deploy.index import Duplicates, Neighbour, duplicates, search_faiss, vectors
-from mocokit.deploy.index import search as search_exact
+from mocokit.deploy.encoder_file import load
+from mocokit.deploy.feature_file import Features, Named, encoder_fingerprint, open_features
+from mocokit.deploy.nearest import Duplicates, Neighbour, duplicates, nearest, vectors
+from mocokit.deploy.thumbnails import images_of_files, images_of_rows
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
-from mocokit.model.encoder import EncoderSpec
 from mocokit.options import documented, fields_of, validate
 
-TOLD_PAIRS = 20  # on stderr, at most
+PRINTED_PAIRS = 20  # on stderr, at most
 
 
 @documented(SearchConfig)
@@ -49,22 +45,24 @@ def search(
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
     started = time.perf_counter()
-    asked = (queries,) if isinstance(queries, str | int | Path) else tuple(queries)
-    given = {"features": features, "queries": tuple(map(str, asked)), **options}
+    named = (queries,) if isinstance(queries, str | int | Path) else tuple(queries)
+    given = {"features": features, "queries": tuple(map(str, named)), **options}
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
     _check(config, overwrite)
-    opened = open_features(Path(config.features))
-    device = pick_device(config.device)
-    figures: dict[str, Any] = {"rows": opened.rows, "dim": opened.dim}
+    opened, device = open_features(Path(config.features)), pick_device(config.device)
     rows = [_row(query) for query in config.queries]
-    neighbours = _search(opened, config, rows, device) if rows else []
+    neighbours = _neighbours(opened, config, rows, device) if rows else []
     found = None if config.duplicates is None else _duplicates(opened, config.duplicates, device)
-    named = opened.named(_mentioned(rows, neighbours, found))
-    figures["queries"] = _tell_neighbours(config, rows, neighbours, named)
+    names = opened.named(_rows_to_name(rows, neighbours, found))
+
+    figures: dict[str, Any] = {"rows": opened.rows, "dim": opened.dim}
+    figures["queries"] = _query_results(config, rows, neighbours, names)
+    _print_queries(figures["queries"])
     if found is not None:
-        figures |= _tell_duplicates(found, named)
+        figures |= _duplicate_results(found, names)
+        _print_duplicates(figures["duplicates"], found.count)
     if config.montage is not None:
-        _draw(opened, config, figures)
+        _write_montage(opened, config, figures["queries"], figures.get("duplicates", []))
     metadata = opened.metadata or {}
     return record("search", _run(opened, config), config, figures, started, metadata.get("data_fingerprint"))
 
@@ -72,7 +70,7 @@ def search(
 def _check(config: SearchConfig, overwrite: bool) -> None:
     """What can be wrong with the options, before anything is read."""
     if not config.queries and config.duplicates is None:
-        raise UserError("search: nothing asked; give image files or row numbers, or --duplicates T")
+        raise UserError("search: no queries; give image files or row numbers, or --duplicates T")
     if config.montage is not None:
         path = Path(config.montage)
         if path.suffix.lower() != ".png":
@@ -97,22 +95,20 @@ def _run(features: Features, config: SearchConfig) -> str | None:
 # Neighbours -----------------------------------------------------------------------------------------------
 
 
-def _search(
+def _neighbours(
     features: Features, config: SearchConfig, rows: list[int | None], device: str
 ) -> list[list[Neighbour]]:
-    files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
-    asking = np.empty((len(rows), features.dim), np.float32)
-    is_file = np.array([row is None for row in rows])
-    if files:
-        asking[is_file] = _embedded(features, config, files, device)
-    if not is_file.all():
-        asking[~is_file] = vectors(features, [row for row in rows if row is not None])
     if config.k > features.rows:
         say(f"--k {config.k}: {features.path} has no more than {features.rows} rows")
+    files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
+    is_file = np.array([row is None for row in rows])
+    queries = np.empty((len(rows), features.dim), np.float32)
+    if files:
+        queries[is_file] = _embedded(features, config, files, device)
+    if not is_file.all():
+        queries[~is_file] = vectors(features, [row for row in rows if row is not None])
     with progress("searching") as report:
-        if config.engine == "faiss":
-            return search_faiss(features, asking, config.k, rows, report)
-        return search_exact(features, asking, config.k, rows, device, report)
+        return nearest(features, queries, config.k, rows, device, report)
 
 
 def _embedded(features: Features, config: SearchConfig, files: list[str], device: str) -> np.ndarray:
@@ -126,10 +122,10 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
             )
     if not run:
         raise UserError(
-            f"{features.path} does not say which encoder made it; name it with --run, or ask by row number"
+            f"{features.path} does not say which encoder made it; name it with --run, or give row numbers as queries"
         )
     if config.run is None and not Path(run).exists():
-        raise UserError(f"{run}, whose encoder made {features.path}, is gone; name where it is with --run")
+        raise UserError(f"{run}, whose encoder made {features.path}, is gone; name its place with --run")
     encoder = load(run, device)
     made_by = metadata.get("encoder_fingerprint")
     if encoder.dim != features.dim or (made_by and made_by != encoder_fingerprint(encoder)):
@@ -148,126 +144,86 @@ def _duplicates(features: Features, threshold: float, device: str) -> Duplicates
         return duplicates(features, threshold, device, report)
 
 
-def _mentioned(
+def _rows_to_name(
     rows: list[int | None], neighbours: list[list[Neighbour]], found: Duplicates | None
 ) -> set[int]:
-    """All rows whose paths are told."""
-    mentioned = {row for row in rows if row is not None}
-    mentioned |= {neighbour.row for nearest in neighbours for neighbour in nearest}
-    return mentioned | {row for pair in (found.pairs if found else []) for row in pair.rows}
+    """All rows whose paths and labels are in the result."""
+    named = {row for row in rows if row is not None}
+    named |= {neighbour.row for row in neighbours for neighbour in row}
+    return named | {row for pair in (found.pairs if found else []) for row in pair.rows}
 
 
-# What is told ---------------------------------------------------------------------------------------------
+# The result, and what of it goes to stderr ----------------------------------------------------------------
 
 
-def _tell_neighbours(
+def _query_results(
     config: SearchConfig,
     rows: list[int | None],
     neighbours: list[list[Neighbour]],
-    named: dict[int, Named],
+    names: dict[int, Named],
 ) -> list[dict[str, Any]]:
-    """The result's ``queries``; a table of them goes to stderr."""
-    told = []
-    for query, row, nearest in zip(config.queries, rows, neighbours, strict=True):
-        itself = Named() if row is None else named[row]
-        say(f"{query}" + "".join(f"  {part}" for part in itself if part))
+    return [
+        {
+            "query": query,
+            "row": row,
+            **(Named() if row is None else names[row])._asdict(),
+            "neighbours": [{"row": r, **names[r]._asdict(), "similarity": s} for r, s in found],
+        }
+        for query, row, found in zip(config.queries, rows, neighbours, strict=True)
+    ]
+
+
+def _print_queries(queries: list[dict[str, Any]]) -> None:
+    for query in queries:
+        say("  ".join(filter(None, (query["query"], query["path"], query["label"]))))
         say("   similarity       row  label         path")
-        for row_, similarity in nearest:
-            path, label = named[row_]
-            say(f"   {similarity:10.6f}  {row_:8}  {label or '-':12}  {path or '-'}")
-        told.append(
-            {"query": query, "row": row}
-            | itself._asdict()
-            | {"neighbours": [{"row": r, **named[r]._asdict(), "similarity": s} for r, s in nearest]}
-        )
-    return told
+        for n in query["neighbours"]:
+            say(f"   {n['similarity']:10.6f}  {n['row']:8}  {n['label'] or '-':12}  {n['path'] or '-'}")
 
 
-def _tell_duplicates(found: Duplicates, named: dict[int, Named]) -> dict[str, Any]:
-    """The result's ``duplicates``; the first of them go to stderr."""
+def _duplicate_results(found: Duplicates, names: dict[int, Named]) -> dict[str, Any]:
     pairs = [
-        {"rows": list(rows), "paths": [named[row].path for row in rows], "similarity": similarity}
+        {"rows": list(rows), "paths": [names[row].path for row in rows], "similarity": similarity}
         for rows, similarity in found.pairs
     ]
-    listed = f"; the {len(pairs):,} most similar are listed" if len(pairs) < found.count else ""
-    say(f"{found.count:,} pairs of near-duplicates{listed}")
-    for rows, similarity in found.pairs[:TOLD_PAIRS]:
-        paths = "  ".join(f"{named[row].path or '-'} ({row})" for row in rows)
-        say(f"   {similarity:.6f}  {paths}")
-    if len(pairs) > TOLD_PAIRS:
-        say(f"   and {len(pairs) - TOLD_PAIRS:,} more: see --json")
     return {"duplicates": pairs, "duplicate_pairs": found.count}
 
 
-# The montage ----------------------------------------------------------------------------------------------
+def _print_duplicates(pairs: list[dict[str, Any]], count: int) -> None:
+    listed = f"; the {len(pairs):,} most similar are listed" if len(pairs) < count else ""
+    say(f"{count:,} pairs of near-duplicates{listed}")
+    for pair in pairs[:PRINTED_PAIRS]:
+        paths = "  ".join(f"{p or '-'} ({row})" for p, row in zip(pair["paths"], pair["rows"], strict=True))
+        say(f"   {pair['similarity']:.6f}  {paths}")
+    if len(pairs) > PRINTED_PAIRS:
+        say(f"   and {len(pairs) - PRINTED_PAIRS:,} more: see --json")
 
 
-def _draw(features: Features, config: SearchConfig, figures: dict[str, Any]) -> None:
-    """Write the picture: a line for each query, then the pairs."""
-    path = Path(config.montage or "")
-    queries = figures["queries"][: montage.MAX_LINES]
-    pairs = figures.get("duplicates", [])[: montage.PAIRS_A_LINE * (montage.MAX_LINES - len(queries))]
+def _write_montage(
+    features: Features, config: SearchConfig, queries: list[dict[str, Any]], pairs: list[dict[str, Any]]
+) -> None:
+    """Draw a line for each query, then the pairs, as many as there is room for."""
+    path, metadata = Path(config.montage or ""), features.metadata or {}
+    queries = queries[: montage.MAX_LINES]
+    pairs = pairs[: montage.PAIRS_A_LINE * (montage.MAX_LINES - len(queries))]
     if not (queries or pairs):
         say(f"{path}: not written, for there is nothing to draw")
         return
-    shown = [q["path"] for q in queries if q["row"] is not None]
-    shown += [n["path"] for q in queries for n in q["neighbours"][: montage.MAX_NEIGHBOURS]]
-    shown += [p for pair in pairs for p in pair["paths"]]
-    images = _images_of_rows(features, config, shown)
-    files = [q["query"] for q in queries if q["row"] is None]
-    queried = dict(
-        zip(files, _pixels([Path(file).read_bytes() for file in files], files, features), strict=True)
-    )
-    picture = montage.draw(montage.query_lines(queries, images, queried) + montage.pair_lines(pairs, images))
-    try:
-        with replacing(path) as temporary:
-            picture.save(temporary, "PNG")
-    except OSError as error:
-        raise UserError(f"--montage {path}: can't be written ({error.strerror or error})") from None
-    drawn = [f"{len(queries)} queries"] * bool(queries) + [f"{len(pairs)} pairs"] * bool(pairs)
-    say(f"{path}: {' and '.join(drawn)} drawn")
-
-
-def _images_of_rows(
-    features: Features, config: SearchConfig, paths: list[str | None]
-) -> dict[str, np.ndarray]:
-    """The images at some paths inside the data, read again."""
-    data = config.data or (features.metadata or {}).get("data")
+    paths = [q["path"] for q in queries if q["row"] is not None]
+    paths += [n["path"] for q in queries for n in q["neighbours"][: montage.MAX_NEIGHBOURS]]
+    paths += [p for pair in pairs for p in pair["paths"]]
+    data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(
             f"--montage: {features.path} does not say which images its rows are; embed them with mocokit"
         )
-    source = open_source(str(data))
-    index = {printable(name): i for i, name in enumerate(source.read_index().names)}
-    names = sorted({path for path in paths if path is not None})
-    for name in names:
-        if name not in index:
-            raise UserError(
-                f"--montage: no image {name} in {data}; name with --data where the images are now"
-            )
-    return dict(
-        zip(names, _pixels(read_all(source, [index[n] for n in names]), names, features), strict=True)
-    )
-
-
-def _pixels(images: Iterable[Encoded], names: list[str], features: Features) -> list[np.ndarray]:
-    """What is drawn of images: uint8 [1 or 3, H, W], of more bands the first."""
-    spec = _spec(features)
-    channels = 3 if spec is None or spec.channels in (1, 3) else spec.channels
-    intensity_range = None if spec is None else spec.intensity_range
-    decoded = decode_for_model(
-        images, image_size=montage.TILE, channels=channels, intensity_range=intensity_range
-    )
-    pixels = []
-    for name, image in zip(names, decoded, strict=True):
-        if isinstance(image, BadImage):
-            raise UserError(f"--montage: {name}: {image}")
-        pixels.append(image if channels == 3 else image[:1])
-    return pixels
-
-
-def _spec(features: Features) -> EncoderSpec | None:
+    images = images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
+    files = images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
+    image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))
     try:
-        return EncoderSpec.from_dict((features.metadata or {})["spec"])
-    except (LookupError, TypeError, ValueError):
-        return None
+        with replacing(path) as temporary:
+            image.save(temporary, "PNG")
+    except OSError as error:
+        raise UserError(f"--montage {path}: can't be written ({error.strerror or error})") from None
+    drawn = [f"{len(queries)} queries"] * bool(queries) + [f"{len(pairs)} pairs"] * bool(pairs)
+    say(f"{path}: {' and '.join(drawn)} drawn")

@@ -38,17 +38,17 @@ def require_onnx() -> None:
         raise UserError(f"--format onnx needs {', '.join(missing)}; pip install 'mocokit[onnx]'")
 
 
-def export_onnx(encoder: Encoder, path: Path, about: dict[str, Any], pictures: np.ndarray) -> float:
+def export_onnx(encoder: Encoder, path: Path, origin: dict[str, Any], images: np.ndarray) -> float:
     """Write the graph ``images -> features`` or, with a classifier, ``images -> features, probabilities``.
 
     ``images`` is uint8 [N, H, W, C] for any N, H and W of at least 1; ``features`` float32 [N, D]; ``probabilities``
-    float32 [N, K]. The file's metadata hold the spec, the classes, ``about`` and the version of mocokit.
+    float32 [N, K]. The file's metadata hold the spec, the classes, ``origin`` and the version of mocokit.
 
     Args:
         encoder: on the CPU, in evaluation mode.
         path: replaced whole.
-        about: where the encoder comes from; plain values.
-        pictures: uint8 [P, H, W, C], to check the file with.
+        origin: where the encoder comes from; plain values.
+        images: uint8 [P, H, W, C], to check the file with.
 
     Returns:
         The largest absolute difference between ONNX Runtime's and PyTorch's outputs.
@@ -65,7 +65,7 @@ def export_onnx(encoder: Encoder, path: Path, about: dict[str, Any], pictures: n
         {
             "spec": json.dumps(encoder.spec.to_dict()),
             "classes": json.dumps(encoder.classes),
-            "origin": json.dumps(about),
+            "origin": json.dumps(origin),
             "mocokit": version("mocokit"),
         }
     )
@@ -74,7 +74,7 @@ def export_onnx(encoder: Encoder, path: Path, about: dict[str, Any], pictures: n
     with tempfile.TemporaryDirectory() as temporary:
         new = Path(temporary) / path.name
         program.save(str(new))
-        difference = _check(encoder, new, pictures)
+        difference = _check(encoder, new, images)
         with replacing(path) as target:
             shutil.copyfile(new, target)
     return difference
@@ -86,14 +86,14 @@ def running_lines(encoder: Encoder, file: str) -> str:
     return (
         "import numpy, onnxruntime\n"
         "from PIL import Image\n"
-        f"{picture_lines(encoder.spec)}"
+        f"{image_lines(encoder.spec)}"
         f"images = numpy.asarray(image).reshape(1, image.height, image.width, {encoder.spec.channels})\n"
         f"session = onnxruntime.InferenceSession({file!r})\n"
         f'{outputs} = session.run(None, {{"images": images}}){first}\n'
     )
 
 
-def picture_lines(spec: EncoderSpec) -> str:
+def image_lines(spec: EncoderSpec) -> str:
     """Python that opens ``image`` by Pillow as mocokit does: of its size, or shrunk to what is kept."""
     side = stored_side(spec.image_size)
     mode = "L" if spec.channels == 1 else "RGB"
@@ -174,7 +174,7 @@ def _trace(encoder: Encoder) -> "torch.onnx.ONNXProgram":
     return program
 
 
-def _check(encoder: Encoder, file: Path, pictures: np.ndarray) -> float:
+def _check(encoder: Encoder, file: Path, images: np.ndarray) -> float:
     """The largest difference of the file's outputs from PyTorch's; RuntimeError if it is beyond the tolerance."""
     import onnxruntime
 
@@ -182,14 +182,14 @@ def _check(encoder: Encoder, file: Path, pictures: np.ndarray) -> float:
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     largest = 0.0
-    for images in _batches(pictures, encoder.spec.image_size):
-        outputs = session.run(None, {"images": images})
-        for found, expected in zip(outputs, _expected(encoder, images), strict=True):
+    for batch in _batches(images, encoder.spec.image_size):
+        outputs = session.run(None, {"images": batch})
+        for found, expected in zip(outputs, _expected(encoder, batch), strict=True):
             difference, scale = np.abs(found - expected).max(), np.abs(expected).max()
             if not difference <= TOLERANCE * scale:
                 raise RuntimeError(
                     f"the ONNX graph of {encoder.spec.backbone} differs from PyTorch by {difference:.2g} on images "
-                    f"of shape {images.shape}, where outputs reach {scale:.2g}; nothing was written"
+                    f"of shape {batch.shape}, where outputs reach {scale:.2g}; nothing was written"
                 )
             largest = max(largest, float(difference))
     return largest
@@ -203,9 +203,9 @@ def _expected(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
     return [output.numpy() for output in outputs]
 
 
-def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Batches of 1, 7 and 64 pictures, tiled or cut to sizes around the encoder's, square and not."""
-    P, H, W = pictures.shape[:3]
+def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Batches of 1, 7 and 64 images, tiled or cut to sizes around the encoder's, square and not."""
+    P, H, W = images.shape[:3]
     smaller, larger = max(1, size // 2), 2 * size + 1
     for n, h, w in (
         (1, size, size),
@@ -214,4 +214,4 @@ def _batches(pictures: np.ndarray, size: int) -> Iterator[np.ndarray]:
         (7, smaller, larger),
         (64, size, size),
     ):
-        yield pictures[np.ix_(np.arange(n) % P, np.arange(h) % H, np.arange(w) % W)]
+        yield images[np.ix_(np.arange(n) % P, np.arange(h) % H, np.arange(w) % W)]

@@ -6,6 +6,7 @@ Nothing of mocokit is needed to load it; what torchvision names differently is a
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,20 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from mocokit.data.augment import center_view
-from mocokit.deploy.export_onnx import picture_lines
+from mocokit.deploy.export_onnx import image_lines
 from mocokit.errors import UserError
-from mocokit.files import replacing, write_json
+from mocokit.files import replacing
 from mocokit.model.backbones import size_option
 from mocokit.model.encoder import Encoder
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.txt"
 TORCHVISION_WEIGHTS = "torchvision.safetensors"  # only where the names differ
 FILES = (WEIGHTS, CONFIG, README, TORCHVISION_WEIGHTS)
-CHECKED = 8  # pictures: enough to show a weight that is missing
+CHECKED = 8  # images: enough to show a weight that is missing
 TOLERANCE = 1e-6  # of the largest output; the same operations run on the same weights
 
 # What stock timm builds in place of our ResNets, before stem and pooling are replaced: code and stem width.
@@ -70,7 +72,7 @@ _VIT_NAMES = (
 )
 
 
-def export_timm(encoder: Encoder, folder: Path, about: dict[str, Any], pictures: Tensor) -> float:
+def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: Tensor) -> float:
     """Write `FILES` into ``folder``; other files there are left alone.
 
     A fine-tuned encoder's classifier becomes that of the timm model, which then gives logits.
@@ -78,8 +80,8 @@ def export_timm(encoder: Encoder, folder: Path, about: dict[str, Any], pictures:
     Args:
         encoder: on the CPU, in evaluation mode.
         folder: made if need be. What is there already is replaced when everything new is written and checked.
-        about: where the encoder comes from, for ``config.json``; plain values.
-        pictures: uint8 [P, H, W, C], to check with.
+        origin: where the encoder comes from, for ``config.json``; plain values.
+        images: uint8 [P, H, W, C], to check with.
 
     Returns:
         The largest absolute difference between the outputs of what timm loads and those of the encoder.
@@ -89,15 +91,15 @@ def export_timm(encoder: Encoder, folder: Path, about: dict[str, Any], pictures:
         RuntimeError: the difference is more than `TOLERANCE` of the largest output; no file is written.
     """
     model = _timm_model(encoder)
+    torchvision_names = torchvision_weights(encoder, model)
     with tempfile.TemporaryDirectory() as temporary:
         new = Path(temporary)
-        save_file(model.state_dict(), new / WEIGHTS)
-        write_json(new / CONFIG, _config(encoder, model) | {"origin": about})
-        names = torchvision_weights(encoder, model)
-        if names is not None and names.keys() != model.state_dict().keys():
-            save_file(names, new / TORCHVISION_WEIGHTS)
-        (new / README).write_text(_readme(encoder, names), encoding="utf-8")
-        difference = _check(encoder, new, pictures)
+        extra = {"origin": origin, "label_names": list(encoder.classes)}
+        save_for_hf(model, temporary, model_config=extra, safe_serialization=True)
+        if torchvision_names is not None and torchvision_names.keys() != model.state_dict().keys():
+            save_file(torchvision_names, new / TORCHVISION_WEIGHTS)
+        (new / README).write_text(_readme(encoder, torchvision_names is not None), encoding="utf-8")
+        difference = _check(encoder, new, images)
         for name in FILES:
             if (new / name).exists():
                 with replacing(folder / name) as target:
@@ -190,14 +192,20 @@ def _timm_model(encoder: Encoder) -> nn.Module:
         raise UserError(
             f"timm's {spec.backbone} has no linear classifier on its features; use --format onnx"
         ) from None
+    model.pretrained_cfg = pretrained_cfg(encoder, model.pretrained_cfg)  # type: ignore[assignment, arg-type]
     return model
 
 
-def _config(encoder: Encoder, model: nn.Module) -> dict[str, Any]:
-    """What ``timm.create_model("local-dir:...")`` reads: the architecture and how its images are prepared."""
-    spec, K = encoder.spec, len(encoder.classes)
-    preparation = {
-        "num_classes": K,
+def pretrained_cfg(encoder: Encoder, known: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's configuration of the weights: the architecture and how its images are prepared.
+
+    What timm knows of weights under this name (``known``) is not true of these; what it knows of the network is.
+    """
+    spec = encoder.spec
+    return {
+        "architecture": spec.backbone,
+        **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
+        "num_classes": len(encoder.classes),
         "input_size": (spec.channels, spec.image_size, spec.image_size),
         "interpolation": "bilinear",
         "crop_mode": "center",
@@ -205,24 +213,14 @@ def _config(encoder: Encoder, model: nn.Module) -> dict[str, Any]:
         "mean": spec.mean,
         "std": spec.std,
     }
-    # What timm knows of weights under this name is not true of these; what it knows of the network is.
-    known: Any = model.pretrained_cfg
-    network = {key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")}
-    config = {
-        "architecture": spec.backbone,
-        "num_classes": K,
-        "num_features": encoder.dim,
-        "pretrained_cfg": network | preparation,
-    }
-    return config | ({"label_names": encoder.classes} if K else {})
 
 
 @torch.inference_mode()
-def _check(encoder: Encoder, folder: Path, pictures: Tensor) -> float:
+def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     """Load ``folder`` with timm and compare; RuntimeError if outputs differ beyond the tolerance."""
     spec = encoder.spec
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    pixels = pictures[:CHECKED].permute(0, 3, 1, 2).contiguous()
+    pixels = images[:CHECKED].permute(0, 3, 1, 2).contiguous()
     sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
     found = model(center_view(pixels, sizes, spec.image_size, spec.mean, spec.std))
     features = encoder(pixels, sizes)
@@ -243,14 +241,14 @@ def exact_lines(encoder: Encoder) -> str:
     return (
         "from PIL import Image\n"
         "from torchvision.transforms.v2 import functional as F\n"
-        f"{picture_lines(spec)}"
+        f"{image_lines(spec)}"
         f"square = F.center_crop(F.pil_to_tensor(image), round({side}))\n"
         f"resized = F.resize(square / 255, [{spec.image_size}, {spec.image_size}], antialias=True)\n"
         f"x = F.normalize(resized, {list(spec.mean)}, {list(spec.std)})[None]\n"
     )
 
 
-def _readme(encoder: Encoder, torchvision_names: dict[str, Tensor] | None) -> str:
+def _readme(encoder: Encoder, in_torchvision: bool) -> str:
     spec, K = encoder.spec, len(encoder.classes)
     gives = f"logits [1, {K}] of the label_names in {CONFIG}" if K else f"features [1, {encoder.dim}]"
     parts = [
@@ -269,7 +267,7 @@ def _readme(encoder: Encoder, torchvision_names: dict[str, Tensor] | None) -> st
         parts.append(
             "Features instead of logits: model.forward_head(model.forward_features(x), pre_logits=True)."
         )
-    if torchvision_names is not None:
+    if in_torchvision:
         parts += ["To load it with torchvision, in this directory:", _torchvision_lines(encoder)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

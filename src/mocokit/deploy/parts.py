@@ -1,38 +1,39 @@
-"""What ``mocokit embed`` has done so far, in whole files beside its output: the reason it can be resumed."""
+"""What ``mocokit embed`` has done so far, as Parquet files in a hidden directory: the reason it can be resumed."""
 
 import json
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from mocokit.data.image_index import Skipped
+from mocokit.deploy.feature_file import METADATA_KEY
 from mocokit.errors import UserError
-from mocokit.files import replacing, write_json
+from mocokit.files import replacing
 
 PART_ROWS = 16_384  # of results that are held at most
 PART_SECONDS = 30.0  # of work, about, that a killed process loses
 
-_IDENTITY = "identity.json"
-_NAME = re.compile(r"(\d+)-(\d+)\.npz")
-
-Arrays = dict[str, np.ndarray]
+_NAME = re.compile(r"(\d+)-(\d+)\.parquet")
 
 
 class _Held(NamedTuple):
-    """Results for the stretch from ``start`` to ``stop`` that are not on disk yet."""
+    """Results that are not on disk yet; ``stop`` is the position behind them."""
 
-    start: int
     stop: int
-    arrays: Arrays
+    rows: pa.Table
+    skipped: list[Skipped]
 
 
 class Parts:
-    """Results for consecutive stretches of a sequence, each in a file that its name says the stretch of.
+    """Rows and skipped images of consecutive stretches of a sequence of images, each stretch in a file of its own.
+
+    A file is named by the stretch, START-STOP, and written whole. Its metadata hold what was skipped in it.
 
     Attributes:
         directory: hidden, beside the output.
@@ -48,97 +49,100 @@ class Parts:
             overwrite: remove those.
 
         Raises:
-            UserError: there are parts of another identity.
-            OSError: the directory can't be written.
+            UserError: there are parts of another identity, or damaged ones.
+            OSError: the directory is not writable.
         """
-        self.directory = output.with_name(f".{output.name}.parts")
-        written = self._identity()
-        if self.directory.exists() and written != identity:
-            if written is not None and not overwrite:
+        self.directory = parts_directory(output)
+        self._identity = identity
+        if any(self._metadata(path)["identity"] != identity for path in self.directory.glob("*-*.parquet")):
+            if not overwrite:
                 raise UserError(
                     f"{output}: an interrupted mocokit embed of another encoder, data or dtype left its parts in "
-                    f"{self.directory}; --overwrite removes them, or name another --output"
+                    f"{self.directory}; remove them with --overwrite, or name another --output"
                 )
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / _IDENTITY, identity)
+        for temporary in self.directory.glob("*.tmp"):
+            temporary.unlink()
         self._held: list[_Held] = []
         self._flushed = time.monotonic()
-        self._files: list[Path] = []
-        self.done = 0
-        stretches = {int(m[1]): int(m[2]) for p in self.directory.iterdir() if (m := _NAME.fullmatch(p.name))}
-        while stop := stretches.get(self.done):
-            self._append(stop)
+        self.done = max((stop for stop, _ in self._files()), default=0)
 
-    def _identity(self) -> Any:
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        """Each file and where its stretch stops, from the start of the sequence to the first gap."""
+        names = [match for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+        following = {int(name[1]): (int(name[2]), self.directory / name[0]) for name in names}
+        position = 0
+        while position in following:
+            yield following[position]
+            position = following[position][0]
+
+    def _metadata(self, path: Path) -> dict[str, Any]:
         try:
-            return json.loads((self.directory / _IDENTITY).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
+            metadata: dict[str, Any] = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+        except (OSError, ValueError, LookupError, TypeError):
+            raise self._damaged(path) from None
+        return metadata
 
-    def _append(self, stop: int) -> None:
-        self._files.append(self.directory / f"{self.done}-{stop}.npz")
-        self.done = stop
+    def _damaged(self, path: Path) -> UserError:
+        return UserError(f"{path} is damaged; remove {self.directory} and run the command again")
 
     @property
     def position(self) -> int:
-        """Where the next result belongs: behind what is on disk and what is held."""
+        """Where the next result belongs: behind what is on disk and what is held in memory."""
         return self._held[-1].stop if self._held else self.done
 
-    def add(self, count: int, arrays: Arrays) -> None:
-        """Take the results for the next ``count`` of the sequence; now and then what is held goes to disk.
+    def add(self, images: int, rows: pa.Table, skipped: list[Skipped]) -> None:
+        """Take the results for the next ``images``; now and then what is held goes to disk.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the part can't be written.
         """
-        start = self.position
-        self._held.append(_Held(start, start + count, arrays))
+        self._held.append(_Held(self.position + images, rows, skipped))
         if self.position - self.done >= PART_ROWS or time.monotonic() - self._flushed > PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held. Another call is right after this one was interrupted, wherever that was.
+        """Write what is held. After an interruption, wherever that was, another call completes it.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the part can't be written.
         """
-        held = [part for part in self._held if part.start >= self.done]
+        held = [result for result in self._held if result.stop > self.done]
         if held:
-            stop = held[-1].stop
-            with replacing(self.directory / f"{self.done}-{stop}.npz") as path, path.open("wb") as file:
-                np.savez(file, **_joined([part.arrays for part in held]))  # type: ignore[arg-type]
-            self._append(stop)
+            skipped = [pair for result in held for pair in result.skipped]
+            metadata = json.dumps({"identity": self._identity, "skipped": skipped})
+            rows = pa.concat_tables([result.rows for result in held])
+            with replacing(self.directory / f"{self.done}-{held[-1].stop}.parquet") as path:
+                pq.write_table(rows.replace_schema_metadata({METADATA_KEY: metadata}), path)
+            self.done = held[-1].stop
         self._held = []
         self._flushed = time.monotonic()
 
-    def __iter__(self) -> Iterator[Arrays]:
-        """The arrays of each part, in order.
+    def skipped(self) -> list[Skipped]:
+        """The images on disk that can't be used, in order."""
+        metadata = (self._metadata(path) for _, path in self._files())
+        return [Skipped(*pair) for part in metadata for pair in part["skipped"]]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows on disk, in order.
 
         Raises:
             UserError: a part is damaged.
         """
-        for path in self._files:
+        for _, path in self._files():
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    yield dict(file)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-                raise UserError(f"{path} is damaged; remove {self.directory} and embed again") from None
-
-    def merged(self, rows: int) -> Iterator[Arrays]:
-        """As iteration, with short parts joined to at least ``rows`` of their first array."""
-        held: list[Arrays] = []
-        for part in self:
-            held.append(part)
-            if sum(len(next(iter(p.values()))) for p in held) >= rows:
-                yield _joined(held)
-                held = []
-        if held:
-            yield _joined(held)
+                with pq.ParquetFile(path) as file:
+                    table = file.read()
+            except (OSError, ValueError):
+                raise self._damaged(path) from None
+            yield table.replace_schema_metadata(None)
 
     def remove(self) -> None:
         """Remove all of it."""
         shutil.rmtree(self.directory)
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def parts_directory(output: Path) -> Path:
+    """Where the parts of ``output`` lie."""
+    return output.with_name(f".{output.name}.parts")

@@ -5,22 +5,18 @@ from torch import Tensor
 
 from mocokit.data.augment import center_view
 from mocokit.data.store import ImageSet
-from mocokit.model.encoder import Encoder, evaluating
+from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import batch_size, encode
 
 BATCH = 256
-MANY = 100  # images from which on a faster form of the encoder pays; it breaks even there at 32 pixels
 
 
-@torch.inference_mode()
 def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -> Tensor:
     """Features [N, D] float32 on the CPU, in order, of all images or of those at ``indices``."""
     indices = torch.arange(len(images)) if indices is None else indices
-    if len(indices) >= MANY:
-        encoder = encoder.for_evaluation()
-    with evaluating(encoder):
-        return torch.cat(
-            [encoder(*rows_of(images, batch, encoder.device)).cpu() for batch in indices.split(BATCH)]
-        )
+    count, cpu = len(indices), torch.device("cpu")
+    batches = (rows_of(images, rows, cpu) for rows in indices.split(batch_size(encoder.device, count)))
+    return torch.cat(list(encode(encoder, batches, images=count)))
 
 
 def pixels(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:

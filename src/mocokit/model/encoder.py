@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
-from mocokit.data.pixels import convert, stored_side
+from mocokit.data.pixels import convert, pad, stored_side
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store
 from mocokit.errors import UserError
@@ -152,13 +152,8 @@ class Encoder(nn.Module):
         return self.classifier(features.to(self.device)).softmax(dim=1).cpu()
 
     def _encode(self, images: list[Any]) -> Tensor:
-        arrays = [self._pixels(image) for image in images]
-        sizes = torch.tensor([a.shape[1:] for a in arrays])
-        height, width = sizes.amax(dim=0).tolist()
-        canvas = np.zeros((len(arrays), self.spec.channels, height, width), np.uint8)
-        for row, a in zip(canvas, arrays, strict=True):
-            row[:, : a.shape[1], : a.shape[2]] = a
-        return self(torch.from_numpy(canvas).to(self.device), sizes).cpu()
+        pixels, sizes = pad([self._pixels(image) for image in images])
+        return self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes)).cpu()
 
     def _pixels(self, image: Any) -> np.ndarray:
         """One image as uint8 [C, H, W] with the encoder's number of channels."""

@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 
 import mocokit
 from mocokit.data.store import open_store
-from mocokit.deploy.encoder import read_header, save_encoder
+from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.helpers import encode, noise, png16
 from tests.runs import TinyRun
 
-ABOUT = {"seed": 3, "recipe": "auto", "data_fingerprint": "f"}
+ORIGIN = {"seed": 3, "recipe": "auto", "data_fingerprint": "f"}
 SIZES = [(24, 24), (24, 40), (31, 9), (5, 5), (64, 64), (100, 30), (24, 24)]
 
 
@@ -53,7 +53,7 @@ def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def test_round_trip_is_exact(rgb, tmp_path):
-    save_encoder(rgb, tmp_path / "encoder.safetensors", ABOUT)
+    save_encoder(rgb, tmp_path / "encoder.safetensors", ORIGIN)
     for path in (tmp_path, tmp_path / "encoder.safetensors", str(tmp_path)):
         loaded = mocokit.load(path)
         assert loaded.spec == rgb.spec
@@ -77,7 +77,7 @@ def test_a_classifier_goes_with_its_encoder(tmp_path):
     classes = ("ant", "bee", "größte Wespe")
     encoder = Encoder.create(spec(3)).eval()
     encoder.classifier, encoder.classes = torch.nn.Linear(encoder.dim, 3), classes
-    save_encoder(encoder, tmp_path / "encoder.safetensors", ABOUT)
+    save_encoder(encoder, tmp_path / "encoder.safetensors", ORIGIN)
     loaded = mocokit.load(tmp_path)
     images = [noise(i, 20, 30) for i in range(4)]
     probabilities = loaded.classify(images)
@@ -99,7 +99,7 @@ def test_a_classifier_that_does_not_fit_is_one_line(tmp_path, classes):
     encoder = Encoder.create(spec(3))
     encoder.classifier, encoder.classes = torch.nn.Linear(encoder.dim, 3), ("a", "b", "c")
     path = tmp_path / "encoder.safetensors"
-    save_encoder(encoder, path, ABOUT)
+    save_encoder(encoder, path, ORIGIN)
     with safe_open(path, "pt") as file:
         header, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header["classes"] = classes
@@ -110,7 +110,7 @@ def test_a_classifier_that_does_not_fit_is_one_line(tmp_path, classes):
 
 def test_header(tmp_path):
     deep = Encoder.create(spec(1, (12.5, 4095.0)))
-    save_encoder(deep, tmp_path / "encoder.safetensors", ABOUT)
+    save_encoder(deep, tmp_path / "encoder.safetensors", ORIGIN)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
         header = file.metadata()
     assert header["format"] == "mocokit-encoder-2"
@@ -122,8 +122,8 @@ def test_header(tmp_path):
         "std": [0.2],
         "intensity_range": [12.5, 4095.0],
     }
-    assert json.loads(header["about"]) == ABOUT
-    assert read_header(tmp_path) == (deep.spec, ABOUT)
+    assert json.loads(header["origin"]) == ORIGIN
+    assert read_header(tmp_path) == (deep.spec, ORIGIN)
 
 
 # Embedding -----------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_a_broken_file_among_good_ones_is_named(rgb, tmp_path):
 @pytest.fixture(scope="module")
 def whole(rgb, tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "encoder.safetensors"
-    save_encoder(rgb, path, ABOUT)
+    save_encoder(rgb, path, ORIGIN)
     return path.read_bytes()
 
 
@@ -289,8 +289,8 @@ def test_truncated(whole, tmp_path, kept):
         ({"spec": "[]"}, "not a mocokit encoder file"),
         ({"spec": "{}"}, "not a mocokit encoder file"),
         ({"spec": "[" * 100_000}, "not a mocokit encoder file"),
-        ({"about": "null"}, "not a mocokit encoder file"),
-        ({"about": "{}"}, "not a mocokit encoder file"),
+        ({"origin": "null"}, "not a mocokit encoder file"),
+        ({"origin": "{}"}, "not a mocokit encoder file"),
         (changed_spec(backbone="resnet1999"), "timm has no such model"),
         (changed_spec(backbone="resnet18_cifar"), "do not fit resnet18_cifar"),
         (changed_spec(backbone="../../../etc/passwd"), "timm has no such model"),

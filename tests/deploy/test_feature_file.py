@@ -1,21 +1,25 @@
 """The feature file: what is written comes back, plain libraries read it, and no foreign file does harm."""
 
 import csv
+import itertools
 import json
 import pickle
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mocokit.deploy.features as module
-from mocokit.deploy.features import (
+import mocokit.deploy.feature_file as module
+from mocokit.deploy.feature_file import (
     Named,
-    Rows,
     check_format,
     encoder_fingerprint,
+    feature_matrix,
+    feature_table,
     open_features,
     printable,
     write_features,
@@ -26,29 +30,31 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
 
 
-def made(counts=(5, 3), dim=4, dtype="float32", classified=False, labelled=True) -> list[Rows]:
-    """Chunks of that many rows."""
-    rng, chunks, number = np.random.default_rng(0), [], 0
+def made(counts=(5, 3), dim=4, dtype="float32", classified=False, labelled=True) -> list[pa.Table]:
+    """Tables of that many rows."""
+    rng, tables, number = np.random.default_rng(0), [], 0
     for count in counts:
-        names = [f'train/ä{i}, "q".png' for i in range(number, number + count)]
+        columns = {
+            "path": [f'train/ä{i}, "q".png' for i in range(number, number + count)],
+            "split": ["train"] * count,
+            "label": ["cat" if labelled and i % 2 else None for i in range(count)],
+        }
         number += count
-        chunks.append(
-            Rows(
-                path=names,
-                split=["train"] * count,
-                label=["cat" if labelled and i % 2 else None for i in range(count)],
-                feature=rng.normal(size=(count, dim)).astype(dtype),
-                predicted=["dog"] * count if classified else None,
-                probability=[0.0, *rng.random(count - 1).tolist()] if classified else None,
-            )
-        )
-    return chunks
+        feature = rng.normal(size=(count, dim)).astype(dtype)
+        if classified:
+            columns |= {"predicted": ["dog"] * count, "probability": [0.0, *rng.random(count - 1).tolist()]}
+        tables.append(feature_table(feature, columns))
+    return tables
 
 
-def write(path, chunks, **metadata):
-    feature = np.concatenate([chunk.feature for chunk in chunks])
-    write_features(path, iter(chunks), feature.shape, str(feature.dtype), metadata)
+def write(path, tables, **metadata):
+    feature = np.concatenate([feature_matrix(table) for table in tables])
+    write_features(path, iter(tables), len(feature), metadata)
     return feature
+
+
+def column(tables, name):
+    return [value for table in tables for value in table[name].to_pylist()]
 
 
 def content(features) -> np.ndarray:
@@ -68,8 +74,7 @@ def test_round_trip(tmp_path, suffix, dtype, classified, monkeypatch):
     assert (opened.rows, opened.dim) == (9, 4)
     assert opened.metadata == {"format": "mocokit-features-1", "run": "somewhere"}
     assert np.array_equal(content(opened), feature.astype(np.float32))
-    paths = [p for chunk in chunks for p in chunk.path]
-    labels = [label for chunk in chunks for label in chunk.label]
+    paths, labels = column(chunks, "path"), column(chunks, "label")
     expected = {row: Named(paths[row], labels[row]) for row in (7, 0, 4)}
     assert opened.named({7, 0, 4}) == expected
     starts = [first for first, _ in opened.blocks()]
@@ -101,9 +106,6 @@ def test_a_table_that_pandas_has_filtered(tmp_path):
 
 
 def test_empty_row_groups(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = pa.schema([("feature", pa.list_(pa.float32(), 2)), ("path", pa.string())])
     with pq.ParquetWriter(tmp_path / "f.parquet", schema) as writer:
         for i in (0, 2, 0, 1, 0):
@@ -114,15 +116,26 @@ def test_empty_row_groups(tmp_path):
     assert opened.named([1, 2]) == {1: Named("2"), 2: Named("1")}
 
 
-def test_parquet_has_a_row_group_a_chunk_and_vectors_of_fixed_size(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    write(tmp_path / "f.parquet", made((5, 3)), run="r")
+def test_parquet_has_equal_row_groups_and_vectors_of_fixed_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 5)
+    write(tmp_path / "f.parquet", made((4, 8)), run="r")
     file = pq.ParquetFile(tmp_path / "f.parquet")
-    assert [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)] == [5, 3]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)] == [5, 5, 2]
     assert file.schema_arrow.field("feature").type == pa.list_(pa.float32(), 4)
     assert json.loads(file.schema_arrow.metadata[b"mocokit"])["run"] == "r"
+
+
+@SUFFIXES
+@pytest.mark.parametrize("counts", [(9,), (1, 8), (3, 3, 3), (0, 9, 0)])
+def test_bytes_do_not_depend_on_how_rows_come(tmp_path, suffix, counts, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_ROWS", 4)
+    whole = pa.concat_tables(made((5, 4), classified=True))
+    starts = np.cumsum([0, *counts])
+    paths = [tmp_path / name / f"f{suffix}" for name in ("one", "other")]
+    write(paths[0], [whole])
+    write(paths[1], [whole[start:stop] for start, stop in itertools.pairwise(starts)])
+    for file in paths[0].parent.iterdir():
+        assert file.read_bytes() == (paths[1].parent / file.name).read_bytes()
 
 
 def test_numpy_reads_npz_without_pickle(tmp_path):
@@ -131,10 +144,10 @@ def test_numpy_reads_npz_without_pickle(tmp_path):
     with np.load(tmp_path / "f.npz", allow_pickle=False) as file:
         assert set(file) == {"path", "split", "label", "predicted", "probability", "feature", "metadata"}
         assert np.array_equal(file["feature"], feature)
-        assert file["path"].tolist() == [p for c in chunks for p in c.path]
+        assert file["path"].tolist() == column(chunks, "path")
         assert file["label"].tolist() == ["", "cat", "", "cat", "", "", "cat", ""]
         assert file["probability"].dtype == np.float32
-        assert file["probability"].tolist() == pytest.approx([p for c in chunks for p in c.probability])
+        assert file["probability"].tolist() == pytest.approx(column(chunks, "probability"))
         assert json.loads(str(file["metadata"]))["format"] == "mocokit-features-1"
 
 
@@ -154,7 +167,8 @@ def test_npy_is_the_matrix_alone(tmp_path):
 def test_any_name_that_a_file_can_have(suffix, text, tmp_path_factory):
     names = [printable(name) for name in [*text, "not utf-8: \udcff"]]
     assert names[-1] == "not utf-8: \\udcff"
-    chunk = Rows(names, ["train"] * len(names), [None] * len(names), np.ones((len(names), 2), np.float32))
+    columns = {"path": names, "split": ["train"] * len(names), "label": [None] * len(names)}
+    chunk = feature_table(np.ones((len(names), 2), np.float32), columns)
     path = tmp_path_factory.mktemp("names") / f"f{suffix}"
     write(path, [chunk])
     assert open_features(path).named(range(len(names))) == {i: Named(n) for i, n in enumerate(names)}
@@ -170,7 +184,7 @@ def test_a_failure_leaves_nothing_half(tmp_path, suffix):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_features(path, failing(), (8, 4), "float32", {})
+        write_features(path, failing(), 8, {})
     assert open_features(path).metadata["run"] == "old"
     assert not list(tmp_path.glob(".*"))
 
@@ -251,9 +265,6 @@ def test_a_small_file_that_fills_the_memory_is_refused(tmp_path):
 
 
 def test_other_tables(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", "not a feature file")
     pq.write_table(pa.table({"feature": [1.0]}), tmp_path / "b.parquet")

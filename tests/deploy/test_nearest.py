@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-import mocokit.deploy.index as module
-from mocokit.deploy.index import duplicates, search, search_faiss, unit, vectors
+import mocokit.deploy.nearest as module
+from mocokit.deploy.nearest import duplicates, nearest, unit, vectors
 from mocokit.errors import UserError
 
 
@@ -50,16 +50,16 @@ def features(seed, rows, dim, copies=0):
 
 def assert_nearest(found, queries, matrix, k, without):
     similarity = cosines(queries, matrix)
-    for row, nearest in enumerate(found):
+    for row, neighbours in enumerate(found):
         candidates = [i for i in range(len(matrix)) if i != without[row]]
         best = sorted((similarity[row, i] for i in candidates), reverse=True)[:k]
-        assert [n.similarity for n in nearest] == pytest.approx(best, abs=2e-6)
-        assert [n.similarity for n in nearest] == pytest.approx(
-            [similarity[row, n.row] for n in nearest], abs=2e-6
+        assert [n.similarity for n in neighbours] == pytest.approx(best, abs=2e-6)
+        assert [n.similarity for n in neighbours] == pytest.approx(
+            [similarity[row, n.row] for n in neighbours], abs=2e-6
         )
-        assert len({n.row for n in nearest}) == len(nearest) == min(k, len(candidates))
-        assert without[row] not in {n.row for n in nearest}
-        ranks = [(-n.similarity, n.row) for n in nearest]
+        assert len({n.row for n in neighbours}) == len(neighbours) == min(k, len(candidates))
+        assert without[row] not in {n.row for n in neighbours}
+        ranks = [(-n.similarity, n.row) for n in neighbours]
         assert ranks == sorted(ranks)  # equal ones by row
 
 
@@ -72,9 +72,8 @@ def assert_nearest(found, queries, matrix, k, without):
     k=st.integers(1, 70),
     block=st.integers(1, 70),
     chunk=st.integers(1, 200),
-    engine=st.sampled_from(["exact", "faiss"]),
 )
-def test_equals_slow_numpy(seed, rows, dim, asked, k, block, chunk, engine):
+def test_equals_slow_numpy(seed, rows, dim, asked, k, block, chunk):
     matrix = features(seed, rows, dim, copies=rows // 4)
     rng = np.random.default_rng(seed)
     without = [int(rng.integers(rows)) if rng.random() < 0.5 else None for _ in range(asked)]
@@ -83,21 +82,16 @@ def test_equals_slow_numpy(seed, rows, dim, asked, k, block, chunk, engine):
     made = Made(matrix, block)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_FLOATS", chunk)
-        if engine == "exact":
-            found = search(made, queries, k, without)
-        else:
-            pytest.importorskip("faiss")
-            found = search_faiss(made, queries, k, without)
+        found = nearest(made, queries, k, without)
     assert_nearest(found, queries, matrix, k, without)
 
 
-@pytest.mark.parametrize("engine", [search, search_faiss])
-def test_equals_scikit_learn(engine):
+def test_equals_scikit_learn():
     matrix, queries = features(0, 3000, 32), features(1, 20, 32)
     distance, rows = NearestNeighbors(n_neighbors=10, metric="cosine").fit(matrix).kneighbors(queries)
-    found = engine(Made(matrix, 700), queries, 10, [None] * 20)
-    assert [[n.row for n in nearest] for nearest in found] == rows.tolist()
-    assert np.allclose([[n.similarity for n in nearest] for nearest in found], 1 - distance, atol=2e-6)
+    found = nearest(Made(matrix, 700), queries, 10, [None] * 20)
+    assert [[n.row for n in neighbours] for neighbours in found] == rows.tolist()
+    assert np.allclose([[n.similarity for n in neighbours] for neighbours in found], 1 - distance, atol=2e-6)
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 50])
@@ -105,15 +99,15 @@ def test_identical_images_come_in_the_order_of_their_rows(block):
     """Whatever the block: their products may differ in the last bit."""
     matrix = features(0, 50, 129)
     matrix[[3, 8, 20, 41]] = matrix[11]
-    (nearest,) = search(Made(matrix, block), matrix[[11]], 4, [11])
-    assert [(n.row, n.similarity) for n in nearest] == [(3, 1.0), (8, 1.0), (20, 1.0), (41, 1.0)]
+    (neighbours,) = nearest(Made(matrix, block), matrix[[11]], 4, [11])
+    assert [(n.row, n.similarity) for n in neighbours] == [(3, 1.0), (8, 1.0), (20, 1.0), (41, 1.0)]
 
 
 def test_scale_and_zero_vectors():
     matrix = np.array([[1e-30, 0], [0, 0], [3e38, 3e38], [-1e30, 0], [1e-42, 1e-42]], np.float32)
-    (nearest,) = search(Made(matrix, 2), np.array([[5, 0]], np.float32), 5, [None])
-    assert [n.row for n in nearest] == [0, 2, 4, 1, 3]
-    assert [n.similarity for n in nearest] == pytest.approx([1, 0.5**0.5, 0.5**0.5, 0, -1], abs=1e-6)
+    (neighbours,) = nearest(Made(matrix, 2), np.array([[5, 0]], np.float32), 5, [None])
+    assert [n.row for n in neighbours] == [0, 2, 4, 1, 3]
+    assert [n.similarity for n in neighbours] == pytest.approx([1, 0.5**0.5, 0.5**0.5, 0, -1], abs=1e-6)
 
 
 def test_unit_vectors():
@@ -129,12 +123,6 @@ def test_rows_as_queries():
         vectors(made, [0, 10])
     with pytest.raises(UserError, match=r"row 4 .* zero vector"):
         vectors(made, [4])
-
-
-def test_without_faiss(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UserError, match=r"pip install 'mocokit\[faiss\]'"):
-        search_faiss(Made(features(0, 5, 2), 5), features(1, 1, 2), 1, [None])
 
 
 # Near-duplicates ------------------------------------------------------------------------------------------

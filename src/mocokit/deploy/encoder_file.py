@@ -17,18 +17,18 @@ FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
 
-def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
-    """Write the weights and, in the header, ``about`` and all that rebuilds the encoder.
+def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
+    """Write the weights and, in the header, ``origin`` and all that rebuilds the encoder.
 
     Args:
         encoder: any.
         path: replaced whole.
-        about: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
+        origin: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
     """
     weights = {
         name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
     }
-    header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "about": json.dumps(about)}
+    header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
     if encoder.classifier is not None:
         header["classes"] = json.dumps(encoder.classes)
         for name, tensor in encoder.classifier.state_dict().items():
@@ -37,7 +37,7 @@ def save_encoder(encoder: Encoder, path: Path, about: dict[str, Any]) -> None:
         save_file(weights, temporary, metadata=header)
 
 
-def encoder_file(path: str | Path) -> Path:
+def encoder_path(path: str | Path) -> Path:
     """The encoder file that ``path`` means: itself, or the one in that run directory.
 
     Raises:
@@ -53,21 +53,21 @@ def encoder_file(path: str | Path) -> Path:
 
 
 def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
-    """The spec of an encoder file and what is known about its origin; no weights are read.
+    """The spec of an encoder file and its origin; no weights are read.
 
     Raises:
         UserError: not an encoder file, damaged, or of another version.
     """
-    file = encoder_file(path)
+    file = encoder_path(path)
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:
             found = header.get("format", "none")
             raise UserError(f"{file}: encoder format {found} where {FORMAT} was expected; pretrain again")
-        about = dict(json.loads(header["about"]))
-        about["seed"] = int(about["seed"])  # of the random initialisation that the encoder is compared with
-        return EncoderSpec.from_dict(json.loads(header["spec"])), about
+        origin = dict(json.loads(header["origin"]))
+        origin["seed"] = int(origin["seed"])  # of the random initialisation that the encoder is compared with
+        return EncoderSpec.from_dict(json.loads(header["spec"])), origin
     except (
         SafetensorError,
         OSError,
@@ -95,7 +95,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
         UserError: no encoder there, damaged, or its weights do not fit its backbone.
     """
     spec, _ = read_header(path)
-    file = encoder_file(path)
+    file = encoder_path(path)
     encoder = Encoder.create(spec)
     try:
         with safe_open(file, framework="pt") as opened:

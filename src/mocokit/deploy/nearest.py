@@ -1,7 +1,7 @@
 """Nearest neighbours and near-duplicates by cosine, over a feature file that is read block by block.
 
 Similarities are rounded to six decimals, which is what float32 can honestly give; equal ones are ordered by row.
-So neither chunk size nor engine nor number of threads changes the order of identical images.
+So neither chunk size nor number of threads changes the order of identical images.
 """
 
 from collections.abc import Callable, Collection
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocokit.deploy.features import Features
+from mocokit.deploy.feature_file import Features
 from mocokit.errors import UserError
 
 MAX_PAIRS = 100_000  # of near-duplicates that are listed
@@ -74,11 +74,11 @@ def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def search(
+def nearest(
     features: Features,
     queries: np.ndarray,
     k: int,
-    without: list[int | None],
+    exclude: list[int | None],
     device: str = "cpu",
     report: Report | None = None,
 ) -> list[list[Neighbour]]:
@@ -88,53 +88,25 @@ def search(
         features: N rows of dimension D.
         queries: [Q, D] float32.
         k: neighbours; at most all rows are given.
-        without: for each query a row that is left out, or None.
+        exclude: for each query a row that is left out, or None.
         device: where to compute.
         report: called with the rows done and in total.
     """
-    asking = unit(queries).to(device)
-    left_out = torch.tensor([-1 if row is None else row for row in without], device=device)
+    unit_queries = unit(queries).to(device)
+    excluded = torch.tensor([-1 if row is None else row for row in exclude], device=device)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     step = max(1, CHUNK_FLOATS // len(queries))
     for first, block in features.blocks():
         for start in range(0, len(block), step):
             bank = unit(block[start : start + step]).to(device)
             rows = torch.arange(first + start, first + start + len(bank), device=device)
-            ranks = _ranks(_rounded(asking @ bank.T), rows)
-            ranks[rows == left_out[:, None]] = torch.iinfo(torch.int64).min
+            ranks = _ranks(_rounded(unit_queries @ bank.T), rows)
+            ranks[rows == excluded[:, None]] = torch.iinfo(torch.int64).min
             best = torch.cat([best, ranks.topk(min(k, len(bank)), dim=1).values], dim=1)
             best = best.topk(min(k, best.shape[1]), dim=1).values
         if report is not None:
             report(first + len(block), features.rows)
     return _neighbours(best)
-
-
-def search_faiss(
-    features: Features, queries: np.ndarray, k: int, without: list[int | None], report: Report | None = None
-) -> list[list[Neighbour]]:
-    """As `search`, by faiss' exact index of inner products, which holds all features in memory.
-
-    An approximate index takes longer to build than one exact pass over the features, and is asked once here.
-
-    Raises:
-        UserError: faiss is missing.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("--engine faiss needs faiss; run pip install 'mocokit[faiss]'") from None
-    index = faiss.IndexFlatIP(features.dim)
-    for first, block in features.blocks():
-        index.add(unit(block).numpy())
-        if report is not None:
-            report(first + len(block), features.rows)
-    # One more than asked: the row that is left out may be among them.
-    similarity, rows = index.search(unit(queries).numpy(), min(k + 1, features.rows))
-    found = torch.from_numpy(rows)
-    ranks = _ranks(_rounded(torch.from_numpy(similarity)), found)
-    left_out = torch.tensor([-1 if row is None else row for row in without])
-    ranks[found == left_out[:, None]] = torch.iinfo(torch.int64).min
-    return _neighbours(ranks.topk(min(k, ranks.shape[1]), dim=1).values)
 
 
 def _rounded(similarity: Tensor) -> Tensor:

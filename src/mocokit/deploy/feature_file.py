@@ -1,22 +1,23 @@
 """The feature file: one row an image, as Parquet, .npz or .npy; written by ``mocokit embed``, read by search.
 
 Columns: ``path`` inside the data, ``split``, ``label`` (class name), ``feature`` [D], and of a fine-tuned encoder
-``predicted`` and ``probability``. Both ways only a chunk of the features is in memory (an .npz is read whole).
+``predicted`` and ``probability``. Only a block of the features is in memory at a time (an .npz is read whole).
 """
 
 import csv
 import hashlib
+import itertools
 import json
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from mocokit.errors import UserError
@@ -26,32 +27,15 @@ from mocokit.model.encoder import Encoder
 FORMAT = "mocokit-features-1"
 SUFFIXES = (".parquet", ".npz", ".npy")
 BLOCK_ROWS = 16_384  # written and read at once
+METADATA_KEY = b"mocokit"  # in the schema of a Parquet file
 
-_PARQUET_METADATA = b"mocokit"
 _DAMAGE = (
     OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of a feature file: lists of equal length, and ``feature`` [N, D] float32 or float16."""
-
-    path: list[str]
-    split: list[str]
-    label: list[str | None]
-    feature: np.ndarray
-    predicted: list[str] | None = None
-    probability: list[float] | None = None
-
-    def columns(self) -> dict[str, list[Any]]:
-        """Those columns besides the features that there are."""
-        names = ("path", "split", "label", "predicted", "probability")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
 class Named(NamedTuple):
-    """What a feature file says of a row; None where it doesn't."""
+    """Path and label of a row, None where the feature file does not give them."""
 
     path: str | None = None
     label: str | None = None
@@ -75,8 +59,20 @@ def printable(name: str) -> str:
 # Writing --------------------------------------------------------------------------------------------------
 
 
+class Sidecars(NamedTuple):
+    """The two files beside an .npy: its other columns and its metadata."""
+
+    rows: Path
+    metadata: Path
+
+
+def sidecars(path: Path) -> Sidecars:
+    """Where the sidecars of an .npy lie."""
+    return Sidecars(path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.json"))
+
+
 def check_format(path: Path) -> None:
-    """See that the name ``path`` is that of a feature file which can be written and read here.
+    """See that ``path`` has the suffix of a feature file.
 
     Raises:
         UserError: an unknown suffix.
@@ -85,117 +81,99 @@ def check_format(path: Path) -> None:
         raise UserError(f"{path}: the name of a feature file ends in {', '.join(SUFFIXES)}")
 
 
-def write_features(
-    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: str, metadata: dict[str, Any]
-) -> None:
-    """Write a feature file whole.
+def feature_table(features: np.ndarray, columns: dict[str, list[Any]]) -> pa.Table:
+    """Rows of a feature file: ``features`` [N, D] float32 or float16, after the other columns, each of N values."""
+    vector = pa.list_(pa.from_numpy_dtype(features.dtype), features.shape[1])
+    types = {"probability": pa.float32()}
+    arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+    arrays["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), type=vector)
+    return pa.table(arrays)
+
+
+def write_features(path: Path, tables: Iterable[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
+    """Write a feature file whole; the same rows give the same bytes, however they are cut into tables.
 
     Args:
         path: replaced; the suffix decides about the format. An .npy holds the features alone; beside it
-            ``PATH.csv`` takes the other columns and ``PATH.json`` the metadata.
-        chunks: all rows, in order.
-        shape: rows and dimension of all features.
-        dtype: float32 or float16.
+            ``PATH.csv`` has the other columns and ``PATH.json`` the metadata.
+        tables: all rows in order, from `feature_table`; at least one table.
+        rows: how many they are together.
         metadata: plain values.
 
     Raises:
-        OSError: the disk is full, or ``path`` may not be written.
+        OSError: the disk is full, or ``path`` is not writable.
     """
-    write: Callable[..., None] = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}[
-        path.suffix
-    ]
-    write(path, chunks, shape, np.dtype(dtype), {"format": FORMAT} | metadata)
+    write = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}[path.suffix]
+    write(path, _blocks(tables), rows, {"format": FORMAT} | metadata)
 
 
-def _write_parquet(
-    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
-) -> None:
-    """One row group a chunk. A dictionary of distinct values helps no column but these."""
-    vector = pa.list_(pa.from_numpy_dtype(dtype), shape[1])
-    types = {"probability": pa.float32(), "feature": vector}
-    writer = None
-    with replacing(path) as temporary:
-        try:
-            for chunk in chunks:
-                columns = chunk.columns()
-                schema = pa.schema([(name, types.get(name, pa.string())) for name in [*columns, "feature"]])
-                schema = schema.with_metadata({_PARQUET_METADATA: json.dumps(metadata)})
-                arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(chunk.feature.ravel()), type=vector))
-                if writer is None:
-                    repeated = ["split", "label", "predicted"]
-                    writer = pq.ParquetWriter(temporary, schema, use_dictionary=repeated)
-                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        finally:
-            if writer is not None:
-                writer.close()
+def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `BLOCK_ROWS`."""
+    held: pa.Table | None = None
+    for table in tables:
+        held = table if held is None else pa.concat_tables([held, table])
+        while len(held) >= BLOCK_ROWS:
+            yield held[:BLOCK_ROWS].combine_chunks()
+            held = held[BLOCK_ROWS:]
+    if held is not None and len(held):
+        yield held.combine_chunks()
 
 
-def _write_npz(
-    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
-) -> None:
+def _write_parquet(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
+    first = next(blocks)
+    schema = first.schema.with_metadata({METADATA_KEY: json.dumps(metadata)})
+    repeated = ["split", "label", "predicted"]  # a dictionary of distinct values helps no other column
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=repeated) as writer:
+        for block in itertools.chain([first], blocks):
+            writer.write_table(block.cast(schema), row_group_size=BLOCK_ROWS)
+
+
+def _write_npz(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
     """As np.savez does, but in one pass. Text becomes unicode arrays, so that no reader needs pickle."""
-    columns: dict[str, list[Any]] = {}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with _member(archive, "feature", shape, dtype) as file:
-            for chunk in chunks:
-                file.write(chunk.feature.tobytes())
-                for name, values in chunk.columns().items():
-                    columns.setdefault(name, []).extend(values)
-        for name, values in columns.items():
-            width = max((len(v) for v in values if isinstance(v, str)), default=1)
-            kind = np.dtype(np.float32 if name == "probability" else f"<U{max(1, width)}")
-            with _member(archive, name, (len(values),), kind) as file:
-                for start in range(0, len(values), BLOCK_ROWS):
-                    block = ["" if v is None else v for v in values[start : start + BLOCK_ROWS]]
-                    file.write(np.array(block, kind).tobytes())
-        text = np.array(json.dumps(metadata))
-        with _member(archive, "metadata", (), text.dtype) as file:
-            file.write(text.tobytes())
+        with archive.open("feature.npy", "w", force_zip64=True) as file:
+            columns = pa.concat_tables(_write_matrix(file, blocks, rows))
+        arrays = {"metadata": np.array(json.dumps(metadata))}
+        for name, column in zip(columns.column_names, columns.columns, strict=True):
+            text = pa.types.is_string(column.type)
+            arrays[name] = np.array(column.fill_null("").to_pylist(), str) if text else column.to_numpy()
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-@contextmanager
-def _member(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype
-) -> Iterator[IO[bytes]]:
-    """The file of an array in an .npz, open for its values."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-        _write_header(file, shape, dtype)
-        yield file
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    descr = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-
-
-def _write_npy(
-    path: Path, chunks: Iterator[Rows], shape: tuple[int, int], dtype: np.dtype, metadata: dict[str, Any]
-) -> None:
+def _write_npy(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
     beside = sidecars(path)
-    with replacing(path) as temporary, temporary.open("wb") as file:  # the matrix appears last
-        _write_header(file, shape, dtype)
-        with replacing(beside.rows) as rows, rows.open("w", encoding="utf-8", newline="") as text:
-            writer = csv.writer(text, lineterminator="\n")
-            for number, chunk in enumerate(chunks):
-                file.write(chunk.feature.tobytes())
-                columns = chunk.columns()
-                if number == 0:
-                    writer.writerow(columns)
-                writer.writerows(zip(*columns.values(), strict=True))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(beside.rows) as csv_file:
+            writer: pyarrow.csv.CSVWriter | None = None
+            for columns in _write_matrix(file, blocks, rows):
+                writer = writer or pyarrow.csv.CSVWriter(csv_file, columns.schema)
+                writer.write_table(columns)
+            if writer:
+                writer.close()
+            path.unlink(missing_ok=True)  # so a matrix never stands beside the files of another
         write_json(beside.metadata, metadata)
 
 
-class Sidecars(NamedTuple):
-    """The two files beside an .npy."""
+def _write_matrix(file: IO[bytes], blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Write the features [rows, D] in the .npy format; yields the other columns of each block."""
+    for number, block in enumerate(blocks):
+        features = feature_matrix(block)
+        if number == 0:
+            header = np.lib.format.header_data_from_array_1_0(features) | {"shape": (rows, features.shape[1])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(features.tobytes())
+        yield block.drop_columns("feature")
 
-    rows: Path
-    metadata: Path
 
-
-def sidecars(path: Path) -> Sidecars:
-    """Where the other columns and the metadata of an .npy lie."""
-    return Sidecars(path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.json"))
+def feature_matrix(table: pa.Table) -> np.ndarray:
+    """The features [N, D] of a `feature_table`."""
+    column = table["feature"].combine_chunks()
+    matrix: np.ndarray = (
+        column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
+    )
+    return matrix
 
 
 # Reading --------------------------------------------------------------------------------------------------
@@ -288,7 +266,7 @@ class _ArrayFeatures:
         self._matrix = matrix
         self.rows, self.dim = matrix.shape
         with _reading(path):
-            self.metadata = None if text is None else _metadata(text)
+            self.metadata = None if text is None else _parsed(text)
 
     def _load_npz(self) -> tuple[np.ndarray, str | None]:
         with zipfile.ZipFile(self.path) as archive:
@@ -334,8 +312,8 @@ class _ParquetFeatures:
             schema = self._file.schema_arrow
             self.rows = self._file.metadata.num_rows
             self.dim = self._first_length() if self.rows else 0
-            text = (schema.metadata or {}).get(_PARQUET_METADATA)
-            self.metadata = None if text is None else _metadata(text)
+            text = (schema.metadata or {}).get(METADATA_KEY)
+            self.metadata = None if text is None else _parsed(text)
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._groups = np.flatnonzero(counts).tolist()  # an empty one would begin where the next does
         self._starts = (np.cumsum(counts) - counts)[self._groups].tolist()
@@ -374,7 +352,7 @@ class _ParquetFeatures:
         return found
 
 
-def _metadata(text: str | bytes) -> dict[str, Any]:
+def _parsed(text: str | bytes) -> dict[str, Any]:
     """The metadata of a file that mocokit wrote."""
     metadata = json.loads(text)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:

@@ -1,0 +1,115 @@
+"""Features of the images of a source, streamed: decoded, encoded and put into rows of a feature file."""
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mocokit.config import EmbedConfig
+from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
+from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.pixels import pad
+from mocokit.data.sources import read_all
+from mocokit.deploy.feature_file import feature_table, printable
+from mocokit.errors import UserError
+from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import batch_size, encode
+
+
+class Chunk(NamedTuple):
+    """The results of a batch: of ``images``, those in ``rows`` and those in ``skipped``."""
+
+    images: int
+    rows: pa.Table
+    skipped: list[Skipped]
+
+
+def embed_images(
+    encoder: Encoder, source: Source, index: ImageIndex, order: np.ndarray, start: int, config: EmbedConfig
+) -> Generator[Chunk, None, None]:
+    """Embed the images ``order[start:]``, positions in ``index``, batch by batch.
+
+    How they are encoded depends on how many ``order`` holds, so a resumed call gives what a single one gives.
+
+    Raises:
+        UserError: the encoder gives numbers that are not finite, or too large for ``config.dtype``.
+    """
+    spec, rest = encoder.spec, order[start:]
+    decoded = decode_for_model(
+        read_all(source, rest.tolist()),
+        image_size=spec.image_size,
+        channels=spec.channels,
+        intensity_range=spec.intensity_range,
+        workers=worker_count(source, len(rest)) if config.workers is None else config.workers,
+    )
+    size = batch_size(encoder.device, len(order), config.batch_size)
+    pending: deque[tuple[np.ndarray, list[Decoded]]] = deque()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(rest), size):
+            images = list(itertools.islice(decoded, size))
+            pending.append((rest[first : first + size], images))
+            pixels, sizes = pad([image for image in images if isinstance(image, np.ndarray)])
+            yield torch.from_numpy(pixels), torch.from_numpy(sizes)
+
+    columns = _Columns(index, encoder)
+    encoded = encode(encoder, batches(), images=len(order), precision=config.precision)
+    with closing(decoded), closing(encoded):
+        for features in encoded:
+            chosen, images = pending.popleft()
+            bad = np.array([isinstance(image, BadImage) for image in images])
+            rows = feature_table(_cast(features, config), columns.of(chosen[~bad], features))
+            skipped = [
+                Skipped(index.names[i], str(image))
+                for i, image in zip(chosen, images, strict=True)
+                if isinstance(image, BadImage)
+            ]
+            yield Chunk(len(images), rows, skipped)
+
+
+class _Columns:
+    """What stands beside the features: all that the index and a classifier say of some images."""
+
+    def __init__(self, index: ImageIndex, encoder: Encoder) -> None:
+        self.index, self.encoder = index, encoder
+        self.split_of = np.empty(len(index.names), object)
+        for split, indices in index.splits.items():
+            self.split_of[indices] = split
+
+    def of(self, chosen: np.ndarray, features: Tensor) -> dict[str, list[str | None] | list[float]]:
+        index, classes = self.index, self.encoder.classes
+        labels: list[str | None] = [None] * len(chosen)
+        if index.labels is not None and index.label_names is not None:
+            labels = [index.label_names[value] for value in index.labels[chosen]]
+        columns = {
+            "path": [printable(index.names[i]) for i in chosen],
+            "split": self.split_of[chosen].tolist(),
+            "label": labels,
+        }
+        if not classes:
+            return columns
+        probability, predicted = self.encoder.probabilities(features).max(dim=1)
+        return columns | {
+            "predicted": [classes[value] for value in predicted],
+            "probability": probability.tolist(),
+        }
+
+
+def _cast(features: Tensor, config: EmbedConfig) -> np.ndarray:
+    if not features.isfinite().all():
+        raise UserError(
+            f"{config.run}: this encoder gives features that are infinite or not a number; pretrain it again, "
+            f"with a smaller --lr if its loss was not finite"
+        )
+    with np.errstate(over="ignore"):
+        cast: np.ndarray = features.numpy().astype(config.dtype)
+    if not np.isfinite(cast).all():
+        raise UserError("--dtype float16: features above 65,504 do not fit; use --dtype float32")
+    return cast
