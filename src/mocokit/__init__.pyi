@@ -38,11 +38,11 @@ def embed(
         overwrite: replace an existing output.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         dtype: number format of the features (float32, float16; default float32).
-        precision: arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast where the hardware has
-            it (fp32, bf16; default fp32).
+        precision: arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it
+            (fp32, bf16; default fp32).
         batch_size: images encoded at once (default 256).
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
-        workers: processes that decode images; 0 for none.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        workers: processes that decode images; 0: none.
 
     Returns:
         ``path``, ``rows``, ``dim``, ``skipped`` (number of images), ``images_per_second`` (of what this call
@@ -67,7 +67,7 @@ def export(
         run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
         overwrite: replace an earlier export.
         format: timm: weights for timm or torchvision; onnx: a graph (timm, onnx).
-        output: directory of the export; default RUN/export/FORMAT.
+        output: directory; default RUN/export/FORMAT.
         data: images to check the export with; default synthetic ones.
 
     Returns:
@@ -111,17 +111,17 @@ def finetune(
         overwrite: train again what is in the directories of the results.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        max_skipped: share of unusable images that is accepted (default 0.05).
         seed: seed of every random draw (default 0).
-        out: directory of the trained encoder; default RUN/finetune, or RUN/from-scratch.
-        from_scratch: train only the supervised baseline, from random weights (default false).
-        baseline: also train from random weights, with the same budget, to compare (default true).
+        out: directory; default RUN/finetune or RUN/from-scratch.
+        from_scratch: train from random weights only (default false).
+        baseline: also train from random weights, to compare (default true).
         epochs: passes over the images at most (default 50).
-        batch_size: images per step; default 64, down to 16 if an epoch has under 32 steps.
-        lr: peak learning rate of AdamW; default by the encoder, 0.001 at 512 features.
-        layer_decay: factor on the learning rate from each layer to the one before; 1: all alike (default 1.0).
+        batch_size: images per step; default 64 or fewer.
+        lr: peak learning rate; default 0.001 at 512 features.
+        layer_decay: factor on the learning rate per layer (default 1.0).
         weight_decay: weight decay of AdamW (default 0.05).
-        patience: stop after N epochs without a better validation accuracy; 0: never (default 20).
+        patience: stop after N epochs without progress; 0: never (default 20).
 
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
@@ -153,7 +153,7 @@ def knn(
             validation) split the queries; without either each training image is classified by the others.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        max_skipped: share of unusable images that is accepted (default 0.05).
         seed: seed of every random draw (default 0).
         k: nearest neighbours of each image (kNN) (default 200).
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
@@ -233,15 +233,15 @@ def pretrain(
         out: run directory.
         recipe: auto, a recipe's name or a recipe file (default auto).
         backbone: timm model name, e.g. resnet18_cifar or resnet50.
-        image_size: side of the square images that the encoder takes, in pixels.
-        view_size: side of the views at the start, in pixels: small ones are fast.
+        image_size: side of the encoder's square images, in pixels.
+        view_size: side of the views at the start: small ones are fast.
         view_size_end: side of the views at the end, reached in a few steps.
         head: projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head (linear, mlp,
             v3-resnet, v3-vit).
-        head_hidden: width of the heads' hidden layers; 0: that of the features (default 0).
+        head_hidden: width of hidden layers; 0: that of the features (default 0).
         head_dim: dimension of the contrasted embedding.
-        bn_splits: groups of split batch norm, over all processes; 1: plain batch norm on the whole batch.
-        queue_size: negatives in the queue (K); 0 (v3): the other keys of the batch are the negatives.
+        bn_splits: groups of split batch norm, over all processes; 1: plain batch norm.
+        queue_size: negatives in the queue (K); 0 (v3): those of the batch.
         momentum: momentum of the key encoder (m) at the start.
         momentum_end: momentum at the end, reached on half a cosine.
         temperature: softmax temperature of InfoNCE (tau).
@@ -249,7 +249,7 @@ def pretrain(
         views: augmentation of the paper (v1, v2, v3).
         crop_min: smallest share of the image's area in a view.
         flip_p: probability of a horizontal flip.
-        jitter_strength: factor on the colour jitter of the views; 0: none.
+        jitter_strength: factor on the colour jitter; 0: none.
         gray_p: probability of turning a view gray.
         blur_p: probability of a Gaussian blur of view 1.
         blur_p2: probability of a Gaussian blur of view 2.
@@ -266,22 +266,22 @@ def pretrain(
         schedule: learning-rate schedule: cosine (v2) or step (v1) (cosine, step).
         warmup_steps: steps of linear warm-up before the schedule.
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
-        limit: use a random, class-balanced subset of N images.
-        stream: read the images anew each epoch, if they do not fit into the cache directory (default false).
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        limit: use a random, class-balanced subset of N training images.
+        stream: read images anew each epoch; the cache holds only a sample (default false).
+        max_skipped: share of unusable images that is accepted (default 0.05).
         seed: seed of every random draw (default 0).
         device: where to compute (cpu, cuda, mps).
-        devices: processes on this machine that share each batch, one per GPU (default 1).
+        devices: processes on this machine, one per GPU (default 1).
         precision: arithmetic of the encoders (fp32, bf16).
-        compile: compile the encoders: faster steps after a minute's wait.
-        cuda_graphs: launch the kernels of compiled encoders together, as CUDA graphs (default false).
+        compile: compile the encoders: faster after a minute.
+        cuda_graphs: run compiled encoders as CUDA graphs (default false).
         workers: processes that decode and load images.
         monitor_every: epochs between quality checks; 0: none.
         knn_k: nearest neighbours of each image (kNN) (default 200).
         knn_temperature: temperature of the neighbours' weights (kNN) (default 0.1).
-        knn_images: most images in the bank, and most queries, of the final kNN figures; 0: all.
+        knn_images: most images and queries of the final kNN; 0: all.
         log_every: steps between rows of metrics.csv (default 50).
-        histograms: write weight histograms to TensorBoard each epoch (default true).
+        histograms: weight histograms in TensorBoard (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).
         logger: experiment tracker that also gets every row of metrics.csv; an extra each (wandb, mlflow).
 
@@ -319,13 +319,13 @@ def probe(
             them train, validate and test.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        max_skipped: share of unusable images that is accepted (default 0.05).
         seed: seed of every random draw (default 0).
         protocol: fast: logistic regression on features extracted once; sgd: trained on augmented images (fast,
             sgd; default fast).
         labels_per_class: train on N labelled images per class.
-        label_fraction: train on this share of the labels, class-balanced.
-        repeats: random choices of the few labels, for the interval (default 5).
+        label_fraction: train on this share of the labels.
+        repeats: random choices of the few labels (default 5).
         epochs: sgd: passes over the images (default 100).
         batch_size: sgd: images per step (default 256).
         lr: sgd: peak learning rate (default 30.0).
@@ -359,7 +359,7 @@ def scorecard(
         data: images, as for `mocokit.pretrain`; the training split is scored.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
-        max_skipped: largest share of unusable images that is accepted (default 0.05).
+        max_skipped: share of unusable images that is accepted (default 0.05).
         seed: seed of every random draw (default 0).
         images: most images that are scored; retrieval depends on it (default 1000).
 
@@ -390,7 +390,7 @@ def search(
         queries: image files, or row numbers of the features; a row is not its own neighbour.
         overwrite: replace an existing montage.
         k: neighbours of each query (default 10).
-        duplicates: list the pairs of images with at least this cosine similarity.
+        duplicates: list pairs with at least this cosine.
         montage: PNG file of the queries with their neighbours.
         run: run directory that embeds the queries, if it has moved.
         data: images of the features, if they have moved.

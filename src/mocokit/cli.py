@@ -18,7 +18,7 @@ from mocokit.options import Fields, Option, fields_of, flag, help_of, load_confi
 
 SUMMARIES = {
     "pretrain": "learn an encoder from images without labels",
-    "knn": "kNN accuracy, compared with random initialisation and raw pixels",
+    "knn": "accuracy by nearest neighbours, compared with random initialisation and raw pixels",
     "probe": "linear classification on frozen features",
     "finetune": "train encoder and classifier on labels",
     "scorecard": "how good the features are, without labels",
@@ -32,6 +32,7 @@ METAVARS = {int: "N", float: "X"}
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value, got")
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -95,7 +96,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
-        parser.error(f"unknown argument {word}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if word in ("true", "false"):
+            hint = "; switches take no value, write --NAME or --no-NAME"
+        parser.error(f"unknown argument {word}{hint}")
     arguments.verb = verb
     return arguments
 

@@ -45,34 +45,15 @@ class Option:
     positional: bool = False
     name: str = ""
     type: Any = str
-    default: Any = None
+    kind: Any = str  # of a single value: int, float, bool or str; tuple for several strings
+    choices: tuple[str, ...] = ()
+    default: Any = NO_DEFAULT
     required: bool = False  # else a missing default means that mocokit derives the value
 
     @property
     def has_default(self) -> bool:
         """Whether the value is known if nobody sets it."""
         return self.default is not NO_DEFAULT
-
-    @property
-    def optional(self) -> bool:
-        """Whether the type allows None."""
-        return types.NoneType in get_args(self.type)
-
-    @property
-    def _value_type(self) -> Any:
-        """The type without None."""
-        members = [t for t in get_args(self.type) if t is not types.NoneType]
-        return members[0] if self.optional else self.type
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The values that a Literal allows; empty for other types."""
-        return get_args(self._value_type) if get_origin(self._value_type) is Literal else ()
-
-    @property
-    def kind(self) -> Any:
-        """int, float, bool, str, or tuple for several strings."""
-        return str if self.choices else get_origin(self._value_type) or self._value_type
 
 
 Fields = Mapping[str, Option]
@@ -84,10 +65,17 @@ def fields_of(config: type) -> dict[str, Option]:
     options = {}
     for f in dataclasses.fields(config):
         type_, option = get_args(f.type)
+        value = next((t for t in get_args(type_) if types.NoneType in get_args(type_)), type_)  # without None
+        choices = get_args(value) if get_origin(value) is Literal else ()
         default = NO_DEFAULT if f.default is dataclasses.MISSING else f.default
-        required = default is NO_DEFAULT and (option.positional or not derives)
         options[f.name] = dataclasses.replace(
-            option, name=f.name, type=type_, default=default, required=required
+            option,
+            name=f.name,
+            type=type_,
+            kind=str if choices else get_origin(value) or value,
+            choices=choices,
+            default=default,
+            required=default is NO_DEFAULT and (option.positional or not derives),
         )
     return options
 
