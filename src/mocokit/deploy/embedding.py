@@ -81,7 +81,7 @@ def embed_images(
 def _columns(
     index: ImageIndex, split_of: np.ndarray, encoder: Encoder, chosen: np.ndarray, features: Tensor
 ) -> dict[str, list[Any]]:
-    """What stands beside the features: all that the index and a classifier say of the ``chosen`` images."""
+    """The other columns: what the index and the classifier say about the ``chosen`` images."""
     labels: list[str | None] = [None] * len(chosen)
     if index.labels is not None and index.label_names is not None:
         labels = [index.label_names[value] for value in index.labels[chosen]]
