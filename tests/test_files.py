@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from mocokit.files import replacing, write_json, write_text
+from mocokit.files import remove_temporary, replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -58,3 +58,13 @@ def test_json_round_trips(tmp_path):
     text = (tmp_path / "value.json").read_text(encoding="utf-8")
     assert json.loads(text) == value
     assert text.endswith("}\n")
+
+
+def test_temporary_files_of_one_path_are_removed(tmp_path):
+    with replacing(tmp_path / "a[1].txt") as temporary:
+        copy = temporary.with_name(temporary.name.replace(".tmp", "x.tmp"))
+        copy.write_text("left by a killed process")
+    for name in ("b.txt", ".a[2].txt.abc.tmp"):
+        (tmp_path / name).write_text("of another")
+    remove_temporary(tmp_path / "a[1].txt")
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].txt", "b.txt", ".a[2].txt.abc.tmp"}

@@ -290,7 +290,7 @@ def test_damaged_metadata(tmp_path, text):
 def test_a_sidecar_of_another_matrix(tmp_path):
     write(tmp_path / "f.npy", made((5, 3)))
     np.save(tmp_path / "f.npy", np.ones((7, 4)))
-    with pytest.raises(UserError, match=r"f\.npy\.csv: .*8 rows beside 7 in f\.npy"):
+    with pytest.raises(UserError, match=r"f\.npy\.csv: .*8 rows where f\.npy has 7"):
         open_features(tmp_path / "f.npy").named([0])
 
 

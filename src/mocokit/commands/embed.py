@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
     metadata = _metadata(config, encoder, source)
-    with _writing(path):
+    writing = RunDirectory(path.parent).writing
+    with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
         _remove_temporary(path, config.run)
 
@@ -82,7 +82,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         skipped = index.refused + parts.skipped()
         rows = len(order) + len(index.refused) - len(skipped)
         _report_skipped(path, skipped, rows, config)
-        with _writing(path):
+        with writing():
             write_features(path, parts.tables(), rows, metadata)
 
     rows = open_features(path).rows
@@ -142,18 +142,6 @@ def _skipped_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.skipped.csv")
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Inside, a full disk or a folder that is not writable is a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--output {path}: can't be written ({error.strerror or error}); what is done is kept: make room or "
-            f"fix the folder's permissions and run the same command again"
-        ) from error
-
-
 def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str, Any]:
     """What a feature file says of its origin; paths absolute, so that search finds them from anywhere."""
     return {
@@ -180,11 +168,12 @@ def _embed_rest(
 ) -> float | None:
     """Embed the images that no part holds yet; returns images per second, None if there were none."""
     started, before, total = time.perf_counter(), parts.done, len(order)
+    writing = RunDirectory(Path(config.output).parent).writing
     chunks = embed_images(encoder, source, index, order, before, config)
     try:
         with closing(chunks), progress("embedding images") as report:
             for chunk in chunks:
-                with _writing(Path(config.output)):
+                with writing():
                     parts.add(*chunk)
                 report(parts.position, total)
     except KeyboardInterrupt:
@@ -192,7 +181,7 @@ def _embed_rest(
             f"stopped after {parts.position:,} of {total:,} images; run the same command to go on from there"
         ) from None
     finally:
-        with _writing(Path(config.output)):
+        with writing():
             parts.flush()
     return (total - before) / (time.perf_counter() - started) if total > before else None
 
@@ -200,7 +189,7 @@ def _embed_rest(
 def _report_skipped(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
     """List what was skipped, or stop if it is too much."""
     file = _skipped_file(path)
-    with _writing(path):
+    with RunDirectory(path.parent).writing():
         if skipped:
             write_skipped(file, skipped)
             say(f"{len(skipped):,} images can't be used; {file} says why")

@@ -4,7 +4,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,13 +59,16 @@ def embed_images(
             pixels, sizes = pad([image for image in images if isinstance(image, np.ndarray)])
             yield torch.from_numpy(pixels), torch.from_numpy(sizes)
 
-    columns = _Columns(index, encoder)
+    split_of = np.empty(len(index.names), object)
+    for split, indices in index.splits.items():
+        split_of[indices] = split
     encoded = encode(encoder, batches(), images=len(order), precision=config.precision)
     with closing(decoded), closing(encoded):
         for features in encoded:
             chosen, images = pending.popleft()
             bad = np.array([isinstance(image, BadImage) for image in images])
-            rows = feature_table(_cast(features, config), columns.of(chosen[~bad], features))
+            columns = _columns(index, split_of, encoder, chosen[~bad], features)
+            rows = feature_table(_cast(features, config), columns)
             skipped = [
                 Skipped(index.names[i], str(image))
                 for i, image in zip(chosen, images, strict=True)
@@ -74,32 +77,23 @@ def embed_images(
             yield Chunk(len(images), rows, skipped)
 
 
-class _Columns:
-    """What stands beside the features: all that the index and a classifier say of some images."""
-
-    def __init__(self, index: ImageIndex, encoder: Encoder) -> None:
-        self.index, self.encoder = index, encoder
-        self.split_of = np.empty(len(index.names), object)
-        for split, indices in index.splits.items():
-            self.split_of[indices] = split
-
-    def of(self, chosen: np.ndarray, features: Tensor) -> dict[str, list[str | None] | list[float]]:
-        index, classes = self.index, self.encoder.classes
-        labels: list[str | None] = [None] * len(chosen)
-        if index.labels is not None and index.label_names is not None:
-            labels = [index.label_names[value] for value in index.labels[chosen]]
-        columns = {
-            "path": [printable(index.names[i]) for i in chosen],
-            "split": self.split_of[chosen].tolist(),
-            "label": labels,
-        }
-        if not classes:
-            return columns
-        probability, predicted = self.encoder.probabilities(features).max(dim=1)
-        return columns | {
-            "predicted": [classes[value] for value in predicted],
-            "probability": probability.tolist(),
-        }
+def _columns(
+    index: ImageIndex, split_of: np.ndarray, encoder: Encoder, chosen: np.ndarray, features: Tensor
+) -> dict[str, list[Any]]:
+    """The other columns: what the index and the classifier say about the ``chosen`` images."""
+    labels: list[str | None] = [None] * len(chosen)
+    if index.labels is not None and index.label_names is not None:
+        labels = [index.label_names[value] for value in index.labels[chosen]]
+    columns: dict[str, list[Any]] = {
+        "path": [printable(index.names[i]) for i in chosen],
+        "split": split_of[chosen].tolist(),
+        "label": labels,
+    }
+    if encoder.classes:
+        probability, predicted = encoder.probabilities(features).max(dim=1)
+        columns["predicted"] = [encoder.classes[value] for value in predicted]
+        columns["probability"] = probability.tolist()
+    return columns
 
 
 def _cast(features: Tensor, config: EmbedConfig) -> np.ndarray:

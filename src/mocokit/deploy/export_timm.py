@@ -31,20 +31,13 @@ FILES = (WEIGHTS, CONFIG, README, TORCHVISION_WEIGHTS)
 CHECKED = 8  # images: enough to show a weight that is missing
 TOLERANCE = 1e-6  # of the largest output; the same operations run on the same weights
 
-# What stock timm builds in place of our ResNets, before stem and pooling are replaced: code and stem width.
-_STOCK = {
-    "resnet18_cifar": ('timm.create_model("resnet18", {options})', 64),
-    "resnet34_cifar": ('timm.create_model("resnet34", {options})', 64),
-    "resnet50_cifar": ('timm.create_model("resnet50", {options})', 64),
-    "resnet18_narrow": (
-        "timm.models.resnet.ResNet(\n"
-        "    timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(16, 32, 64, 128),\n"
-        '    stem_type="deep", stem_width=8, {options},\n'
-        ")",
-        16,
-    ),
-}
-
+# What stock timm builds in place of our backbones: of ResNets before stem and pooling are replaced.
+_NARROW = (
+    "timm.models.resnet.ResNet(\n"
+    "    timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(16, 32, 64, 128),\n"
+    '    stem_type="deep", stem_width=8, {options},\n'
+    ")"
+)
 _STOCK_VITS = {
     "vit_tiny_cifar": "patch_size=4, embed_dim=192, depth=12, num_heads=3",
     "vit_narrow": "patch_size=4, embed_dim=128, depth=6, num_heads=4",
@@ -113,18 +106,18 @@ def loading_lines(encoder: Encoder, folder: str) -> str:
     """Python that loads the export in ``folder`` without mocokit, as ``model`` and ``transform``."""
     spec, classes = encoder.spec, len(encoder.classes)
     options = f"in_chans={spec.channels}, num_classes={classes}"
+    edit = ""
     if spec.backbone in _STOCK_VITS:
         model = (
             "timm.models.vision_transformer.VisionTransformer(\n"
             f"    img_size={spec.image_size}, {_STOCK_VITS[spec.backbone]}, {options},\n"
             ")"
         )
-        edit = ""
-    elif spec.backbone in _STOCK:
-        stock, width = _STOCK[spec.backbone]
-        model = stock.format(options=options)
+    elif spec.backbone == "resnet18_narrow" or spec.backbone.endswith("_cifar"):
+        stock, narrow = spec.backbone.removesuffix("_cifar"), spec.backbone == "resnet18_narrow"
+        model = _NARROW.format(options=options) if narrow else f'timm.create_model("{stock}", {options})'
         edit = (
-            f"model.conv1 = torch.nn.Conv2d({spec.channels}, {width}, 3, padding=1, bias=False)\n"
+            f"model.conv1 = torch.nn.Conv2d({spec.channels}, {16 if narrow else 64}, 3, padding=1, bias=False)\n"
             "model.maxpool = torch.nn.Identity()\n"
         )
     else:

@@ -60,14 +60,14 @@ def printable(name: str) -> str:
 
 
 class Sidecars(NamedTuple):
-    """The two files beside an .npy: its other columns and its metadata."""
+    """The two files next to an .npy: its other columns and its metadata."""
 
     rows: Path
     metadata: Path
 
 
 def sidecars(path: Path) -> Sidecars:
-    """Where the sidecars of an .npy lie."""
+    """Paths of the sidecars of an .npy."""
     return Sidecars(path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.json"))
 
 
@@ -94,8 +94,8 @@ def write_features(path: Path, tables: Iterable[pa.Table], rows: int, metadata: 
     """Write a feature file whole; the same rows give the same bytes, however they are cut into tables.
 
     Args:
-        path: replaced; the suffix decides about the format. An .npy holds the features alone; beside it
-            ``PATH.csv`` has the other columns and ``PATH.json`` the metadata.
+        path: replaced; the suffix decides about the format. An .npy holds the features alone; ``PATH.csv``
+            has the other columns and ``PATH.json`` the metadata.
         tables: all rows in order, from `feature_table`; at least one table.
         rows: how many they are together.
         metadata: plain values.
@@ -143,17 +143,17 @@ def _write_npz(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict
 
 
 def _write_npy(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
-    beside = sidecars(path)
+    sidecar = sidecars(path)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        with replacing(beside.rows) as csv_file:
+        with replacing(sidecar.rows) as csv_file:
             writer: pyarrow.csv.CSVWriter | None = None
             for columns in _write_matrix(file, blocks, rows):
                 writer = writer or pyarrow.csv.CSVWriter(csv_file, columns.schema)
                 writer.write_table(columns)
             if writer:
                 writer.close()
-            path.unlink(missing_ok=True)  # so a matrix never stands beside the files of another
-        write_json(beside.metadata, metadata)
+            path.unlink(missing_ok=True)  # so a matrix never stands next to the sidecars of another
+        write_json(sidecar.metadata, metadata)
 
 
 def _write_matrix(file: IO[bytes], blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -254,8 +254,8 @@ class _ArrayFeatures:
         with _reading(path):
             if path.suffix == ".npy":
                 matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-                beside = sidecars(path)
-                text = beside.metadata.read_text("utf-8") if beside.metadata.exists() else None
+                sidecar = sidecars(path).metadata
+                text = sidecar.read_text("utf-8") if sidecar.exists() else None
             else:
                 matrix, text = self._load_npz()
         if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
@@ -298,7 +298,7 @@ class _ArrayFeatures:
                 if count - 1 in rows:
                     found[count - 1] = Named(values.get("path") or None, values.get("label") or None)
             if count != self.rows:
-                raise ValueError(f"{count} rows beside {self.rows} in {self.path.name}")
+                raise ValueError(f"{count} rows where {self.path.name} has {self.rows}")
         return found
 
 

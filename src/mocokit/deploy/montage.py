@@ -1,4 +1,4 @@
-"""Pictures of search results: each query beside its neighbours, or pairs side by side; drawn by Pillow."""
+"""Montages of search results: each query with its neighbours, or pairs side by side; drawn by Pillow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,12 @@ _BORDER, _GAP, _CAPTION, _MARGIN = 4, 10, 20, 16
 _GROUP_GAP = 26  # between a query and its neighbours, between pairs
 _FONT_SIZE, _LEGEND = 13, 26
 _PAPER, _INK, _FAINT, _MAT = "white", "#202020", "#767676", "#f2f2f2"
-_QUERY, _SAME, _OTHER, _UNKNOWN = (
-    "#202020",
-    "#0072B2",
-    "#D55E00",
-    "#c4c4c4",
-)  # Okabe and Ito: safe for all eyes
+_QUERY, _SAME, _OTHER, _UNKNOWN = "#202020", "#0072B2", "#D55E00", "#c4c4c4"  # of Okabe and Ito: for all eyes
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An image uint8 [C, H, W], the caption below it, and what its border says.
+    """An image uint8 [C, H, W], the caption below it, and its border.
 
     ``same`` tells whether its class is the query's; None if that is unknown. A query has a border of its own.
     """
@@ -77,24 +72,24 @@ def pair_lines(pairs: Sequence[Mapping[str, Any]], images: Mapping[str, np.ndarr
 
 
 def draw(lines: Sequence[Line]) -> Image.Image:
-    """A picture of lines of groups of tiles, with a wider gap between groups; a legend where borders speak."""
+    """An image of lines of groups of tiles, with a wider gap between groups; a legend where borders speak."""
     font = ImageFont.load_default(_FONT_SIZE)
     line_height = TILE + 2 * _BORDER + _CAPTION + _GAP
     speaks = any(tile.same is not None for line in lines for group in line for tile in group)
     width = 2 * _MARGIN + max(map(_width, lines))
     height = 2 * _MARGIN + len(lines) * line_height - _GAP + speaks * _LEGEND
-    picture = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(picture)
+    montage = Image.new("RGB", (width, height), _PAPER)
+    pen = ImageDraw.Draw(montage)
     for number, line in enumerate(lines):
         left, top = _MARGIN, _MARGIN + number * line_height
         for group in line:
             for tile in group:
-                _draw_tile(picture, pen, tile, left, top, font)
+                _draw_tile(montage, pen, tile, left, top, font)
                 left += TILE + 2 * _BORDER + _GAP
             left += _GROUP_GAP - _GAP
     if speaks:
         _draw_legend(pen, _MARGIN, height - _MARGIN - _FONT_SIZE, font)
-    return picture
+    return montage
 
 
 def _width(line: Line) -> int:
@@ -103,7 +98,7 @@ def _width(line: Line) -> int:
 
 
 def _draw_tile(
-    picture: Image.Image,
+    montage: Image.Image,
     pen: ImageDraw.ImageDraw,
     tile: Tile,
     left: int,
@@ -114,7 +109,7 @@ def _draw_tile(
     outer = TILE + 2 * _BORDER
     pen.rectangle((left, top, left + outer - 1, top + outer - 1), fill=_MAT, outline=colour, width=_BORDER)
     image = fitted(tile.pixels)
-    picture.paste(image, (left + (outer - image.width) // 2, top + (outer - image.height) // 2))
+    montage.paste(image, (left + (outer - image.width) // 2, top + (outer - image.height) // 2))
     ink = _INK if tile.query or tile.same is not None else _FAINT
     pen.text(
         (left + outer / 2, top + outer + 3), _shortened(tile.caption, outer, font), ink, font, anchor="ma"

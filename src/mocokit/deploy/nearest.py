@@ -163,7 +163,7 @@ def duplicates(
 def _pairs(left: Tensor, right: Tensor, first: int, second: int, least: int) -> Tensor:
     """[P, 3] of the pairs i < j: minus the similarity in millionths, i, j."""
     similarity = left @ right.T
-    # Narrowed in float32 by a little less than asked, rounded only where it matters.
+    # A slightly lower threshold in float32 first, so that only few values are rounded.
     i, j = (similarity >= (least - 1) / _UNIT).nonzero(as_tuple=True)
     rounded = _rounded(similarity[i, j])
     directed = left.any(dim=1)[i] & right.any(dim=1)[j]

@@ -1,4 +1,4 @@
-"""What ``mocokit embed`` has done so far, as Parquet files in a hidden directory: the reason it can be resumed."""
+"""What ``mocokit embed`` has done so far, as Parquet files in a hidden directory, so that it can be resumed."""
 
 import json
 import re
@@ -36,7 +36,7 @@ class Parts:
     A file is named by the stretch, START-STOP, and written whole. Its metadata hold what was skipped in it.
 
     Attributes:
-        directory: hidden, beside the output.
+        directory: hidden, next to the output.
         done: how much of the sequence is on disk, from its start and without a gap.
     """
 
@@ -144,5 +144,5 @@ class Parts:
 
 
 def parts_directory(output: Path) -> Path:
-    """Where the parts of ``output`` lie."""
+    """The directory of the parts of ``output``."""
     return output.with_name(f".{output.name}.parts")
