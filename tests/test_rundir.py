@@ -1,0 +1,70 @@
+"""Where the files of a run lie, what makes a directory a run, and what is told if they can't be read or written."""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mocokit.errors import UserError
+from mocokit.rundir import RunDirectory, run_name
+
+
+def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_configuration(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_empty()
+    run.path.mkdir()
+    for name in ("skipped.csv", "data.json", ".config.yaml.abc.tmp"):
+        (run.path / name).write_text("")
+    assert run.is_empty()
+    (run.path / "notes.txt").write_text("mine")
+    assert not run.is_empty()
+
+
+def test_all_files_lie_inside(tmp_path):
+    run = RunDirectory(tmp_path)
+    files = [run.config, run.checkpoint, run.encoder, run.metrics, run.tensorboard, run.skipped, run.data]
+    assert all(file.is_relative_to(tmp_path) for file in [*files, run.finetuning, run.result("knn")])
+
+
+def test_results_round_trip_and_damaged_ones_count_as_none(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_result("knn") is None
+    run.write_result("knn", {"encoder": {"top1": 0.5}})
+    assert run.read_result("knn") == {"encoder": {"top1": 0.5}}
+    for text in ("", "[1]", "{", "\x00"):
+        run.result("knn").write_text(text)
+        assert run.read_result("knn") is None
+
+
+def test_a_fingerprint_that_cannot_be_read_is_none(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.read_fingerprint() is None
+    run.data.write_text('{"fingerprint": "abc"}')
+    assert run.read_fingerprint() == "abc"
+    assert run.read_fingerprint("weights") is None
+    run.data.write_text("[]")
+    assert run.read_fingerprint() is None
+
+
+def test_no_run_and_a_configuration_that_is_no_text(tmp_path):
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDirectory(tmp_path).read_config()
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"config.yaml: not a text file"):
+        RunDirectory(tmp_path).read_config()
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path):
+    run = RunDirectory(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"metrics.csv: No space left .* run the same command again"),
+        run.writing(),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device", str(run.metrics))
+
+
+@given(st.sampled_from(["digits", "birds"]), st.sampled_from(["moco-v2", "folder/mine.yaml", "mine.yaml"]))
+def test_runs_are_named_after_data_and_recipe(data, recipe):
+    assert run_name(data, "auto") == data
+    assert run_name(data, recipe) == f"{data}-{'moco-v2' if recipe == 'moco-v2' else 'mine'}"

@@ -1,0 +1,107 @@
+"""Rows of metrics: when they are due, one a step without gaps or doubles, and whole files."""
+
+import csv
+import importlib.util
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_fabric.loggers import Logger
+
+from mocokit.errors import UserError
+from mocokit.training.log import Log, MetricsFile, read_rows, tensorboard, tracker
+
+COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "knn_top1")
+
+
+class Kept(Logger):
+    """A logger that remembers."""
+
+    name, version = "kept", ""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params, *args, **kwargs): ...
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 7))
+def test_rows_are_due_every_so_many_steps_and_at_the_ends_of_epochs(per_epoch, steps, every):
+    log = Log(lambda step: [], per_epoch=per_epoch, steps=steps, batch_size=4, every=every)
+    for step in range(1, steps + 1):
+        ends = step % per_epoch == 0 or step == steps
+        assert log.epoch_ends(step) == ends
+        assert log.due(step) == (ends or (every > 0 and step % every == 0))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_a_resumed_file_has_each_step_once(tmp_path_factory, stretches, draw: random.Random):
+    """Killed at any row, also in the middle of one, and resumed from any earlier checkpoint."""
+    path = tmp_path_factory.mktemp("log") / "metrics.csv"
+    at = 0
+    for stretch in stretches:
+        file = MetricsFile(path, at, COLUMNS)
+        for step in range(at + 1, at + stretch + 1):
+            file.log_metrics({"step": step, "loss": step / 3, "unknown": 1}, step)
+        with path.open("a") as torn:
+            torn.write("99,0,1.5"[: draw.randint(0, 8)])
+        at = draw.randint(0, at + stretch)
+    MetricsFile(path, at, COLUMNS)
+    assert [int(row["step"]) for row in read_rows(path)] == list(range(1, at + 1))
+    with path.open(newline="") as lines:
+        assert next(csv.reader(lines)) == list(COLUMNS)
+
+
+def test_a_run_is_logged_by_all_loggers(tmp_path):
+    kept = Kept()
+    announced = []
+    log = Log(
+        lambda step: [MetricsFile(tmp_path / "m.csv", step, COLUMNS), tensorboard(tmp_path / "tb", step), kept],
+        per_epoch=2, steps=3, batch_size=8, evaluate=lambda step: {"knn_top1": step / 10},
+        weights=lambda: {"w": torch.zeros(3)}, announce=announced.append,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    log.open(0)
+    for step in (2, 3):
+        assert log.due(step)
+        evaluated = log.evaluate(step)
+        log.write(log.row(step, {"loss": 1.0}, optimizer) | evaluated, histograms=bool(evaluated))
+    log.close()
+    rows = read_rows(tmp_path / "m.csv")
+    assert [(row["step"], row["epoch"], row["loss"], row["knn_top1"]) for row in rows] == [
+        ("0", "0", "", "0"),
+        ("2", "1", "1", "0.2"),
+        ("3", "2", "1", "0.3"),
+    ]
+    assert [step for step, _ in kept.rows] == [row["step"] for row in announced] == [0, 2, 3]
+    assert kept.rows[1][1].keys() == {"loss", "lr", "images_per_second", "knn_top1"}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tb"), {"histograms": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("knn_top1")] == [0, 2, 3]
+    assert [event.step for event in events.Histograms("w")] == [1, 2]  # by epoch
+
+
+def test_a_resumed_run_begins_without_evaluating():
+    kept = Kept()
+    log = Log(
+        lambda step: [kept], per_epoch=2, steps=4, batch_size=8, evaluate=lambda step: pytest.fail("no")
+    )
+    log.open(2)
+    assert not kept.rows
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path):
+    if importlib.util.find_spec(name):
+        pytest.skip(f"{name} is installed")
+    with pytest.raises(UserError, match=rf"--logger {name} needs {name}: pip install 'mocokit\[{name}\]'"):
+        tracker(name, tmp_path)
