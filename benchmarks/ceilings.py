@@ -11,9 +11,7 @@ import torch.nn.functional as F
 
 from mocokit.model.backbones import create_backbone
 
-GFLOP_IMAGE = (
-    4 * 2 * 0.557
-)  # ResNet-18, CIFAR stem: query forward and backward (1 + 2), key forward (1), 2 a MAC
+GFLOP_IMAGE = 4 * 2 * 0.557  # ResNet-18, CIFAR stem: query forward and backward (1 + 2), key forward (1), 2 a MAC
 REPEATS = 20
 EAGER = "as it is"
 MODES = (EAGER, "default", "reduce-overhead")  # of torch.compile; the last one takes CUDA graphs
@@ -58,9 +56,7 @@ def main(out: str) -> None:
     x, w = torch.randn(512, 128, 32, 32), torch.randn(128, 128, 3, 3)
     x, w = (t.cuda().bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, w))
     flop = 2 * 512 * 32 * 32 * 128 * 128 * 9
-    rows.append(
-        ("convolution 3x3, 128 channels", flop / seconds(lambda: F.conv2d(x, w, padding=1)) / 1e12, "TFLOP/s")
-    )
+    rows.append(("convolution 3x3, 128 channels", flop / seconds(lambda: F.conv2d(x, w, padding=1)) / 1e12, "TFLOP/s"))
     big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     rows.append(("copy on the device, read + write", 2 * big.numel() / seconds(big.clone) / 1e9, "GB/s"))
     host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)

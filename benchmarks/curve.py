@@ -12,9 +12,7 @@ def main(run: str, out: str) -> None:
     rows = read_rows(Path(run) / "metrics.csv")
     epochs = [float(row["step"]) / float(rows[-1]["step"]) * float(rows[-1]["epoch"]) for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    measured = [
-        (e, 100 * float(row["knn_top1"])) for e, row in zip(epochs, rows, strict=True) if row["knn_top1"]
-    ]
+    measured = [(e, 100 * float(row["knn_top1"])) for e, row in zip(epochs, rows, strict=True) if row["knn_top1"]]
     left.plot(*zip(*measured, strict=True), marker="o", color="tab:blue")
     left.axhline(measured[0][1], color="gray", linestyle="--", linewidth=1)
     left.annotate("untrained network", (epochs[-1], measured[0][1]), ha="right", va="bottom", color="gray")

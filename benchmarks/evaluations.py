@@ -68,9 +68,7 @@ def main(run: str, data: str, out: str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     ratio = [sgd[0]["encoder"]["wall_s"] / each["encoder"]["wall_s"] for each in fast]
-    print(
-        f"the sgd probe (n = 1) takes {min(ratio):.0f} to {max(ratio):.0f} times as long as the fast one (n = 3)"
-    )
+    print(f"the sgd probe (n = 1) takes {min(ratio):.0f} to {max(ratio):.0f} times as long as the fast one (n = 3)")
     print(f"{os.cpu_count()} cores; {knn[0]['versions']}")
     for line in rows:
         interval = f"({line['low']:.1%} to {line['high']:.1%})"

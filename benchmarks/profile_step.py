@@ -33,10 +33,7 @@ def main() -> None:
     device = arguments.device
     spec = EncoderSpec(arguments.backbone, arguments.image_size, 3, (0.5,) * 3, (0.25,) * 3)
     encoder = Encoder.create(spec)
-    head, predictor = (
-        create_head("mlp", encoder.dim, encoder.dim, 128),
-        create_predictor("mlp", encoder.dim, 128),
-    )
+    head, predictor = (create_head("mlp", encoder.dim, encoder.dim, 128), create_predictor("mlp", encoder.dim, 128))
     backbone = split_batch_norm(encoder.backbone, arguments.splits)
     moco = MoCo(backbone, head, predictor, dim=128, K=1024, tau=0.1, symmetric=False)
     moco = moco.to(device, memory_format=torch.channels_last)

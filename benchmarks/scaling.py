@@ -50,9 +50,7 @@ def measured_step(recipe: str, images: int, classes: type[torch.nn.Module]) -> S
     shuffled = images * 3 * 224 * 224 * FLOAT * passes if config.bn_splits > 1 else 0
     keys = images * (config.head_dim * FLOAT * passes + IDENTITY)
     norms = sum(isinstance(m, classes) for m in module.moco.modules()) if config.bn_splits == 1 else 0
-    learners = sum(
-        isinstance(m, classes) for p in (module.moco.encoder_q, module.moco.predictor) for m in p.modules()
-    )
+    learners = sum(isinstance(m, classes) for p in (module.moco.encoder_q, module.moco.predictor) for m in p.modules())
     # Synchronised batch norm: one message forward in both encoders, one backward in the learned one.
     messages = passes * (norms + (learners if norms else 0)) + passes + 1
     return Step(images, learned * FLOAT, shuffled, keys, messages)
@@ -70,9 +68,7 @@ def decode_seconds() -> float:
         begun = time.perf_counter()
         decode(content, stored_side(224))
         times.append(time.perf_counter() - begun)
-    print(
-        f"decoding a JPEG of {len(content) / 1000:.0f} kB: {1000 * statistics.median(times):.1f} ms (n = {REPEATS})"
-    )
+    print(f"decoding a JPEG of {len(content) / 1000:.0f} kB: {1000 * statistics.median(times):.1f} ms (n = {REPEATS})")
     return statistics.median(times)
 
 

@@ -96,14 +96,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         for verb, functions in (("pretrain", pretrain), ("embed", embed)):
             measure = f"{verb}, {name.replace('_', ' ')} {value:,}"
             rows.append(
-                Row(
-                    f"i-{name}-{value}-{verb}",
-                    measure,
-                    "images/s",
-                    **functions,
-                    settings=settings,
-                    memory=True,
-                )
+                Row(f"i-{name}-{value}-{verb}", measure, "images/s", **functions, settings=settings, memory=True)
             )
     return rows
 
@@ -160,9 +153,7 @@ class Folders:
         folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir())]
         found = next((folder / split for folder in folders if (folder / split).is_dir()), None)
         if found is None:
-            raise SystemExit(
-                f"{self.data}: no {split}/ folder in it; give a folder or .tar with train/ and test/"
-            )
+            raise SystemExit(f"{self.data}: no {split}/ folder in it; give a folder or .tar with train/ and test/")
         return sorted(path for path in found.rglob("*") if path.is_file())
 
 
@@ -315,9 +306,7 @@ def summary(row: Row, settings: dict[str, Any], results: dict[str, list[dict[str
         line["share_of_floor"] = better(line["ours"], line["floor"], row.less_is_better)
     for side in ("peer", "ours"):
         line[f"{side}_peak_mib"] = max((r["peak_mib"] for r in results[side] if "peak_mib" in r), default="")
-        line[f"{side}_more"] = json.dumps(
-            {k: _short(v) for k, v in results[side][-1].items() if k != "value"}
-        )
+        line[f"{side}_more"] = json.dumps({k: _short(v) for k, v in results[side][-1].items() if k != "value"})
     left_out = ("data", "scratch", "started", "encoder", "fork")
     told = {k: v for k, v in settings.items() if k not in left_out}
     if row.name == "f":  # whose accuracy depends on it
@@ -357,9 +346,7 @@ def save(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines for a terminal."""
-    head = (
-        f"{'row':<28} {'unit':<9} {'peer':>9} {'ours':>9} {'ratio':>7} {'(min-max)':>14} {'of floor':>9}  n"
-    )
+    head = f"{'row':<28} {'unit':<9} {'peer':>9} {'ours':>9} {'ratio':>7} {'(min-max)':>14} {'of floor':>9}  n"
     text = [head]
     for line in lines:
         share = f"{line['share_of_floor']:.0%}" if line["share_of_floor"] != "" else ""
@@ -401,19 +388,13 @@ QUICK = {
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="letters or whole names, separated by commas; default all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one process: does every row work?")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
-    parser.add_argument(
-        "--data", default=os.environ.get("MOCOKIT_CIFAR10"), help="folder or .tar with train/, test/"
-    )
+    parser.add_argument("--data", default=os.environ.get("MOCOKIT_CIFAR10"), help="folder or .tar with train/, test/")
     parser.add_argument("--scratch", help="folder for images, caches and runs, kept; default a temporary one")
-    parser.add_argument(
-        "--out", type=Path, help="CSV file; default named by the machine, in benchmarks/results"
-    )
+    parser.add_argument("--out", type=Path, help="CSV file; default named by the machine, in benchmarks/results")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of mocokit; default its own choice")
@@ -429,9 +410,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--probe-epochs", type=int, default=100, help="of the notebook's classifier")
-    parser.add_argument(
-        "--encoder", help="of a run, RUN/encoder.safetensors, for (f); default an untrained one"
-    )
+    parser.add_argument("--encoder", help="of a run, RUN/encoder.safetensors, for (f); default an untrained one")
     parser.add_argument("--growth-backbone", default="resnet18_narrow")
     parser.add_argument("--counts", default="1000,5000,20000,50000", help="image counts of (i)")
     parser.add_argument("--image-sizes", default="32,64,128,224", help="image sizes of (i)")
@@ -464,9 +443,7 @@ def settings_of(row: Row, options: argparse.Namespace, scratch: Path, folders: F
         sizes = (settings["images"], settings["queries"], settings["image_size"])
         settings["data"] = str(folders.of(*sizes))
         if settings["batch_size"] > settings["images"]:
-            raise SystemExit(
-                f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images"
-            )
+            raise SystemExit(f"{row.name}: batches of {settings['batch_size']} out of {settings['images']} images")
     encoder = ""
     if row.name == "f" and options.encoder:
         encoder = str(Path(options.encoder).resolve())
@@ -507,9 +484,7 @@ def main() -> int:
         folders = Folders(options.data, scratch)
         for row in rows:
             try:
-                lines.append(
-                    run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick)
-                )
+                lines.append(run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick))
             except RuntimeError as error:  # of one row; the others are still worth their time
                 failed.append(row.name)
                 print(f"{row.name}: {error}", file=sys.stderr)

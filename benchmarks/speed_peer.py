@@ -85,11 +85,7 @@ class Watch(pl.Callback):
 def _trainer(s: Settings, epochs: int, *callbacks: pl.Callback) -> pl.Trainer:
     accelerator = "gpu" if s.device == "cuda" else "cpu"
     return pl.Trainer(
-        max_epochs=epochs,
-        devices=1,
-        accelerator=accelerator,
-        default_root_dir=s.scratch,
-        callbacks=list(callbacks),
+        max_epochs=epochs, devices=1, accelerator=accelerator, default_root_dir=s.scratch, callbacks=list(callbacks)
     )
 
 
@@ -198,8 +194,7 @@ def embed(s: Settings) -> Result:
     begun = time.perf_counter()
     dataset = torchvision.datasets.ImageFolder(str(s.train), _transform(s, spec.mean, spec.std))
     parts = [
-        model(x.to(s.device)).cpu()
-        for x, _ in DataLoader(dataset, batch_size=s.batch_size, num_workers=s.workers)
+        model(x.to(s.device)).cpu() for x, _ in DataLoader(dataset, batch_size=s.batch_size, num_workers=s.workers)
     ]
     features = torch.cat(parts).numpy()
     np.save(f"{s.scratch}/peer.npy", features)
@@ -253,9 +248,7 @@ def probe(s: Settings) -> Result:
     backbone, spec = _encoder(s)
     augmentations = T.RandomCrop(s.image_size, padding=s.image_size // 8), T.RandomHorizontalFlip()
     begun = settled(s.device)
-    train = LightlyDataset(
-        input_dir=str(s.train), transform=_transform(s, spec.mean, spec.std, *augmentations)
-    )
+    train = LightlyDataset(input_dir=str(s.train), transform=_transform(s, spec.mean, spec.std, *augmentations))
     test = LightlyDataset(input_dir=str(s.test), transform=_transform(s, spec.mean, spec.std))
     loaders = (
         DataLoader(train, batch_size=s.batch_size, shuffle=True, drop_last=True, num_workers=s.workers),

@@ -42,11 +42,7 @@ def png16(pixels: np.ndarray) -> bytes:
     samples[:, 1:] -= samples[:, :-1].copy()  # each row with the filter "Sub", as real files have
     rows = b"".join(b"\1" + row.tobytes() for row in samples)
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    return (
-        _png_start(width, height, 16, colour)
-        + _png_chunk(b"IDAT", zlib.compress(rows))
-        + _png_chunk(b"IEND", b"")
-    )
+    return _png_start(width, height, 16, colour) + _png_chunk(b"IDAT", zlib.compress(rows)) + _png_chunk(b"IEND", b"")
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -81,9 +77,7 @@ def archive(folder: Path, path: Path) -> Path:
             for file in files:
                 packed.write(file, file.relative_to(folder))
         return path
-    compression = {".tar": "", ".gz": "gz", ".tgz": "gz", ".xz": "xz", ".txz": "xz", ".bz2": "bz2"}[
-        path.suffix
-    ]
+    compression = {".tar": "", ".gz": "gz", ".tgz": "gz", ".xz": "xz", ".txz": "xz", ".bz2": "bz2"}[path.suffix]
     with tarfile.open(path, f"w:{compression}") as packed:  # type: ignore[call-overload]
         for file in files:
             packed.add(file, file.relative_to(folder).as_posix())

@@ -39,8 +39,7 @@ def refused(capfd, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["pretrain", "--help"], ["knn", "--help"], ["pretrain", "x", "--epochs=0"]],
+    "arguments", [["--help"], ["--version"], ["pretrain", "--help"], ["knn", "--help"], ["pretrain", "x", "--epochs=0"]]
 )
 def test_nothing_heavy_is_imported_on_the_way_to_an_answer(arguments):
     program = f"""
@@ -57,9 +56,7 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 
 
 def test_python_m_mocokit_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "mocokit", "--version"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "mocokit", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("mocokit ")
 
@@ -161,10 +158,7 @@ def test_folders_without_enough_images(tmp_path, capfd):
         (["--recipe", "moco-v2-cifar10"], ["--batch-size 512 is larger than the 40 training images"]),
         (["--limit", "3"], ["3 usable training images"]),
         (["--backbone", "resnet1999"], ["--backbone resnet1999", "did you mean resnet"]),
-        (
-            ["--backbone", "convnext_atto"],
-            ["can't take 3-channel images of 16 pixels", "--image-size"],
-        ),
+        (["--backbone", "convnext_atto"], ["can't take 3-channel images of 16 pixels", "--image-size"]),
         (
             ["--backbone", "vit_narrow", "--image-size", "16", "--view-size", "8"],
             ["--backbone vit_narrow", "images of 8 pixels", "--view-size"],
@@ -283,13 +277,7 @@ def test_print_config_prints_what_is_set_and_does_nothing(tmp_path, monkeypatch,
 
 
 def test_a_config_file_alone_is_enough(data, tmp_path, capfd):
-    written = {
-        "data": data,
-        "out": str(tmp_path / "run"),
-        "backbone": "resnet18_narrow",
-        "steps": 2,
-        "device": "cpu",
-    }
+    written = {"data": data, "out": str(tmp_path / "run"), "backbone": "resnet18_narrow", "steps": 2, "device": "cpu"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(written))
     assert main(["pretrain", "--config", str(tmp_path / "c.yaml"), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["steps"] == 2

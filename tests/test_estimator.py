@@ -71,9 +71,7 @@ def test_pipeline_grid_search_and_frames():
 def test_search_in_parallel_processes():
     X, y = pictures(32, 8, 8), np.arange(32) % 2
     search = [
-        GridSearchCV(
-            make_pipeline(small(), LogisticRegression()), {"mocoencoder__steps": [1, 3]}, cv=2, n_jobs=n
-        )
+        GridSearchCV(make_pipeline(small(), LogisticRegression()), {"mocoencoder__steps": [1, 3]}, cv=2, n_jobs=n)
         for n in (1, 2)
     ]
     one, two = (s.fit(X, y).cv_results_["mean_test_score"] for s in search)
@@ -154,9 +152,7 @@ def test_images_of_many_bands_and_of_different_sizes():
     assert small().fit_transform(pictures(16, 8, 8, 5)).shape == (16, 128)
     images = [pictures(6 + row, 20 - row, seed=row) for row in range(10)]
     features = small().fit_transform(images)
-    np.testing.assert_allclose(
-        small().fit(images).transform(images[3:4]), features[3:4], rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(small().fit(images).transform(images[3:4]), features[3:4], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

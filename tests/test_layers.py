@@ -31,19 +31,7 @@ LAYERS = [
 ROOT = Path(mocokit.__file__).parent
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_FREE = (
-    *(
-        "errors",
-        "seeding",
-        "files",
-        "console",
-        "options",
-        "config",
-        "recipes",
-        "resolved",
-        "rundir",
-        "auto",
-        "cli",
-    ),
+    *("errors", "seeding", "files", "console", "options", "config", "recipes", "resolved", "rundir", "auto", "cli"),
 )
 
 
@@ -70,9 +58,7 @@ def test_imports_point_down(path):
         if parts[0] == "mocokit" and len(parts) > 1:
             assert LEVEL[parts[1]] <= LEVEL[own], f"{path.name} imports {name}"
         if own in TORCH_FREE:
-            assert parts[0] not in ("torch", "torchvision", "timm", "pytorch_lightning"), (
-                f"{path.name}: {name}"
-            )
+            assert parts[0] not in ("torch", "torchvision", "timm", "pytorch_lightning"), f"{path.name}: {name}"
 
 
 def test_nothing_but_training_knows_lightning():

@@ -32,9 +32,7 @@ def test_it_runs_and_learns(tmp_path: Path):
     notebook = nbformat.v4.new_notebook(
         cells=[
             *CODE,
-            nbformat.v4.new_code_cell(
-                "import json; print(json.dumps([knn, probe, found, result['epochs']]))"
-            ),
+            nbformat.v4.new_code_cell("import json; print(json.dumps([knn, probe, found, result['epochs']]))"),
         ]
     )
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -115,24 +115,15 @@ def test_a_documented_function_is_called_as_before():
 
 def test_all_mistakes_are_told_together():
     with pytest.raises(UserError) as caught:
-        validate(
-            {"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")}, FIELDS
-        )
+        validate({"epochs": 0, "lr": "fast", "batchsize": 4, "head": "big", "temperature": float("nan")}, FIELDS)
     text = str(caught.value)
-    for part in (
-        "--epochs: 0 is too small",
-        "--lr: expected a number",
-        "did you mean 'batch_size'",
-        "--head: 'big'",
-    ):
+    for part in ("--epochs: 0 is too small", "--lr: expected a number", "did you mean 'batch_size'", "--head: 'big'"):
         assert part in text
     assert "--temperature" in text
     assert "\n" not in text
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)])
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 

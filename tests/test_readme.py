@@ -38,9 +38,7 @@ def test_ci_runs_what_the_first_screen_says():
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.search(
-        r"\b[A-Z]{3,}_[A-Z]{3,}\b", README.replace("MOCOKIT_CIFAR10", "").replace("MOCOKIT_CACHE", "")
-    )
+    assert not re.search(r"\b[A-Z]{3,}_[A-Z]{3,}\b", README.replace("MOCOKIT_CIFAR10", "").replace("MOCOKIT_CACHE", ""))
 
 
 def test_every_file_it_names_is_there():

@@ -57,10 +57,7 @@ def test_no_run_and_a_configuration_that_is_no_text(tmp_path):
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path):
     run = RunDirectory(tmp_path)
-    with (
-        pytest.raises(UserError, match=r"metrics.csv: No space left .* run the same command again"),
-        run.writing(),
-    ):
+    with pytest.raises(UserError, match=r"metrics.csv: No space left .* run the same command again"), run.writing():
         raise OSError(errno.ENOSPC, "No space left on device", str(run.metrics))
 
 

@@ -35,9 +35,7 @@ def options(verb: str) -> str:
     fields = fields_of(VERBS[verb])
     arguments = " ".join(name.upper() for name, option in fields.items() if option.positional)
     rows = [_row(option) for option in fields.values()]
-    more = [
-        "| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"
-    ]
+    more = ["| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"]
     more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
     if verb in OVERWRITING:
         more += ["| `--overwrite` | switch | off | Replace what an earlier command wrote. |"]

@@ -68,9 +68,7 @@ def stub() -> str:
     modules: dict[str, list[str]] = {}
     for module, name in sorted(imports):
         modules.setdefault(module, []).append(name)
-    standard = [
-        f"from {m} import {', '.join(names)}" for m, names in modules.items() if not m.startswith("mocokit")
-    ]
+    standard = [f"from {m} import {', '.join(names)}" for m, names in modules.items() if not m.startswith("mocokit")]
     own = [f"from {home} import {name} as {name}" for home, name in sorted(imports) if name in mocokit.HOMES]
     return "\n".join([HEAD, *standard, "", *own, "", "__version__: str", "", functions, ""])
 

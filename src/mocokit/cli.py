@@ -38,9 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main_parser() -> argparse.ArgumentParser:
     """Everything before the verb, and the verb itself."""
-    parser = _Parser(
-        prog="mocokit", description="Learn image features without labels, and know how good they are."
-    )
+    parser = _Parser(prog="mocokit", description="Learn image features without labels, and know how good they are.")
     parser.add_argument("--version", action="version", version=f"mocokit {mocokit.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, summary in SUMMARIES.items():
@@ -61,9 +59,7 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     for option in fields.values():
         _add_option(parser, option)
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
-    parser.add_argument(
-        "--print_config", action="store_true", help="print the options that are set, and exit"
-    )
+    parser.add_argument("--print_config", action="store_true", help="print the options that are set, and exit")
     if verb in OVERWRITING:
         parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
@@ -112,9 +108,7 @@ def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     for name, option in fields.items():
         if option.required and name not in options:
             what = name.upper() if option.positional else flag(name)
-            raise UserError(
-                f"{arguments.verb}: no {what} given: {option.help} (see mocokit {arguments.verb} --help)"
-            )
+            raise UserError(f"{arguments.verb}: no {what} given: {option.help} (see mocokit {arguments.verb} --help)")
     return options
 
 

@@ -50,9 +50,7 @@ class PretrainConfig:
     ]
     head_hidden: Annotated[int, Option("width of hidden layers; 0: that of the features", low=0)] = 0
     head_dim: Annotated[int, Option("dimension of the contrasted embedding", low=2)]
-    bn_splits: Annotated[
-        int, Option("groups of split batch norm, over all processes; 1: plain batch norm", low=1)
-    ]
+    bn_splits: Annotated[int, Option("groups of split batch norm, over all processes; 1: plain batch norm", low=1)]
     queue_size: Annotated[int, Option("negatives in the queue (K); 0 (v3): those of the batch", low=0)]
     momentum: Annotated[float, share("momentum of the key encoder (m) at the start")]
     momentum_end: Annotated[float, share("momentum at the end, reached on half a cosine")]
@@ -142,9 +140,7 @@ class ProbeConfig(ImagesConfig):
         Option("fast: logistic regression on features extracted once; sgd: trained on augmented images"),
     ] = "fast"
     labels_per_class: Annotated[int | None, Option("train on N labelled images per class", low=1)] = None
-    label_fraction: Annotated[float | None, Option("train on this share of the labels", low=1e-6, high=1)] = (
-        None
-    )
+    label_fraction: Annotated[float | None, Option("train on this share of the labels", low=1e-6, high=1)] = None
     repeats: Annotated[int, Option("random choices of the few labels", low=1, high=1000)] = 5
     epochs: Annotated[int, Option("sgd: passes over the images", low=1)] = 100
     batch_size: Annotated[int, Option("sgd: images per step", low=1)] = 256
@@ -160,9 +156,7 @@ class FinetuneConfig(ImagesConfig):
     baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
     batch_size: Annotated[int | None, Option("images per step; default 64 or fewer", low=2)] = None
-    lr: Annotated[
-        float | None, Option("peak learning rate; default 0.001 at 512 features", low=0, high=1e3)
-    ] = None
+    lr: Annotated[float | None, Option("peak learning rate; default 0.001 at 512 features", low=0, high=1e3)] = None
     layer_decay: Annotated[float, Option("factor on the learning rate per layer", low=1e-3, high=1)] = 1.0
     weight_decay: Annotated[float, Option("weight decay of AdamW", low=0, high=1e3)] = 0.05
     patience: Annotated[int, Option("stop after N epochs without progress; 0: never", low=0)] = 20
@@ -184,9 +178,7 @@ class EmbedConfig(RunConfig):
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
         Precision,
-        Option(
-            "arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it"
-        ),
+        Option("arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it"),
     ] = "fp32"
     batch_size: Annotated[int, Option("images encoded at once", low=1)] = 256
     max_skipped: MaxSkipped = 0.05

@@ -177,9 +177,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return list(X)
         X = check_array(X, allow_nd=True, input_name="X")
         if channels_first(X.shape):
-            raise ValueError(
-                f"X {list(X.shape)} seems to have its channels first; give numpy.moveaxis(X, 1, -1)"
-            )
+            raise ValueError(f"X {list(X.shape)} seems to have its channels first; give numpy.moveaxis(X, 1, -1)")
         return list(X)
 
     def _rows(self, X: Any, reset: bool) -> list[Any]:
@@ -197,9 +195,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return (side, side) if side**2 == length else (1, length)
         shape = tuple(np.atleast_1d(self.image_shape).tolist())
         if len(shape) not in (2, 3) or math.prod(shape) != length:
-            raise ValueError(
-                f"image_shape {shape} does not fit rows of {length} numbers; it is (H, W) or (H, W, C)"
-            )
+            raise ValueError(f"image_shape {shape} does not fit rows of {length} numbers; it is (H, W) or (H, W, C)")
         return shape
 
     def _options(self) -> dict[str, Any]:
@@ -210,9 +206,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         else:
             options["seed"] = int(check_random_state(self.random_state).randint(2**31))
         options |= {"data": "X", "monitor_every": 0, "histograms": False, "workers": 0, "max_skipped": 0.0}
-        plain = {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()
-        }
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
         return merge(validate(plain, FIELDS), {})
 
 
@@ -228,9 +222,7 @@ def _is_listed(X: Any) -> bool:
     return isinstance(first, str | Path | Image.Image) or getattr(first, "ndim", 0) in (2, 3)
 
 
-def _pretrain(
-    images: list[Any], options: dict[str, Any], verbose: bool, started: float
-) -> tuple[Encoder, list[Row]]:
+def _pretrain(images: list[Any], options: dict[str, Any], verbose: bool, started: float) -> tuple[Encoder, list[Row]]:
     """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:

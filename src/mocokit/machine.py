@@ -63,9 +63,7 @@ def pick_device(requested: str | None) -> DeviceName:
     for name, found in available.items():
         if found and requested in (None, name):
             return name
-    raise UserError(
-        f"--device {requested}: PyTorch {torch.__version__} finds no such device here; use --device cpu"
-    )
+    raise UserError(f"--device {requested}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
 
 
 def versions() -> dict[str, str]:

@@ -61,9 +61,7 @@ class Images:
         return self.store.label_names
 
 
-def open_images(
-    data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None
-) -> Images:
+def open_images(data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None) -> Images:
     """Decode images as pretraining does: once, at most twice as large as ``image_size``; then read them from the cache.
 
     Args:
@@ -102,19 +100,14 @@ def draw_views(
     given = validate(options, FIELDS)
     recipe = load_recipe(given.get("recipe", "auto"))
     size = given.get("image_size", recipe.get("image_size"))
-    images = (
-        data if isinstance(data, Images) else open_images(data, limit=given.get("limit"), image_size=size)
-    )
+    images = data if isinstance(data, Images) else open_images(data, limit=given.get("limit"), image_size=size)
     store, learned = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
     config = complete_config(given, RunData(store, learned), time.perf_counter()).config
     rows = np.arange(min(count, len(images)))
     pixels, sizes = torch.from_numpy(learned.batch(rows)), torch.from_numpy(learned.sizes[rows])
-    black, white = (
-        [0.0] * store.channels,
-        [1.0] * store.channels,
-    )  # as mean and standard deviation: no normalisation
+    black, white = ([0.0] * store.channels, [1.0] * store.channels)  # as mean and standard deviation: no normalisation
     views = []
     for number, augmentation in enumerate(augmentations(config), start=1):
         draw = torch.Generator().manual_seed(derive_seed(config.seed, f"view {number}"))

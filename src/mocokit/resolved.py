@@ -58,8 +58,6 @@ def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
     """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
     config = dataclasses.asdict(saved.config)
     names = [n for n in FIELDS if FIELDS[n].identity]
-    changed = [
-        f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]
-    ]
+    changed = [f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]]
     dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
     return changed + dropped

@@ -14,9 +14,7 @@ from mocokit.recipes import load_recipe, recipe_names
 
 
 def facts(**changes):
-    base = Facts(
-        name="birds", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=2
-    )
+    base = Facts(name="birds", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=2)
     return dataclasses.replace(base, **changes)
 
 
@@ -39,9 +37,7 @@ def test_auto_fits_any_data(f):
     assert config.batch_size // config.bn_splits >= 8
     assert config.steps == config.epochs * (f.images // config.batch_size)
     assert f.channels == 3 or (config.gray_p == 0)
-    validate(
-        {n: v for n, v in dataclasses.asdict(config).items() if v is not None}, FIELDS
-    )  # all within their ranges
+    validate({n: v for n, v in dataclasses.asdict(config).items() if v is not None}, FIELDS)  # all within their ranges
 
 
 @given(any_facts, st.sampled_from(recipe_names()))
@@ -84,15 +80,11 @@ def test_a_length_of_the_users_beats_the_recipes(length):
 def test_recipes_say_where_they_come_from():
     from importlib import resources
 
-    assert {"moco-v1", "moco-v2", "moco-v2-cifar10", "moco-v3-resnet50", "moco-v3-vit-s"} <= set(
-        recipe_names()
-    )
+    assert {"moco-v1", "moco-v2", "moco-v2-cifar10", "moco-v3-resnet50", "moco-v3-vit-s"} <= set(recipe_names())
     for name in recipe_names():
         text = (resources.files("mocokit.recipes") / f"{name}.yaml").read_text()
         header = [line for line in text.splitlines() if line.startswith("#")]
-        assert all(
-            any(word in line for line in header) for word in ("Paper:", "Command:", "Cost:", "Result:")
-        )
+        assert all(any(word in line for line in header) for word in ("Paper:", "Command:", "Cost:", "Result:"))
         load_recipe(name)
 
 

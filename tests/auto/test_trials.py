@@ -110,23 +110,13 @@ def test_compilation(compiled: float, given: dict[str, object], expected: bool, 
         # The compiler alone would not do.
         (0.091, 0.08, {}, (True, True), ", 80 ms compiled with CUDA graphs"),
         (0.091, 0.088, {}, (False, False), ", 88 ms compiled with CUDA graphs"),
-        (
-            0.05,
-            RuntimeError("overwritten\nby a later run"),
-            {},
-            (True, False),
-            "; no CUDA graphs: overwritten",
-        ),
+        (0.05, RuntimeError("overwritten\nby a later run"), {}, (True, False), "; no CUDA graphs: overwritten"),
         (0.05, AssertionError(), {}, (True, False), "; no CUDA graphs: AssertionError"),
         (0.05, 0.04, {"cuda_graphs": False}, (True, False), ""),  # the user's word
     ],
 )
 def test_cuda_graphs(
-    compiled: float,
-    graphs: float | Exception,
-    given: dict[str, object],
-    expected: tuple[bool, bool],
-    why: str,
+    compiled: float, graphs: float | Exception, given: dict[str, object], expected: tuple[bool, bool], why: str
 ) -> None:
     """Tried beside compiled and plain steps; where they fail the run does without."""
 

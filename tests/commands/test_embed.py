@@ -100,9 +100,7 @@ def test_rows_are_those_of_the_evaluation(tiny_run, run, tmp_path):
 def test_batch_size_and_workers_do_not_matter(run, images, tmp_path, batch_size, workers):
     options = {"max_skipped": 0.2}
     mocokit.embed(str(run), str(images), str(tmp_path / "a.npy"), batch_size=16, **options)
-    mocokit.embed(
-        str(run), str(images), str(tmp_path / "b.npy"), batch_size=batch_size, workers=workers, **options
-    )
+    mocokit.embed(str(run), str(images), str(tmp_path / "b.npy"), batch_size=batch_size, workers=workers, **options)
     assert np.allclose(features(tmp_path / "a.npy"), features(tmp_path / "b.npy"), rtol=0, atol=1e-5)
     assert (tmp_path / "a.npy.csv").read_text() == (tmp_path / "b.npy.csv").read_text()
 
@@ -119,9 +117,7 @@ def test_an_archive_gives_what_its_folder_gives(tiny_run, run, tmp_path):
 def test_half_the_digits(run, images, tmp_path):
     """bfloat16 has eight binary digits, so features are near, and not the same."""
     for precision in ("fp32", "bf16"):
-        mocokit.embed(
-            str(run), str(images), str(tmp_path / f"{precision}.npy"), precision=precision, max_skipped=0.1
-        )
+        mocokit.embed(str(run), str(images), str(tmp_path / f"{precision}.npy"), precision=precision, max_skipped=0.1)
     full, half = features(tmp_path / "fp32.npy"), features(tmp_path / "bf16.npy")
     distance = np.linalg.norm(half - full) / np.linalg.norm(full)
     assert 1e-4 < distance < 2e-2
@@ -339,9 +335,7 @@ def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change
     mocokit.embed(**arguments, **options, overwrite=True)
     names = [name for name in sorted(p.name for p in images.iterdir()) if "b" not in name]
     expected = mocokit.load(run).embed([images / name for name in names])
-    assert np.allclose(
-        features(tmp_path / "f.npy"), expected, rtol=0, atol=0.1 if change == "precision" else 1e-2
-    )
+    assert np.allclose(features(tmp_path / "f.npy"), expected, rtol=0, atol=0.1 if change == "precision" else 1e-2)
 
 
 def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkeypatch):

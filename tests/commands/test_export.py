@@ -86,9 +86,7 @@ def test_a_missing_package_is_told_before_anything_slow(tmp_path, monkeypatch):
 
 
 def test_timm_needs_no_onnx(run):
-    script = (
-        f"from mocokit.cli import main; raise SystemExit(main(['export', {str(run)!r}, '--format', 'timm']))"
-    )
+    script = f"from mocokit.cli import main; raise SystemExit(main(['export', {str(run)!r}, '--format', 'timm']))"
     without(export_onnx.EXTRA, script, run)
     assert (run / "export" / "timm" / "config.json").exists()
 
@@ -98,10 +96,7 @@ def test_timm_needs_no_onnx(run):
     [
         ({"format": "coreml"}, "--format: 'coreml' is not one of timm, onnx"),
         ({"format": "timm", "data": "nowhere"}, "nowhere"),
-        (
-            {"format": "timm", "output": "run/config.yaml"},
-            "--output run/config.yaml: is a file; name a directory",
-        ),
+        ({"format": "timm", "output": "run/config.yaml"}, "--output run/config.yaml: is a file; name a directory"),
         ({"format": "timm", "output": "run/config.yaml/x"}, "config.yaml"),
     ],
 )

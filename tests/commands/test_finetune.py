@@ -302,8 +302,7 @@ def test_killed_and_resumed_ends_bit_identical(tiny_run: TinyRun, run, tmp_path)
     assert main([*arguments[:4], str(tmp_path / "whole"), *options]) == 0
 
     killed, whole = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-        for name in ("killed", "whole")
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("killed", "whole")
     )
     assert killed["global_step"] == whole["global_step"] == 8 * 3
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):

@@ -14,10 +14,7 @@ from tests.runs import TinyRun
 
 def test_encoder_and_initialisation_are_those_of_the_run(tiny_run: TinyRun):
     inputs = open_inputs(KnnConfig(run=str(tiny_run.path), data=str(tiny_run.data), device="cpu"))
-    trained, initial = (
-        mocokit.load(tiny_run.path),
-        Encoder.create(inputs.spec, tiny_run.result["config"]["seed"]),
-    )
+    trained, initial = (mocokit.load(tiny_run.path), Encoder.create(inputs.spec, tiny_run.result["config"]["seed"]))
     for name, parameter in inputs.encoder.named_parameters():
         assert torch.equal(parameter, trained.get_parameter(name))
         assert torch.equal(inputs.random_init.get_parameter(name), initial.get_parameter(name))

@@ -37,9 +37,7 @@ def test_a_killed_process_ends_the_run_in_a_clear_error_and_the_same_command_goe
 
     out = tmp_path / "run"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(
-        command(*arguments(data, out, **LONG)), stderr=subprocess.PIPE, text=True, env=environment
-    )
+    run = subprocess.Popen(command(*arguments(data, out, **LONG)), stderr=subprocess.PIPE, text=True, env=environment)
     checkpoint = out / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():

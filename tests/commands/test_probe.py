@@ -77,9 +77,7 @@ def test_sgd_leaves_its_epochs(tiny_run: TinyRun, run):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row["val_top1"]) <= 1 and float(row["loss"]) > 0 for row in rows)
-    events = EventAccumulator(
-        str(run / "tensorboard" / "probe-sgd"), size_guidance={"histograms": 0}
-    ).Reload()
+    events = EventAccumulator(str(run / "tensorboard" / "probe-sgd"), size_guidance={"histograms": 0}).Reload()
     assert events.Tags()["histograms"] == ["weight", "bias"]
     assert [event.step for event in events.Histograms("weight")] == [1, 2]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(

@@ -78,8 +78,7 @@ def test_one_image_is_too_few(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"images": 15}, "--images: 15 is too small"), ({"image": 20}, "did you mean 'images'")],
+    ("options", "message"), [({"images": 15}, "--images: 15 is too small"), ({"image": 20}, "did you mean 'images'")]
 )
 def test_mistakes(run, options, message):
     with pytest.raises(UserError, match=message):

@@ -183,9 +183,7 @@ def test_data_that_have_moved(place):
 def test_montage_shows_the_images(place):
     query = place / "data" / "train" / "class0" / "001.png"
     target = place / "m.png"
-    result = mocokit.search(
-        str(place / "f.parquet"), [3, str(query)], k=2, duplicates=1.0, montage=str(target)
-    )
+    result = mocokit.search(str(place / "f.parquet"), [3, str(query)], k=2, duplicates=1.0, montage=str(target))
     picture = np.asarray(Image.open(target).convert("RGB"))
     first = result["queries"][0]
     shown = [first["path"], *(n["path"] for n in first["neighbours"])]

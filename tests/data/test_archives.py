@@ -34,9 +34,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, suffix: str, damage: str)
     """Half an archive must not pass for a smaller one."""
     path = archive(class_folders(tmp_path / "data", train=40), tmp_path / f"data{suffix}")
     whole = path.read_bytes()
-    path.write_bytes(
-        {"empty": b"", "text": b"hello" * 400, "truncated": whole[: len(whole) * 2 // 3]}[damage]
-    )
+    path.write_bytes({"empty": b"", "text": b"hello" * 400, "truncated": whole[: len(whole) * 2 // 3]}[damage])
     with pytest.raises(UserError, match=r"cannot be read as an archive") as caught:
         index_of(path)
     assert "\n" not in str(caught.value)
@@ -120,15 +118,7 @@ def test_a_hostile_tar(tmp_path: Path, mode: str) -> None:
     assert [source.read(index) for index in range(2)] == [PNG, PNG]
     reasons = dict(image_index.refused)
     assert sorted(reasons) == sorted(
-        [
-            "../escape.png",
-            "/etc/absolute.png",
-            "a/../../b.png",
-            "link.png",
-            "hard.png",
-            "device.png",
-            "fifo.png",
-        ]
+        ["../escape.png", "/etc/absolute.png", "a/../../b.png", "link.png", "hard.png", "device.png", "fifo.png"]
     )
     assert all(reasons.values())
 
@@ -147,14 +137,7 @@ def test_a_tar_member_larger_than_a_gibibyte_is_not_read(tmp_path: Path) -> None
 def test_a_hostile_zip(tmp_path: Path) -> None:
     path = tmp_path / "data.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in (
-            "good.png",
-            "../escape.png",
-            "/absolute.png",
-            "C:/windows.png",
-            "a\\..\\..\\b.png",
-            "sealed.png",
-        ):
+        for name in ("good.png", "../escape.png", "/absolute.png", "C:/windows.png", "a\\..\\..\\b.png", "sealed.png"):
             packed.writestr(name, PNG)
         packed.writestr("damaged.png", PNG)
         link = zipfile.ZipInfo("link.png")

@@ -303,12 +303,7 @@ def test_images_in_memory(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode(noise(0)))
     picture = Image.fromarray(noise(1, 5, 7))
     source = ImageListSource([tmp_path / "a.png", picture, noise(2, 4, 3), str(tmp_path / "none.png")])
-    assert source.read_index().names == [
-        str(tmp_path / "a.png"),
-        "image 1",
-        "image 2",
-        str(tmp_path / "none.png"),
-    ]
+    assert source.read_index().names == [str(tmp_path / "a.png"), "image 1", "image 2", str(tmp_path / "none.png")]
     np.testing.assert_array_equal(decode(source.read(0)), noise(0).transpose(2, 0, 1))  # type: ignore[arg-type]
     np.testing.assert_array_equal(source.read(1), noise(1, 5, 7).transpose(2, 0, 1))
     np.testing.assert_array_equal(source.read(2), noise(2, 4, 3).transpose(2, 0, 1))
@@ -317,8 +312,7 @@ def test_images_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros(4), np.zeros((2, 0)), np.zeros((2, 2), complex), np.full((2, 2), "a"), np.zeros([2] * 4)],
+    "image", [np.zeros(4), np.zeros((2, 0)), np.zeros((2, 2), complex), np.full((2, 2), "a"), np.zeros([2] * 4)]
 )
 def test_what_is_no_image(image: np.ndarray) -> None:
     with pytest.raises(BadImage, match=r"where .H, W. or .H, W, C. is expected"):

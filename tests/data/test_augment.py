@@ -167,9 +167,7 @@ def test_each_jitter_operation_alone_equals_torchvision(operation: int) -> None:
     images[:, :, 4:6], images[:, :, 6:8] = 0, 255
     params = plain_params(images)
     params = dataclasses.replace(params, jittered=torch.ones(11, dtype=torch.bool))
-    params.factors[:, operation] = (
-        torch.linspace(-0.5, 0.5, 11) if operation == HUE else torch.linspace(0, 2, 11)
-    )
+    params.factors[:, operation] = torch.linspace(-0.5, 0.5, 11) if operation == HUE else torch.linspace(0, 2, 11)
     expected = torch.stack([torchvision_view(image, params, i, 16) for i, image in enumerate(images)])
     torch.testing.assert_close(unnormalised(images, params, 16), expected, atol=POINT, rtol=0)
 
@@ -221,9 +219,7 @@ def test_solarize_equals_torchvision_and_spares_the_rest() -> None:
 def test_solarize_comes_after_blur() -> None:
     images = noise(3, 3, 20, 20)
     params = dataclasses.replace(
-        plain_params(images),
-        sigma=torch.tensor([0.0, 1.0, 2.0]),
-        solarized=torch.tensor([False, False, True]),
+        plain_params(images), sigma=torch.tensor([0.0, 1.0, 2.0]), solarized=torch.tensor([False, False, True])
     )
     view = unnormalised(images, params, 20)
     blurred = F.gaussian_blur(images[2:].float() / 255, [13, 13], [2.0])
@@ -272,8 +268,7 @@ def test_padding_never_leaks(name: str) -> None:
     params = sample_params(SETS[name], sizes, 3, g)
     assert torch.equal(unnormalised(images, params, 16), unnormalised(other, params, 16))
     assert torch.equal(
-        center_view(images, sizes, 16, [0.5] * 3, [1.0] * 3),
-        center_view(other, sizes, 16, [0.5] * 3, [1.0] * 3),
+        center_view(images, sizes, 16, [0.5] * 3, [1.0] * 3), center_view(other, sizes, 16, [0.5] * 3, [1.0] * 3)
     )
 
 
@@ -315,9 +310,7 @@ def test_a_view_does_not_depend_on_its_batch(name: str) -> None:
     alone = torch.cat([unnormalised(images[i : i + 1], params[i : i + 1], 32) for i in range(40)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
     reverse = torch.arange(39, -1, -1)
-    torch.testing.assert_close(
-        unnormalised(images[reverse], params[reverse], 32), together[reverse], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(unnormalised(images[reverse], params[reverse], 32), together[reverse], atol=1e-6, rtol=0)
 
 
 def test_autocast_does_not_lower_the_precision() -> None:

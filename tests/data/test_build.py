@@ -50,9 +50,7 @@ def test_a_given_range_clips(tmp_path: Path) -> None:
     assert all_pixels(store).ravel().tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_constant_deep_set_is_black_and_no_warning(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_constant_deep_set_is_black_and_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     root = deep_images(tmp_path / "data", one=np.full((4, 4), 7, np.uint16))
     assert not all_pixels(open_images(root)).any()
     assert not recwarn.list
@@ -96,19 +94,12 @@ def test_the_most_common_band_count_wins(tmp_path: Path) -> None:
     write_images(root, ["y.png"], channels=1)
     store = open_images(root, max_skipped=0.5)
     assert store.channels == 5
-    assert store.skipped == [
-        ("x.png", "3 channels among images with 5"),
-        ("y.png", "1 channels among images with 5"),
-    ]
+    assert store.skipped == [("x.png", "3 channels among images with 5"), ("y.png", "1 channels among images with 5")]
     np.testing.assert_array_equal(all_pixels(store), np.stack([bands] * 3))
     assert open_images(root, max_skipped=0.9, channels=3).skipped[0].name == "0.tif"
 
 
-@given(
-    counts=st.lists(st.integers(1, 30), min_size=2, max_size=6),
-    limit=st.integers(1, 120),
-    seed=st.integers(0, 9),
-)
+@given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=6), limit=st.integers(1, 120), seed=st.integers(0, 9))
 def test_a_limited_set_is_balanced(counts: list[int], limit: int, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     chosen = subset(np.arange(len(labels)), labels, limit, seed)
@@ -143,10 +134,7 @@ def test_a_few_bad_images_are_listed(tmp_path: Path) -> None:
     (root / "loop.png").symlink_to("loop.png")
     store = open_images(root, max_skipped=0.05)
     assert len(store.splits["train"]) == 39
-    assert store.skipped == [
-        ("loop.png", "symbolic link that loops"),
-        ("bad0.jpg", "not an image in a known format"),
-    ]
+    assert store.skipped == [("loop.png", "symbolic link that loops"), ("bad0.jpg", "not an image in a known format")]
     assert open_images(root, max_skipped=0.05).skipped == store.skipped
     with pytest.raises(TooManySkipped):  # also from the cache
         open_images(root, max_skipped=0.04)
@@ -173,9 +161,7 @@ def test_a_split_without_usable_images_is_left_out(tmp_path: Path) -> None:
     assert list(open_images(tmp_path / "data", max_skipped=0.5).splits) == ["train"]
 
 
-def test_files_replaced_by_pipes_do_not_hang_the_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_replaced_by_pipes_do_not_hang_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_images(tmp_path / "data", [f"{i}.png" for i in range(30)])
     read_index = FolderSource.read_index
 
@@ -191,9 +177,7 @@ def test_files_replaced_by_pipes_do_not_hang_the_build(
 
 def test_progress_reaches_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    open_images(
-        write_images(tmp_path / "data", [f"{i}.png" for i in range(70)]), progress=lambda *x: seen.append(x)
-    )
+    open_images(write_images(tmp_path / "data", [f"{i}.png" for i in range(70)]), progress=lambda *x: seen.append(x))
     assert seen == [(64, 70), (70, 70)]
 
 

@@ -153,9 +153,7 @@ print(store.path, store.fingerprint, len(calls))
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_that_open_the_same_data_at_once_decode_it_once(
-    tmp_path: Path, cache: Path, processes: int
-) -> None:
+def test_processes_that_open_the_same_data_at_once_decode_it_once(tmp_path: Path, cache: Path, processes: int) -> None:
     root = class_folders(tmp_path / "data", train=100)
     (tmp_path / "ready").mkdir()
     started = [

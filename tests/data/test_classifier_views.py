@@ -74,10 +74,7 @@ def test_flip_probability(size: int, flip_p: float, share: float) -> None:
     images[..., 10:] = 255
     views = training_view(images, sizes_of(images), size, MEAN, STD, generator(), flip_p)
     third = size // 3
-    left, right = (
-        views[..., third : size // 2].mean((1, 2, 3)),
-        views[..., -size // 2 : -third].mean((1, 2, 3)),
-    )
+    left, right = (views[..., third : size // 2].mean((1, 2, 3)), views[..., -size // 2 : -third].mean((1, 2, 3)))
     undecided = left == right  # a crop of one side only
     flipped = (left > right).sum() / (~undecided).sum()
     assert undecided.float().mean() < 0.5

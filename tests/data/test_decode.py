@@ -64,9 +64,7 @@ def test_webp_and_gif() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_lossy_formats_are_close(kind: str) -> None:
-    smooth = np.add.outer(np.arange(32), np.arange(48)).astype(np.uint8)[..., None] * np.array(
-        [1, 2, 3], np.uint8
-    )
+    smooth = np.add.outer(np.arange(32), np.arange(48)).astype(np.uint8)[..., None] * np.array([1, 2, 3], np.uint8)
     decoded = decode(encode(smooth, kind, quality=95)).astype(int)
     assert np.abs(decoded - chw(smooth)).mean() < 3
     assert decode(encode(smooth[..., 0], "JPEG")).shape == (1, 32, 48)
@@ -213,9 +211,7 @@ def test_deep_tiff(planar: str) -> None:
     np.testing.assert_array_equal(decode(write(DEEP[..., :3])), chw(DEEP[..., :3]).astype(np.float32))
     np.testing.assert_allclose(decode(write(DEEP, extrasamples=["unassalpha"])), on_white(DEEP), atol=0.1)
     # A fourth band that is not declared to be alpha is a band (near infrared), at any depth.
-    np.testing.assert_array_equal(
-        decode(write(DEEP, extrasamples=["unspecified"])), chw(DEEP).astype(np.float32)
-    )
+    np.testing.assert_array_equal(decode(write(DEEP, extrasamples=["unspecified"])), chw(DEEP).astype(np.float32))
     shallow = (DEEP >> 8).astype(np.uint8)
     decoded = decode(write(shallow, extrasamples=["unspecified"]))
     assert decoded.dtype == np.uint8
@@ -273,9 +269,7 @@ def test_exif_orientation(orientation: int) -> None:
     exif[0x0112] = orientation
     data = encode(np.ascontiguousarray(stored), "PNG", exif=exif)
     np.testing.assert_array_equal(decode(data), upright[None])
-    np.testing.assert_array_equal(
-        decode(encode(np.ascontiguousarray(stored), "TIFF", exif=exif)), upright[None]
-    )
+    np.testing.assert_array_equal(decode(encode(np.ascontiguousarray(stored), "TIFF", exif=exif)), upright[None])
     deep = stored[..., None].repeat(3, axis=2).astype(np.uint16)
     tag = [(274, "H", 1, orientation, True)]
     np.testing.assert_array_equal(decode(tiff(deep, photometric="rgb", extratags=tag))[0], upright)
@@ -302,9 +296,7 @@ def test_damaged_exif_does_not_cost_the_image() -> None:
     kind=st.sampled_from(["PNG", "JPEG", "deep"]),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_shrinking_never_enlarges_and_keeps_the_aspect(
-    height: int, width: int, max_side: int, kind: str
-) -> None:
+def test_shrinking_never_enlarges_and_keeps_the_aspect(height: int, width: int, max_side: int, kind: str) -> None:
     pixels = noise(0, height, width)
     data = tiff(pixels.astype(np.uint16), photometric="rgb") if kind == "deep" else encode(pixels, kind)
     decoded = decode(data, max_side)
@@ -329,9 +321,7 @@ def test_shrinking_is_antialiased() -> None:
 
 def test_jpeg_draft_mode_is_close_to_the_full_decode() -> None:
     y, x = np.mgrid[0:600, 0:800]
-    photo = np.stack([127 + 100 * np.sin(x / 50), 127 + 100 * np.cos(y / 70), (x + y) / 6], axis=2).astype(
-        np.uint8
-    )
+    photo = np.stack([127 + 100 * np.sin(x / 50), 127 + 100 * np.cos(y / 70), (x + y) / 6], axis=2).astype(np.uint8)
     data = encode(photo, "JPEG", quality=95)
     full = shrink(decode(data), 80).astype(float)
     assert np.abs(decode(data, 80) - full).mean() < 1.5
@@ -369,9 +359,7 @@ def test_tiff_bombs_are_refused_before_they_are_decoded() -> None:
     with tifffile.TiffFile(io.BytesIO(small)) as file:
         for name in ("ImageWidth", "ImageLength"):
             tag = file.pages.first.tags[name]
-            small[tag.valueoffset : tag.valueoffset + 4] = struct.pack("<I", 200_000)[
-                : 4 if tag.dtype == 4 else 2
-            ]
+            small[tag.valueoffset : tag.valueoffset + 4] = struct.pack("<I", 200_000)[: 4 if tag.dtype == 4 else 2]
     start = time.perf_counter()
     with pytest.raises(BadImage):
         decode(bytes(small))
@@ -406,9 +394,7 @@ def test_truncated_files_never_crash(name: str, fraction: float) -> None:
 
 @given(
     name=st.sampled_from(sorted(SAMPLES)),
-    damage=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8
-    ),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
 )
 @settings(deadline=5000, max_examples=200)
 def test_damaged_files_never_crash(name: str, damage: list[tuple[float, int]]) -> None:

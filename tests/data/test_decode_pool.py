@@ -102,12 +102,7 @@ def streamed(data, image_size=8, channels=3, intensity_range=None, workers=0):
     source = open_source(str(data))
     image_index = source.read_index()
     images = read_all(source, range(len(image_index.names)))
-    options = {
-        "image_size": image_size,
-        "channels": channels,
-        "intensity_range": intensity_range,
-        "workers": workers,
-    }
+    options = {"image_size": image_size, "channels": channels, "intensity_range": intensity_range, "workers": workers}
     return dict(zip(image_index.names, decode_for_model(images, **options), strict=True))
 
 

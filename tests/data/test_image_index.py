@@ -53,11 +53,7 @@ def names_of(image_index: ImageIndex, split: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_layouts(
-    tmp_path: Path,
-    names: list[str],
-    splits: dict[str, int],
-    label_names: tuple[str, ...] | None,
-    ignored: int,
+    tmp_path: Path, names: list[str], splits: dict[str, int], label_names: tuple[str, ...] | None, ignored: int
 ) -> None:
     root = tmp_path / "data"
     for name in names:
@@ -74,11 +70,7 @@ def test_layouts(
             assert classes_of(image_index, split) == folders
 
 
-@given(
-    st.lists(
-        st.lists(st.sampled_from(["train", "test", "Val", "a", "b"]), max_size=4), min_size=1, max_size=12
-    )
-)
+@given(st.lists(st.lists(st.sampled_from(["train", "test", "Val", "a", "b"]), max_size=4), min_size=1, max_size=12))
 def test_any_layout_uses_each_image_at_most_once(folders: list[list[str]]) -> None:
     names = {"/".join([*parts, f"{number}.png"]) for number, parts in enumerate(folders)}
     image_index = index_by_folders(names, [], Path("data"))
@@ -91,16 +83,7 @@ def test_any_layout_uses_each_image_at_most_once(folders: list[list[str]]) -> No
 
 
 def test_only_visible_images_count(tmp_path: Path) -> None:
-    names = [
-        "a.JPG",
-        "b.jfif",
-        "c.TiFf",
-        ".hidden.png",
-        ".git/d.png",
-        "__MACOSX/e.png",
-        "notes.txt",
-        "Thumbs.db",
-    ]
+    names = ["a.JPG", "b.jfif", "c.TiFf", ".hidden.png", ".git/d.png", "__MACOSX/e.png", "notes.txt", "Thumbs.db"]
     for name in names:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_bytes(PNG)

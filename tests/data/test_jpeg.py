@@ -101,6 +101,4 @@ def test_without_the_library_pillow_does(monkeypatch):
 
 def test_the_frame_is_found_behind_a_long_comment():
     short = decode_small_jpeg(jpeg("baseline", comment=b"x" * 60_000), SIDE)
-    np.testing.assert_array_equal(
-        short, np.asarray(Image.open(io.BytesIO(jpeg("baseline")))).transpose(2, 0, 1)
-    )
+    np.testing.assert_array_equal(short, np.asarray(Image.open(io.BytesIO(jpeg("baseline")))).transpose(2, 0, 1))

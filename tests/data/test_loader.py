@@ -48,9 +48,7 @@ def test_batches_hold_the_images_and_their_sizes(images):
     for batch in loader(images, 7).batches(0, 6):
         assert batch.images.shape == (7, 3, 9, 9)
         assert batch.images.dtype == torch.uint8
-        for row, (height, width), i in zip(
-            batch.images, batch.sizes.tolist(), batch.ids.tolist(), strict=True
-        ):
+        for row, (height, width), i in zip(batch.images, batch.sizes.tolist(), batch.ids.tolist(), strict=True):
             assert (height, width) == SIZES[i % len(SIZES)]
             expected = torch.from_numpy(noise(i, height, width)).permute(2, 0, 1)
             assert torch.equal(row[:, :height, :width], expected)

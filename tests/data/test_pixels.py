@@ -49,8 +49,7 @@ def test_a_bound_that_is_no_float32_clips() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "target", "expected"),
-    [(1, 3, True), (3, 1, True), (5, 5, True), (5, 3, False), (1, 2, False)],
+    ("channels", "target", "expected"), [(1, 3, True), (3, 1, True), (5, 5, True), (5, 3, False), (1, 2, False)]
 )
 def test_only_gray_and_colour_become_each_other(channels: int, target: int, expected: bool) -> None:
     assert convertible(channels, target) == expected

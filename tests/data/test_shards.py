@@ -78,9 +78,7 @@ def test_of_the_hub(tmp_path: Path, kind: str) -> None:
 
 def test_the_hub_names_classes_and_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     for split, rows in (("train", range(4)), ("test", range(4, 6))):
         columns = {"image": [{"bytes": FILES[i], "path": None} for i in rows], "label": [i % 2 for i in rows]}
         made = datasets.Dataset.from_dict(columns, features=features)

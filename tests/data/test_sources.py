@@ -67,9 +67,7 @@ def test_cifar10_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatch,
         def __init__(self, root: Path, train: bool, download: bool = False) -> None:
             assert not download
             print("Files already downloaded and verified")
-            self.data = (
-                np.full((4, 32, 32, 3), [1, 2, 3], np.uint8) if train else np.zeros((2, 32, 32, 3), np.uint8)
-            )
+            self.data = np.full((4, 32, 32, 3), [1, 2, 3], np.uint8) if train else np.zeros((2, 32, 32, 3), np.uint8)
             self.targets = [0, 1, 0, 1] if train else [1, 0]
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Local)

@@ -58,9 +58,7 @@ def test_images_of_many_sizes_are_padded(tmp_path: Path) -> None:
     order = [7, 0, 11, -1]
     for padded, index in zip(images.batch(order), order, strict=True):
         height, width = images.sizes[index]
-        np.testing.assert_array_equal(
-            padded[:, :height, :width], decode((root / images.names[index]).read_bytes())
-        )
+        np.testing.assert_array_equal(padded[:, :height, :width], decode((root / images.names[index]).read_bytes()))
         assert not padded[:, height:].any()
         assert not padded[:, :, width:].any()
     with pytest.raises(IndexError):
@@ -85,8 +83,7 @@ def test_the_second_split_of_a_ragged_set_starts_where_the_first_ends(tmp_path: 
     name = store.splits["test"].names[0]
     height, width = store.splits["test"].sizes[0]
     np.testing.assert_array_equal(
-        store.splits["test"].batch([0])[0, :, :height, :width],
-        decode((tmp_path / "data" / name).read_bytes()),
+        store.splits["test"].batch([0])[0, :, :height, :width], decode((tmp_path / "data" / name).read_bytes())
     )
 
 
@@ -100,9 +97,7 @@ def test_the_image_size_follows_the_images(
 ) -> None:
     for number, (height, width) in enumerate(sides):
         write_images(tmp_path / "data", [f"{number}.png"], height=height, width=width)
-    assert (
-        open_images(tmp_path / "data", image_size=partial(choose_image_size, cap=cap)).image_size == expected
-    )
+    assert open_images(tmp_path / "data", image_size=partial(choose_image_size, cap=cap)).image_size == expected
 
 
 @pytest.mark.parametrize(("side", "expected"), [(8, 16), (16, 16), (24, 16), (32, 16), (64, 32), (300, 40)])
@@ -137,9 +132,7 @@ def test_names_that_are_not_utf8_survive_the_cache(tmp_path: Path) -> None:
     assert open_images(root).splits["train"].names == ["1.png", "caf\udce9.png"]
 
 
-def test_the_second_time_nothing_is_listed_or_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_time_nothing_is_listed_or_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(class_folders(tmp_path / "data"), tmp_path / "data.tar.xz")
     first = open_images(path)
     before = contents(first.path)
@@ -249,9 +242,7 @@ def test_the_fingerprint_follows_a_single_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "MOCOKIT_CIFAR10" not in os.environ, reason="set MOCOKIT_CIFAR10 to an archive of CIFAR-10"
-)
+@pytest.mark.skipif("MOCOKIT_CIFAR10" not in os.environ, reason="set MOCOKIT_CIFAR10 to an archive of CIFAR-10")
 def test_cifar10_from_an_archive() -> None:
     start = time.perf_counter()
     store = open_store(os.environ["MOCOKIT_CIFAR10"], image_size=partial(choose_image_size, cap=224))

@@ -85,9 +85,7 @@ sets = st.tuples(st.integers(8, 300), st.integers(1, 60), st.integers(2, 40), st
 
 @settings(max_examples=40, deadline=None)
 @given(sets, st.integers(0, 5))
-def test_an_epoch_is_every_image_once_but_for_the_remainder(
-    shape: tuple[int, int, int, int], seed: int
-) -> None:
+def test_an_epoch_is_every_image_once_but_for_the_remainder(shape: tuple[int, int, int, int], seed: int) -> None:
     count, run, batch, window = shape
     batch = min(batch, count)
     per_epoch = count // batch
@@ -149,9 +147,7 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=10)
     source = open_source(str(tmp_path / "a.parquet"))
     image_index = source.read_index()
-    images = StreamingImages(
-        source, image_index.names, image_index.splits["train"], image_index.blocks, 8, 3, None, 0
-    )
+    images = StreamingImages(source, image_index.names, image_index.splits["train"], image_index.blocks, 8, 3, None, 0)
     fetched: list[int] = []
     real = shard_readers.ParquetReader.fetch
 
@@ -159,10 +155,7 @@ def test_a_run_is_fetched_once_an_epoch(tmp_path: Path) -> None:
         fetched.append(run)
         return real(self, run)
 
-    with (
-        patch.object(shard_readers.ParquetReader, "fetch", counted),
-        patch.object(streaming, "MOST_WINDOW", 16),
-    ):
+    with patch.object(shard_readers.ParquetReader, "fetch", counted), patch.object(streaming, "MOST_WINDOW", 16):
         taken(images, 32, 400 // 32)
     assert len(set(fetched)) >= 39
     assert len(fetched) <= 40 + streaming.LEAST_LANES

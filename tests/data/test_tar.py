@@ -67,9 +67,7 @@ def test_a_damaged_header_is_not_the_end(start: int) -> None:
 def test_damage_is_an_error_or_leaves_a_finite_index(data: st.DataObject) -> None:
     content = bytearray(packed([(f"{i}.png", b"x" * 600) for i in range(3)]))
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(
-            st.sampled_from([0, 0x80, 0xFF, 0x37])
-        )
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from([0, 0x80, 0xFF, 0x37]))
     try:
         members = list(tar_members(io.BytesIO(bytes(content))))
     except (tarfile.TarError, ValueError, OverflowError):

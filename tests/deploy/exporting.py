@@ -14,9 +14,7 @@ from torch import nn
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 CLASSES = ("cat", "dog", "newt")
-PHOTOGRAPHS = [
-    Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")
-]
+PHOTOGRAPHS = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
 _BLOCKER = """
 import sys
 class Finder:

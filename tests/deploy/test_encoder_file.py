@@ -197,9 +197,7 @@ def test_gray_and_colour_convert_into_each_other(rgb, gray):
     colour, plain = noise(1, 20, 24), noise(2, 20, 24, 1)
     assert_close(rgb.embed(plain), rgb.embed(np.stack([plain] * 3, axis=2)))
     luma = np.asarray(Image.fromarray(colour).convert("L"))
-    torch.testing.assert_close(
-        gray.embed(colour), gray.embed(luma), rtol=0, atol=0.05
-    )  # Pillow rounds otherwise
+    torch.testing.assert_close(gray.embed(colour), gray.embed(luma), rtol=0, atol=0.05)  # Pillow rounds otherwise
     assert_close(gray.embed(np.stack([plain] * 3, axis=2)), gray.embed(plain))
 
 

@@ -79,9 +79,7 @@ def test_timm_alone_gives_equal_outputs(exported):
     for encoder, folder in exported.values():
         size, channels = encoder.spec.image_size, encoder.spec.channels
         Image.fromarray(photographs(size, size, channels)[0].squeeze()).save(folder / "of its size.png")
-        Image.fromarray(photographs(*awkward(size), channels)[0].squeeze()).save(
-            folder / "image.jpg", quality=95
-        )
+        Image.fromarray(photographs(*awkward(size), channels)[0].squeeze()).save(folder / "image.jpg", quality=95)
         np.save(folder / "x.npy", view(encoder, photographs(2 * size, size + 5, channels)).numpy())
     script = """
 import os, numpy, torch
@@ -121,9 +119,7 @@ def awkward(size: int) -> tuple[int, int]:
     return 3 * size - 3, size + size // 2 - 1
 
 
-@pytest.mark.parametrize(
-    "name", ["gray resnet18_narrow", "fine-tuned resnet18_narrow", "fine-tuned vit_narrow"]
-)
+@pytest.mark.parametrize("name", ["gray resnet18_narrow", "fine-tuned resnet18_narrow", "fine-tuned vit_narrow"])
 def test_the_registered_name_and_the_documented_edit_load_the_same(exported, name):
     """timm.create_model knows our backbones once mocokit is imported; the README's lines do without."""
     encoder, folder = exported[name]
@@ -259,12 +255,7 @@ def test_only_its_own_files_are_replaced(tmp_path):
     (tmp_path / "torchvision.safetensors").write_text("of another architecture")
     (tmp_path / "model.safetensors").write_text("old")
     export_timm(encoder, tmp_path, ORIGIN, images)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "notes.txt",
-        "model.safetensors",
-        "config.json",
-        "README.txt",
-    }
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", "model.safetensors", "config.json", "README.txt"}
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert load_file(tmp_path / "model.safetensors").keys() == encoder.backbone.state_dict().keys()
     if os.name == "posix":

@@ -38,14 +38,11 @@ def test_small_images_keep_their_pixels_as_squares(channels):
     scale = TILE // 7
     enlarged = np.asarray(fitted(pixels)).transpose(2, 0, 1)
     assert enlarged.shape == (3, TILE, TILE)
-    assert np.array_equal(
-        enlarged, np.repeat(np.repeat(np.broadcast_to(pixels, (3, 7, 7)), scale, 1), scale, 2)
-    )
+    assert np.array_equal(enlarged, np.repeat(np.repeat(np.broadcast_to(pixels, (3, 7, 7)), scale, 1), scale, 2))
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
-    [((30, 60), (TILE // 2, TILE)), ((500, 250), (TILE, TILE // 2)), ((1, 900), (1, TILE))],
+    ("size", "expected"), [((30, 60), (TILE // 2, TILE)), ((500, 250), (TILE, TILE // 2)), ((1, 900), (1, TILE))]
 )
 def test_the_aspect_ratio_stays(size, expected):
     assert fitted(image(0, *size)).size == expected[::-1]
@@ -64,13 +61,7 @@ def test_borders_tell_classes():
 
 
 def test_captions():
-    query = {
-        "query": "3",
-        "row": 3,
-        "path": "3.png",
-        "label": None,
-        "neighbours": [neighbour(1, "cat", 0.98765)],
-    }
+    query = {"query": "3", "row": 3, "path": "3.png", "label": None, "neighbours": [neighbour(1, "cat", 0.98765)]}
     ((own, nearest),) = query_lines([query], {f"{row}.png": image(row) for row in (1, 3)}, {})
     assert [tile.caption for tile in own + nearest] == ["row 3", "0.988 cat"]
     file = query | {"query": r"C:\pictures\my cat.png", "row": None, "path": None}

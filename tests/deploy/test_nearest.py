@@ -140,10 +140,7 @@ def test_duplicates_equal_slow_numpy(seed, rows, block, chunk, threshold):
     matrix = features(seed, rows, 4, copies=rows // 3)
     similarity = cosines(matrix, matrix).round(6)
     expected = [
-        (-similarity[i, j], i, j)
-        for i in range(rows)
-        for j in range(i + 1, rows)
-        if similarity[i, j] >= threshold
+        (-similarity[i, j], i, j) for i in range(rows) for j in range(i + 1, rows) if similarity[i, j] >= threshold
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_FLOATS", chunk)

@@ -58,8 +58,4 @@ def test_rows_are_flat(encoder, store):
     metrics = evaluator(store, labels=False).evaluate(encoder)
     assert metrics.knn is None
     assert list(metrics.row()) == [score.name for score in SCORES]
-    assert Metrics(Accuracy(0.5, 1.0), {"rankme": 3.0}).row() == {
-        "knn_top1": 0.5,
-        "knn_top5": 1.0,
-        "rankme": 3.0,
-    }
+    assert Metrics(Accuracy(0.5, 1.0), {"rankme": 3.0}).row() == {"knn_top1": 0.5, "knn_top5": 1.0, "rankme": 3.0}

@@ -85,9 +85,7 @@ def test_rank_is_the_place_in_the_sorted_scores(seed, images, classes):
     scores = torch.from_numpy(draw.integers(0, 4, (images, classes)))  # with ties
     labels = torch.from_numpy(draw.integers(0, classes, images))
     order = scores.argsort(dim=1, descending=True, stable=True)
-    assert (
-        rank_of_class(scores.float(), labels).tolist() == (order == labels[:, None]).nonzero()[:, 1].tolist()
-    )
+    assert rank_of_class(scores.float(), labels).tolist() == (order == labels[:, None]).nonzero()[:, 1].tolist()
 
 
 def test_json_is_whole_and_strict():

@@ -4,15 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.evaluation.scorecard import (
-    SCORES,
-    Views,
-    alignment,
-    effective_dimension,
-    rankme,
-    retrieval,
-    uniformity,
-)
+from mocokit.evaluation.scorecard import SCORES, Views, alignment, effective_dimension, rankme, retrieval, uniformity
 
 
 def features(n, d, seed=0):
@@ -119,12 +111,7 @@ def test_better_is_better(score):
         ("uniformity", -2.0, -1.0, "over the sphere more evenly than at"),
         ("uniformity", -1.0, -2.0, "over the sphere less evenly than at"),
         ("uniformity", -1.0, -1.0, "over the sphere as evenly as at"),
-        (
-            "retrieval",
-            0.276,
-            0.032,
-            "for 27.6% of the images the nearest other view is their own, up from 3.2%",
-        ),
+        ("retrieval", 0.276, 0.032, "for 27.6% of the images the nearest other view is their own, up from 3.2%"),
     ],
 )
 def test_what_a_figure_means(name, value, before, words):

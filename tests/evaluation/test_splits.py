@@ -109,9 +109,7 @@ def test_held_out_images_are_random_in_their_class():
     assert ((often - 100).abs() < 40).all()  # two of ten, 500 times: 100 each, standard deviation 9
 
 
-@pytest.mark.parametrize(
-    "splits", [{"train": BALANCED}, {"train": BALANCED, "val": BALANCED, "test": BALANCED}]
-)
+@pytest.mark.parametrize("splits", [{"train": BALANCED}, {"train": BALANCED, "val": BALANCED, "test": BALANCED}])
 def test_few_labels_per_class(splits):
     found = split_labelled(store(**splits), seed=0)
     few = [found.few_shot(4, None, 0, repeat) for repeat in (0, 1, 0)]

@@ -33,9 +33,7 @@ def test_verdict(loss, encoder, random_init, state, words):
     assert f"loss at {100 * loss:.0f} % of chance" in found
 
 
-@pytest.mark.parametrize(
-    ("queries", "state"), [(6, "not learning"), (300, "not learning"), (500, "learning")]
-)
+@pytest.mark.parametrize(("queries", "state"), [(6, "not learning"), (300, "not learning"), (500, "learning")])
 def test_a_gain_within_the_noise_is_no_gain(queries, state):
     found = verdict(0.8, metrics(0.45), metrics(0.40), queries)
     assert found.startswith(f"{state}: ")

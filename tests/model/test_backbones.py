@@ -33,14 +33,7 @@ def test_all_but_the_stem_has_torchvisions_names_and_shapes(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "resnet18",
-        "convnext_atto",
-        "efficientnet_b0",
-        "mobilenetv3_small_100",
-        "vit_tiny_patch16_224",
-        "vit_tiny_cifar",
-    ],
+    ["resnet18", "convnext_atto", "efficientnet_b0", "mobilenetv3_small_100", "vit_tiny_patch16_224", "vit_tiny_cifar"],
 )
 @pytest.mark.parametrize("channels", [1, 5])
 def test_timm_models_take_any_number_of_channels(name, channels):
@@ -54,9 +47,7 @@ def test_unknown_names_suggest_known_ones():
         create_backbone("resnet18_cifra", 3, 32)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("vit_tiny_patch16_224", 8), ("convnext_atto", 16), ("inception_v3", 64)]
-)
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 8), ("convnext_atto", 16), ("inception_v3", 64)])
 def test_a_model_that_cannot_take_the_image_size_says_so(name, size):
     with pytest.raises(
         UserError, match=rf"{name}: can't take 3-channel images of {size} pixels \(.*choose another"

@@ -17,14 +17,7 @@ def unit(*shape, seed=0):
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    st.integers(1, 6),
-    st.integers(1, 9),
-    st.integers(2, 5),
-    st.floats(0.05, 2),
-    st.booleans(),
-    st.integers(0, 999),
-)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(2, 5), st.floats(0.05, 2), st.booleans(), st.integers(0, 999))
 def test_equals_slow_numpy(B, K, D, tau, masked, seed):
     q, k, queue = unit(B, D, seed=seed), unit(B, D, seed=seed + 1), unit(K, D, seed=seed + 2)
     own = torch.rand(B, K, generator=torch.Generator().manual_seed(seed)) < 0.3 if masked else None
@@ -78,9 +71,7 @@ def test_half_precision_inputs_are_scored_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         loss = info_nce(q, k, queue, 0.07).loss
     assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(
-        float(info_nce(q.float(), k.float(), queue.float(), 0.07).loss), rel=1e-6
-    )
+    assert float(loss) == pytest.approx(float(info_nce(q.float(), k.float(), queue.float(), 0.07).loss), rel=1e-6)
 
 
 def test_similarities_are_reported():

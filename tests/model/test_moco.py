@@ -135,15 +135,11 @@ def test_v3_trains_all_of_the_query_encoder_and_nothing_else():
     for module in (moco.encoder_q, moco.predictor):
         assert all(p.grad is not None and p.grad.any() for p in module.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in moco.encoder_k.parameters())
-    assert len(list(moco.encoder_k.parameters())) == len(
-        list(moco.encoder_q.parameters())
-    )  # no prediction head
+    assert len(list(moco.encoder_k.parameters())) == len(list(moco.encoder_q.parameters()))  # no prediction head
 
 
 def test_v3_is_symmetric_in_its_views():
-    losses = [
-        make_v3()(*pair, torch.arange(B), torch.arange(B), 0.9).loss for pair in (views(), views()[::-1])
-    ]
+    losses = [make_v3()(*pair, torch.arange(B), torch.arange(B), 0.9).loss for pair in (views(), views()[::-1])]
     torch.testing.assert_close(*losses)
     one_way = make_v3(symmetric=False)(*views(), torch.arange(B), torch.arange(B), 0.9).loss
     assert float(one_way) < float(losses[0])

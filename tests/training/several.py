@@ -39,10 +39,7 @@ SAVED = V2 | {"checkpoint_every": 0.0, "log_every": 1}
 
 
 def train(
-    data: str,
-    out: Path,
-    options: dict[str, Any],
-    announce: Callable[[dict[str, Any]], None] = lambda row: None,
+    data: str, out: Path, options: dict[str, Any], announce: Callable[[dict[str, Any]], None] = lambda row: None
 ) -> dict[str, dict[str, torch.Tensor]]:
     """A short run with the real trainer; the state of this process at its start and at its end."""
     sizes = {"image_size": options["image_size"], "workers": 0}

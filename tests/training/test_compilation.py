@@ -62,9 +62,7 @@ def test_every_size_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) ->
     """Trials, several runs and views of several sizes share a process; torch gives up after eight by default."""
     compiled = []
 
-    def backend(
-        graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, bool]
-    ) -> torch.fx.GraphModule:
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, bool]) -> torch.fx.GraphModule:
         compiled.append(graph)
         return graph
 
@@ -146,13 +144,7 @@ def trained(pretraining: Pretraining, data: Path, out: Path) -> dict[str, Tensor
 )
 def test_training_keeps_nothing_that_cuda_graphs_overwrite(memory, tmp_path, backbone, options):
     data = tiny_data(tmp_path)
-    options = options | {
-        "steps": 5,
-        "log_every": 2,
-        "workers": 0,
-        "checkpoint_every": 0.0,
-        "precision": "fp32",
-    }
+    options = options | {"steps": 5, "log_every": 2, "workers": 0, "checkpoint_every": 0.0, "precision": "fp32"}
     plain = task(backbone, 16, **options)
     config = dataclasses.replace(plain.config, compile=True, cuda_graphs=True)
     graphs = Pretraining(config, plain.spec)
@@ -189,14 +181,7 @@ def test_without_a_compiler_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     for compile in ("no-compile", "compile"):
-        flags = [
-            *FLAGS,
-            "--epochs=1",
-            "--monitor-every=0",
-            "--log-every=1",
-            "--precision=fp32",
-            f"--{compile}",
-        ]
+        flags = [*FLAGS, "--epochs=1", "--monitor-every=0", "--log-every=1", "--precision=fp32", f"--{compile}"]
         done = mocokit("pretrain", data, "--out", tmp_path / compile, *flags)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("uncompiled") == (compile == "compile")

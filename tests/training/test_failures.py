@@ -84,9 +84,7 @@ def assert_ends_as(run: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
-    data, tmp_path, monkeypatch, broken
-):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, broken):
     forward = Pretraining.forward
     monkeypatch.setattr(
         Pretraining, "forward", lambda self, views: forward(self, views) * (broken if views.step == 6 else 1)
@@ -158,9 +156,7 @@ def test_a_disk_that_fills_up_within_the_metrics(data, stopped, whole, monkeypat
     monkeypatch.undo()
     mocokit.pretrain(data, out=str(stopped), **OPTIONS)
     assert_ends_as(stopped, whole)
-    assert (stopped / "metrics.csv").read_text().count("\n") == (whole / "metrics.csv").read_text().count(
-        "\n"
-    )
+    assert (stopped / "metrics.csv").read_text().count("\n") == (whole / "metrics.csv").read_text().count("\n")
 
 
 def test_a_checkpoint_folder_that_cannot_be_written(data, stopped, monkeypatch):
@@ -211,9 +207,7 @@ def test_a_limit_on_file_sizes(data, stopped, whole):
     program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
     program += "from mocokit.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["pretrain", data, "--out", str(stopped), "--no-histograms", *flags]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "can't write the checkpoint" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -19,9 +19,7 @@ from mocokit.training.finetuning import Finetuning, attach_classifier, layer_gro
 from mocokit.training.log import read_rows
 from tests.runs import coloured_data
 
-CONFIG = FinetuneConfig(
-    run="run", data="data", device="cpu", epochs=4, batch_size=16, lr=3e-3, patience=0, seed=3
-)
+CONFIG = FinetuneConfig(run="run", data="data", device="cpu", epochs=4, batch_size=16, lr=3e-3, patience=0, seed=3)
 CLASSES = ("a", "b", "c")
 
 
@@ -36,9 +34,7 @@ def new_encoder(backbone: str = "resnet18_narrow", size: int = 8, seed: int = 0)
     return attach_classifier(Encoder.create(spec, seed), CLASSES, seed)
 
 
-def train(
-    images: ImageSet, path: Path, config: FinetuneConfig = CONFIG, curve=None
-) -> tuple[Finetuning, Encoder]:
+def train(images: ImageSet, path: Path, config: FinetuneConfig = CONFIG, curve=None) -> tuple[Finetuning, Encoder]:
     """Train on all but ten images; ``curve`` is what validation says at the start and after each epoch."""
     rows = torch.arange(10, len(images))
     module = Finetuning(new_encoder(), config, images, rows)
@@ -51,9 +47,7 @@ def train(
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    return [
-        {k: v for k, v in row.items() if k != "images_per_second"} for row in read_rows(path / "metrics.csv")
-    ]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_rows(path / "metrics.csv")]
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -200,8 +194,7 @@ def test_interrupted_at_any_step_ends_the_same(images, tmp_path, monkeypatch, st
     assert same(resumed, module)  # weights, statistics, the best epoch's, sums
     assert same(kept, encoder)
     ours, theirs = (
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)
-        for run in ("run", "whole")
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("run", "whole")
     )
     assert ours["step"] == theirs["step"] == 4 * module.per_epoch
     assert str(ours["optimizer"]) == str(theirs["optimizer"])

@@ -92,9 +92,7 @@ def test_a_run_is_logged_by_all_loggers(tmp_path):
 
 def test_a_resumed_run_begins_without_evaluating():
     kept = Kept()
-    log = Log(
-        lambda step: [kept], per_epoch=2, steps=4, batch_size=8, evaluate=lambda step: pytest.fail("no")
-    )
+    log = Log(lambda step: [kept], per_epoch=2, steps=4, batch_size=8, evaluate=lambda step: pytest.fail("no"))
     log.open(2)
     assert not kept.rows
 

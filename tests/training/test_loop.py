@@ -73,9 +73,7 @@ def log_of(task: Line, folder: Path) -> Log:
         return [MetricsFile(folder / "metrics.csv", step, ("step", "epoch", "loss", "lr", "knn_top1"))]
 
     announce = lambda row: task.events.append(f"row {row['step']}")  # noqa: E731
-    return Log(
-        loggers, per_epoch=PER_EPOCH, steps=STEPS, batch_size=5, every=3, evaluate=evaluate, announce=announce
-    )
+    return Log(loggers, per_epoch=PER_EPOCH, steps=STEPS, batch_size=5, every=3, evaluate=evaluate, announce=announce)
 
 
 def fit(folder: Path, signal_at: int = 0, stop=lambda step: False) -> Trainer:
@@ -142,12 +140,8 @@ def test_a_run_that_is_to_stop_early_saves_and_stays_stopped(tmp_path):
 
 def test_a_loss_that_is_no_number_names_step_and_remedy(tmp_path, monkeypatch):
     forward = Line.forward
-    monkeypatch.setattr(
-        Line, "forward", lambda self, x: forward(self, x * (torch.nan if len(self.events) > 20 else 1))
-    )
-    with pytest.raises(
-        NonFiniteLoss, match=r"step \d+: the loss or its gradient is not finite.*Do something else$"
-    ):
+    monkeypatch.setattr(Line, "forward", lambda self, x: forward(self, x * (torch.nan if len(self.events) > 20 else 1)))
+    with pytest.raises(NonFiniteLoss, match=r"step \d+: the loss or its gradient is not finite.*Do something else$"):
         fit(tmp_path)
 
 

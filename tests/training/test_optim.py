@@ -43,9 +43,7 @@ def test_warm_up_is_linear_to_the_peak(schedule):
 
 
 def configuration(**values):
-    facts = Facts(
-        name="x", images=5000, image_size=16, longest=32, channels=3, device="cpu", bf16=False, cpus=1
-    )
+    facts = Facts(name="x", images=5000, image_size=16, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
     return defaults({"data": "x", "steps": 10, **values}, facts).config
 
 

@@ -22,9 +22,7 @@ def outcomes(count: int, data: Path, out: Path) -> list[dict]:
     for rank in range(count):
         environment = meeting(count, rank, port)
         command = [sys.executable, "-m", "tests.training.several", job]
-        started.append(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        )
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in started:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]

@@ -131,9 +131,7 @@ def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
             f"end; choose at most that, or a larger --view-size-end"
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
-        raise UserError(
-            "--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs"
-        )
+        raise UserError("--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs")
     check_shares(config, facts.processes)
     return Resolved(config, reasons)
 
@@ -211,15 +209,11 @@ def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     if facts.longest <= TINY:
         default("crop_min", 0.6, "tiny images have no parts that tell what they show")
     else:
-        default(
-            "crop_min", 0.2 if gpu else 0.35, "as in the papers" if gpu else "milder, for a short schedule"
-        )
+        default("crop_min", 0.2 if gpu else 0.35, "as in the papers" if gpu else "milder, for a short schedule")
     default("flip_p", 0.5 if color else 0.0, "as in the papers" if color else "gray images are often signs")
     default("jitter_strength", 1.0, "as in the papers")
     default("gray_p", 0.2 if color else 0.0, "as in the papers" if color else "not a colour image")
-    blur = default(
-        "blur_p", 0.0 if small else 0.5, "blur would hide what small images show" if small else "MoCo v2"
-    )
+    blur = default("blur_p", 0.0 if small else 0.5, "blur would hide what small images show" if small else "MoCo v2")
     default("blur_p2", blur, "as view 1")
     default("solarize_p2", 0.0, "MoCo v2")
 
@@ -235,11 +229,7 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
         default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
         default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
     rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
-    default(
-        "lr",
-        round(rate * batch, 6),
-        f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"),
-    )
+    default("lr", round(rate * batch, 6), f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"))
     default("optimizer", "sgd", "as in the papers")
     default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
     default("schedule", "cosine", "MoCo v2")

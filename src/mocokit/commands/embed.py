@@ -18,13 +18,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
 from mocokit.deploy.encoder_file import load
-from mocokit.deploy.feature_file import (
-    check_format,
-    encoder_fingerprint,
-    open_features,
-    sidecars,
-    write_features,
-)
+from mocokit.deploy.feature_file import check_format, encoder_fingerprint, open_features, sidecars, write_features
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary

@@ -70,9 +70,7 @@ def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> N
         raise UserError(f"--output {folder}: is a file; name a directory")
     existing = [folder / name for name in names if (folder / name).exists()]
     if existing and not overwrite:
-        raise UserError(
-            f"{existing[0]}: is already there; --overwrite replaces it, --output writes elsewhere"
-        )
+        raise UserError(f"{existing[0]}: is already there; --overwrite replaces it, --output writes elsewhere")
 
 
 def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, str | None]:

@@ -105,9 +105,7 @@ def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str,
     if config.lr is None:
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
         derived["lr"] = choose_lr(encoder.dim, batch_norm)
-        say(
-            f"--lr {derived['lr']:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm"
-        )
+        say(f"--lr {derived['lr']:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm")
     return derived
 
 

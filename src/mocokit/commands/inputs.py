@@ -60,7 +60,5 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
         )
     say(store.summary())
     if labels_for and store.label_names is None:
-        raise UserError(
-            f"{config.data}: {labels_for} needs labels; put the images into one folder for each class"
-        )
+        raise UserError(f"{config.data}: {labels_for} needs labels; put the images into one folder for each class")
     return Inputs(config.run, spec, origin["seed"], store, device)

@@ -52,8 +52,6 @@ def _measure(name: str, evaluator: KnnEvaluator, features: Callable[[Subset], Te
     started = time.perf_counter()
     accuracy = evaluator.accuracy(features)
     low, high = wilson_interval(accuracy.top1, evaluator.num_queries)
-    say(
-        f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}"
-    )
+    say(f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}")
     wall_s = round(time.perf_counter() - started, 2)
     return {**accuracy._asdict(), "ci95": [low, high], "wall_s": wall_s}

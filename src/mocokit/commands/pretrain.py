@@ -37,9 +37,7 @@ from mocokit.training.pretraining import Measure, Pretraining, train
 
 
 @documented(PretrainConfig)
-def pretrain(
-    data: str, *, overwrite: bool = False, started: float | None = None, **options: Any
-) -> dict[str, Any]:
+def pretrain(data: str, *, overwrite: bool = False, started: float | None = None, **options: Any) -> dict[str, Any]:
     """Learn an encoder from images without labels.
 
     Args:
@@ -62,9 +60,7 @@ def pretrain(
     if given.get("devices", 1) > 1 and not distributed.is_launched():
         return launch("pretrain", given, given["devices"], overwrite)
     distributed.init_process_group(pick_device(given.get("device")))
-    with distributed.reporting_lost_peers(
-        "its message says why; run the same command to go on from the checkpoint"
-    ):
+    with distributed.reporting_lost_peers("its message says why; run the same command to go on from the checkpoint"):
         return _pretrain(given, overwrite, started)
 
 
@@ -84,9 +80,7 @@ def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict
         return finished if distributed.rank() == 0 else {}
     resolved = saved or complete_config(given, data, started)
     config = _with_free_options(resolved, given)
-    task = Pretraining(
-        config, encoder_spec(data.store, config)
-    )  # may refuse the images: nothing is written yet
+    task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
     if not saved:
         _describe(resolved)
         _on_first(lambda: _begin(run, resolved, data))
@@ -143,23 +137,15 @@ def open_data(
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size"))
-    options |= {
-        "image_size": size or image_size_chooser(device),
-        "progress": report,
-        "cache": cache,
-    }
+    options |= {"image_size": size or image_size_chooser(device), "progress": report, "cache": cache}
     try:
         if not given.get("stream", recipe.get("stream", False)):
             store = open_store(data, **options)
             return RunData(store, store.splits["train"])
         if "limit" in given:
-            raise UserError(
-                "--stream and --limit exclude each other: a subset has room in the cache directory"
-            )
+            raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
         store, images = open_streaming(str(data), **options)
-        say(
-            f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on"
-        )
+        say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
         return RunData(store, images)
     except TooManySkipped as error:
         if "out" in given:
@@ -245,9 +231,7 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
         write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
     except OSError as error:
-        raise UserError(
-            f"--out {run.path}: can't write there ({error.strerror}); choose another --out"
-        ) from None
+        raise UserError(f"--out {run.path}: can't write there ({error.strerror}); choose another --out") from None
 
 
 # Train ----------------------------------------------------------------------------------------------------

@@ -57,11 +57,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         "encoder": _measure("encoder", inputs.encoder, splits, repeats, config),
         "random_init": _measure("random init", inputs.random_init, splits, repeats, config),
         "ci95_of": "mean top-1 over choices of labels" if len(repeats) > 1 else "top-1 over test images",
-        "images": {
-            "train": len(train),
-            "val": len(val or ()),
-            "test": len(splits.test),
-        },
+        "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)},
     }
     if config.protocol == "sgd":  # kept when a fast probe replaces probe.json
         record("probe_sgd", run, config, figures, started, inputs.store.fingerprint)

@@ -95,9 +95,7 @@ def _run(features: Features, config: SearchConfig) -> str | None:
 # Neighbours -----------------------------------------------------------------------------------------------
 
 
-def _neighbours(
-    features: Features, config: SearchConfig, rows: list[int | None], device: str
-) -> list[list[Neighbour]]:
+def _neighbours(features: Features, config: SearchConfig, rows: list[int | None], device: str) -> list[list[Neighbour]]:
     if config.k > features.rows:
         say(f"--k {config.k}: {features.path} has no more than {features.rows} rows")
     files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
@@ -144,9 +142,7 @@ def _duplicates(features: Features, threshold: float, device: str) -> Duplicates
         return duplicates(features, threshold, device, report)
 
 
-def _rows_to_name(
-    rows: list[int | None], neighbours: list[list[Neighbour]], found: Duplicates | None
-) -> set[int]:
+def _rows_to_name(rows: list[int | None], neighbours: list[list[Neighbour]], found: Duplicates | None) -> set[int]:
     """All rows whose paths and labels are in the result."""
     named = {row for row in rows if row is not None}
     named |= {neighbour.row for row in neighbours for neighbour in row}
@@ -157,10 +153,7 @@ def _rows_to_name(
 
 
 def _query_results(
-    config: SearchConfig,
-    rows: list[int | None],
-    neighbours: list[list[Neighbour]],
-    names: dict[int, Named],
+    config: SearchConfig, rows: list[int | None], neighbours: list[list[Neighbour]], names: dict[int, Named]
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -214,9 +207,7 @@ def _write_montage(
     paths += [p for pair in pairs for p in pair["paths"]]
     data = config.data or metadata.get("data")
     if not data or None in paths:
-        raise UserError(
-            f"--montage: {features.path} does not say which images its rows are; embed them with mocokit"
-        )
+        raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
     images = images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
     files = images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
     image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))

@@ -64,8 +64,7 @@ class ImageListSource:
     def read_index(self) -> ImageIndex:
         """All images are in the training split; a file is named by its path, others by their position."""
         names = [
-            str(image) if isinstance(image, str | Path) else f"image {row}"
-            for row, image in enumerate(self.images)
+            str(image) if isinstance(image, str | Path) else f"image {row}" for row, image in enumerate(self.images)
         ]
         return ImageIndex(names, {"train": np.arange(len(names))})
 
@@ -146,9 +145,7 @@ class ArraySource:
             for split, (key, label_key) in self._keys(headers).items():
                 self._check(key, headers[key])
                 images[split] = arrays[key]
-                if label_key in headers and self._are_labels(
-                    label_key, headers[label_key], len(images[split])
-                ):
+                if label_key in headers and self._are_labels(label_key, headers[label_key], len(images[split])):
                     labels[split] = arrays[label_key].reshape(-1)
         return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
 
@@ -181,9 +178,7 @@ class ArraySource:
     def _are_labels(self, key: str, header: "_Header", count: int) -> bool:
         """Whether there is one class an image: several labels, or figures, are no classes."""
         if header.dtype.hasobject:
-            raise UserError(
-                f"{self.path}: {key} is {header}; Python objects are not loaded; save array.astype(str)"
-            )
+            raise UserError(f"{self.path}: {key} is {header}; Python objects are not loaded; save array.astype(str)")
         if header.shape[:1] != (count,):
             raise UserError(f"{self.path}: {key} is {header}, which is not one for each of {count:,} images")
         return math.prod(header.shape) == count and header.dtype.kind in "biuUS"
@@ -196,9 +191,7 @@ def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, .
     classes, values = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         return None, None
-    names = (
-        name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist()
-    )
+    names = (name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist())
     return values.reshape(-1).astype(np.int64), tuple(names)
 
 

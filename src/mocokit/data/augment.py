@@ -192,9 +192,7 @@ def view_size_at(step: int, steps: int, start: int, end: int) -> int:
 
 
 @torch.no_grad()
-def augment(
-    images: Tensor, params: AugmentParams, size: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
+def augment(images: Tensor, params: AugmentParams, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Make one view of each image, on the images' device: crop and flip, colours, blur, solarize, normalisation.
 
     Pixels outside an image's box have no influence, so canvases may be padded with anything. Before the
@@ -218,9 +216,7 @@ def augment(
 
 
 @torch.no_grad()
-def center_view(
-    images: Tensor, sizes: Tensor, size: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
+def center_view(images: Tensor, sizes: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The view for evaluation: the largest central square, resized and normalised.
 
     Above 64 pixels it is the central 7/8 of that square, which is ImageNet's usual 224 of 256.
@@ -400,11 +396,7 @@ def _shift_hue(x: Tensor, turns: Tensor) -> None:
     chroma = value - low
     from_red = (g + b).sub_(r).add_(value).sub_(low, alpha=2).copysign_(g - b)
     # A gray pixel is 0 / tiny = red of no chroma. One whole turn more keeps frac() from negative numbers.
-    hue = (
-        torch.addcdiv(turns[:, None, None] + 1, from_red, chroma.clamp(min=1e-12), value=1 / 6)
-        .frac_()
-        .mul_(6)
-    )
+    hue = torch.addcdiv(turns[:, None, None] + 1, from_red, chroma.clamp(min=1e-12), value=1 / 6).frac_().mul_(6)
     for channel, complement in ((g, 2), (b, 4)):
         torch.sub(hue, complement, out=channel).abs_().sub_(1).clamp_(0, 1)
         torch.addcmul(value, channel, chroma, value=-1, out=channel)

@@ -249,9 +249,7 @@ def _deep_png_bytes(data: bytes, order: str) -> tuple[np.ndarray, int]:
         return pixels, _orientation(image)
 
 
-def _flatten_alpha(
-    colour: np.ndarray, alpha: np.ndarray, white: float, premultiplied: bool = False
-) -> np.ndarray:
+def _flatten_alpha(colour: np.ndarray, alpha: np.ndarray, white: float, premultiplied: bool = False) -> np.ndarray:
     """Lay deep colour [C, H, W] with alpha [1, H, W], both in 0..white, on white; float32."""
     opacity = alpha.astype(np.float32) / np.float32(white)
     colour = colour.astype(np.float32)

@@ -103,9 +103,7 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
     names, refused = sorted(names), sorted(refused)
     if not names:
         why = f" that may be read ({refused[0].name}: {refused[0].reason})" if refused else ""
-        raise UserError(
-            f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}"
-        )
+        raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
     paths = [name.split("/") for name in names]
     depth, is_split = _split_depth(paths)
     members: dict[str, list[int]] = {}
@@ -138,9 +136,7 @@ def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
     return depth, False
 
 
-def _labels(
-    paths: list[list[str]], used: list[int], depth: int
-) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+def _labels(paths: list[list[str]], used: list[int], depth: int) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     if any(len(paths[index]) != depth + 2 for index in used):
         return None, None
     classes = {index: paths[index][depth] for index in used}

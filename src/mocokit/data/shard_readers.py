@@ -62,9 +62,7 @@ def shard_kind(place: str) -> str:
 
 def open_shard(place: str) -> ShardReader:
     """Read the index of the shard at a path or address."""
-    return persistently(
-        place, lambda: ParquetReader(place) if shard_kind(place) == PARQUET else TarReader(place)
-    )
+    return persistently(place, lambda: ParquetReader(place) if shard_kind(place) == PARQUET else TarReader(place))
 
 
 class ParquetReader:
@@ -160,9 +158,7 @@ class TarReader:
                     keys.append(f"{folder}/{key}")
                 elif end == "cls" and not member.refusal:
                     file.seek(member.offset)
-                    texts[f"{folder}/{key}"] = (
-                        file.read(min(member.size, 2**16)).decode(errors="replace").strip()
-                    )
+                    texts[f"{folder}/{key}"] = file.read(min(member.size, 2**16)).decode(errors="replace").strip()
         self._members = np.array([member[1:3] for member in found], dtype=np.int64).reshape(-1, 2)
         self.blocks = np.arange(len(found)) // _TAR_BLOCK
         self.labels = None

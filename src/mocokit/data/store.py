@@ -13,17 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mocokit.data.build import (
-    FACTS,
-    FORMAT,
-    INDEX,
-    PIXELS,
-    Options,
-    TooManySkipped,
-    build,
-    check_skipped,
-    prepare,
-)
+from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Options, TooManySkipped, build, check_skipped, prepare
 from mocokit.data.cache import building, cache_directory, cache_errors, locked
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source

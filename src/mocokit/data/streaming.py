@@ -62,9 +62,7 @@ class StreamingImages:
         return len(self.indices)
 
 
-def open_streaming(
-    data: str, *, seed: int, max_skipped: float, **options: Any
-) -> tuple[Store, StreamingImages]:
+def open_streaming(data: str, *, seed: int, max_skipped: float, **options: Any) -> tuple[Store, StreamingImages]:
     """What the user named: a store of some images, for statistics and quality checks, and all training images.
 
     Args:
@@ -141,16 +139,12 @@ class BlockSampler:
         lanes: how many there are.
     """
 
-    def __init__(
-        self, blocks: np.ndarray | None, count: int, batch_size: int, window: int, seed: int
-    ) -> None:
+    def __init__(self, blocks: np.ndarray | None, count: int, batch_size: int, window: int, seed: int) -> None:
         """``blocks`` [count] int64, ascending, or None; ``window``: images that one lane may hold."""
         self.blocks, self.count, self.seed = blocks, count, seed
         self.batch_size = min(batch_size, count)
         self.per_epoch = count // self.batch_size
-        self.lanes = math.gcd(
-            self.batch_size, _power_of_two(max(LEAST_LANES, self.batch_size // LANE_IMAGES))
-        )
+        self.lanes = math.gcd(self.batch_size, _power_of_two(max(LEAST_LANES, self.batch_size // LANE_IMAGES)))
         self.rows = self.batch_size // self.lanes
         self.window_steps = -(-min(window, MOST_WINDOW) // self.rows)
 
@@ -169,9 +163,7 @@ class BlockSampler:
             for lane in lanes:
                 offset = lane * self.per_epoch * self.rows
                 rows = np.sort(order[offset + first * self.rows : offset + last * self.rows])
-                draw = np.random.default_rng(
-                    derive_seed(self.seed, f"window {epoch}", offset + first * self.rows)
-                )
+                draw = np.random.default_rng(derive_seed(self.seed, f"window {epoch}", offset + first * self.rows))
                 yield rows, draw.permutation(len(rows))
             step = epoch * self.per_epoch + last
 
@@ -252,10 +244,7 @@ class StreamingDataset(IterableDataset[Batch]):
         ids = np.concatenate([window.ids[rows] for window in windows])[self._part]
         images, sizes = pad([image for window in windows for image in window.pixels[rows]][self._part])
         return Batch(
-            torch.from_numpy(images),
-            distributed.all_gather(torch.from_numpy(sizes)),
-            torch.from_numpy(ids),
-            step,
+            torch.from_numpy(images), distributed.all_gather(torch.from_numpy(sizes)), torch.from_numpy(ids), step
         )
 
     def _windows(self) -> Generator[_Window, None, None]:
@@ -285,9 +274,7 @@ class StreamingDataset(IterableDataset[Batch]):
                     yield _Window(rows[mixed], [usable[i] for i in mixed.tolist()])
                     window = []
 
-    def _replace_unusable(
-        self, rows: np.ndarray, window: list[Decoded]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _replace_unusable(self, rows: np.ndarray, window: list[Decoded]) -> tuple[np.ndarray, list[np.ndarray]]:
         """The window with the next usable image in each unusable one's place.
 
         Raises:
@@ -301,9 +288,7 @@ class StreamingDataset(IterableDataset[Batch]):
         if self._skipped:
             check_skipped(self.skipped, max(self._read, EARLY_IMAGES), self.images.max_skipped)
         if not len(good):
-            raise UserError(
-                f"{self.images.source.name}: none of {len(rows)} images read together can be used"
-            )
+            raise UserError(f"{self.images.source.name}: none of {len(rows)} images read together can be used")
         source = good[np.searchsorted(good, np.arange(len(window))) % len(good)]
         return rows[source], [window[i] for i in source.tolist()]
 

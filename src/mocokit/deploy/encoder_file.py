@@ -25,9 +25,7 @@ def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
         path: replaced whole.
         origin: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
     """
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()
-    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
     if encoder.classifier is not None:
         header["classes"] = json.dumps(encoder.classes)
@@ -68,15 +66,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         origin = dict(json.loads(header["origin"]))
         origin["seed"] = int(origin["seed"])  # of the random initialisation that the encoder is compared with
         return EncoderSpec.from_dict(json.loads(header["spec"])), origin
-    except (
-        SafetensorError,
-        OSError,
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file}: not a mocokit encoder file ({reason[:120]})") from None
 

@@ -115,11 +115,7 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.backbone, self.classifier, self.size = (
-            encoder.backbone,
-            encoder.classifier,
-            encoder.spec.image_size,
-        )
+        self.backbone, self.classifier, self.size = (encoder.backbone, encoder.classifier, encoder.spec.image_size)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(encoder.spec, name))[:, None, None])
 

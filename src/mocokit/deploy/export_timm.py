@@ -182,9 +182,7 @@ def _timm_model(encoder: Encoder) -> nn.Module:
                     weights[key] = own[key.rpartition(".")[2]].reshape(tensor.shape)
         model.load_state_dict(weights)
     except (KeyError, RuntimeError):
-        raise UserError(
-            f"timm's {spec.backbone} has no linear classifier on its features; use --format onnx"
-        ) from None
+        raise UserError(f"timm's {spec.backbone} has no linear classifier on its features; use --format onnx") from None
     model.pretrained_cfg = pretrained_cfg(encoder, model.pretrained_cfg)  # type: ignore[assignment, arg-type]
     return model
 
@@ -257,9 +255,7 @@ def _readme(encoder: Encoder, in_torchvision: bool) -> str:
         low, high = spec.intensity_range
         parts.append(f"Images of more than 8 bits: scale {low:g}..{high:g} to 0..255 first.")
     if K:
-        parts.append(
-            "Features instead of logits: model.forward_head(model.forward_features(x), pre_logits=True)."
-        )
+        parts.append("Features instead of logits: model.forward_head(model.forward_features(x), pre_logits=True).")
     if in_torchvision:
         parts += ["To load it with torchvision, in this directory:", _torchvision_lines(encoder)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

@@ -170,9 +170,7 @@ def _write_matrix(file: IO[bytes], blocks: Iterator[pa.Table], rows: int) -> Ite
 def feature_matrix(table: pa.Table) -> np.ndarray:
     """The features [N, D] of a `feature_table`."""
     column = table["feature"].combine_chunks()
-    matrix: np.ndarray = (
-        column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
-    )
+    matrix: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
     return matrix
 
 

@@ -111,9 +111,7 @@ def _draw_tile(
     image = fitted(tile.pixels)
     montage.paste(image, (left + (outer - image.width) // 2, top + (outer - image.height) // 2))
     ink = _INK if tile.query or tile.same is not None else _FAINT
-    pen.text(
-        (left + outer / 2, top + outer + 3), _shortened(tile.caption, outer, font), ink, font, anchor="ma"
-    )
+    pen.text((left + outer / 2, top + outer + 3), _shortened(tile.caption, outer, font), ink, font, anchor="ma")
 
 
 def fitted(pixels: np.ndarray) -> Image.Image:

@@ -130,9 +130,7 @@ def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
 
 
 @torch.inference_mode()
-def duplicates(
-    features: Features, threshold: float, device: str = "cpu", report: Report | None = None
-) -> Duplicates:
+def duplicates(features: Features, threshold: float, device: str = "cpu", report: Report | None = None) -> Duplicates:
     """All pairs of rows whose cosine is at least ``threshold``, over the blocks of the upper triangle.
 
     The `MAX_PAIRS` most similar are listed. Zero vectors are in no pair.

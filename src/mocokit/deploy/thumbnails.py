@@ -25,9 +25,7 @@ def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarr
     index = {printable(name): i for i, name in enumerate(source.read_index().names)}
     for path in paths:
         if path not in index:
-            raise UserError(
-                f"--montage: no image {path} in {data}; name with --data where the images are now"
-            )
+            raise UserError(f"--montage: no image {path} in {data}; name with --data where the images are now")
     return _decoded(read_all(source, [index[path] for path in paths]), paths, spec)
 
 

@@ -25,10 +25,7 @@ def pixels(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor
     mean = std = [0.5] * images.channels
     cpu = torch.device("cpu")
     return torch.cat(
-        [
-            center_view(*rows_of(images, batch, cpu), size, mean, std).flatten(1)
-            for batch in indices.split(BATCH)
-        ]
+        [center_view(*rows_of(images, batch, cpu), size, mean, std).flatten(1) for batch in indices.split(BATCH)]
     )
 
 

@@ -77,16 +77,12 @@ class KnnEvaluator:
     def from_store(cls, store: Store, k: int, temperature: float) -> "KnnEvaluator":
         """The bank is the training split; the queries are the test split, or else the validation split."""
         queries = store.splits.get("test") or store.splits.get("val")
-        return cls(
-            Subset.all(store.splits["train"]), Subset.all(queries) if queries else None, k, temperature
-        )
+        return cls(Subset.all(store.splits["train"]), Subset.all(queries) if queries else None, k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
         return replace(
-            self,
-            bank=self.bank.sample(bank, seed),
-            queries=self.queries and self.queries.sample(queries, seed),
+            self, bank=self.bank.sample(bank, seed), queries=self.queries and self.queries.sample(queries, seed)
         )
 
     @property
@@ -102,6 +98,4 @@ class KnnEvaluator:
     def accuracy(self, features: Callable[[Subset], Tensor]) -> Accuracy:
         """Accuracy with the features [N, D] that ``features`` gives of some images."""
         queries = (features(self.queries), self.queries.labels) if self.queries else (None, None)
-        return knn_accuracy(
-            features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature
-        )
+        return knn_accuracy(features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature)

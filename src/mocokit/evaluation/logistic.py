@@ -32,11 +32,7 @@ class LinearClassifier:
 
 
 def logistic_path(
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    l2s: Iterable[float],
-    tolerance: float = GRADIENT_TOLERANCE,
+    features: Tensor, labels: Tensor, classes: int, l2s: Iterable[float], tolerance: float = GRADIENT_TOLERANCE
 ) -> Iterator[LinearClassifier]:
     """One classifier for each l2, each fitted from the solution before it by scikit-learn's L-BFGS in float64.
 

@@ -111,9 +111,7 @@ def split_labelled(store: Store, seed: int) -> LabelledSplits:
     if val is None:
         val, train = _hold_out(train, generator(seed, "validation part"))
     if not len(test):
-        raise UserError(
-            f"{store.name}: no class has two images, so there are no test images; add a folder named test"
-        )
+        raise UserError(f"{store.name}: no class has two images, so there are no test images; add a folder named test")
     return LabelledSplits(train, val, test, store.label_names)
 
 

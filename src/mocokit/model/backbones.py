@@ -32,12 +32,7 @@ class CifarResNet(ResNet):
         self.maxpool = nn.Identity()  # type: ignore[assignment]
 
 
-_SMALL: Any = {
-    "input_size": (3, 32, 32),
-    "pool_size": (4, 4),
-    "first_conv": "conv1",
-    "classifier": "fc",
-}
+_SMALL: Any = {"input_size": (3, 32, 32), "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
 _SMALL_VIT: Any = {
     "input_size": (3, 32, 32), "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"
 }  # fmt: skip
@@ -48,9 +43,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool, block: Any, layers: tuple[int, ...], **kwargs: Any) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(
-        CifarResNet, name, pretrained, block=block, layers=layers, **kwargs
-    )
+    model: nn.Module = build_model_with_cfg(CifarResNet, name, pretrained, block=block, layers=layers, **kwargs)
     return model
 
 
@@ -109,9 +102,7 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
     with _taking(name, channels, image_size, "--image-size"):
-        backbone: nn.Module = timm.create_model(
-            name, num_classes=0, in_chans=channels, **size_option(name, image_size)
-        )
+        backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size_option(name, image_size))
         _initialise(backbone)
         features = _features(backbone, channels, image_size)
     if features.ndim != 2:

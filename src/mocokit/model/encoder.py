@@ -79,11 +79,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        spec: EncoderSpec,
-        classifier: nn.Linear | None = None,
-        classes: tuple[str, ...] = (),
+        self, backbone: nn.Module, spec: EncoderSpec, classifier: nn.Linear | None = None, classes: tuple[str, ...] = ()
     ) -> None:
         super().__init__()
         self.backbone, self.spec = backbone, spec
@@ -182,9 +178,7 @@ def _decoded(image: Any, max_side: int) -> np.ndarray:
         pixels = image.detach().cpu().numpy()
     else:
         pixels = np.asarray(image)
-        pixels = (
-            pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
-        )
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     if pixels.ndim != 3 or pixels.size == 0 or pixels.dtype.kind not in "buif":
         raise BadImage(f"expected one image, got {pixels.dtype} of shape {pixels.shape}")
     if pixels.dtype != np.uint8:

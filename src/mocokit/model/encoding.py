@@ -46,9 +46,7 @@ def encode(
     if images >= MANY:
         encoder = encoder.for_evaluation()
     parallel, threads = streams(encoder.device, images), torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        parallel, initializer=torch.set_num_threads, initargs=(threads if parallel == 1 else 1,)
-    )
+    pool = ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads if parallel == 1 else 1,))
     pending: deque[Future[Tensor]] = deque()
     with evaluating(encoder):
         try:

@@ -16,9 +16,7 @@ class LossOutput(NamedTuple):
     negative: Tensor
 
 
-def info_nce(
-    q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None
-) -> LossOutput:
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float, own: Tensor | None = None) -> LossOutput:
     """InfoNCE of each query against its key and the queue (MoCo v1, equation 1), mean over the batch.
 
     Args:

@@ -112,9 +112,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         over, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         n = x.numel() // x.shape[1] * distributed.world_size()
         origin = x.new_zeros(x.shape[1]).float() if self.running_mean is None else self.running_mean.clone()

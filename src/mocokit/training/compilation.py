@@ -42,9 +42,7 @@ def forget_cuda_graphs() -> None:
     torch.cuda.empty_cache()
 
 
-def _inductor(
-    graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, Any]
-) -> Callable[..., Any]:
+def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, Any]) -> Callable[..., Any]:
     """torch's own compiler, that tells of its failure."""
     from torch._inductor.compile_fx import compile_fx
 

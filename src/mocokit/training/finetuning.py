@@ -124,9 +124,7 @@ class Finetuning(Task):
         return not within and 0 < self.config.patience <= epoch - int(self.best_epoch)
 
 
-def layer_groups(
-    encoder: Encoder, lr: float, layer_decay: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def layer_groups(encoder: Encoder, lr: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW; biases and norms are not decayed.
 
     The learning rate shrinks by ``layer_decay`` from the classifier to the last layer of the backbone, and on
@@ -140,11 +138,7 @@ def layer_groups(
     for group in groups:
         group["lr"] = lr * layer_decay * group.pop("lr_scale")
     weight, bias = encoder.classifier.weight, encoder.classifier.bias
-    return [
-        *groups,
-        {"params": [weight], "weight_decay": weight_decay},
-        {"params": [bias], "weight_decay": 0.0},
-    ]
+    return [*groups, {"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]
 
 
 def train_classifier(
@@ -175,12 +169,7 @@ def train_classifier(
     device = torch.device(config.device)
     precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     loader = create_loader(
-        task.images,
-        batch_size=task.batch_size,
-        seed=config.seed,
-        device=device,
-        workers=usable_cores(),
-        rows=task.rows,
+        task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
     )
     trainer = Trainer(task, create_fabric(config.device, precision))
     checkpoints = Checkpoints(run.checkpoint, CHECKPOINT_SECONDS, task.check_state)
@@ -200,7 +189,5 @@ def train_classifier(
     )
     with checkpoints.catching_signals():
         checkpoints.restore(trainer)
-        trainer.fit(
-            loader, task.steps, log=log, checkpoints=checkpoints, stop=task.has_converged, report=report
-        )
+        trainer.fit(loader, task.steps, log=log, checkpoints=checkpoints, stop=task.has_converged, report=report)
     return task.best.eval()

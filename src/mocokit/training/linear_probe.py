@@ -31,9 +31,7 @@ class LinearProbe(Task):
 
     labels: Tensor
 
-    def __init__(
-        self, encoder: Encoder, images: ImageSet, classes: int, config: ProbeConfig, steps: int
-    ) -> None:
+    def __init__(self, encoder: Encoder, images: ImageSet, classes: int, config: ProbeConfig, steps: int) -> None:
         super().__init__()
         assert images.labels is not None
         self.frozen = (encoder,)  # in a tuple: no part of what is trained
@@ -120,12 +118,7 @@ def sgd(
         UserError: the loss is infinite or not a number.
     """
     loader = create_loader(
-        images,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=encoder.device,
-        workers=0,
-        rows=indices,
+        images, batch_size=config.batch_size, seed=config.seed, device=encoder.device, workers=0, rows=indices
     )
     steps = config.epochs * loader.per_epoch
     task = LinearProbe(encoder, images, classes, config, steps)

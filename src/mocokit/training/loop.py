@@ -30,9 +30,7 @@ class NonFiniteLoss(UserError):
     """The loss, its gradient or the weights are no longer finite numbers."""
 
     def __init__(self, what: str, step: int, remedy: str) -> None:
-        super().__init__(
-            f"step {step:,}: {what} not finite, so the run stops; an earlier checkpoint is kept. {remedy}"
-        )
+        super().__init__(f"step {step:,}: {what} not finite, so the run stops; an earlier checkpoint is kept. {remedy}")
 
 
 class Task(nn.Module):

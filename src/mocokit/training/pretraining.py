@@ -98,9 +98,7 @@ class Pretraining(Task):
     def forward(self, views: Views) -> Tensor:
         """The loss of one step, a float32 scalar."""
         config, shuffle = self.config, None
-        if (
-            config.bn_splits > 1
-        ):  # without splits batch norm sees the whole batch, and its order changes nothing
+        if config.bn_splits > 1:  # without splits batch norm sees the whole batch, and its order changes nothing
             draw = generator(config.seed, "shuffle", views.step)
             shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
         m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
