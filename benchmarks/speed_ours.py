@@ -1,6 +1,7 @@
 """mocokit's side of `speed.py`: the commands that a user would run."""
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 from unittest import mock
@@ -15,17 +16,29 @@ SHORT = 50  # the same where it is only to work
 
 
 def _pretrain(s: Settings) -> tuple[StepClock, Any]:
-    """The pretraining command, up to the last step that counts."""
-    from mocokit.training.module import Pretraining
+    """The pretraining command, up to the last step that counts; its clock and its task."""
+    from mocokit.training import pretraining
 
-    clock, modules = StepClock(s), []
+    clock, tasks = StepClock(s), []
+    create_loader, trainer = pretraining.create_loader, pretraining.Trainer
 
-    def on_start(module: Any, *_: Any) -> None:
-        modules.append(module)
-        clock.on_start()
+    def clocked_loader(*arguments: Any, **others: Any) -> Any:
+        loader = create_loader(*arguments, **others)
+        batches = loader.batches
 
-    def on_end(*_: Any) -> None:
-        clock.on_end()
+        def clocked(start: int, stop: int) -> Iterator[Any]:
+            for number, batch in enumerate(batches(start, stop)):
+                if number:
+                    clock.on_end()
+                clock.on_start()
+                yield batch
+
+        loader.batches = clocked
+        return loader
+
+    def noted(task: Any, fabric: Any) -> Any:
+        tasks.append(task)
+        return trainer(task, fabric)
 
     options: dict[str, Any] = {} if s.precision is None else {"precision": s.precision}
     if s.steps or s.untried:  # the peer checks nothing; the check of step 0 is no part of the pace
@@ -34,8 +47,8 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
         options |= {"compile": False} | ({"precision": "fp32"} if s.device == "cpu" else {})
     with (
         suppress(Stop),
-        mock.patch.object(Pretraining, "on_train_batch_start", on_start),
-        mock.patch.object(Pretraining, "on_train_batch_end", on_end),
+        mock.patch.object(pretraining, "create_loader", clocked_loader),
+        mock.patch.object(pretraining, "Trainer", noted),
     ):
         mocokit.pretrain(
             s.data,
@@ -50,7 +63,7 @@ def _pretrain(s: Settings) -> tuple[StepClock, Any]:
             workers=s.workers,
             **options,
         )
-    return clock, modules[0]
+    return clock, tasks[0]
 
 
 def first_step(s: Settings) -> Result:
@@ -64,9 +77,9 @@ def first_step(s: Settings) -> Result:
 
 def pretrain(s: Settings) -> Result:
     """Images a second of pretraining, loader and views included."""
-    clock, module = _pretrain(s)
-    parameters = sum(p.numel() for p in module.moco.backbone.parameters())
-    chosen = {name: getattr(module.config, name) for name in ("precision", "compile", "cuda_graphs")}
+    clock, task = _pretrain(s)
+    parameters = sum(p.numel() for p in task.moco.backbone.parameters())
+    chosen = {name: getattr(task.config, name) for name in ("precision", "compile", "cuda_graphs")}
     return {"value": clock.pace(), "parameters": parameters} | chosen
 
 
