@@ -66,6 +66,15 @@ def pick_device(requested: str | None) -> DeviceName:
     raise UserError(f"--device {requested}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
 
 
+def computes_in_bf16(device: str) -> bool:
+    """Whether ``device`` has arithmetic in bfloat16."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
     names = ("mocokit", "torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pillow")

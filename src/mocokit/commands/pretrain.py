@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mocokit import distributed
 from mocokit.auto.defaults import Facts, check_shares, image_size_chooser
 from mocokit.auto.trials import complete
@@ -26,7 +24,7 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
-from mocokit.machine import keep_freed_memory, limit_threads, pick_device, usable_cores, versions
+from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
@@ -166,18 +164,12 @@ def complete_config(given: Mapping[str, Any], data: RunData, started: float) -> 
         longest=max(store.splits["train"].canvas),
         channels=store.channels,
         device=device,
-        bf16=_computes_in_bf16(device),
+        bf16=computes_in_bf16(device),
         cpus=max(1, usable_cores() // distributed.local_world_size()),
         processes=distributed.world_size(),
     )
     resolved = complete(given, facts, RunMeasurements(store, data.images), started)
     return distributed.broadcast_object(resolved)
-
-
-def _computes_in_bf16(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:

@@ -20,7 +20,7 @@ from mocokit.data.dataset import Batch
 from mocokit.data.loader import create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
-from mocokit.machine import usable_cores
+from mocokit.machine import computes_in_bf16, usable_cores
 from mocokit.model.encoder import Encoder
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
@@ -167,7 +167,7 @@ def train_classifier(
     config = task.config
     assert config.device is not None
     device = torch.device(config.device)
-    precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
     loader = create_loader(
         task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
     )
