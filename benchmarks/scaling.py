@@ -22,6 +22,7 @@ from mocokit.config import PretrainConfig
 from mocokit.data.decode import decode
 from mocokit.data.pixels import stored_side
 from mocokit.model.encoder import EncoderSpec
+from mocokit.recipes import load_recipe
 from mocokit.training.pretraining import Pretraining
 
 FLOAT, IDENTITY = 4, 8  # bytes of a float32 and of an image's number
@@ -43,7 +44,9 @@ class Step:
 def measured_step(recipe: str, images: int, classes: type[torch.nn.Module]) -> Step:
     """Counted on the model of ``recipe`` on images of 224 pixels."""
     facts = Facts("images", 1_281_167, 224, 448, 3, "cuda", True, 16)
-    config: PretrainConfig = defaults({"data": "images", "recipe": recipe, "device": "cpu"}, facts).config
+    config: PretrainConfig = defaults(
+        {"data": "images", "recipe": recipe, "device": "cpu"}, facts, load_recipe(recipe)
+    ).config
     module = Pretraining(config, EncoderSpec(config.backbone, 224, 3, (0.5,) * 3, (0.2,) * 3, None))
     learned = sum(p.numel() for p in module.moco.parameters() if p.requires_grad)
     passes = 1 + config.symmetric

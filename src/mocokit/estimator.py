@@ -21,7 +21,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
-from mocokit.commands.pretrain import announcer, complete_config, open_data
+from mocokit.commands.pretrain import Request, announcer, complete_config, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped
@@ -224,10 +224,10 @@ def _is_listed(X: Any) -> bool:
 
 def _pretrain(images: list[Any], options: dict[str, Any], verbose: bool, started: float) -> tuple[Encoder, list[Row]]:
     """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed."""
-    rows: list[Row] = []
+    request, rows = Request.of(options), list[Row]()
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
-        data = open_data(ImageListSource(images), options, cache=Path(name))
-        config = complete_config(options, data, started).config
+        data = open_data(request, ImageListSource(images), cache=Path(name))
+        config = complete_config(request, data, started).config
         task = Pretraining(config, encoder_spec(data.store, config))
         tell = announcer(config) if verbose else lambda row: None
 

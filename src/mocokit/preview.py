@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mocokit.auto.defaults import image_size_chooser
-from mocokit.commands.pretrain import RunData, complete_config
+from mocokit.commands.pretrain import Request, RunData, complete_config
 from mocokit.config import FIELDS
 from mocokit.data.augment import augment, augmentations, sample_params
 from mocokit.data.store import Store, open_store
@@ -104,7 +104,7 @@ def draw_views(
     store, learned = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
-    config = complete_config(given, RunData(store, learned), time.perf_counter()).config
+    config = complete_config(Request.of(given), RunData(store, learned), time.perf_counter()).config
     rows = np.arange(min(count, len(images)))
     pixels, sizes = torch.from_numpy(learned.batch(rows)), torch.from_numpy(learned.sizes[rows])
     black, white = ([0.0] * store.channels, [1.0] * store.channels)  # as mean and standard deviation: no normalisation

@@ -44,7 +44,7 @@ def test_auto_fits_any_data(f):
 def test_every_value_is_given_or_has_a_reason(f, recipe):
     if f.images < 8192:
         f = dataclasses.replace(f, images=8192)
-    resolved = defaults({"data": "x", "recipe": recipe, "lr": 0.123}, f)
+    resolved = defaults({"data": "x", "recipe": recipe, "lr": 0.123}, f, load_recipe(recipe))
     assert set(resolved.given) == {"data", "recipe", "lr"}
     assert resolved.config.lr == 0.123
     assert set(resolved.given) | set(resolved.reasons) == set(FIELDS)
@@ -58,7 +58,11 @@ def test_learning_rate_is_linear_in_the_batch():
 
 def test_order_of_sources():
     recipe = load_recipe("moco-v2-cifar10")
-    resolved = defaults({"data": "x", "recipe": "moco-v2-cifar10", "temperature": 0.3}, facts(images=50_000))
+    resolved = defaults(
+        {"data": "x", "recipe": "moco-v2-cifar10", "temperature": 0.3},
+        facts(images=50_000),
+        load_recipe("moco-v2-cifar10"),
+    )
     assert resolved.config.temperature == 0.3
     assert resolved.config.queue_size == recipe["queue_size"] == 4096
     assert resolved.reasons["queue_size"] == "recipe moco-v2-cifar10"
@@ -68,7 +72,7 @@ def test_order_of_sources():
 @pytest.mark.parametrize("length", [{"steps": 7}, {"epochs": 3}, {"time_budget": "1m"}])
 def test_a_length_of_the_users_beats_the_recipes(length):
     given = {"data": "x", "recipe": "moco-v2-cifar10"} | length
-    config = defaults(given, facts(images=50_000)).config
+    config = defaults(given, facts(images=50_000), load_recipe(given["recipe"])).config
     if "steps" in length:
         assert (config.steps, config.epochs) == (7, 1)
     elif "epochs" in length:
@@ -144,7 +148,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 
 def sizes(f=None, **given):
-    config = defaults({"data": "x", **given}, f or facts()).config
+    config = defaults({"data": "x", **given}, f or facts(), load_recipe(given.get("recipe", "auto"))).config
     return config.image_size, config.view_size, config.view_size_end
 
 

@@ -54,7 +54,7 @@ def completed(machine: Machine, facts: Facts = FACTS, **given: object) -> Resolv
     options = validate({"data": "x", **TINY, **given}, FIELDS)
     if "time_budget" in options:
         options.pop("epochs", None)
-    return complete(options, facts, machine, time.perf_counter())
+    return complete(options, {}, facts, machine, time.perf_counter())
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.options import LENGTHS
-from mocokit.recipes import load_recipe
 from mocokit.resolved import Resolved
 from mocokit.rundir import run_name
 
@@ -72,17 +72,17 @@ def choose_image_size(median: float, *, cap: int, share: float = 1.0) -> int:
     return cap if math.isnan(median) else min(cap, max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
 
 
-def defaults(given: Mapping[str, Any], facts: Facts) -> Resolved:
+def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
     """Fill in what neither the user nor the recipe set; the user's values are never changed.
 
     Args:
         given: validated values of flags and ``--config``.
         facts: what data and machine turned out to be.
+        recipe: the options that the recipe sets.
 
     Raises:
         UserError: too few images, or values that do not fit the data.
     """
-    recipe = load_recipe(given.get("recipe", "auto"))
     if any(name in given for name in LENGTHS):
         recipe = {name: value for name, value in recipe.items() if name not in LENGTHS}
     values: dict[str, Any] = dict(given)

@@ -48,11 +48,14 @@ class Measurements(Protocol):
         """Whether the backbone takes views of all these sizes."""
 
 
-def complete(given: Mapping[str, Any], facts: Facts, measure: Measurements, started: float) -> Resolved:
+def complete(
+    given: Mapping[str, Any], recipe: Mapping[str, Any], facts: Facts, measure: Measurements, started: float
+) -> Resolved:
     """The complete configuration; with a time budget the schedule that ends in time.
 
     Args:
         given: validated values of flags and ``--config``.
+        recipe: those of the recipe.
         facts: of data and machine.
         measure: on the run to come.
         started: `time.perf_counter()` when the command began.
@@ -60,7 +63,7 @@ def complete(given: Mapping[str, Any], facts: Facts, measure: Measurements, star
     Raises:
         UserError: values that do not fit the data, or a budget too short for a single step.
     """
-    resolved = _fit_view_sizes(defaults(given, facts), measure)
+    resolved = _fit_view_sizes(defaults(given, facts, recipe), measure)
     if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
         resolved = _choose_precision(resolved, facts, measure)
     if facts.device in COMPILE_RUN and "compile" in resolved.reasons:

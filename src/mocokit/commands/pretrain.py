@@ -13,7 +13,7 @@ from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
@@ -57,26 +57,42 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
     given = merge(validate({"data": data, **options}, FIELDS), {})
     if given.get("devices", 1) > 1 and not distributed.is_launched():
         return launch("pretrain", given, given["devices"], overwrite)
-    distributed.init_process_group(pick_device(given.get("device")))
+    request = Request.of(given)
+    distributed.init_process_group(request.device)
     with distributed.reporting_lost_peers("its message says why; run the same command to go on from the checkpoint"):
-        return _pretrain(given, overwrite, started)
+        return _pretrain(request, overwrite, started)
 
 
-def _pretrain(given: Mapping[str, Any], overwrite: bool, started: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for: the options that are ``given``, those of the ``recipe``, and the device."""
+
+    given: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    device: DeviceName
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Request":
+        """From validated options; raises `UserError` if there is no such recipe or device."""
+        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
+
+
+def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, Any]:
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
+    given = request.given
     keep_freed_memory()
     limit_threads()
     if distributed.rank() > 0:
         mute()
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
-        data = open_data(given["data"], given, report=report)
+        data = open_data(request, report=report)
     say(data.store.summary())
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
     saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
-    resolved = saved or complete_config(given, data, started)
+    resolved = saved or complete_config(request, data, started)
     config = _with_free_options(resolved, given)
     task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
     if not saved:
@@ -114,35 +130,34 @@ class RunData:
 
 
 def open_data(
-    data: str | Source,
-    given: Mapping[str, Any],
+    request: Request,
+    source: Source | None = None,
     cache: Path | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> RunData:
     """Decode the images unless the cache has them.
 
     Args:
-        data: as the user named it, or a source.
-        given: the options that are set.
+        request: names the data.
+        source: the images, if they are at hand.
         cache: where decoded images are kept, if not in the usual cache directory.
         report: called with the images done and in total.
 
     Raises:
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
     """
-    recipe = load_recipe(given.get("recipe", "auto"))
-    device = pick_device(given.get("device"))
+    given, recipe = request.given, request.recipe
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size"))
-    options |= {"image_size": size or image_size_chooser(device), "progress": report, "cache": cache}
+    options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
     try:
         if not given.get("stream", recipe.get("stream", False)):
-            store = open_store(data, **options)
+            store = open_store(source or given["data"], **options)
             return RunData(store, store.splits["train"])
         if "limit" in given:
             raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-        store, images = open_streaming(str(data), **options)
+        store, images = open_streaming(given["data"], **options)
         say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
         return RunData(store, images)
     except TooManySkipped as error:
@@ -154,21 +169,21 @@ def open_data(
 # Complete the configuration -------------------------------------------------------------------------------
 
 
-def complete_config(given: Mapping[str, Any], data: RunData, started: float) -> Resolved:
+def complete_config(request: Request, data: RunData, started: float) -> Resolved:
     """What the user did not say, decided in the first process for all; see `mocokit.auto`."""
-    device, store = pick_device(given.get("device")), data.store
+    store = data.store
     facts = Facts(
         name=data.name,
         images=len(data.images),
         image_size=store.image_size,
         longest=max(store.splits["train"].canvas),
         channels=store.channels,
-        device=device,
-        bf16=computes_in_bf16(device),
+        device=request.device,
+        bf16=computes_in_bf16(request.device),
         cpus=max(1, usable_cores() // distributed.local_world_size()),
         processes=distributed.world_size(),
     )
-    resolved = complete(given, facts, RunMeasurements(store, data.images), started)
+    resolved = complete(request.given, request.recipe, facts, RunMeasurements(store, data.images), started)
     return distributed.broadcast_object(resolved)
 
 
