@@ -1,4 +1,4 @@
-"""The processes that share a run: which one this is, and the few things that they tell each other.
+"""The processes that share a run: which one this is, and what they exchange.
 
 A command that ``--devices``, torchrun or SLURM has started several times calls `init_process_group`; until then, and in
 every other command, there is one process and everything here is free.
@@ -62,7 +62,7 @@ def init_process_group(device: str) -> None:
 
 
 def destroy_process_group() -> None:
-    """Subset from the others at the end."""
+    """Part from the others at the end."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -142,9 +142,9 @@ def any_rank(*flags: bool) -> list[bool]:
     """Of each flag, whether it is true in any process. Host memory only, so that no GPU is waited for."""
     if world_size() == 1:
         return list(flags)
-    told = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    return [bool(flag) for flag in told]
+    merged = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(merged, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in merged]
 
 
 def broadcast_object(value: T) -> T:
@@ -176,8 +176,8 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 @contextmanager
-def reporting_lost_peers(way_out: str) -> Iterator[None]:
-    """Inside, the loss of another process is told in one line, with the ``way_out``, as a `UserError`."""
+def reporting_lost_peers(remedy: str) -> Iterator[None]:
+    """Inside, the loss of another process is a `UserError` of one line that ends in the ``remedy``."""
     try:
         yield
     except RuntimeError as error:
@@ -186,4 +186,4 @@ def reporting_lost_peers(way_out: str) -> Iterator[None]:
             isinstance(error, dist.DistError) or any(word in text.lower() for word in NO_PEER)
         ):
             raise
-        raise UserError(f"process {rank()}: another process of this run has ended; {way_out}") from error
+        raise UserError(f"process {rank()}: another process of this run has ended; {remedy}") from error

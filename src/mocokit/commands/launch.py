@@ -32,7 +32,7 @@ def launch(verb: str, options: Mapping[str, Any], processes: int, overwrite: boo
     SIGINT and SIGTERM are passed on to all. Returns the result of the first.
 
     Raises:
-        UserError: a process failed, and has told why unless it was killed; the others are ended.
+        UserError: a process failed, and has said why unless it was killed; the others are ended.
         Interrupted: a signal stopped the run.
     """
     with tempfile.TemporaryDirectory() as folder:

@@ -281,14 +281,14 @@ def _quality_check(store: Store, config: PretrainConfig) -> Measure:
 
 
 def announcer(config: PretrainConfig) -> Callable[[Row], None]:
-    """Tells of every quality check, and in between of a row now and then."""
-    told = 0.0
+    """Prints every quality check, and in between a row now and then."""
+    announced = 0.0
 
     def announce(row: Row) -> None:
-        nonlocal told
-        if "rankme" not in row and time.monotonic() - told < LINE_SECONDS:
+        nonlocal announced
+        if "rankme" not in row and time.monotonic() - announced < LINE_SECONDS:
             return
-        told = time.monotonic()
+        announced = time.monotonic()
         parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
         if "loss" in row:
             parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
