@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn.functional import all_gather
 
 from mocokit import distributed
 
@@ -107,7 +107,7 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks.
 
-    One message each way: sums and sums of squares, counted from the running mean so that no digits are lost.
+    Means and variances are exchanged, not sums of squares, so that a large mean costs no digits.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,16 +115,15 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         over, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         n = x.numel() // x.shape[1] * distributed.world_size()
-        origin = x.new_zeros(x.shape[1]).float() if self.running_mean is None else self.running_mean.clone()
-        centred = x.float() - origin.view(column)
-        own = torch.stack([centred.sum(over), centred.square().sum(over)])
-        mean, square = all_reduce(own) / n  # [C] each, of the whole batch
-        var = square - mean.square()
+        var, mean = torch.var_mean(x.float(), dim=over, correction=0)
+        means, variances = torch.stack(all_gather(torch.stack([mean, var]))).unbind(1)  # [processes, C] of equal shares
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
         scale = (var + self.eps).rsqrt() if self.weight is None else (var + self.eps).rsqrt() * self.weight
-        y = (centred - mean.view(column)) * scale.view(column)
+        y = (x.float() - mean.view(column)) * scale.view(column)
         if self.bias is not None:
             y = y + self.bias.view(column)
-        self._update_statistics(origin + mean.detach(), var.detach() * n / max(1, n - 1))
+        self._update_statistics(mean.detach(), var.detach() * n / max(1, n - 1))
         return y.to(x.dtype)
 
     def _update_statistics(self, mean: Tensor, var: Tensor) -> None:

@@ -1,0 +1,58 @@
+"""What a run's own images are measured with: some during training, all at the end, and for how long."""
+
+import dataclasses
+import time
+
+import pytest
+
+from mocokit.auto.defaults import Facts, defaults
+from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
+from mocokit.config import FIELDS
+from mocokit.data.store import Store, open_store
+from mocokit.options import validate
+from tests.runs import TINY, coloured_data
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return open_store(str(coloured_data(tmp_path_factory.mktemp("measured"))), image_size=8, workers=0)
+
+
+@pytest.fixture(scope="module")
+def config(store):
+    facts = Facts("x", len(store.splits["train"]), 8, 12, 3, "cpu", False, 1)
+    return defaults(validate({"data": "x", **TINY}, FIELDS), facts).config
+
+
+def test_at_the_end_all_images_unless_the_configuration_says_less(store, config):
+    bank, queries = len(store.splits["train"]), len(store.splits["test"])
+    scored = 3 * min(1000, bank)
+    assert final_evaluator(store, config).images_read == scored + bank + queries
+    few = dataclasses.replace(config, knn_images=5)
+    assert final_evaluator(store, few).images_read == scored + 10
+    assert check_evaluator(store, config).images_read <= final_evaluator(store, config).images_read
+    measure = RunMeasurements(store, store.splits["train"])
+    assert measure.images_of_final(few) == scored + 10
+    assert measure.images_of_check(config) == check_evaluator(store, config).images_read
+
+
+def test_without_labels_there_is_no_knn(store, config):
+    assert final_evaluator(dataclasses.replace(store, label_names=None), config).knn is None
+
+
+def test_times_are_those_of_this_machine(store, config):
+    measure = RunMeasurements(store, store.splits["train"])
+    begun = time.perf_counter()
+    step, image = measure.seconds_per_step(config, 0.0), measure.seconds_per_image(config)
+    wall = time.perf_counter() - begun
+    assert 0 < step < wall
+    assert 0 < image * measure.images_of_final(config) < wall
+
+
+def test_views_of_another_size_are_tried(store, config):
+    measure = RunMeasurements(store, store.splits["train"])
+    growing = dataclasses.replace(config, image_size=16, view_size=8, view_size_end=16)
+    assert measure.view_sizes(growing) == [8, 12, 16]
+    assert measure.takes_views(growing)
+    assert not measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow"))
+    assert measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow", view_size=16))

@@ -1,0 +1,117 @@
+"""Checkpoints: whole, only read as tensors and plain values, refused in one line if they are anything else."""
+
+import contextlib
+import os
+import pickle
+import signal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mocokit.errors import Interrupted, UserError
+from mocokit.training.checkpoint import KEYS, Checkpoints
+
+
+class Counter:
+    """Something that can be saved."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step, self.weight = step, torch.full((3,), float(step))
+
+    def state_dict(self) -> dict:
+        return {key: {} for key in KEYS} | {"step": self.step, "task": {"weight": self.weight}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.weight = int(state["step"]), state["task"]["weight"]
+
+
+def checkpoints(path, seconds=1e9) -> Checkpoints:
+    return Checkpoints(path / "last.ckpt", seconds, lambda step: None)
+
+
+def test_round_trip(tmp_path):
+    checkpoints(tmp_path).save_if_due(Counter(7), last=True)
+    restored = Counter()
+    checkpoints(tmp_path).restore(restored)
+    assert restored.step == 7
+    assert torch.equal(restored.weight, torch.full((3,), 7.0))
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_without_a_checkpoint_nothing_changes(tmp_path):
+    counter = Counter(3)
+    checkpoints(tmp_path).restore(counter)
+    assert counter.step == 3
+
+
+@pytest.mark.parametrize(("seconds", "last", "saved"), [(1e9, False, False), (1e9, True, True), (0.0, False, True)])
+def test_saves_by_the_clock_and_at_the_end(tmp_path, seconds, last, saved):
+    checkpoints(tmp_path, seconds).save_if_due(Counter(1), last)
+    assert (tmp_path / "last.ckpt").exists() == saved
+
+
+def test_what_is_not_worth_keeping_is_not_saved(tmp_path):
+    def check(step: int) -> None:
+        raise UserError(f"step {step} is broken")
+
+    with pytest.raises(UserError, match="step 5 is broken"):
+        Checkpoints(tmp_path / "last.ckpt", 0.0, check).save_if_due(Counter(5), last=True)
+    assert not list(tmp_path.iterdir())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_damaged_files_are_one_line(tmp_path_factory, data):
+    """Cut, or with bytes changed: a `UserError`, or a state, never another exception."""
+    folder = tmp_path_factory.mktemp("damage")
+    checkpoints(folder).save_if_due(Counter(7), last=True)
+    path = folder / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for _ in range(data.draw(st.integers(1, 5))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    with contextlib.suppress(UserError):
+        checkpoints(folder).restore(Counter())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_part_is_named(tmp_path, key):
+    state = Counter(7).state_dict()
+    del state[key]
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=f"it has no {key}"):
+        checkpoints(tmp_path).restore(Counter())
+
+
+def test_nothing_in_the_file_is_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save(Counter(7).state_dict() | {"task": Trap()}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="not a usable checkpoint"):
+        checkpoints(tmp_path).restore(Counter())
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / "sprung").exists()  # the trap was armed
+
+
+def test_signals_end_the_run_after_the_step_and_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    saving = checkpoints(tmp_path)
+    with saving.catching_signals():
+        saving.obey_signals(1, 9)
+        signal.raise_signal(signal.SIGTERM)
+        saving.save_if_due(Counter(2), last=False)
+        with pytest.raises(Interrupted, match="stopped at step 2 of 9 by SIGTERM"):
+            saving.obey_signals(2, 9)
+        saving.obey_signals(9, 9)  # a complete run ends by itself
+        with pytest.raises(Interrupted, match="at once by a second SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "last.ckpt").exists()
