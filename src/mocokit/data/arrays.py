@@ -10,9 +10,9 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from mocokit.data.archives import archive_fingerprint
+from mocokit.data.archives import file_fingerprint
 from mocokit.data.decode import BadImage, decode_pillow
-from mocokit.data.image_index import SPLITS, ImageIndex
+from mocokit.data.image_index import SPLITS, ImageIndex, unreadable
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -23,9 +23,7 @@ _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """One image [H, W] or [H, W, C] of any kind of number as [C, H, W], C-contiguous.
-
-    uint8 stays; everything else becomes float32 in its own units.
+    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32.
 
     Raises:
         BadImage: no pixels, not numbers, or not finite ones.
@@ -33,10 +31,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in _KINDS:
         raise BadImage(f"{image.dtype} of shape {list(image.shape)} where [H, W] or [H, W, C] is expected")
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    if planes.dtype == np.uint8:
-        return np.ascontiguousarray(planes)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        planes = np.ascontiguousarray(planes, dtype=np.float32)
+        planes = np.ascontiguousarray(planes, dtype=np.uint8 if planes.dtype == np.uint8 else np.float32)
     if not np.isfinite(planes).all():
         raise BadImage("pixels that are infinite or not a number")
     return planes
@@ -49,7 +45,7 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 
 
 class ImageListSource:
-    """A sequence of images: arrays as for `pixels`, PIL images, or paths of files."""
+    """A sequence of images, all to train on: arrays as for `pixels`, PIL images, or paths of files."""
 
     name = "images"
     decoded = True  # also for files: this process may have threads, so it must not fork
@@ -62,14 +58,12 @@ class ImageListSource:
         return "memory"
 
     def read_index(self) -> ImageIndex:
-        """All images are in the training split; a file is named by its path, others by their position."""
-        names = [
-            str(image) if isinstance(image, str | Path) else f"image {row}" for row, image in enumerate(self.images)
-        ]
+        """A file is named by its path, other images by their position."""
+        images = enumerate(self.images)
+        names = [str(image) if isinstance(image, str | Path) else f"image {row}" for row, image in images]
         return ImageIndex(names, {"train": np.arange(len(names))})
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The bytes of a file, or the pixels [C, H, W] uint8 or float32; BadImage if there are none."""
         image = self.images[index]
         try:
             if isinstance(image, str | Path):
@@ -94,41 +88,28 @@ class ArraySource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem or "data"
-        self._parts: list[np.ndarray] = []
-        self._starts: list[int] = []
 
     def fingerprint(self) -> str:
-        """From name, size, time and both ends of the file."""
-        return archive_fingerprint(self.path)
+        return file_fingerprint(self.path)
 
     def read_index(self) -> ImageIndex:
-        """Open the arrays.
-
-        Raises:
-            UserError: the file is damaged, holds Python objects, or no images.
-        """
+        """Open the arrays; UserError if the file is damaged, or holds Python objects or no images."""
         try:
             parts, labels = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
         except UserError:
             raise
         except Exception as error:  # parsers of untrusted bytes raise anything
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UserError(
-                f"{self.path} cannot be read as a NumPy file ({' '.join(reason.split())[:120]}); "
-                "is it damaged or misnamed?"
-            ) from error
+            raise unreadable(self.path, error, " as a NumPy file") from error
         self._parts = list(parts.values())
-        counts = [len(part) for part in self._parts]
-        self._starts = [0, *np.cumsum(counts).tolist()]
-        names, splits = [], {}
-        for split, start, count in zip(parts, self._starts, counts, strict=False):
-            prefix = f"{split}/" if len(parts) > 1 else ""
-            names += [f"{prefix}{row:06d}" for row in range(count)]
-            splits[split] = np.arange(start, start + count)
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        prefixes = [f"{split}/" if len(parts) > 1 else "" for split in parts]
+        names = [
+            f"{prefix}{row:06d}" for prefix, part in zip(prefixes, self._parts, strict=True) for row in range(len(part))
+        ]
+        splits = dict(zip(parts, np.split(np.arange(len(names)), self._starts[1:-1]), strict=True))
         return ImageIndex(names, splits, *_classes(labels))
 
     def read(self, index: int) -> np.ndarray:
-        """Pixels [C, H, W] uint8 or float32 of one image; BadImage if they are not finite."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return pixels(self._parts[part][index - self._starts[part]])
 
@@ -186,9 +167,7 @@ class ArraySource:
 
 def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels as numbers from 0 and what each stands for; a lone class is none."""
-    if labels is None:
-        return None, None
-    classes, values = np.unique(labels, return_inverse=True)
+    classes, values = np.unique([] if labels is None else labels, return_inverse=True)
     if len(classes) < 2:
         return None, None
     names = (name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist())

@@ -15,14 +15,9 @@ IMAGE_SUFFIXES = (
 )
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 class Skipped(NamedTuple):
@@ -39,12 +34,11 @@ class ImageIndex:
     Attributes:
         names: path of each image inside the source, with slashes.
         splits: indices into ``names``, int64, for "train" and where they exist "val" and "test".
-        labels: int64 [len(names)], -1 where no split uses the image; None without class folders.
-        label_names: the class of each label value, sorted; None without class folders.
+        labels: int64 [len(names)], -1 where no split uses the image; None without classes.
+        label_names: the class of each label value, sorted; None without classes.
         refused: what was found but must not be read, with reasons.
         ignored: number of images outside the folders of splits, which are not used.
-        blocks: int64 [len(names)], ascending: equal for images that are best read together, since they are
-            stored together; None where each can be read alone.
+        blocks: int64 [len(names)], ascending: equal for images that are stored and best read together; or None.
     """
 
     names: Sequence[str]
@@ -54,6 +48,13 @@ class ImageIndex:
     refused: list[Skipped] = field(default_factory=list)
     ignored: int = 0
     blocks: np.ndarray | None = None
+
+
+def unreadable(place: object, error: BaseException, kind: str = "") -> UserError:
+    """The error, one line, for a file or address that cannot be read ``kind``, such as " as an archive"."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+    remote = "out of reach, " * ("://" in str(place))
+    return UserError(f"{place} cannot be read{kind} ({reason}); is it {remote}damaged or misnamed?")
 
 
 class Source(Protocol):
@@ -105,20 +106,17 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
         why = f" that may be read ({refused[0].name}: {refused[0].reason})" if refused else ""
         raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
     paths = [name.split("/") for name in names]
-    depth, is_split = _split_depth(paths)
-    members: dict[str, list[int]] = {}
-    if is_split:
-        for index, path in enumerate(paths):
-            split = SPLIT_FOLDERS.get(path[depth].lower()) if len(path) > depth + 1 else None
-            if split is not None:
-                members.setdefault(split, []).append(index)
-        depth += 1
-    else:
-        members["train"] = list(range(len(names)))
-    used = [index for indices in members.values() for index in indices]
-    labels, label_names = _labels(paths, used, depth)
-    splits = {split: np.array(members[split], dtype=np.int64) for split in SPLITS if split in members}
-    return ImageIndex(names, splits, labels, label_names, refused, ignored=len(names) - len(used))
+    depth, has_splits = _split_depth(paths)
+    split_of: list[str | None] = ["train"] * len(paths)
+    if has_splits:
+        split_of = [SPLIT_FOLDERS.get(path[depth].lower()) if len(path) > depth + 1 else None for path in paths]
+    splits = {
+        split: np.array([index for index, its in enumerate(split_of) if its == split], dtype=np.int64)
+        for split in SPLITS
+        if split in split_of
+    }
+    labels, label_names = _labels(paths, np.concatenate(list(splits.values())), depth + has_splits)
+    return ImageIndex(names, splits, labels, label_names, refused, ignored=split_of.count(None))
 
 
 def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
@@ -131,19 +129,17 @@ def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
         if "train" in splits and (len(folders) == 1 or splits & {"val", "test"}):
             return depth, True
         if len(folders) != 1 or any(len(path) == depth + 1 for path in paths):
-            break
+            return depth, False
         depth += 1
-    return depth, False
 
 
-def _labels(paths: list[list[str]], used: list[int], depth: int) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+def _labels(paths: list[list[str]], used: np.ndarray, depth: int) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     if any(len(paths[index]) != depth + 2 for index in used):
         return None, None
-    classes = {index: paths[index][depth] for index in used}
-    label_names = tuple(sorted(set(classes.values())))
-    if len(label_names) < 2:
+    classes = [paths[index][depth] for index in used]
+    value = {name: number for number, name in enumerate(sorted(set(classes)))}
+    if len(value) < 2:
         return None, None
-    value = {name: number for number, name in enumerate(label_names)}
     labels = np.full(len(paths), -1, dtype=np.int64)
-    labels[used] = [value[classes[index]] for index in used]
-    return labels, label_names
+    labels[used] = [value[name] for name in classes]
+    return labels, tuple(value)
