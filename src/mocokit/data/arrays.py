@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -102,7 +102,7 @@ class ArraySource:
             raise unreadable(self.path, error, " as a NumPy file") from error
         self._parts = list(parts.values())
         self._starts = np.cumsum([0, *map(len, self._parts)])
-        prefixes = [f"{split}/" if len(parts) > 1 else "" for split in parts]
+        prefixes = [f"{split}/" * (len(parts) > 1) for split in parts]
         names = [
             f"{prefix}{row:06d}" for prefix, part in zip(prefixes, self._parts, strict=True) for row in range(len(part))
         ]
@@ -116,53 +116,62 @@ class ArraySource:
     def _npy(self) -> tuple[dict[str, np.ndarray], None]:
         with np.errstate(over="ignore"):  # of a shape that is no true one, which is refused
             array = npy.open_memmap(self.path, mode="r")
-        self._check("its array", _Header(array.shape, array.dtype))
+        self._check("its array", array)
         return {"train": array}, None
 
     def _npz(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         images, labels = {}, {}
-        headers = _headers(self.path)
+        stated = _stated(self.path)
         with np.load(self.path, allow_pickle=False) as arrays:
-            for split, (key, label_key) in self._keys(headers).items():
-                self._check(key, headers[key])
+            for split, (key, label_key) in self._keys(stated).items():
+                self._check(key, stated[key])
                 images[split] = arrays[key]
-                if label_key in headers and self._are_labels(label_key, headers[label_key], len(images[split])):
+                if label_key in stated and self._are_labels(label_key, stated[label_key], len(images[split])):
                     labels[split] = arrays[label_key].reshape(-1)
         return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
 
-    def _keys(self, headers: "dict[str, _Header]") -> dict[str, tuple[str, str]]:
+    def _keys(self, stated: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
         """The names of images and labels of each split."""
         for images, labels in _KEYS:
-            splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in headers}
+            splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in stated}
             if "train" in splits:
                 return splits
-        found = ["images"] if "images" in headers else [key for key in headers if headers[key].is_images]
+        found = ["images"] if "images" in stated else [key for key, array in stated.items() if _are_images(array)]
         if len(found) != 1:
-            there = ", ".join(f"{key} {header}" for key, header in headers.items()) or "nothing"
+            there = ", ".join(f"{key} {_kind(array)}" for key, array in stated.items()) or "nothing"
             raise UserError(
                 f"{self.path} holds {'several arrays of' if found else 'no'} images {_SHAPES}: {there[:300]}; "
                 "call them images, or train_images and test_images"
             )
-        return {"train": (found[0], "y" if "y" in headers else "labels")}
+        return {"train": (found[0], "y" if "y" in stated else "labels")}
 
-    def _check(self, key: str, header: "_Header") -> None:
+    def _check(self, key: str, array: np.ndarray) -> None:
         """Raise UserError unless these are images, with their channels last."""
-        if not header.is_images:
-            objects = ", Python objects, which could run code and are not loaded" * header.dtype.hasobject
-            raise UserError(f"{self.path}: {key} is {header}{objects}, where images {_SHAPES} are expected")
-        if channels_first(header.shape):
+        if not _are_images(array):
+            objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
+            raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
+        if channels_first(array.shape):
             raise UserError(
-                f"{self.path}: {key} {header} seems to have its channels first, where {_SHAPES} is expected; "
+                f"{self.path}: {key} {_kind(array)} seems to have its channels first, where {_SHAPES} is expected; "
                 "save numpy.moveaxis(array, 1, -1)"
             )
 
-    def _are_labels(self, key: str, header: "_Header", count: int) -> bool:
+    def _are_labels(self, key: str, array: np.ndarray, count: int) -> bool:
         """Whether there is one class an image: several labels, or figures, are no classes."""
-        if header.dtype.hasobject:
-            raise UserError(f"{self.path}: {key} is {header}; Python objects are not loaded; save array.astype(str)")
-        if header.shape[:1] != (count,):
-            raise UserError(f"{self.path}: {key} is {header}, which is not one for each of {count:,} images")
-        return math.prod(header.shape) == count and header.dtype.kind in "biuUS"
+        place = f"{self.path}: {key} is {_kind(array)}"
+        if array.dtype.hasobject:
+            raise UserError(f"{place}; Python objects are not loaded; save array.astype(str)")
+        if array.shape[:1] != (count,):
+            raise UserError(f"{place}, which is not one for each of {count:,} images")
+        return array.size == count and array.dtype.kind in "biuUS"
+
+
+def _are_images(array: np.ndarray) -> bool:
+    return array.ndim in (3, 4) and array.dtype.kind in _KINDS and array.size > 0
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
@@ -174,24 +183,10 @@ def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, .
     return values.reshape(-1).astype(np.int64), tuple(names)
 
 
-class _Header(NamedTuple):
-    """What an .npy file says of its array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def is_images(self) -> bool:
-        return len(self.shape) in (3, 4) and self.dtype.kind in _KINDS and math.prod(self.shape) > 0
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
-def _headers(path: Path) -> dict[str, _Header]:
-    """The headers in an .npz file; ValueError if one states more than its member holds, for which NumPy would
-    allocate memory before it reads."""
-    headers = {}
+def _stated(path: Path) -> dict[str, np.ndarray]:
+    """Arrays without content, as the headers in an .npz file state them; ValueError if one states more than its
+    member holds, for which NumPy would allocate memory before it reads."""
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
@@ -203,5 +198,5 @@ def _headers(path: Path) -> dict[str, _Header]:
                 size = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
                 if not 0 <= size <= member.file_size - file.tell():
                     raise ValueError(f"it ends before its {list(shape)} numbers")
-            headers[member.filename.removesuffix(".npy")] = _Header(shape, dtype)
-    return headers
+            arrays[member.filename.removesuffix(".npy")] = np.broadcast_to(np.empty((), dtype), shape)
+    return arrays

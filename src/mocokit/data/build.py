@@ -82,12 +82,13 @@ def build(
     staging = directory / "staging.bin"
     staged, skipped = _stage(results, order, image_index.names, staging, progress)
     channels = options["channels"] or _common_channels(staged)
-    kept = [image for image in staged if convertible(image.shape[0], channels)]
-    skipped += [
-        Skipped(image_index.names[image.position], f"{image.shape[0]} channels among images with {channels}")
-        for image in staged
-        if not convertible(image.shape[0], channels)
-    ]
+    kept = []
+    for image in staged:
+        if convertible(image.shape[0], channels):
+            kept.append(image)
+        else:
+            reason = f"{image.shape[0]} channels among images with {channels}"
+            skipped.append(Skipped(image_index.names[image.position], reason))
     skipped = image_index.refused + skipped
     found = len(order) + len(image_index.refused)
     check_skipped(skipped, found, max_skipped)
