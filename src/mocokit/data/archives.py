@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name, unreadable
+from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name, reading
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -56,7 +56,7 @@ class ArchiveSource:
     def read_index(self) -> ImageIndex:
         members: dict[str, Any] = {}
         refused: dict[str, Skipped] = {}
-        try:
+        with reading(self.path, " as an archive"):
             found, self._read = (_open_zip if self.path.suffix.lower() == ".zip" else _open_tar)(self.path)
             for raw_name, member, refusal in found:
                 name = _member_name(raw_name)
@@ -66,10 +66,6 @@ class ArchiveSource:
                     refused[name] = Skipped(name, reason)
                 else:
                     members[name] = member  # as when unpacking, the last of several wins
-        except UserError:
-            raise
-        except Exception as error:  # parsers of untrusted bytes raise anything
-            raise unreadable(self.path, error, " as an archive") from error
         image_index = index_by_folders(members, refused.values(), self.path)
         self._members = [members[name] for name in image_index.names]
         return image_index

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mocokit.data.archives import file_fingerprint
 from mocokit.data.decode import BadImage, decode_pillow
-from mocokit.data.image_index import SPLITS, ImageIndex, unreadable
+from mocokit.data.image_index import SPLITS, ImageIndex, reading
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -94,12 +94,8 @@ class ArraySource:
 
     def read_index(self) -> ImageIndex:
         """Open the arrays; UserError if the file is damaged, or holds Python objects or no images."""
-        try:
+        with reading(self.path, " as a NumPy file"):
             parts, labels = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
-        except UserError:
-            raise
-        except Exception as error:  # parsers of untrusted bytes raise anything
-            raise unreadable(self.path, error, " as a NumPy file") from error
         self._parts = list(parts.values())
         self._starts = np.cumsum([0, *map(len, self._parts)])
         prefixes = [f"{split}/" * (len(parts) > 1) for split in parts]

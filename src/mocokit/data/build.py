@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,14 +41,8 @@ class _Staged(NamedTuple):
     """An image in the staging file: as decoded, with its own channels and depth."""
 
     position: int  # in the image index
-    offset: int
     shape: tuple[int, int, int]
-    value_range: tuple[float, float] | None  # of a deep image; None for uint8
-
-    def pixels(self, staging: np.ndarray) -> np.ndarray:
-        dtype = np.dtype(np.uint8 if self.value_range is None else np.float32)
-        size = math.prod(self.shape) * dtype.itemsize
-        return staging[self.offset : self.offset + size].view(dtype).reshape(self.shape)
+    value_range: tuple[float, float] | None  # of a deep image, which is float32; None for uint8
 
 
 def prepare(source: Source, limit: int | None, seed: int, measure: bool) -> tuple[ImageIndex, float | None]:
@@ -98,7 +92,7 @@ def build(
         raise UserError(f"no usable training images in {source.name}")
 
     intensity_range = _intensity_range(kept, options["intensity_range"])
-    _write_pixels(staging, directory / PIXELS, kept, channels, intensity_range)
+    _write_pixels(staging, directory / PIXELS, staged, channels, intensity_range)
     staging.unlink(missing_ok=True)
     arrays = {"sizes": np.array([image.shape[1:] for image in kept], dtype=np.int32)}
     if image_index.labels is not None:
@@ -155,11 +149,9 @@ def median_side(source: Source, indices: np.ndarray) -> float:
     """Median of the shorter side, in pixels, of 100 evenly spaced images at most; nan if none can be read."""
     sides: list[int] = []
     for position in np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED_IMAGES)).round().astype(int):
-        try:
+        with suppress(BadImage):
             content = source.read(int(indices[position]))
             sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
-        except BadImage:
-            continue
     return float(np.median(sides)) if sides else math.nan
 
 
@@ -173,7 +165,6 @@ def _stage(
     """Write the decoded images at ``order`` to ``path``; what was written, and what cannot be used."""
     staged: list[_Staged] = []
     skipped: list[Skipped] = []
-    offset = 0
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
             if isinstance(result, BadImage):
@@ -181,8 +172,8 @@ def _stage(
             else:
                 deep = result.dtype != np.uint8
                 value_range = (float(result.min()), float(result.max())) if deep else None
-                staged.append(_Staged(index, offset, result.shape, value_range))
-                offset += file.write(result.data)
+                staged.append(_Staged(index, result.shape, value_range))
+                file.write(result.data)
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
     return staged, skipped
@@ -206,18 +197,18 @@ def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> 
 
 
 def _write_pixels(
-    staging: Path, path: Path, kept: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
+    staging: Path, path: Path, staged: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
 ) -> None:
-    """Write the images one after the other, each uint8 [C, H, W] of its own size."""
-    size = sum(math.prod(image.shape) for image in kept if image.shape[0] == channels and image.value_range is None)
-    if size == staging.stat().st_size:  # nothing to convert or leave out
+    """Write the images that can have the channels one after the other, each uint8 [C, H, W] of its own size."""
+    if all(image.shape[0] == channels and image.value_range is None for image in staged):  # nothing to convert
         staging.rename(path)
         return
-    pixels = np.memmap(staging, dtype=np.uint8, mode="r")
-    with path.open("wb", buffering=_BLOCK) as file:
-        for image in kept:
-            converted = convert(image.pixels(pixels), channels, intensity_range)
-            file.write(np.ascontiguousarray(converted).data)
+    with staging.open("rb", buffering=_BLOCK) as source, path.open("wb", buffering=_BLOCK) as file:
+        for image in staged:
+            dtype = np.uint8 if image.value_range is None else np.float32
+            pixels = np.fromfile(source, dtype, math.prod(image.shape)).reshape(image.shape)
+            if convertible(len(pixels), channels):
+                file.write(np.ascontiguousarray(convert(pixels, channels, intensity_range)).data)
 
 
 def _fingerprint(path: Path, channels: int, counts: dict[str, int], arrays: dict[str, np.ndarray]) -> str:

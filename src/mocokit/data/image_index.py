@@ -1,6 +1,7 @@
 """What a source holds: the names, splits and labels of its images, derived from paths for folders and archives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -29,57 +30,45 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of a source.
+    """The images of a source."""
 
-    Attributes:
-        names: path of each image inside the source, with slashes.
-        splits: indices into ``names``, int64, for "train" and where they exist "val" and "test".
-        labels: int64 [len(names)], -1 where no split uses the image; None without classes.
-        label_names: the class of each label value, sorted; None without classes.
-        refused: what was found but must not be read, with reasons.
-        ignored: number of images outside the folders of splits, which are not used.
-        blocks: int64 [len(names)], ascending: equal for images that are stored and best read together; or None.
-    """
-
-    names: Sequence[str]
-    splits: dict[str, np.ndarray]
-    labels: np.ndarray | None = None
-    label_names: tuple[str, ...] | None = None
-    refused: list[Skipped] = field(default_factory=list)
-    ignored: int = 0
-    blocks: np.ndarray | None = None
+    names: Sequence[str]  # path of each image inside the source, with slashes
+    splits: dict[str, np.ndarray]  # indices into names, int64, for "train" and where they exist "val" and "test"
+    labels: np.ndarray | None = None  # int64 [len(names)], -1 where no split uses the image; None without classes
+    label_names: tuple[str, ...] | None = None  # the class of each label value; None without classes
+    refused: list[Skipped] = field(default_factory=list)  # what was found but must not be read
+    ignored: int = 0  # number of images outside the folders of splits, which are not used
+    blocks: np.ndarray | None = None  # int64 [len(names)], ascending: equal for images that are best read together
 
 
-def unreadable(place: object, error: BaseException, kind: str = "") -> UserError:
-    """The error, one line, for a file or address that cannot be read ``kind``, such as " as an archive"."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-    remote = "out of reach, " * ("://" in str(place))
-    return UserError(f"{place} cannot be read{kind} ({reason}); is it {remote}damaged or misnamed?")
+@contextmanager
+def reading(place: object, kind: str = "") -> Iterator[None]:
+    """Turn whatever goes wrong inside the block, and parsers of untrusted bytes raise anything, into a UserError of one
+    line: that ``place``, a path or address, cannot be read ``kind``, such as " as an archive"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        remote = "out of reach, " * ("://" in str(place))
+        raise UserError(f"{place} cannot be read{kind} ({reason}); is it {remote}damaged or misnamed?") from error
 
 
 class Source(Protocol):
-    """Where images come from: a bundled data set, a folder, an archive, shards or arrays.
+    """Where images come from: a bundled data set, a folder, an archive, shards or arrays."""
 
-    Attributes:
-        name: short enough for a run directory.
-        decoded: whether it holds pixels already, so that decoding costs nothing.
-    """
-
-    name: str
-    decoded: bool
+    name: str  # short enough for a run directory
+    decoded: bool  # whether it holds pixels already, so that decoding costs nothing
 
     def fingerprint(self) -> str:
         """A text that changes when the images do; found without reading them."""
 
     def read_index(self) -> ImageIndex:
-        """List the images; comes before `read`."""
+        """List the images; comes before `read`. UserError if there are none, or they cannot be listed."""
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The file of the image ``names[index]``, or its pixels (uint8 or float32 [C, H, W]).
-
-        Raises:
-            BadImage: it cannot be read.
-        """
+        """The file of the image ``names[index]``, or its pixels (uint8 or float32 [C, H, W]); BadImage if neither."""
 
 
 def is_image_name(name: str) -> bool:

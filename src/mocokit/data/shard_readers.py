@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.image_index import Skipped, is_image_name, unreadable
+from mocokit.data.image_index import Skipped, is_image_name, reading
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -29,21 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What is in one shard.
+    """What is in one shard."""
 
-    Attributes:
-        blocks: int64 [n], counted from 0: of each image the block, which is what is read together.
-        fetch: reads the image files of a block, in order; None where a row holds none.
-        labels: number or text of each image, or None.
-        classes: the name of each label value, if the shard states it.
-        refused: members that must not be read.
-    """
-
-    blocks: np.ndarray
-    fetch: Callable[[int], list[bytes | None]]
-    labels: np.ndarray | None = None
-    classes: tuple[str, ...] | None = None
-    refused: list[Skipped] = field(default_factory=list)
+    blocks: np.ndarray  # int64 [n], counted from 0: of each image the block, which is what is read together
+    fetch: Callable[[int], list[bytes | None]]  # reads the image files of a block, in order; None where there is none
+    labels: np.ndarray | None = None  # number or text of each image
+    classes: tuple[str, ...] | None = None  # the name of each label value, if the shard states it
+    refused: list[Skipped] = field(default_factory=list)  # members that must not be read
 
 
 def shard_kind(place: str) -> str:
@@ -153,13 +145,12 @@ def open_file(place: str) -> Any:
 
 def persistently(place: str, read: Callable[[], T]) -> T:
     """What ``read`` gives; a remote file is tried a few times. UserError if it cannot be read."""
-    waits = list(_WAITS if is_remote(place) else ())
-    while True:
-        try:
-            return read()
-        except UserError:
-            raise
-        except Exception as error:  # of as many libraries as there are formats and kinds of storage
-            if not waits:
-                raise unreadable(place, error) from error
-            time.sleep(waits.pop(0))
+    with reading(place):
+        for wait in _WAITS if is_remote(place) else ():
+            try:
+                return read()
+            except UserError:
+                raise
+            except Exception:  # of as many libraries as there are kinds of storage
+                time.sleep(wait)
+        return read()

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name, unreadable
+from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name, reading
 from mocokit.data.shard_readers import LABELS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError
@@ -50,16 +50,10 @@ def local_shards(path: Path) -> list[Shard]:
 
 
 def remote_shards(address: str) -> list[Shard]:
-    """The shards below an address that fsspec knows, such as ``s3://bucket/folder``.
-
-    Raises:
-        UserError: nothing can be listed there, or there are no shards.
-    """
-    try:
+    """The shards below an address that fsspec knows, such as ``s3://bucket/folder``; UserError if there are none."""
+    with reading(address):
         system, path = fsspec.url_to_fs(address)
         files = [system.unstrip_protocol(name) for name in system.find(path)]
-    except Exception as error:  # of as many libraries as there are kinds of storage
-        raise unreadable(address, error) from error
     if shards := _shards(files, address):
         return shards
     raise UserError(f"no shards in {address}; files of these kinds are shards: {PARQUET} {TAR}")
@@ -68,10 +62,8 @@ def remote_shards(address: str) -> list[Shard]:
 def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
     """The shards of ``hf:NAME[:CONFIG][@REVISION]``, and the classes if the hub names them.
 
-    Their addresses hold the revision's hash, so that they mean the same content for ever.
-
-    Raises:
-        UserError: the extra is missing, the hub can't be reached, or the set is not kept in shards.
+    Their addresses hold the revision's hash, so that they mean the same content for ever. UserError: the extra is
+    missing, the hub can't be reached, or the set is not kept in shards.
     """
     try:
         import datasets
@@ -79,10 +71,8 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
         raise UserError(f"{data} needs datasets: pip install 'mocokit[hf]'") from error
     name, _, revision = data.removeprefix(HUB).partition("@")
     name, _, config = name.partition(":")
-    try:
+    with reading(data):
         builder = datasets.load_dataset_builder(name, config or None, revision=revision or None)
-    except Exception as error:  # of the many libraries below the hub's client
-        raise unreadable(data, error) from error
     shards = [
         Shard(str(place), SPLIT_FOLDERS[str(split)])
         for split, places in (builder.config.data_files or {}).items()
