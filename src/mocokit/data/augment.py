@@ -1,7 +1,7 @@
 """The two views of MoCo: batches of uint8 images in, augmented and normalised float batches out.
 
-Parameters are drawn per image on the CPU, so every device renders the same views and the host always knows
-which images get which operation: nothing waits for the device. The operations are torchvision's, batched.
+Parameters are drawn on the CPU, so every device renders the same views, and the host knows which images get which
+operation without waiting for the device. The operations are torchvision's, batched.
 """
 
 import functools
@@ -126,8 +126,7 @@ def sample_params(
 
 def _jitter_factors(strengths: tuple[float, float, float, float], u: Tensor) -> Tensor:
     """Uniform in [max(0, 1 - s), 1 + s], hue in [-s, s]. u: [B, 4] in [0, 1) -> float32 [B, 4]."""
-    s = torch.tensor(strengths, dtype=torch.float64)
-    centre = torch.tensor(_IDENTITY, dtype=torch.float64)
+    s, centre = torch.tensor([strengths, _IDENTITY], dtype=torch.float64)
     low = centre - s
     low[:_HUE].clamp_(min=0)
     return (low + (centre + s - low) * u).float()
@@ -376,21 +375,19 @@ def _shift_hue(x: Tensor, turns: Tensor) -> None:
 
 
 def _blur(x: Tensor, sigma: Tensor, radius: int) -> None:
-    """Gaussian blur, reflecting at the edges, in place. x: [C, B, S, S]; sigma: [B], positive."""
-    weights = _blur_weights(sigma, x.shape[-1], radius, x.device)
-    for channel in x:
-        torch.bmm(torch.bmm(weights, channel), weights.mT, out=channel)
+    """Gaussian blur, reflecting at the edges, in place: two products with banded matrices [B, S, S].
 
-
-def _blur_weights(sigma: Tensor, size: int, radius: int, device: torch.device) -> Tensor:
-    """One-dimensional Gaussian kernels with reflection as banded matrices [B, size, size]; rows sum to 1."""
+    x: [C, B, S, S]; sigma: [B], positive.
+    """
+    size = x.shape[-1]
     radius = min(radius, size - 1)
-    distance = torch.arange(radius + 1)
-    kernel = torch.exp(-0.5 * (distance / sigma[:, None].double()) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(radius + 1) / sigma[:, None].double()) ** 2)
     kernel[kernel < 1e-12] = 0  # denormal float32 weights would halve the speed of the products
     kernel /= 2 * kernel.sum(dim=1, keepdim=True) - 1  # both sides, the centre once
-    weights = to_device(kernel.float(), device) @ _blur_taps(size, radius, device).flatten(1)
-    return weights.view(-1, size, size)
+    weights = to_device(kernel.float(), x.device) @ _blur_taps(size, radius, x.device).flatten(1)
+    weights = weights.view(-1, size, size)
+    for channel in x:
+        torch.bmm(torch.bmm(weights, channel), weights.mT, out=channel)
 
 
 @functools.cache

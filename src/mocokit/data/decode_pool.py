@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,9 +142,12 @@ class _Pool:
     def __init__(self, workers: int, max_side: int) -> None:
         # Forked workers start at once and need no importable __main__ (a notebook, a script on stdin). They
         # use none of what a fork may leave locked: no threads of others, no BLAS, no CUDA.
-        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._stop = context.RawValue("b", 0)
+        self._start = partial(
+            ProcessPoolExecutor, mp_context=context, initializer=_start_worker, initargs=(self._stop,)
+        )
         self._workers, self._max_side = workers, max_side
-        self._stop = self._context.RawValue("b", 0)
         self._executor = self._start(workers)
 
     def __enter__(self) -> "_Pool":
@@ -178,9 +182,6 @@ class _Pool:
         executor.shutdown()
         return decoded
 
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, self._context, _start_worker, (self._stop,))
-
 
 def _start_worker(stop: Any) -> None:
     global _stop
@@ -199,4 +200,5 @@ def _exit_with_parent() -> None:
 
 
 def _decode_chunk(chunk: list[Encoded], max_side: int) -> list[Decoded]:
+    """In a worker."""
     return [_decode(image, max_side) for image in chunk if not _stop.value]

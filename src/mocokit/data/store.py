@@ -29,13 +29,8 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFil
 class ImageSet:
     """The images of one split: uint8, of one channel count, each of its own size, memory-mapped.
 
-    Attributes:
-        labels: int64 [N], or None.
-        sizes: int32 [N, 2], height and width.
-        canvas: the greatest height and the greatest width.
-        nbytes: of all images padded to the canvas.
-
-    Pickled, it is only a path: the other process maps the same file.
+    ``labels`` are int64 [N] or None, ``sizes`` int32 [N, 2] height and width, ``canvas`` the greatest of both, and
+    ``nbytes`` that of all images padded to it. Pickled, it is only a path: the other process maps the same file.
     """
 
     def __init__(self, path: Path, split: str) -> None:
