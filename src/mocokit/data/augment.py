@@ -156,17 +156,13 @@ def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
 
 
 def view_sizes(start: int, end: int) -> list[int]:
-    """The sides that views have in turn, from ``start`` to ``end``: they grow at most `VIEW_STEPS` times, each time by
-    the same multiple of `VIEW_STEP` pixels but for the last."""
+    """The sides that views have in turn: at most `VIEW_STEPS` equal steps, multiples of `VIEW_STEP`, but the last."""
     growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
     return [*range(start, end, growth), end]
 
 
 def view_size_at(step: int, steps: int, start: int, end: int) -> int:
-    """Side of the views of step ``step`` (from 0) of ``steps``: that of `view_sizes` which is nearest to a line.
-
-    Small views early cost little and teach much of what large ones do (progressive resizing).
-    """
+    """Side of the views of a step, from 0: that of `view_sizes` which is nearest to a line (progressive resizing)."""
     sizes = view_sizes(start, end)
     return sizes[round((len(sizes) - 1) * step / steps)]
 
@@ -319,9 +315,8 @@ def _luminance(x: Tensor) -> Tensor:
 def _jitter(x: Tensor, params: AugmentParams, hue_step: Tensor) -> None:
     """The four colour operations of each jittered image in its own order, in place.
 
-    x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`). Images
-    don't depend on each other, so the costly hue operation can run once for all of them: first come the steps
-    before it, for the images that have such, then hue, then the steps after it.
+    x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`), so that the costly
+    hue operation can run once for all images, after the steps before it and before those after it.
     """
     end = torch.bincount(hue_step, minlength=_NO_JITTER + 1).cumsum(0).tolist()  # images up to each hue step
     jittered = end[_NO_JITTER - 1]
@@ -341,12 +336,8 @@ def _jitter(x: Tensor, params: AugmentParams, hue_step: Tensor) -> None:
 
 
 def _blend(x: Tensor, factor: Tensor, to_gray: Tensor, to_mean: Tensor) -> None:
-    """Brightness, saturation or contrast, chosen by the weights, in place: x becomes
-    clamp(factor * x + to_gray * gray + to_mean * mean(gray)).
-
-    x: [C, B, S, S]; weights: [B, 1, 1]. Brightness blends with black, saturation with the image in gray,
-    contrast with that image's mean.
-    """
+    """Brightness, saturation or contrast, which blend with black, the image in gray, and the mean of that, in place:
+    x [C, B, S, S] becomes clamp(factor * x + to_gray * gray + to_mean * mean(gray)); weights are [B, 1, 1]."""
     gray = _luminance(x)
     mean = gray.mean(dim=(1, 2), keepdim=True)
     other = gray.mul_(to_gray).add_(mean.mul_(to_mean))

@@ -91,10 +91,7 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
 
 
 class ShardSource:
-    """The images of some shards, in the order of the shards and of the images in each.
-
-    ``classes`` name the label values, where the shards themselves do not.
-    """
+    """The images of some shards, in their order; ``classes`` name the label values where the shards do not."""
 
     decoded = False
 

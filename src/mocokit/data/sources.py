@@ -29,11 +29,7 @@ ACCEPTED = (
 
 
 def open_source(data: str) -> Source:
-    """The source that ``data`` names; cheap, since nothing is listed or read yet.
-
-    Raises:
-        UserError: there is no such thing, or it is of no accepted kind.
-    """
+    """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind."""
     if data in BUNDLED:
         return BundledSource(data, BUNDLED[data])
     if data.startswith(HUB):
