@@ -5,18 +5,15 @@ import gzip
 import hashlib
 import lzma
 import stat
-import struct
-import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name
+from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name, reading
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -25,13 +22,11 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.
 _ENDS = 2**16
 _BLOCK = 2**20
 _COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-_DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
-)  # fmt: skip
+# The name of each member, the member, and why it must not be read; and what reads it.
+_Opened = tuple[Iterator[tuple[str, Any, str | None]], Callable[[Any], bytes]]
 
 
-def archive_fingerprint(path: Path) -> str:
+def file_fingerprint(path: Path) -> str:
     """Name, size, time and both ends of the file: a zip's directory and a gzip's checksum are at the end."""
     try:
         status = path.stat()
@@ -53,18 +48,17 @@ class ArchiveSource:
         suffix = max((s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)), key=len)
         self.path = path
         self.name = path.name[: -len(suffix)] or "data"
-        self._archive: _Zip | _Tar | None = None
         self._members: list[Any] = []
 
     def fingerprint(self) -> str:
-        return archive_fingerprint(self.path)
+        return file_fingerprint(self.path)
 
     def read_index(self) -> ImageIndex:
         members: dict[str, Any] = {}
         refused: dict[str, Skipped] = {}
-        try:
-            self._archive = (_Zip if self.path.name.lower().endswith(".zip") else _Tar)(self.path)
-            for raw_name, member, refusal in self._archive.members():
+        with reading(self.path, " as an archive"):
+            found, self._read = (_open_zip if self.path.suffix.lower() == ".zip" else _open_tar)(self.path)
+            for raw_name, member, refusal in found:
                 name = _member_name(raw_name)
                 if not is_image_name(name):
                     continue
@@ -72,20 +66,14 @@ class ArchiveSource:
                     refused[name] = Skipped(name, reason)
                 else:
                     members[name] = member  # as when unpacking, the last of several wins
-        except _DAMAGE as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UserError(
-                f"{self.path} cannot be read as an archive ({reason}); is it damaged or misnamed?"
-            ) from error
         image_index = index_by_folders(members, refused.values(), self.path)
         self._members = [members[name] for name in image_index.names]
         return image_index
 
     def read(self, index: int) -> bytes:
-        assert self._archive is not None, "read_index() comes first"
         try:
-            return self._archive.read(self._members[index])
-        except _DAMAGE as error:
+            return self._read(self._members[index])
+        except Exception as error:
             raise BadImage(f"cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -99,51 +87,41 @@ def _unsafe(name: str) -> str | None:
     """Why a member's path must not be trusted, or None."""
     if name.startswith("/") or name[1:3] == ":/":
         return "absolute path in the archive"
-    if ".." in name.split("/"):
-        return "path leads out of the archive"
-    return None
+    return "path leads out of the archive" if ".." in name.split("/") else None
 
 
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path)
+def _open_zip(path: Path) -> _Opened:
+    archive = zipfile.ZipFile(path)
 
-    def members(self) -> Iterator[tuple[str, zipfile.ZipInfo, str | None]]:
-        """Name, member, and why it must not be read."""
-        for member in self._zip.infolist():
-            refusal = None
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-                refusal = "a link or device in the archive"
-            elif member.flag_bits & 0x1:
-                refusal = "encrypted"
-            elif member.file_size > MAX_FILE_BYTES:
-                refusal = "larger than 1 GiB"
-            if not member.is_dir():
-                yield member.filename.replace("\\", "/"), member, refusal
-
-    def read(self, member: zipfile.ZipInfo) -> bytes:
-        with self._zip.open(member) as file:
+    def read(member: zipfile.ZipInfo) -> bytes:
+        with archive.open(member) as file:
             return file.read(MAX_FILE_BYTES)
 
+    members = (member for member in archive.infolist() if not member.is_dir())
+    return ((member.filename.replace("\\", "/"), member, _zip_refusal(member)) for member in members), read
 
-class _Tar:
-    """A compressed one, which has no random access, is decompressed into an anonymous file in the cache directory."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = _uncompressed(path)
+def _zip_refusal(member: zipfile.ZipInfo) -> str | None:
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "a link or device in the archive"
+    if member.flag_bits & 0x1:
+        return "encrypted"
+    return "larger than 1 GiB" if member.file_size > MAX_FILE_BYTES else None
 
-    def members(self) -> Iterator[tuple[str, TarMember, str | None]]:
-        """Name, member, and why it must not be read."""
-        for member in tar_members(self._file):
-            yield member.name, member, member.refusal
 
-    def read(self, member: TarMember) -> bytes:
-        self._file.seek(member.offset)
-        return self._file.read(member.size)
+def _open_tar(path: Path) -> _Opened:
+    file = _uncompressed(path)
+
+    def read(member: TarMember) -> bytes:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+    return ((member.name, member, member.refusal) for member in tar_members(file)), read
 
 
 def _uncompressed(path: Path) -> IO[bytes]:
-    """The tar file itself, or decompressed; its first bytes decide, since names can be wrong."""
+    """The tar file itself, or, as compressed ones have no random access, decompressed into an anonymous file in the
+    cache directory. The first bytes decide, since names can be wrong."""
     with path.open("rb") as file:
         magic = file.read(6)
     decompress = next((opened for start, opened in _COMPRESSIONS.items() if magic.startswith(start)), None)

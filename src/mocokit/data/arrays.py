@@ -4,15 +4,15 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-from mocokit.data.archives import archive_fingerprint
+from mocokit.data.archives import file_fingerprint
 from mocokit.data.decode import BadImage, decode_pillow
-from mocokit.data.image_index import SPLITS, ImageIndex
+from mocokit.data.image_index import SPLITS, ImageIndex, reading
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -23,9 +23,7 @@ _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """One image [H, W] or [H, W, C] of any kind of number as [C, H, W], C-contiguous.
-
-    uint8 stays; everything else becomes float32 in its own units.
+    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32.
 
     Raises:
         BadImage: no pixels, not numbers, or not finite ones.
@@ -33,10 +31,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
     if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in _KINDS:
         raise BadImage(f"{image.dtype} of shape {list(image.shape)} where [H, W] or [H, W, C] is expected")
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    if planes.dtype == np.uint8:
-        return np.ascontiguousarray(planes)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        planes = np.ascontiguousarray(planes, dtype=np.float32)
+        planes = np.ascontiguousarray(planes, dtype=np.uint8 if planes.dtype == np.uint8 else np.float32)
     if not np.isfinite(planes).all():
         raise BadImage("pixels that are infinite or not a number")
     return planes
@@ -49,7 +45,7 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 
 
 class ImageListSource:
-    """A sequence of images: arrays as for `pixels`, PIL images, or paths of files."""
+    """A sequence of images, all to train on: arrays as for `pixels`, PIL images, or paths of files."""
 
     name = "images"
     decoded = True  # also for files: this process may have threads, so it must not fork
@@ -62,14 +58,12 @@ class ImageListSource:
         return "memory"
 
     def read_index(self) -> ImageIndex:
-        """All images are in the training split; a file is named by its path, others by their position."""
-        names = [
-            str(image) if isinstance(image, str | Path) else f"image {row}" for row, image in enumerate(self.images)
-        ]
+        """A file is named by its path, other images by their position."""
+        images = enumerate(self.images)
+        names = [str(image) if isinstance(image, str | Path) else f"image {row}" for row, image in images]
         return ImageIndex(names, {"train": np.arange(len(names))})
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The bytes of a file, or the pixels [C, H, W] uint8 or float32; BadImage if there are none."""
         image = self.images[index]
         try:
             if isinstance(image, str | Path):
@@ -94,125 +88,101 @@ class ArraySource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem or "data"
-        self._parts: list[np.ndarray] = []
-        self._starts: list[int] = []
 
     def fingerprint(self) -> str:
-        """From name, size, time and both ends of the file."""
-        return archive_fingerprint(self.path)
+        return file_fingerprint(self.path)
 
     def read_index(self) -> ImageIndex:
-        """Open the arrays.
-
-        Raises:
-            UserError: the file is damaged, holds Python objects, or no images.
-        """
-        try:
+        """Open the arrays; UserError if the file is damaged, or holds Python objects or no images."""
+        with reading(self.path, " as a NumPy file"):
             parts, labels = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
-        except UserError:
-            raise
-        except Exception as error:  # parsers of untrusted bytes raise anything
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise UserError(
-                f"{self.path} cannot be read as a NumPy file ({' '.join(reason.split())[:120]}); "
-                "is it damaged or misnamed?"
-            ) from error
         self._parts = list(parts.values())
-        counts = [len(part) for part in self._parts]
-        self._starts = [0, *np.cumsum(counts).tolist()]
-        names, splits = [], {}
-        for split, start, count in zip(parts, self._starts, counts, strict=False):
-            prefix = f"{split}/" if len(parts) > 1 else ""
-            names += [f"{prefix}{row:06d}" for row in range(count)]
-            splits[split] = np.arange(start, start + count)
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        prefixes = [f"{split}/" * (len(parts) > 1) for split in parts]
+        names = [
+            f"{prefix}{row:06d}" for prefix, part in zip(prefixes, self._parts, strict=True) for row in range(len(part))
+        ]
+        splits = dict(zip(parts, np.split(np.arange(len(names)), self._starts[1:-1]), strict=True))
         return ImageIndex(names, splits, *_classes(labels))
 
     def read(self, index: int) -> np.ndarray:
-        """Pixels [C, H, W] uint8 or float32 of one image; BadImage if they are not finite."""
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return pixels(self._parts[part][index - self._starts[part]])
 
     def _npy(self) -> tuple[dict[str, np.ndarray], None]:
         with np.errstate(over="ignore"):  # of a shape that is no true one, which is refused
             array = npy.open_memmap(self.path, mode="r")
-        self._check("its array", _Header(array.shape, array.dtype))
+        self._check("its array", array)
         return {"train": array}, None
 
     def _npz(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         images, labels = {}, {}
-        headers = _headers(self.path)
+        stated = _stated(self.path)
         with np.load(self.path, allow_pickle=False) as arrays:
-            for split, (key, label_key) in self._keys(headers).items():
-                self._check(key, headers[key])
+            for split, (key, label_key) in self._keys(stated).items():
+                self._check(key, stated[key])
                 images[split] = arrays[key]
-                if label_key in headers and self._are_labels(label_key, headers[label_key], len(images[split])):
+                if label_key in stated and self._are_labels(label_key, stated[label_key], len(images[split])):
                     labels[split] = arrays[label_key].reshape(-1)
         return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
 
-    def _keys(self, headers: "dict[str, _Header]") -> dict[str, tuple[str, str]]:
+    def _keys(self, stated: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
         """The names of images and labels of each split."""
         for images, labels in _KEYS:
-            splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in headers}
+            splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in stated}
             if "train" in splits:
                 return splits
-        found = ["images"] if "images" in headers else [key for key in headers if headers[key].is_images]
+        found = ["images"] if "images" in stated else [key for key, array in stated.items() if _are_images(array)]
         if len(found) != 1:
-            there = ", ".join(f"{key} {header}" for key, header in headers.items()) or "nothing"
+            there = ", ".join(f"{key} {_kind(array)}" for key, array in stated.items()) or "nothing"
             raise UserError(
                 f"{self.path} holds {'several arrays of' if found else 'no'} images {_SHAPES}: {there[:300]}; "
                 "call them images, or train_images and test_images"
             )
-        return {"train": (found[0], "y" if "y" in headers else "labels")}
+        return {"train": (found[0], "y" if "y" in stated else "labels")}
 
-    def _check(self, key: str, header: "_Header") -> None:
+    def _check(self, key: str, array: np.ndarray) -> None:
         """Raise UserError unless these are images, with their channels last."""
-        if not header.is_images:
-            objects = ", Python objects, which could run code and are not loaded" * header.dtype.hasobject
-            raise UserError(f"{self.path}: {key} is {header}{objects}, where images {_SHAPES} are expected")
-        if channels_first(header.shape):
+        if not _are_images(array):
+            objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
+            raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
+        if channels_first(array.shape):
             raise UserError(
-                f"{self.path}: {key} {header} seems to have its channels first, where {_SHAPES} is expected; "
+                f"{self.path}: {key} {_kind(array)} seems to have its channels first, where {_SHAPES} is expected; "
                 "save numpy.moveaxis(array, 1, -1)"
             )
 
-    def _are_labels(self, key: str, header: "_Header", count: int) -> bool:
+    def _are_labels(self, key: str, array: np.ndarray, count: int) -> bool:
         """Whether there is one class an image: several labels, or figures, are no classes."""
-        if header.dtype.hasobject:
-            raise UserError(f"{self.path}: {key} is {header}; Python objects are not loaded; save array.astype(str)")
-        if header.shape[:1] != (count,):
-            raise UserError(f"{self.path}: {key} is {header}, which is not one for each of {count:,} images")
-        return math.prod(header.shape) == count and header.dtype.kind in "biuUS"
+        place = f"{self.path}: {key} is {_kind(array)}"
+        if array.dtype.hasobject:
+            raise UserError(f"{place}; Python objects are not loaded; save array.astype(str)")
+        if array.shape[:1] != (count,):
+            raise UserError(f"{place}, which is not one for each of {count:,} images")
+        return array.size == count and array.dtype.kind in "biuUS"
+
+
+def _are_images(array: np.ndarray) -> bool:
+    return array.ndim in (3, 4) and array.dtype.kind in _KINDS and array.size > 0
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Labels as numbers from 0 and what each stands for; a lone class is none."""
-    if labels is None:
-        return None, None
-    classes, values = np.unique(labels, return_inverse=True)
+    classes, values = np.unique([] if labels is None else labels, return_inverse=True)
     if len(classes) < 2:
         return None, None
     names = (name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist())
     return values.reshape(-1).astype(np.int64), tuple(names)
 
 
-class _Header(NamedTuple):
-    """What an .npy file says of its array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def is_images(self) -> bool:
-        return len(self.shape) in (3, 4) and self.dtype.kind in _KINDS and math.prod(self.shape) > 0
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
-def _headers(path: Path) -> dict[str, _Header]:
-    """The headers in an .npz file; ValueError if one states more than its member holds, for which NumPy would
-    allocate memory before it reads."""
-    headers = {}
+def _stated(path: Path) -> dict[str, np.ndarray]:
+    """Arrays without content, as the headers in an .npz file state them; ValueError if one states more than its
+    member holds, for which NumPy would allocate memory before it reads."""
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.filename.endswith(".npy"):
@@ -224,5 +194,5 @@ def _headers(path: Path) -> dict[str, _Header]:
                 size = math.prod(shape) * (0 if dtype.hasobject else dtype.itemsize)
                 if not 0 <= size <= member.file_size - file.tell():
                     raise ValueError(f"it ends before its {list(shape)} numbers")
-            headers[member.filename.removesuffix(".npy")] = _Header(shape, dtype)
-    return headers
+            arrays[member.filename.removesuffix(".npy")] = np.broadcast_to(np.empty((), dtype), shape)
+    return arrays

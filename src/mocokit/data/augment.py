@@ -1,13 +1,14 @@
 """The two views of MoCo: batches of uint8 images in, augmented and normalised float batches out.
 
-Parameters are drawn per image on the CPU, so every device renders the same views and the host always knows
-which images get which operation: nothing waits for the device. The operations are torchvision's, batched.
+Parameters are drawn on the CPU, so every device renders the same views, and the host knows which images get which
+operation without waiting for the device. The operations are torchvision's, batched.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,15 +59,9 @@ def augmentations(config: PretrainConfig) -> tuple[Augmentation, Augmentation]:
 
     def adjusted(base: Augmentation, blur_p: float, solarize_p: float) -> Augmentation:
         brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
-        return replace(
-            base,
-            crop_scale=(config.crop_min, 1.0),
-            flip_p=config.flip_p,
-            jitter=(brightness, contrast, saturation, min(hue, 0.5)),
-            gray_p=config.gray_p,
-            blur_p=blur_p,
-            solarize_p=solarize_p,
-        )
+        base = replace(base, jitter=(brightness, contrast, saturation, min(hue, 0.5)), gray_p=config.gray_p)
+        base = replace(base, crop_scale=(config.crop_min, 1.0), flip_p=config.flip_p)
+        return replace(base, blur_p=blur_p, solarize_p=solarize_p)
 
     first, second = AUGMENTATIONS[config.views]
     return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
@@ -91,42 +86,28 @@ class AugmentParams:
         return len(self.box)
 
     def __getitem__(self, index: Tensor | slice) -> "AugmentParams":
-        return replace(
-            self,
-            box=self.box[index],
-            flip=self.flip[index],
-            jittered=self.jittered[index],
-            factors=self.factors[index],
-            order=self.order[index],
-            gray=self.gray[index],
-            sigma=self.sigma[index],
-            solarized=self.solarized[index],
-        )
+        rows: dict[str, Any] = {name: x[index] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **rows)
 
 
 def sample_params(
     augmentation: Augmentation, sizes: Tensor, channels: int, generator: torch.Generator
 ) -> AugmentParams:
-    """Draw one view for each of B images.
+    """Draw one view for each of B images; unless they have 3 channels, without saturation, hue and grayscale.
 
-    Args:
-        augmentation: the distribution.
-        sizes: [B, 2] integers on the CPU, the height and width of each image.
-        channels: of the images; unless it is 3, saturation, hue and grayscale are left out.
-        generator: a CPU generator; it advances by an amount that depends on B alone.
+    ``sizes`` [B, 2] integers are their heights and widths; ``generator`` advances by an amount that depends on B
+    alone; both are on the CPU.
     """
     B = len(sizes)
-    attempts, u = torch.rand(4 * _CROP_ATTEMPTS + 14, B, generator=generator, dtype=torch.float64).split(
-        (4 * _CROP_ATTEMPTS, 14)
-    )
+    draws = torch.rand(4 * _CROP_ATTEMPTS + 14, B, generator=generator, dtype=torch.float64)
+    attempts, u = draws.split((4 * _CROP_ATTEMPTS, 14))
     flip_u, jitter_u, gray_u, blur_u, sigma_u = u[:5]
     jittered = jitter_u < augmentation.jitter_p
-    gray = gray_u < augmentation.gray_p
+    gray = (gray_u < augmentation.gray_p) & (channels == 3)
     factors = _jitter_factors(augmentation.jitter, u[5:9].T)
     factors[~jittered] = torch.tensor(_IDENTITY)
     if channels != 3:
         factors[:, _SATURATION:] = torch.tensor(_IDENTITY[_SATURATION:])
-        gray = torch.zeros_like(gray)
     low, high = augmentation.blur_sigma
     sigma = (low + (high - low) * sigma_u) * (blur_u < augmentation.blur_p)
     return AugmentParams(
@@ -145,8 +126,7 @@ def sample_params(
 
 def _jitter_factors(strengths: tuple[float, float, float, float], u: Tensor) -> Tensor:
     """Uniform in [max(0, 1 - s), 1 + s], hue in [-s, s]. u: [B, 4] in [0, 1) -> float32 [B, 4]."""
-    s = torch.tensor(strengths, dtype=torch.float64)
-    centre = torch.tensor(_IDENTITY, dtype=torch.float64)
+    s, centre = torch.tensor([strengths, _IDENTITY], dtype=torch.float64)
     low = centre - s
     low[:_HUE].clamp_(min=0)
     return (low + (centre + s - low) * u).float()
@@ -176,17 +156,13 @@ def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
 
 
 def view_sizes(start: int, end: int) -> list[int]:
-    """The sides that views have in turn, from ``start`` up to ``end``: they grow at most `VIEW_STEPS` times, each time
-    by the same multiple of `VIEW_STEP` pixels but for the last."""
+    """The sides that views have in turn: at most `VIEW_STEPS` equal steps, multiples of `VIEW_STEP`, but the last."""
     growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
     return [*range(start, end, growth), end]
 
 
 def view_size_at(step: int, steps: int, start: int, end: int) -> int:
-    """Side of the views of step ``step`` (from 0) of ``steps``: that of `view_sizes` which is nearest to a line.
-
-    Small views early cost little and teach much of what large ones do (progressive resizing).
-    """
+    """Side of the views of a step, from 0: that of `view_sizes` which is nearest to a line (progressive resizing)."""
     sizes = view_sizes(start, end)
     return sizes[round((len(sizes) - 1) * step / steps)]
 
@@ -195,8 +171,7 @@ def view_size_at(step: int, steps: int, start: int, end: int) -> int:
 def augment(images: Tensor, params: AugmentParams, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Make one view of each image, on the images' device: crop and flip, colours, blur, solarize, normalisation.
 
-    Pixels outside an image's box have no influence, so canvases may be padded with anything. Before the
-    normalisation values lie in [0, 1] to float32 rounding.
+    Pixels outside an image's box have no influence. Before the normalisation values lie in [0, 1] to float32 rounding.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -207,8 +182,7 @@ def augment(images: Tensor, params: AugmentParams, size: int, mean: Sequence[flo
     Returns:
         float32 [B, C, size, size], whatever autocast says.
     """
-    B, C = images.shape[:2]
-    views = images.new_empty(B, C, size, size, dtype=torch.float32)
+    views = images.new_empty(*images.shape[:2], size, size, dtype=torch.float32)
     with torch.autocast(images.device.type, enabled=False):
         for rows in _chunks(images, size):
             _render_chunk(images[rows], params[rows], mean, std, out=views[rows])
@@ -219,26 +193,19 @@ def augment(images: Tensor, params: AugmentParams, size: int, mean: Sequence[flo
 def center_view(images: Tensor, sizes: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The view for evaluation: the largest central square, resized and normalised.
 
-    Above 64 pixels it is the central 7/8 of that square, which is ImageNet's usual 224 of 256.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        sizes: [B, 2] integers on the CPU, the height and width of each image in the canvas's top left corner.
-        size, mean, std: as for `augment`.
-
-    Returns:
-        float32 [B, C, size, size], whatever autocast says.
+    Above 64 pixels it is the central 7/8 of that square, which is ImageNet's usual 224 of 256. ``sizes`` [B, 2]
+    integers on the CPU are the height and width of each image in the canvas's top left corner; for the other
+    arguments and the result see `augment`.
     """
     side = sizes.amin(dim=1, keepdim=True).double()
     if size > 64:
         side = (side * 0.875).round().clamp_(min=1)
     box = torch.cat([((sizes - side) / 2).round(), side, side], dim=1).long()
     unflipped = torch.zeros(len(sizes), dtype=torch.bool)
-    B, C = images.shape[:2]
-    views = images.new_empty(B, C, size, size, dtype=torch.float32)
+    views = images.new_empty(*images.shape[:2], size, size, dtype=torch.float32)
     with torch.autocast(images.device.type, enabled=False):
         for rows in _chunks(images, size):
-            x = _resample(images[rows], box[rows], unflipped[rows], size)  # [C, B, size, size]
+            x = _resample(images[rows], box[rows], unflipped[rows], size)
             views[rows] = _normalise(x, mean, std).transpose(0, 1)
     return views
 
@@ -251,8 +218,7 @@ def _chunks(images: Tensor, size: int) -> Iterator[slice]:
         total_bytes = 4 * B * C * max(H * W, size * size)
         parts = max(1, round(total_bytes / (_CPU_CHUNK_BYTES * torch.get_num_threads())))
     step = max(1, math.ceil(B / parts))
-    for start in range(0, B, step):
-        yield slice(start, start + step)
+    return (slice(start, start + step) for start in range(0, B, step))
 
 
 def _render_chunk(
@@ -266,26 +232,26 @@ def _render_chunk(
     hue_step = (params.order == _HUE).int().argmax(dim=1).masked_fill_(~params.jittered, _NO_JITTER)
     hue_step, sorting = hue_step.sort(stable=True)
     params = params[sorting]
-    images = images.index_select(0, _to_device(sorting, images.device))
+    images = images.index_select(0, to_device(sorting, images.device))
     x = _resample(images, params.box, params.flip, out.shape[-1])
     if params.gray_first:
-        _grayscale(x, params.gray)
+        _change(x, params.gray, _luminance)
     _jitter(x, params, hue_step)
     if not params.gray_first:
-        _grayscale(x, params.gray)
+        _change(x, params.gray, _luminance)
     solarized = params.solarized
     if params.sigma.any():
         sigma, by_blur = params.sigma.sort(descending=True)
         sigma = sigma[sigma > 0]
         sorting, solarized = sorting[by_blur], solarized[by_blur]
-        x = x.index_select(1, _to_device(by_blur, x.device))
+        x = x.index_select(1, to_device(by_blur, x.device))
         _blur(x[:, : len(sigma)], sigma, params.blur_radius)
-    _solarize(x, solarized)
-    unsorted = _to_device(sorting.argsort(), x.device)
+    _change(x, solarized, lambda pixels: torch.where(pixels < 0.5, pixels, 1 - pixels))
+    unsorted = to_device(sorting.argsort(), x.device)
     torch.index_select(_normalise(x, mean, std).transpose(0, 1), 0, unsorted, out=out)
 
 
-def _to_device(host: Tensor, device: torch.device) -> Tensor:
+def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy without waiting for the device, where that is safe for ordinary (pageable) memory."""
     return host.to(device, non_blocking=device.type == "cuda")
 
@@ -325,17 +291,17 @@ def _resample_weights(
     source = torch.arange(extent) - start[:, None]
     outside = (source < 0) | (source >= length[:, None])
     source = (source + 0.5).masked_fill_(outside, math.inf)
-    source, target = (_to_device((x / reach).float(), device) for x in (source, target))
+    source, target = (to_device((x / reach).float(), device) for x in (source, target))
     negative = (source[:, :, None] - target[:, None, :]).abs_().sub_(1).clamp_(max=0)
     return negative.div_(negative.sum(dim=1, keepdim=True))
 
 
-def _grayscale(x: Tensor, gray: Tensor) -> None:
-    """Give all channels of the chosen images their luminance, in place. x: [3, B, S, S]."""
-    chosen = gray.nonzero()[:, 0]
-    if len(chosen):
-        chosen = _to_device(chosen, x.device)
-        x[:, chosen] = _luminance(x.index_select(1, chosen))
+def _change(x: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> None:
+    """Replace the chosen images by what ``operation`` makes of them, in place. x: [C, B, S, S]; chosen: [B] bool."""
+    rows = chosen.nonzero()[:, 0]
+    if len(rows):
+        rows = to_device(rows, x.device)
+        x[:, rows] = operation(x.index_select(1, rows))
 
 
 def _luminance(x: Tensor) -> Tensor:
@@ -349,9 +315,8 @@ def _luminance(x: Tensor) -> Tensor:
 def _jitter(x: Tensor, params: AugmentParams, hue_step: Tensor) -> None:
     """The four colour operations of each jittered image in its own order, in place.
 
-    x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`). Images
-    don't depend on each other, so the costly hue operation can run once for all of them: first come the steps
-    before it, for the images that have such, then hue, then the steps after it.
+    x: [C, B, S, S], sorted by `hue_step` (the step of each image's hue operation, or `_NO_JITTER`), so that the costly
+    hue operation can run once for all images, after the steps before it and before those after it.
     """
     end = torch.bincount(hue_step, minlength=_NO_JITTER + 1).cumsum(0).tolist()  # images up to each hue step
     jittered = end[_NO_JITTER - 1]
@@ -361,22 +326,18 @@ def _jitter(x: Tensor, params: AugmentParams, hue_step: Tensor) -> None:
     to_gray = (1 - factor) * (params.order == _SATURATION)
     to_mean = (1 - factor) * (params.order == _CONTRAST)
     # One row of four steps for each image: [factor, to_gray, to_mean] x [B, 1, 1] at a step.
-    blends = _to_device(torch.stack([factor, to_gray, to_mean]), x.device)[..., None, None].unbind(2)
+    blends = to_device(torch.stack([factor, to_gray, to_mean]), x.device)[..., None, None].unbind(2)
     for step in range(3):
         _blend(x[:, end[step] : jittered], *blends[step][:, end[step] : jittered])
     if len(x) == 3:
-        _shift_hue(x[:, :jittered], _to_device(params.factors[:jittered, _HUE], x.device))
+        _shift_hue(x[:, :jittered], to_device(params.factors[:jittered, _HUE], x.device))
     for step in range(1, 4):
         _blend(x[:, : end[step - 1]], *blends[step][:, : end[step - 1]])
 
 
 def _blend(x: Tensor, factor: Tensor, to_gray: Tensor, to_mean: Tensor) -> None:
-    """Brightness, saturation or contrast, chosen by the weights, in place: x becomes
-    clamp(factor * x + to_gray * gray + to_mean * mean(gray)).
-
-    x: [C, B, S, S]; weights: [B, 1, 1]. Brightness blends with black, saturation with the image in gray,
-    contrast with that image's mean.
-    """
+    """Brightness, saturation or contrast, which blend with black, the image in gray, and the mean of that, in place:
+    x [C, B, S, S] becomes clamp(factor * x + to_gray * gray + to_mean * mean(gray)); weights are [B, 1, 1]."""
     gray = _luminance(x)
     mean = gray.mean(dim=(1, 2), keepdim=True)
     other = gray.mul_(to_gray).add_(mean.mul_(to_mean))
@@ -405,21 +366,19 @@ def _shift_hue(x: Tensor, turns: Tensor) -> None:
 
 
 def _blur(x: Tensor, sigma: Tensor, radius: int) -> None:
-    """Gaussian blur, reflecting at the edges, in place. x: [C, B, S, S]; sigma: [B], positive."""
-    weights = _blur_weights(sigma, x.shape[-1], radius, x.device)
-    for channel in x:
-        torch.bmm(torch.bmm(weights, channel), weights.mT, out=channel)
+    """Gaussian blur, reflecting at the edges, in place: two products with banded matrices [B, S, S].
 
-
-def _blur_weights(sigma: Tensor, size: int, radius: int, device: torch.device) -> Tensor:
-    """One-dimensional Gaussian kernels with reflection as banded matrices [B, size, size]; rows sum to 1."""
+    x: [C, B, S, S]; sigma: [B], positive.
+    """
+    size = x.shape[-1]
     radius = min(radius, size - 1)
-    distance = torch.arange(radius + 1)
-    kernel = torch.exp(-0.5 * (distance / sigma[:, None].double()) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(radius + 1) / sigma[:, None].double()) ** 2)
     kernel[kernel < 1e-12] = 0  # denormal float32 weights would halve the speed of the products
     kernel /= 2 * kernel.sum(dim=1, keepdim=True) - 1  # both sides, the centre once
-    weights = _to_device(kernel.float(), device) @ _blur_taps(size, radius, device).flatten(1)
-    return weights.view(-1, size, size)
+    weights = to_device(kernel.float(), x.device) @ _blur_taps(size, radius, x.device).flatten(1)
+    weights = weights.view(-1, size, size)
+    for channel in x:
+        torch.bmm(torch.bmm(weights, channel), weights.mT, out=channel)
 
 
 @functools.cache
@@ -432,15 +391,6 @@ def _blur_taps(size: int, radius: int, device: torch.device) -> Tensor:
         distance = (position[None, :] - i[:, None]).abs()
         taps += (torch.arange(radius + 1)[:, None, None] == distance) & shown
     return taps.to(device)
-
-
-def _solarize(x: Tensor, solarized: Tensor) -> None:
-    """Invert the bright half (at least 0.5) of the chosen images' pixels, in place. x: [C, B, S, S]."""
-    chosen = solarized.nonzero()[:, 0]
-    if len(chosen):
-        chosen = _to_device(chosen, x.device)
-        pixels = x.index_select(1, chosen)
-        x[:, chosen] = torch.where(pixels < 0.5, pixels, 1 - pixels)
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -4,55 +4,29 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
-from mocokit.data.decode_pool import decode_all, worker_count
+from mocokit.data.decode_pool import Decoded, decode_all, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
 from mocokit.data.pixels import convert, convertible, stored_side
 from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 5  # part of every cache key: raise it when files or pixels change
+FORMAT = 6  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100
 _PROGRESS_EVERY = 64
 _BLOCK = 2**22
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the pixels of an entry depend on, in addition to the files; see ``open_store``."""
-
-    image_size: int | Callable[[float], int]
-    limit: int | None
-    seed: int
-    intensity_range: tuple[float, float] | None
-    channels: int | None
-
-    def plain(self, median: float | None) -> dict[str, Any] | None:
-        """As JSON gives it back; None if the size depends on the median side of the images and that is not known."""
-        if not callable(self.image_size):
-            size = self.image_size
-        elif median is None:
-            return None
-        else:
-            size = self.image_size(median)
-        return {
-            "image_size": size,
-            "limit": self.limit,
-            "seed": None if self.limit is None else self.seed,
-            "intensity_range": self.intensity_range and list(self.intensity_range),
-            "channels": self.channels,
-        }
+Progress = Callable[[int, int], None]  # of the images done and in total
 
 
 class TooManySkipped(UserError):
@@ -67,23 +41,17 @@ class _Staged(NamedTuple):
     """An image in the staging file: as decoded, with its own channels and depth."""
 
     position: int  # in the image index
-    offset: int
     shape: tuple[int, int, int]
-    value_range: tuple[float, float] | None  # of a deep image; None for uint8
-
-    def pixels(self, staging: np.ndarray) -> np.ndarray:
-        dtype = np.dtype(np.uint8 if self.value_range is None else np.float32)
-        size = math.prod(self.shape) * dtype.itemsize
-        return staging[self.offset : self.offset + size].view(dtype).reshape(self.shape)
+    value_range: tuple[float, float] | None  # of a deep image, which is float32; None for uint8
 
 
-def prepare(source: Source, options: Options) -> tuple[ImageIndex, float | None]:
-    """The images to decode, and the median side of those to train on where that is needed to choose the size."""
+def prepare(source: Source, limit: int | None, seed: int, measure: bool) -> tuple[ImageIndex, float | None]:
+    """The images to decode, and, to ``measure``, the median side of those to train on."""
     image_index = source.read_index()
     train = image_index.splits["train"]
-    if options.limit is not None:
-        train = subset(train, image_index.labels, options.limit, options.seed)
-    median = median_side(source, train) if callable(options.image_size) else None
+    if limit is not None:
+        train = subset(train, image_index.labels, limit, seed)
+    median = median_side(source, train) if measure else None
     return replace(image_index, splits=image_index.splits | {"train": train}), median
 
 
@@ -95,54 +63,58 @@ def build(
     directory: Path,
     max_skipped: float,
     workers: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
-    """Decode what `prepare` gave into ``directory``, with plain ``options``; see ``open_store`` for the others."""
-    splits = image_index.splits
-    order = np.concatenate([splits[split] for split in SPLITS if split in splits])
-    if workers is None:
-        workers = worker_count(source, len(order))
-
+    """Decode what `prepare` gave into ``directory``. The pixels depend on ``options``; others: see ``open_store``."""
+    splits = {split: image_index.splits[split] for split in SPLITS if split in image_index.splits}
+    order = np.concatenate(list(splits.values()))
+    results = decode_all(
+        read_all(source, order.tolist()),
+        stored_side(options["image_size"]),
+        worker_count(source, len(order)) if workers is None else workers,
+    )
     staging = directory / "staging.bin"
-    max_side = stored_side(options["image_size"])
-    staged, skipped = _stage(source, image_index, order, max_side, workers, staging, progress)
+    staged, skipped = _stage(results, order, image_index.names, staging, progress)
     channels = options["channels"] or _common_channels(staged)
-    kept = [image for image in staged if convertible(image.shape[0], channels)]
-    skipped += [
-        Skipped(image_index.names[image.position], f"{image.shape[0]} channels among images with {channels}")
-        for image in staged
-        if not convertible(image.shape[0], channels)
-    ]
+    kept = []
+    for image in staged:
+        if convertible(image.shape[0], channels):
+            kept.append(image)
+        else:
+            reason = f"{image.shape[0]} channels among images with {channels}"
+            skipped.append(Skipped(image_index.names[image.position], reason))
     skipped = image_index.refused + skipped
     found = len(order) + len(image_index.refused)
     check_skipped(skipped, found, max_skipped)
-    counts = _split_counts(kept, splits)
-    if not counts.get("train"):
+    rows = np.array([image.position for image in kept], dtype=np.int64)
+    counts = {split: count for split in splits if (count := int(np.isin(rows, splits[split]).sum()))}
+    if "train" not in counts:
         raise UserError(f"no usable training images in {source.name}")
 
     intensity_range = _intensity_range(kept, options["intensity_range"])
-    _write_pixels(staging, directory / PIXELS, kept, channels, intensity_range)
+    _write_pixels(staging, directory / PIXELS, staged, channels, intensity_range)
     staging.unlink(missing_ok=True)
-    indices = np.array([image.position for image in kept])
     arrays = {"sizes": np.array([image.shape[1:] for image in kept], dtype=np.int32)}
     if image_index.labels is not None:
-        arrays["labels"] = image_index.labels[indices]
-    names = "\0".join(image_index.names[index] for index in indices).encode(errors="surrogatepass")
+        arrays["labels"] = image_index.labels[rows]
+    names = "\0".join(image_index.names[row] for row in rows).encode(errors="surrogatepass")
     np.savez(directory / INDEX, names=np.frombuffer(names, dtype=np.uint8), **arrays)  # type: ignore[arg-type]
     facts = {
         # The second: later commands ask for the channels and the range that were found here.
         "serves": [options, options | {"intensity_range": intensity_range, "channels": channels}],
         "median": median,
-        "name": source.name,
-        "image_size": options["image_size"],
-        "channels": channels,
-        "label_names": image_index.label_names,
-        "intensity_range": intensity_range,
-        "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
-        "splits": counts,
         "found": found,
-        "skipped": skipped,
-        "ignored": image_index.ignored,
+        "splits": counts,
+        "store": {
+            "name": source.name,
+            "image_size": options["image_size"],
+            "channels": channels,
+            "label_names": image_index.label_names,
+            "intensity_range": intensity_range,
+            "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
+            "skipped": skipped,
+            "ignored": image_index.ignored,
+        },
     }
     (directory / FACTS).write_text(json.dumps(facts))
 
@@ -177,36 +149,31 @@ def median_side(source: Source, indices: np.ndarray) -> float:
     """Median of the shorter side, in pixels, of 100 evenly spaced images at most; nan if none can be read."""
     sides: list[int] = []
     for position in np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED_IMAGES)).round().astype(int):
-        try:
+        with suppress(BadImage):
             content = source.read(int(indices[position]))
             sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
-        except BadImage:
-            continue
     return float(np.median(sides)) if sides else math.nan
 
 
 def _stage(
-    source: Source,
-    image_index: ImageIndex,
+    results: Generator[Decoded, None, None],
     order: np.ndarray,
-    max_side: int,
-    workers: int,
+    names: Sequence[str],
     path: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[list[_Staged], list[Skipped]]:
+    """Write the decoded images at ``order`` to ``path``; what was written, and what cannot be used."""
     staged: list[_Staged] = []
     skipped: list[Skipped] = []
-    offset = 0
-    results = decode_all(read_all(source, order.tolist()), max_side, workers)
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
             if isinstance(result, BadImage):
-                skipped.append(Skipped(image_index.names[index], str(result)))
+                skipped.append(Skipped(names[index], str(result)))
             else:
                 deep = result.dtype != np.uint8
                 value_range = (float(result.min()), float(result.max())) if deep else None
-                staged.append(_Staged(index, offset, result.shape, value_range))
-                offset += file.write(result.data)
+                staged.append(_Staged(index, result.shape, value_range))
+                file.write(result.data)
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
     return staged, skipped
@@ -220,13 +187,6 @@ def _common_channels(staged: list[_Staged]) -> int:
     return max(counts, key=lambda channels: (counts[channels], channels), default=3)
 
 
-def _split_counts(kept: list[_Staged], splits: dict[str, np.ndarray]) -> dict[str, int]:
-    """How many of the kept images each split has, in order; empty splits are left out."""
-    indices = np.array([image.position for image in kept], dtype=np.int64)
-    counts = {split: int(np.isin(indices, splits[split]).sum()) for split in SPLITS if split in splits}
-    return {split: count for split, count in counts.items() if count}
-
-
 def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
     """The range that deep images are scaled by: one for all, to keep the relative brightness of images."""
     ranges = [image.value_range for image in kept if image.value_range is not None]
@@ -237,19 +197,18 @@ def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> 
 
 
 def _write_pixels(
-    staging: Path, path: Path, kept: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
+    staging: Path, path: Path, staged: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
 ) -> None:
-    """Write the images one after the other, each uint8 [C, H, W] of its own size."""
-    size = sum(math.prod(image.shape) for image in kept)
-    unchanged = intensity_range is None and all(image.shape[0] == channels for image in kept)
-    if unchanged and size == staging.stat().st_size:  # nothing to convert or leave out
+    """Write the images that can have the channels one after the other, each uint8 [C, H, W] of its own size."""
+    if all(image.shape[0] == channels and image.value_range is None for image in staged):  # nothing to convert
         staging.rename(path)
         return
-    pixels = np.memmap(staging, dtype=np.uint8, mode="r")
-    with path.open("wb", buffering=_BLOCK) as file:
-        for image in kept:
-            converted = convert(image.pixels(pixels), channels, intensity_range)
-            file.write(np.ascontiguousarray(converted).data)
+    with staging.open("rb", buffering=_BLOCK) as source, path.open("wb", buffering=_BLOCK) as file:
+        for image in staged:
+            dtype = np.uint8 if image.value_range is None else np.float32
+            pixels = np.fromfile(source, dtype, math.prod(image.shape)).reshape(image.shape)
+            if convertible(len(pixels), channels):
+                file.write(np.ascontiguousarray(convert(pixels, channels, intensity_range)).data)
 
 
 def _fingerprint(path: Path, channels: int, counts: dict[str, int], arrays: dict[str, np.ndarray]) -> str:

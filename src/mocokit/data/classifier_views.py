@@ -1,7 +1,4 @@
-"""The light augmentation that classifiers train on: random crop and horizontal flip, nothing else.
-
-The linear probe of the sgd protocol and fine-tuning see the same views.
-"""
+"""The light augmentation that the sgd linear probe and fine-tuning train on: random crop and horizontal flip."""
 
 from collections.abc import Sequence
 
@@ -9,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mocokit.data.augment import Augmentation, augment, center_view, sample_params
+from mocokit.data.augment import Augmentation, augment, center_view, sample_params, to_device
 
 PADDED_SIZE = 64  # up to here views are shifted, above they are cropped and resized
 COLOUR_FLIP_P = 0.5
@@ -36,16 +33,8 @@ def training_view(
     its side, of which a random part of that size is shown (He et al. 2016, section 4.2: 4 pixels at 32). Above:
     torchvision's `RandomResizedCrop` with its defaults, an area of 8 to 100 % (Szegedy et al. 2015, section 6).
 
-    Args:
-        images: uint8 [B, C, H, W].
-        sizes: [B, 2] integers on the CPU, the height and width of each image in the canvas's top left corner.
-        size: height and width of the views, in pixels.
-        mean, std: C numbers each, for pixels in [0, 1].
-        generator: on the CPU; it advances by an amount that depends on B alone.
-        flip_p: probability of a horizontal flip.
-
-    Returns:
-        float32 [B, C, size, size], whatever autocast says.
+    ``flip_p`` is the probability of a horizontal flip; ``generator``, on the CPU, advances by an amount that depends
+    on B alone; for the other arguments and the result see `center_view`.
     """
     if size > PADDED_SIZE:
         crops = Augmentation(
@@ -56,27 +45,19 @@ def training_view(
     padding = max(1, size // 8)
     offsets = torch.randint(2 * padding + 1, (len(images), 2), generator=generator)
     flip = torch.rand(len(images), generator=generator) < flip_p
-    unit = [0.0] * images.shape[1], [1.0] * images.shape[1]
-    views = shift(center_view(images, sizes, size, *unit), offsets, flip, padding)
+    channels = images.shape[1]
+    views = shift(center_view(images, sizes, size, [0.0] * channels, [1.0] * channels), offsets, flip, padding)
     m, s = (views.new_tensor(values)[:, None, None] for values in (mean, std))
     return (views - m) / s
 
 
 def shift(views: Tensor, offsets: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Pad each view with zeros, crop it and flip it: [B, C, S, S], channels last.
+    """Pad views [B, C, S, S] with ``padding`` zeros on each side, crop them and flip them; channels last.
 
-    Args:
-        views: [B, C, S, S].
-        offsets: [B, 2] integers from 0 to 2 ``padding``, the crop's top and left in the padded view.
-        flip: [B] bool; after cropping.
-        padding: pixels on each side.
+    ``offsets`` [B, 2], integers from 0 to 2 ``padding``, are each crop's top and left; ``flip`` is [B] bool.
     """
     B, _, S, _ = views.shape
-    pixels = torch.arange(S)
-    rows = offsets[:, :1] + pixels  # [B, S]
-    columns = offsets[:, 1:] + torch.where(flip[:, None], S - 1 - pixels, pixels)
-    which, rows, columns = (
-        index.to(views.device, non_blocking=views.device.type == "cuda")
-        for index in (torch.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :])
-    )
-    return pad(views, [padding] * 4).permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2)
+    windows = pad(views, [padding] * 4).unfold(2, S, 1).unfold(3, S, 1)  # [B, C, top, left, S, S]
+    which, top, left, flip = (to_device(x, views.device) for x in (torch.arange(B), *offsets.T, flip))
+    shown = windows[which, :, top, left].contiguous(memory_format=torch.channels_last)
+    return torch.where(flip[:, None, None, None], shown.flip(-1), shown)

@@ -1,11 +1,11 @@
-"""Decode one image file to pixels.
+"""Decode one image file to pixels: uint8, or, of more than eight bits ("deep"), float32 in its own units.
 
-Eight-bit files become uint8, deeper ones ("deep" images) float32 in their own units, which the store
-scales by the range of the whole data set. Everything that is wrong with a file is a ``BadImage``.
+Everything that is wrong with a file is a ``BadImage``.
 """
 
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -23,6 +23,7 @@ MAX_PIXELS = 100_000_000
 MAX_SAMPLES = 4 * MAX_PIXELS  # height x width x bands
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 
+_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} megapixels"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GRAY_ALPHA, _PNG_RGBA = 4, 6
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -47,12 +48,11 @@ def decode(data: bytes, max_side: int | None = None) -> np.ndarray:
 
     Args:
         data: the whole file.
-        max_side: a longer image is shrunk (antialiased) until its longest side has this length; an image is
-            never enlarged. None keeps every size.
+        max_side: a longer image is shrunk (antialiased) until its longest side has this length; None keeps every size.
 
     Returns:
-        [C, H, W], C-contiguous. uint8 in 0..255, or float32 in the file's own units for 16- and 32-bit
-        files. C is 1 for gray, 3 for colour, and the number of bands for other TIFF files.
+        [C, H, W], C-contiguous: uint8, or float32 in the file's own units for 16- and 32-bit files. C is 1 for gray,
+        3 for colour, and the number of bands for other TIFF files.
 
     Raises:
         BadImage: not an image, damaged, truncated, too large, or not representable.
@@ -93,19 +93,18 @@ def shrink(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     The filter is an antialiased triangle: unlike bicubic it never overshoots the range of a deep image.
     """
     height, width = pixels.shape[1:]
-    if max_side is None or max(height, width) <= max_side:
-        return pixels
     return _resize(pixels, _shrunk_size(width, height, max_side))
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    planes = [Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR) for plane in pixels]
-    return np.stack([np.asarray(plane) for plane in planes])
-
-
-def _shrunk_size(width: int, height: int, max_side: int) -> tuple[int, int]:
-    scale = max_side / max(width, height)
+def _shrunk_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    scale = min(1.0, (max_side or math.inf) / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if pixels.shape[:0:-1] == size:
+        return pixels
+    return np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in pixels])
 
 
 @contextmanager
@@ -122,15 +121,11 @@ def _translated_errors() -> Iterator[None]:
     except UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
     except Image.DecompressionBombError:
-        raise BadImage(_too_large()) from None
+        raise BadImage(_TOO_LARGE) from None
     except Exception as error:
         raise BadImage(str(error) or type(error).__name__) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
-
-
-def _too_large() -> str:
-    return f"more than {MAX_PIXELS // 1_000_000} megapixels"
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -141,26 +136,19 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 def _check_size(width: int, height: int, bands: int = 1) -> None:
     if width * height > MAX_PIXELS or width * height * bands > MAX_SAMPLES:
-        raise BadImage(_too_large())
+        raise BadImage(_TOO_LARGE)
     if width * height * bands == 0:
         raise BadImage("no pixels")
 
 
-# Pillow -------------------------------------------------------------------------------------------------
-
-
 def decode_pillow(image: Image.Image, max_side: int | None) -> np.ndarray:
     """As `decode`, of an image that Pillow has opened."""
-    if max_side is None or max(image.size) <= max_side:
-        image.load()
-        pixels = _flatten(image)
-    else:
-        size = _shrunk_size(*image.size, max_side)
+    size = _shrunk_size(*image.size, max_side)
+    if size != image.size:
         # A JPEG decoder may skip detail, but only down to twice the final size: the rest is our filter's.
         image.draft(None, (2 * size[0], 2 * size[1]))
-        image.load()
-        pixels = _resize(_flatten(image), size)
-    return _orient(pixels, _orientation(image))
+    image.load()
+    return _orient(_resize(_flatten(image), size), _orientation(image))
 
 
 def _flatten(image: Image.Image) -> np.ndarray:
@@ -180,12 +168,8 @@ def _flatten(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        return pixels[None]
-    pixels = pixels.transpose(2, 0, 1)
-    if mode in ("P", "PA") and (pixels == pixels[0]).all():
-        return pixels[:1]
-    return pixels
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels[:1] if mode in ("P", "PA") and (pixels == pixels[0]).all() else pixels
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
@@ -213,9 +197,6 @@ def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-# 16-bit PNG in colour or with alpha, which Pillow opens at 8 bits ------------------------------------------
-
-
 def _is_deep_png(data: bytes) -> bool:
     return data[:8] == _PNG_SIGNATURE and data[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
 
@@ -225,28 +206,27 @@ def _decode_deep_png(data: bytes) -> np.ndarray:
     if data[25] == _PNG_GRAY_ALPHA:
         # Two 16-bit samples a pixel are laid out and filtered like four of 8 bits.
         header = data[12:24] + bytes([8, _PNG_RGBA]) + data[26:29]
-        with _open(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]) as image:
-            samples = np.asarray(image).astype(np.uint16).transpose(2, 0, 1)
-            orientation = _orientation(image)
+        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+        samples, orientation = _png_bytes(data)
         pixels = samples[::2] << 8 | samples[1::2]
     else:
-        high, orientation = _deep_png_bytes(data, "16B")
-        low, _ = _deep_png_bytes(data, "16L")
+        high, orientation = _png_bytes(data, "16B")
+        low, _ = _png_bytes(data, "16L")
         pixels = high << 8 | low
-    if len(pixels) in (2, 4):
-        return _orient(_flatten_alpha(pixels[:-1], pixels[-1:], white=65535), orientation)
-    return _orient(pixels.astype(np.float32), orientation)
+    has_alpha = len(pixels) in (2, 4)
+    pixels = _flatten_alpha(pixels[:-1], pixels[-1:], white=65535) if has_alpha else pixels.astype(np.float32)
+    return _orient(pixels, orientation)
 
 
-def _deep_png_bytes(data: bytes, order: str) -> tuple[np.ndarray, int]:
-    """The upper ("16B") or lower ("16L") byte of each sample, uint16 [C, H, W], and the orientation.
+def _png_bytes(data: bytes, order: str | None = None) -> tuple[np.ndarray, int]:
+    """One byte of each sample, uint16 [C, H, W], of 16 bits the upper ("16B") or lower ("16L"); and the orientation.
 
     Pillow keeps the more significant byte under the byte order it is told, and PNG is big-endian.
     """
     with _open(data) as image:
-        image.tile = [tile._replace(args=f"{image.mode};{order}") for tile in image.tile]
-        pixels = np.asarray(image).astype(np.uint16).transpose(2, 0, 1)
-        return pixels, _orientation(image)
+        if order:
+            image.tile = [tile._replace(args=f"{image.mode};{order}") for tile in image.tile]
+        return np.asarray(image).astype(np.uint16).transpose(2, 0, 1), _orientation(image)
 
 
 def _flatten_alpha(colour: np.ndarray, alpha: np.ndarray, white: float, premultiplied: bool = False) -> np.ndarray:
@@ -254,9 +234,6 @@ def _flatten_alpha(colour: np.ndarray, alpha: np.ndarray, white: float, premulti
     opacity = alpha.astype(np.float32) / np.float32(white)
     colour = colour.astype(np.float32)
     return (colour if premultiplied else colour * opacity) + np.float32(white) * (1 - opacity)
-
-
-# TIFF ----------------------------------------------------------------------------------------------------
 
 
 def _decode_tiff(data: bytes) -> np.ndarray:
@@ -300,12 +277,9 @@ def _decode_with_tifffile(data: bytes) -> np.ndarray:
         if max(ends, default=0) > len(data):
             raise BadImage("image file is truncated")
         pixels = page.asarray()
-        if page.axes == "YX":
-            pixels = pixels[None]
-        elif page.axes == "YXS":
-            pixels = pixels.transpose(2, 0, 1)
-        elif page.axes != "SYX":
+        if page.axes not in ("YX", "YXS", "SYX"):
             raise BadImage(f"TIFF with axes {page.axes} is not a plane image")
+        pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if page.axes != "SYX" else pixels
         tag = page.tags.get(_ORIENTATION)
         return _orient(_flatten_bands(pixels, page), tag.value if tag else 1)
 

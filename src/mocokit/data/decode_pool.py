@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,24 +84,18 @@ def decode_for_model(
     """
     with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
         for pixels in decoded:
-            yield pixels if isinstance(pixels, BadImage) else _converted(pixels, channels, intensity_range)
-
-
-def _converted(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> Decoded:
-    if not convertible(len(pixels), channels):
-        return BadImage(f"{len(pixels)} channels where {channels} are needed")
-    if pixels.dtype != np.uint8 and intensity_range is None:
-        intensity_range = (float(pixels.min()), float(pixels.max()))
-    return convert(pixels, channels, intensity_range)
+            if isinstance(pixels, BadImage):
+                yield pixels
+            elif not convertible(len(pixels), channels):
+                yield BadImage(f"{len(pixels)} channels where {channels} are needed")
+            else:
+                yield convert(pixels, channels, intensity_range)
 
 
 def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Generator[Decoded, None, None]:
-    """Decode images in order; what cannot be decoded comes out as its BadImage.
+    """Decode images in order, in ``workers`` processes, with 0 in this one; ``max_side`` is that of ``decode``.
 
-    Args:
-        images: files or their contents, or pixels [C, H, W] that are only shrunk, or a BadImage passed through.
-        max_side: see ``decode``.
-        workers: number of processes; with 0 the images are decoded in this one.
+    Pixels [C, H, W] are only shrunk; what cannot be decoded comes out as its BadImage.
     """
     if workers == 0:
         yield from (_decode(image, max_side) for image in images)
@@ -122,8 +117,7 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
     size = 0
     for image in images:
         chunk.append(image)
-        if isinstance(image, bytes | np.ndarray):
-            size += len(image) if isinstance(image, bytes) else image.nbytes
+        size += memoryview(image).nbytes if isinstance(image, bytes | np.ndarray) else 0  # type: ignore[arg-type]
         if len(chunk) >= most or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -132,11 +126,11 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
 
 
 def _decode(image: Encoded, max_side: int) -> Decoded:
-    if isinstance(image, BadImage):
-        return image
     if isinstance(image, np.ndarray):
         return shrink(image, max_side)
     try:
+        if isinstance(image, BadImage):
+            return image
         return decode(image.read() if isinstance(image, ImageFile) else image, max_side)
     except BadImage as error:
         return error
@@ -148,9 +142,12 @@ class _Pool:
     def __init__(self, workers: int, max_side: int) -> None:
         # Forked workers start at once and need no importable __main__ (a notebook, a script on stdin). They
         # use none of what a fork may leave locked: no threads of others, no BLAS, no CUDA.
-        self._context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._stop = context.RawValue("b", 0)
+        self._start = partial(
+            ProcessPoolExecutor, mp_context=context, initializer=_start_worker, initargs=(self._stop,)
+        )
         self._workers, self._max_side = workers, max_side
-        self._stop = self._context.RawValue("b", 0)
         self._executor = self._start(workers)
 
     def __enter__(self) -> "_Pool":
@@ -174,10 +171,7 @@ class _Pool:
         try:
             return future.result()
         except BrokenProcessPool:
-            return self._one_by_one(chunk)
-
-    def _one_by_one(self, chunk: list[Encoded]) -> list[Decoded]:
-        decoded: list[Decoded] = []
+            decoded: list[Decoded] = []
         executor = self._start(1)
         for image in chunk:
             try:
@@ -187,9 +181,6 @@ class _Pool:
                 executor = self._start(1)
         executor.shutdown()
         return decoded
-
-    def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, self._context, _start_worker, (self._stop,))
 
 
 def _start_worker(stop: Any) -> None:

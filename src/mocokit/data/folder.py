@@ -5,7 +5,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from mocokit.data.decode_pool import ImageFile
@@ -14,7 +13,7 @@ from mocokit.errors import UserError
 
 
 class FolderSource:
-    """The images in a folder, at any depth."""
+    """The images in a folder, at any depth; none from elsewhere, and each real folder's only once."""
 
     decoded = False
 
@@ -22,20 +21,21 @@ class FolderSource:
         self.root = path.resolve()
         self.name = self.root.name or "data"
         self._names: Sequence[str] = []
-
-    @cached_property
-    def _found(self) -> "_Walk":
-        return _Walk(self.root)
+        self._images: dict[str, tuple[int, int]] = {}  # size and modification time by relative path
+        self._refused: list[Skipped] = []
+        self._entered: set[str] = set()
 
     def fingerprint(self) -> str:
         """From path, size and time of each image."""
-        lines = [f"{name}\0{size}\0{time}\n" for name, (size, time) in sorted(self._found.images.items())]
-        lines += [f"{skipped.name}\0{skipped.reason}\n" for skipped in sorted(self._found.refused)]
+        self._walk()
+        lines = [f"{name}\0{size}\0{time}\n" for name, (size, time) in sorted(self._images.items())]
+        lines += [f"{skipped.name}\0{skipped.reason}\n" for skipped in sorted(self._refused)]
         text = "".join(lines).encode(errors="surrogatepass")
         return f"folder/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 
     def read_index(self) -> ImageIndex:
-        image_index = index_by_folders(self._found.images, self._found.refused, self.root)
+        self._walk()
+        image_index = index_by_folders(self._images, self._refused, self.root)
         self._names = image_index.names
         return image_index
 
@@ -47,24 +47,14 @@ class FolderSource:
     def read(self, index: int) -> bytes:
         return self.file(index).read()
 
-
-class _Walk:
-    """Finds the images below a folder without leaving it, and enters each real folder once.
-
-    Attributes:
-        images: size and modification time of each, by its path relative to the folder.
-        refused: what must not be read.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images: dict[str, tuple[int, int]] = {}
-        self.refused: list[Skipped] = []
-        self._visited: set[str] = set()
+    def _walk(self) -> None:
+        """Find the images, unless that is done."""
+        if self._entered:
+            return
         try:
-            os.scandir(root).close()
+            os.scandir(self.root).close()
         except OSError as error:
-            raise UserError(f"{root} cannot be read: {error.strerror}") from error
+            raise UserError(f"{self.root} cannot be read: {error.strerror}") from error
         # Real folders first: a link to one of them then adds nothing, whichever name sorts first.
         links = self._enter("")
         while links:
@@ -77,9 +67,9 @@ class _Walk:
         while pending:
             folder = pending.pop()
             real = os.path.realpath(self.root / folder)
-            if real in self._visited:
+            if real in self._entered:
                 continue
-            self._visited.add(real)
+            self._entered.add(real)
             try:
                 with os.scandir(real) as entries:
                     for entry in entries:
@@ -91,7 +81,7 @@ class _Walk:
                         elif entry.is_dir():
                             pending.append(path)
                         elif is_image_name(entry.name):
-                            self._file(path, entry.stat())
+                            self._add(path, entry.stat())
             except OSError as error:
                 self._refuse(folder, f"folder cannot be read: {error.strerror}")
         return links
@@ -113,22 +103,18 @@ class _Walk:
         if not target.is_relative_to(self.root):
             self._refuse(link, "symbolic link that leads out of the folder")
         elif not is_folder:
-            self._file(link, status)
+            self._add(link, status)
         elif (self.root / link).parent.resolve().is_relative_to(target):
             self._refuse(link, "symbolic link that loops")
         else:
             return self._enter(link)
         return []
 
-    def _file(self, path: str, status: os.stat_result) -> None:
+    def _add(self, path: str, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self.images[_posix(path)] = (status.st_size, status.st_mtime_ns)
+            self._images[path.replace(os.sep, "/")] = (status.st_size, status.st_mtime_ns)
         else:
             self._refuse(path, "not a regular file")
 
     def _refuse(self, path: str, reason: str) -> None:
-        self.refused.append(Skipped(_posix(path), reason))
-
-
-def _posix(path: str) -> str:
-    return path.replace(os.sep, "/")
+        self._refused.append(Skipped(path.replace(os.sep, "/"), reason))

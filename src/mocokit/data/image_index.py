@@ -1,6 +1,7 @@
 """What a source holds: the names, splits and labels of its images, derived from paths for folders and archives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,14 +16,9 @@ IMAGE_SUFFIXES = (
 )
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 class Skipped(NamedTuple):
@@ -34,51 +30,45 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of a source.
+    """The images of a source."""
 
-    Attributes:
-        names: path of each image inside the source, with slashes.
-        splits: indices into ``names``, int64, for "train" and where they exist "val" and "test".
-        labels: int64 [len(names)], -1 where no split uses the image; None without class folders.
-        label_names: the class of each label value, sorted; None without class folders.
-        refused: what was found but must not be read, with reasons.
-        ignored: number of images outside the folders of splits, which are not used.
-        blocks: int64 [len(names)], ascending: equal for images that are best read together, since they are
-            stored together; None where each can be read alone.
-    """
+    names: Sequence[str]  # path of each image inside the source, with slashes
+    splits: dict[str, np.ndarray]  # indices into names, int64, for "train" and where they exist "val" and "test"
+    labels: np.ndarray | None = None  # int64 [len(names)], -1 where no split uses the image; None without classes
+    label_names: tuple[str, ...] | None = None  # the class of each label value; None without classes
+    refused: list[Skipped] = field(default_factory=list)  # what was found but must not be read
+    ignored: int = 0  # number of images outside the folders of splits, which are not used
+    blocks: np.ndarray | None = None  # int64 [len(names)], ascending: equal for images that are best read together
 
-    names: Sequence[str]
-    splits: dict[str, np.ndarray]
-    labels: np.ndarray | None = None
-    label_names: tuple[str, ...] | None = None
-    refused: list[Skipped] = field(default_factory=list)
-    ignored: int = 0
-    blocks: np.ndarray | None = None
+
+@contextmanager
+def reading(place: object, kind: str = "") -> Iterator[None]:
+    """Turn whatever goes wrong inside the block, and parsers of untrusted bytes raise anything, into a UserError of one
+    line: that ``place``, a path or address, cannot be read ``kind``, such as " as an archive"."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        remote = "out of reach, " * ("://" in str(place))
+        raise UserError(f"{place} cannot be read{kind} ({reason}); is it {remote}damaged or misnamed?") from error
 
 
 class Source(Protocol):
-    """Where images come from: a bundled data set, a folder, an archive, shards or arrays.
+    """Where images come from: a bundled data set, a folder, an archive, shards or arrays."""
 
-    Attributes:
-        name: short enough for a run directory.
-        decoded: whether it holds pixels already, so that decoding costs nothing.
-    """
-
-    name: str
-    decoded: bool
+    name: str  # short enough for a run directory
+    decoded: bool  # whether it holds pixels already, so that decoding costs nothing
 
     def fingerprint(self) -> str:
         """A text that changes when the images do; found without reading them."""
 
     def read_index(self) -> ImageIndex:
-        """List the images; comes before `read`."""
+        """List the images; comes before `read`. UserError if there are none, or they cannot be listed."""
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """The file of the image ``names[index]``, or its pixels (uint8 or float32 [C, H, W]).
-
-        Raises:
-            BadImage: it cannot be read.
-        """
+        """The file of the image ``names[index]``, or its pixels (uint8 or float32 [C, H, W]); BadImage if neither."""
 
 
 def is_image_name(name: str) -> bool:
@@ -105,20 +95,17 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
         why = f" that may be read ({refused[0].name}: {refused[0].reason})" if refused else ""
         raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
     paths = [name.split("/") for name in names]
-    depth, is_split = _split_depth(paths)
-    members: dict[str, list[int]] = {}
-    if is_split:
-        for index, path in enumerate(paths):
-            split = SPLIT_FOLDERS.get(path[depth].lower()) if len(path) > depth + 1 else None
-            if split is not None:
-                members.setdefault(split, []).append(index)
-        depth += 1
-    else:
-        members["train"] = list(range(len(names)))
-    used = [index for indices in members.values() for index in indices]
-    labels, label_names = _labels(paths, used, depth)
-    splits = {split: np.array(members[split], dtype=np.int64) for split in SPLITS if split in members}
-    return ImageIndex(names, splits, labels, label_names, refused, ignored=len(names) - len(used))
+    depth, has_splits = _split_depth(paths)
+    split_of: list[str | None] = ["train"] * len(paths)
+    if has_splits:
+        split_of = [SPLIT_FOLDERS.get(path[depth].lower()) if len(path) > depth + 1 else None for path in paths]
+    splits = {
+        split: np.array([index for index, its in enumerate(split_of) if its == split], dtype=np.int64)
+        for split in SPLITS
+        if split in split_of
+    }
+    labels, label_names = _labels(paths, np.concatenate(list(splits.values())), depth + has_splits)
+    return ImageIndex(names, splits, labels, label_names, refused, ignored=split_of.count(None))
 
 
 def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
@@ -131,19 +118,17 @@ def _split_depth(paths: list[list[str]]) -> tuple[int, bool]:
         if "train" in splits and (len(folders) == 1 or splits & {"val", "test"}):
             return depth, True
         if len(folders) != 1 or any(len(path) == depth + 1 for path in paths):
-            break
+            return depth, False
         depth += 1
-    return depth, False
 
 
-def _labels(paths: list[list[str]], used: list[int], depth: int) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+def _labels(paths: list[list[str]], used: np.ndarray, depth: int) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     if any(len(paths[index]) != depth + 2 for index in used):
         return None, None
-    classes = {index: paths[index][depth] for index in used}
-    label_names = tuple(sorted(set(classes.values())))
-    if len(label_names) < 2:
+    classes = [paths[index][depth] for index in used]
+    value = {name: number for number, name in enumerate(sorted(set(classes)))}
+    if len(value) < 2:
         return None, None
-    value = {name: number for number, name in enumerate(label_names)}
     labels = np.full(len(paths), -1, dtype=np.int64)
-    labels[used] = [value[classes[index]] for index in used]
-    return labels, label_names
+    labels[used] = [value[name] for name in classes]
+    return labels, tuple(value)

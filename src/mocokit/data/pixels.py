@@ -18,16 +18,17 @@ def stored_side(image_size: int) -> int:
 
 
 def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> np.ndarray:
-    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``."""
+    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``, or from
+    their own if that is None."""
+    deep = pixels.dtype != np.uint8
+    low, high = intensity_range or ((float(pixels.min()), float(pixels.max())) if deep else (0.0, 255.0))
     if len(pixels) == 1 and channels == 3:
         pixels = np.repeat(pixels, 3, axis=0)
     elif len(pixels) == 3 and channels == 1:
         gray = np.tensordot(_LUMA, pixels.astype(np.float32), axes=1)[None]
-        pixels = np.rint(gray).astype(np.uint8) if pixels.dtype == np.uint8 else gray
-    if pixels.dtype == np.uint8:
+        pixels = gray if deep else np.rint(gray).astype(np.uint8)
+    if not deep:
         return pixels
-    assert intensity_range is not None
-    low, high = intensity_range
     scale = 255 / (high - low) if high > low else 0.0
     # float64 before clipping: ``low`` rounded to float32 may be smaller, and negative numbers would wrap around.
     return np.rint((np.clip(pixels.astype(np.float64), low, high) - low) * scale).astype(np.uint8)

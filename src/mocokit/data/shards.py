@@ -10,25 +10,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
 
 from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name
-from mocokit.data.shard_readers import (
-    LABELS,
-    PARQUET,
-    TAR,
-    Block,
-    ShardReader,
-    is_remote,
-    open_shard,
-    persistently,
-    shard_kind,
-    unreadable,
-)  # fmt: skip
+from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name, reading
+from mocokit.data.shard_readers import LABELS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError
 
@@ -61,16 +50,10 @@ def local_shards(path: Path) -> list[Shard]:
 
 
 def remote_shards(address: str) -> list[Shard]:
-    """The shards below an address that fsspec knows, such as ``s3://bucket/folder``.
-
-    Raises:
-        UserError: nothing can be listed there, or there are no shards.
-    """
-    try:
+    """The shards below an address that fsspec knows, such as ``s3://bucket/folder``; UserError if there are none."""
+    with reading(address):
         system, path = fsspec.url_to_fs(address)
         files = [system.unstrip_protocol(name) for name in system.find(path)]
-    except Exception as error:  # of as many libraries as there are kinds of storage
-        raise unreadable(address, error) from error
     if shards := _shards(files, address):
         return shards
     raise UserError(f"no shards in {address}; files of these kinds are shards: {PARQUET} {TAR}")
@@ -79,10 +62,8 @@ def remote_shards(address: str) -> list[Shard]:
 def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
     """The shards of ``hf:NAME[:CONFIG][@REVISION]``, and the classes if the hub names them.
 
-    Their addresses hold the revision's hash, so that they mean the same content for ever.
-
-    Raises:
-        UserError: the extra is missing, the hub can't be reached, or the set is not kept in shards.
+    Their addresses hold the revision's hash, so that they mean the same content for ever. UserError: the extra is
+    missing, the hub can't be reached, or the set is not kept in shards.
     """
     try:
         import datasets
@@ -90,10 +71,8 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
         raise UserError(f"{data} needs datasets: pip install 'mocokit[hf]'") from error
     name, _, revision = data.removeprefix(HUB).partition("@")
     name, _, config = name.partition(":")
-    try:
+    with reading(data):
         builder = datasets.load_dataset_builder(name, config or None, revision=revision or None)
-    except Exception as error:  # of the many libraries below the hub's client
-        raise unreadable(data, error) from error
     shards = [
         Shard(str(place), SPLIT_FOLDERS[str(split)])
         for split, places in (builder.config.data_files or {}).items()
@@ -112,20 +91,15 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
 
 
 class ShardSource:
-    """The images of some shards, in the order of the shards and of the images in each.
-
-    ``classes`` name the label values, where the shards themselves do not.
-    """
+    """The images of some shards, in their order; ``classes`` name the label values where the shards do not."""
 
     decoded = False
 
     def __init__(self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None) -> None:
         self.data, self.shards, self.classes = data, shards, classes
-        path = data if data.startswith(HUB) or "://" in data else str(Path(data).resolve())
+        path = data if data.startswith(HUB) or is_remote(data) else str(Path(data).resolve())
         self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
-        self._readers: list[ShardReader] = []
-        self._starts: list[int] = []
-        self._recent: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
 
     def fingerprint(self) -> str:
         """From name, size and time of each local shard; from the addresses of remote ones."""
@@ -141,56 +115,54 @@ class ShardSource:
     def read_index(self) -> ImageIndex:
         """Read the index and the labels of every shard; no images."""
         with ThreadPoolExecutor(_OPENERS) as pool:
-            self._readers = list(pool.map(open_shard, [shard.place for shard in self.shards]))
-        counts = [len(reader) for reader in self._readers]
-        self._starts = np.cumsum([0, *counts]).tolist()
+            self._indices = list(pool.map(open_shard, [shard.place for shard in self.shards]))
+        counts = [len(index.blocks) for index in self._indices]
+        self._starts: list[int] = np.cumsum([0, *counts]).tolist()
         if not self._starts[-1]:
             raise UserError(f"no images in {self.data}")
-        members: dict[str, list[np.ndarray]] = {}
-        blocks, first_block = [], 0
-        for shard, reader, start in zip(self.shards, self._readers, self._starts, strict=False):
-            members.setdefault(shard.split, []).append(np.arange(start, start + len(reader), dtype=np.int64))
-            blocks.append(reader.blocks + first_block)
-            first_block += int(reader.blocks[-1]) + 1 if len(reader) else 0
-        if "train" not in members:
-            raise UserError(f"{self.data} has no training images: all shards are named {', '.join(members)}")
-        splits = {split: np.concatenate(members[split]) for split in SPLITS if split in members}
-        labels, classes = self._labels()
+        split_of = np.repeat([SPLITS.index(shard.split) for shard in self.shards], counts)
+        splits = {
+            split: np.flatnonzero(split_of == number) for number, split in enumerate(SPLITS) if number in split_of
+        }
+        if "train" not in splits:
+            raise UserError(f"{self.data} has no training images: all shards are named {', '.join(splits)}")
+        is_first = np.concatenate([np.diff(index.blocks, prepend=-1) > 0 for index in self._indices])
         names = _Names([Path(shard.place).name for shard in self.shards], self._starts)
-        refused = [skipped for reader in self._readers for skipped in reader.refused]
-        return ImageIndex(names, splits, labels, classes, refused, blocks=np.concatenate(blocks))
+        refused = [skipped for index in self._indices for skipped in index.refused]
+        return ImageIndex(names, splits, *self._labels(), refused, blocks=np.cumsum(is_first) - 1)
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
+        blocks = self._indices[shard].blocks
         row = index - self._starts[shard]
-        content = self._block(shard, int(self._readers[shard].blocks[row])).cut(row)
+        content = self._block(shard, int(blocks[row]))[row - int(np.searchsorted(blocks, blocks[row]))]
         if not content:
             raise BadImage("no image in this row")
         if len(content) > MAX_FILE_BYTES:
             raise BadImage("larger than 1 GiB")
         return content
 
-    def _block(self, shard: int, number: int) -> "Block":
+    def _block(self, shard: int, number: int) -> list[bytes | None]:
         """Kept for a while: several readers may go through the images at the same time."""
         key, recent = (shard, number), self._recent
         if key not in recent:
-            reader, place = self._readers[shard], self.shards[shard].place
-            recent[key] = persistently(place, lambda: reader.fetch(number))
-            while len(recent) > 1 and sum(block.nbytes for block in recent.values()) > _KEPT_BYTES:
+            recent[key] = persistently(self.shards[shard].place, lambda: self._indices[shard].fetch(number))
+            while len(recent) > 1 and sum(map(_nbytes, recent.values())) > _KEPT_BYTES:
                 recent.popitem(last=False)
         recent.move_to_end(key)
         return recent[key]
 
     def _labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
         """Labels [N] int64 and classes, if every image has one; text labels become classes in their order."""
-        parts = [reader.labels for reader in self._readers if len(reader)]
-        if any(part is None for part in parts):
+        indices = [index for index in self._indices if len(index.blocks)]
+        parts = [index.labels for index in indices if index.labels is not None]
+        if len(parts) < len(indices):
             return None, None
-        values = np.concatenate([part for part in parts if part is not None])
+        values = np.concatenate(parts)
         if values.dtype.kind not in "iu":
             classes, numbers = np.unique(values.astype(str), return_inverse=True)
             return numbers.astype(np.int64), tuple(classes.tolist())
-        named = {reader.classes for reader in self._readers if len(reader)} - {None} or {self.classes}
+        named = {index.classes for index in indices} - {None} or {self.classes}
         if len(named) > 1:
             raise UserError(f"{self.data}: its shards name different classes, so their labels do not compare")
         if values.min() < 0:  # as the hub marks the unlabelled
@@ -211,15 +183,15 @@ class _Names(Sequence[str]):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        if index >= len(self):
+            raise IndexError(index)
         shard = bisect.bisect_right(self._starts, index) - 1
         return f"{self._shards[shard]}/{index - self._starts[shard]:08d}"
+
+
+def _nbytes(files: list[bytes | None]) -> int:
+    return sum(len(file) for file in files if file)
 
 
 def _has_labels(path: Path) -> bool:

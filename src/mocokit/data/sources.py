@@ -29,11 +29,7 @@ ACCEPTED = (
 
 
 def open_source(data: str) -> Source:
-    """The source that ``data`` names; cheap, since nothing is listed or read yet.
-
-    Raises:
-        UserError: there is no such thing, or it is of no accepted kind.
-    """
+    """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind."""
     if data in BUNDLED:
         return BundledSource(data, BUNDLED[data])
     if data.startswith(HUB):
@@ -45,13 +41,14 @@ def open_source(data: str) -> Source:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise UserError(f"no such data: {data}{_suggestion(path)}; accepted are {ACCEPTED}") from error
-    if (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and (shards := local_shards(path)):
+    is_file, is_folder = stat.S_ISREG(mode), stat.S_ISDIR(mode)
+    if (is_file or is_folder) and (shards := local_shards(path)):
         return ShardSource(str(path), shards)
-    if stat.S_ISDIR(mode):
+    if is_folder:
         return FolderSource(path)
-    if stat.S_ISREG(mode) and path.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if is_file and path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return ArchiveSource(path)
-    if stat.S_ISREG(mode) and path.suffix.lower() in ARRAY_SUFFIXES:
+    if is_file and path.suffix.lower() in ARRAY_SUFFIXES:
         return ArraySource(path)
     raise UserError(f"{data} is neither a folder nor an archive; accepted are {ACCEPTED}")
 
@@ -118,16 +115,13 @@ def _cifar10_part(train: bool) -> Any:
 
     root = cache_directory() / "cifar10"
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to --json
-        try:
+        with contextlib.suppress(RuntimeError):  # not there, or damaged
             return CIFAR10(root, train=train)
-        except RuntimeError:  # not there, or damaged
-            pass
         try:
             return CIFAR10(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"cannot download cifar10 ({reason}); name a local copy instead: "
+                f"cannot download cifar10 ({' '.join(str(error).split())}); name a local copy instead: "
                 "a folder or archive with train/ and test/ class folders"
             ) from error
 
@@ -136,13 +130,9 @@ BUNDLED = {"digits": _digits, "cifar10": _cifar10}
 
 
 def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
-    """The images of a source at ``indices`` of its index, which has been read: as the source gives them, or files of a
-    folder, which the decoding process reads."""
-    if isinstance(source, FolderSource):
-        yield from map(source.file, indices)
-        return
+    """The images at ``indices`` of a source's index, which has been read; a folder's files, not yet read."""
     for index in indices:
         try:
-            yield source.read(index)
+            yield source.file(index) if isinstance(source, FolderSource) else source.read(index)
         except BadImage as error:
             yield error

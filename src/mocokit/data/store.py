@@ -3,17 +3,19 @@
 import csv
 import hashlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Options, TooManySkipped, build, check_skipped, prepare
+from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Progress, TooManySkipped, build, check_skipped, prepare
 from mocokit.data.cache import building, cache_directory, cache_errors, locked
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
@@ -27,13 +29,8 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFil
 class ImageSet:
     """The images of one split: uint8, of one channel count, each of its own size, memory-mapped.
 
-    Attributes:
-        labels: int64 [N], or None.
-        sizes: int32 [N, 2], height and width.
-        canvas: the greatest height and the greatest width.
-        nbytes: of all images padded to the canvas.
-
-    Pickled, it is only a path: the other process maps the same file.
+    ``labels`` are int64 [N] or None, ``sizes`` int32 [N, 2] height and width, ``canvas`` the greatest of both, and
+    ``nbytes`` that of all images padded to it. Pickled, it is only a path: the other process maps the same file.
     """
 
     def __init__(self, path: Path, split: str) -> None:
@@ -41,13 +38,12 @@ class ImageSet:
         self.path, self.split = path, split
         facts = json.loads((path / FACTS).read_text())
         counts: dict[str, int] = facts["splits"]
-        earlier = list(counts)[: list(counts).index(split)]
-        start = sum(counts[name] for name in earlier)
-        self._own = slice(start, start + counts[split])
+        end = list(accumulate(counts.values()))[list(counts).index(split)]
+        self._own = slice(end - counts[split], end)
         with np.load(path / INDEX) as index:
             sizes = index["sizes"]
             self.labels: np.ndarray | None = index["labels"][self._own] if "labels" in index else None
-        self.channels: int = facts["channels"]
+        self.channels: int = facts["store"]["channels"]
         # Mapped now, so that it stays readable even if the entry is removed.
         self._pixels = np.asarray(np.memmap(path / PIXELS, dtype=np.uint8, mode="r"))
         ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * self.channels)
@@ -56,7 +52,7 @@ class ImageSet:
         self.sizes: np.ndarray = sizes[self._own]
         self._ends: np.ndarray = ends[self._own]
         self.canvas: tuple[int, int] = tuple(self.sizes.max(axis=0).tolist())
-        self.nbytes: int = len(self) * self.channels * self.canvas[0] * self.canvas[1]
+        self.nbytes: int = len(self) * self.channels * math.prod(self.canvas)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -72,20 +68,14 @@ class ImageSet:
         return names.split("\0")[self._own]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The images at ``indices``: uint8 [B, C, H, W], zeros at the bottom and right up to the canvas.
-
-        Raises:
-            IndexError: an index is out of range.
-        """
+        """The images at ``indices``: uint8 [B, C, H, W], zeros at the bottom and right up to the canvas."""
         indices = np.asarray(indices, dtype=np.int64)
         if self._uniform is not None:
             return self._uniform[indices]
         batch = np.zeros((len(indices), self.channels, *self.canvas), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            height, width = self.sizes[index]
-            end = self._ends[index]
-            pixels = self._pixels[end - self.channels * int(height) * int(width) : end]
-            batch[row, :, :height, :width] = pixels.reshape(self.channels, height, width)
+        for row, end, (height, width) in zip(batch, self._ends[indices], self.sizes[indices].tolist(), strict=True):
+            pixels = self._pixels[end - self.channels * height * width : end]
+            row[:, :height, :width] = pixels.reshape(self.channels, height, width)
         return batch
 
     @cached_property
@@ -99,33 +89,19 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Store:
-    """The decoded images of one data set.
+    """The decoded images of one data set."""
 
-    Attributes:
-        path: its entry in the cache directory.
-        name: short name of the data, for a run directory.
-        image_size: the side of the square that models should take in.
-        channels: of every image.
-        label_names: the class of each label value, or None without labels.
-        skipped: the images that cannot be used, and why.
-        ignored: number of images outside the splits, which are not used.
-        fingerprint: digest of pixels and labels, equal on every machine.
-        intensity_range: the range that 16- and 32-bit images were scaled from; None if there are none.
-        from_cache: whether nothing had to be decoded.
-        splits: "train", and "val" and "test" if there are such images.
-    """
-
-    path: Path
-    name: str
-    image_size: int
-    channels: int
-    label_names: tuple[str, ...] | None
-    skipped: list[Skipped]
-    ignored: int
-    fingerprint: str
-    intensity_range: tuple[float, float] | None
-    from_cache: bool
-    splits: dict[str, ImageSet]
+    path: Path  # of its entry in the cache directory
+    name: str  # short, for a run directory
+    image_size: int  # the side of the square that models should take in
+    channels: int  # of every image
+    label_names: tuple[str, ...] | None  # the class of each label value, or None without labels
+    skipped: list[Skipped]  # the images that cannot be used, and why
+    ignored: int  # number of images outside the splits, which are not used
+    fingerprint: str  # digest of pixels and labels, equal on every machine
+    intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
+    from_cache: bool  # whether nothing had to be decoded
+    splits: dict[str, ImageSet]  # "train", and "val" and "test" if there are such images
 
     def summary(self) -> str:
         """What was found, in one line."""
@@ -148,7 +124,7 @@ def open_store(
     workers: int | None = None,
     intensity_range: tuple[float, float] | None = None,
     channels: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cache: Path | None = None,
 ) -> Store:
     """Open what the user named, decoding it first unless the cache has it.
@@ -159,8 +135,7 @@ def open_store(
         data: see ``open_source``; or a source.
         image_size: the side that models take in; or what chooses it, given the median shorter side of the training
             images in pixels (nan if none of those looked at can be read).
-        limit: use a random subset of that many training images, class-balanced if there are labels.
-        seed: of the subset.
+        limit, seed: use a random subset of that many training images, class-balanced if there are labels.
         max_skipped: fraction of the images that may be unusable, 0 to 1.
         workers: decoding processes, 0 for none; None chooses.
         intensity_range: scale 16- and 32-bit images from this range, not from their own.
@@ -175,10 +150,25 @@ def open_store(
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / "images"
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
-    options = Options(image_size, limit, seed, intensity_range, channels)
+
+    def wanted(median: float | None) -> dict[str, Any] | None:
+        """What the pixels depend on, as JSON gives it back; None if the median of the images is needed for that."""
+        if not callable(image_size):
+            side = image_size
+        elif median is None:
+            return None
+        else:
+            side = image_size(median)
+        return {
+            "image_size": side,
+            "limit": limit,
+            "seed": None if limit is None else seed,
+            "intensity_range": intensity_range and list(intensity_range),
+            "channels": channels,
+        }
 
     def find() -> Store | None:
-        entries = (_load(path, options, max_skipped) for path in sorted(folder.glob(f"{name}-*")))
+        entries = (_load(path, wanted, max_skipped) for path in sorted(folder.glob(f"{name}-*")))
         return next(filter(None, entries), None)
 
     if store := find():
@@ -188,11 +178,11 @@ def open_store(
     with locked(folder, name):
         if store := find():  # built by another process in the meantime
             return store
-        image_index, median = prepare(source, options)
-        plain = options.plain(median)
-        assert plain is not None
-        with cache_errors(folder), building(folder, name, _key(plain)) as directory:
-            build(source, image_index, median, plain, directory, max_skipped, workers, progress)
+        image_index, median = prepare(source, limit, seed, measure=callable(image_size))
+        options = wanted(median)
+        assert options is not None
+        with cache_errors(folder), building(folder, name, _key(options)) as directory:
+            build(source, image_index, median, options, directory, max_skipped, workers, progress)
         store = find()
     assert store is not None, f"an entry of {folder} was removed while it was opened"
     return replace(store, from_cache=False)
@@ -202,37 +192,29 @@ def _key(value: Any) -> str:
     return hashlib.blake2b(json.dumps([FORMAT, value]).encode(), digest_size=8).hexdigest()
 
 
-def _load(path: Path, options: Options, max_skipped: float) -> Store | None:
-    """The entry at ``path``, or None if it is damaged, or not what ``options`` ask for."""
+def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], max_skipped: float) -> Store | None:
+    """The entry at ``path``, or None if it is damaged, or not what is wanted."""
     try:
         facts = json.loads((path / FACTS).read_text())
-        if options.plain(facts["median"]) not in facts["serves"]:
+        if wanted(facts["median"]) not in facts["serves"]:
             return None
-        skipped = [Skipped(*item) for item in facts["skipped"]]
-        store = Store(
-            path=path,
-            name=facts["name"],
-            image_size=facts["image_size"],
-            channels=facts["channels"],
-            label_names=facts["label_names"] and tuple(facts["label_names"]),
-            skipped=skipped,
-            ignored=facts["ignored"],
-            fingerprint=facts["fingerprint"],
-            intensity_range=facts["intensity_range"] and tuple(facts["intensity_range"]),
-            from_cache=True,
-            splits={split: ImageSet(path, split) for split in facts["splits"]},
-        )
+        fields, found = facts["store"], facts["found"]
+        fields["skipped"] = [Skipped(*item) for item in fields["skipped"]]
+        for name in ("label_names", "intensity_range"):
+            fields[name] = fields[name] and tuple(fields[name])
+        splits = {split: ImageSet(path, split) for split in facts["splits"]}
+        store = Store(path=path, from_cache=True, splits=splits, **fields)
     except _DAMAGE:
         return None
-    check_skipped(skipped, facts["found"], max_skipped)
+    check_skipped(store.skipped, found, max_skipped)
     return store
 
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write the images that cannot be used as CSV with the columns image and reason."""
     # File names need not be UTF-8; other bytes are written with backslashes.
-    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with replacing(path) as temporary, temporary.open("w", **encoding) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "reason"))
-        writer.writerows(skipped)
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows([("image", "reason"), *skipped])

@@ -8,12 +8,12 @@ from mocokit.data.decode import MAX_FILE_BYTES
 
 
 class TarMember(NamedTuple):
-    """A member that is not a folder: its content is ``size`` bytes from ``offset``, unless it is refused."""
+    """A member that is not a folder: ``size`` bytes from ``offset``; ``refusal`` says why it must not be read."""
 
     name: str
     offset: int
     size: int
-    refusal: str | None  # why it must not be read
+    refusal: str | None
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -38,13 +38,8 @@ def tar_members(file: IO[bytes]) -> Iterator[TarMember]:
             archive.members.clear()  # type: ignore[attr-defined]  # of a million headers, all would be kept
             if member.size < 0:
                 raise tarfile.ReadError("negative size")  # would lead back to a member already seen
+            refusal = "larger than 1 GiB" if member.size > MAX_FILE_BYTES else None
+            if not member.isreg() or member.issparse():
+                refusal = "a link, device or sparse file in the archive"
             if not member.isdir():
-                yield TarMember(member.name, member.offset_data, member.size, _refusal(member))
-
-
-def _refusal(member: tarfile.TarInfo) -> str | None:
-    if not member.isreg() or member.issparse():
-        return "a link, device or sparse file in the archive"
-    if member.size > MAX_FILE_BYTES:
-        return "larger than 1 GiB"
-    return None
+                yield TarMember(member.name, member.offset_data, member.size, refusal)

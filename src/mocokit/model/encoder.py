@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
-from mocokit.data.pixels import convert, pad, stored_side
+from mocokit.data.pixels import convert, convertible, pad, stored_side
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store
 from mocokit.errors import UserError
@@ -161,10 +161,8 @@ class Encoder(nn.Module):
             raise UserError(f"{name}: {error.strerror or error}") from None
         except BadImage as error:
             raise UserError(f"{name}: {error}") from None
-        if len(pixels) != channels and {len(pixels), channels} != {1, 3}:
+        if not convertible(len(pixels), channels):
             raise UserError(f"{name}: {len(pixels)} channels where the encoder takes {channels}")
-        if pixels.dtype != np.uint8 and intensity_range is None:
-            intensity_range = (float(pixels.min()), float(pixels.max()))
         return convert(pixels, channels, intensity_range)
 
 
