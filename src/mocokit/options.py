@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -25,24 +25,16 @@ NO_DEFAULT = inspect.Parameter.empty
 class Option:
     """What a configuration class says of a field beside its type: ``Annotated[int, Option("help", low=1)]``.
 
-    A `typing.Literal` as type lists the choices. `fields_of` adds name, type and default.
-
-    Attributes:
-        help: one sentence.
-        low: smallest value.
-        high: largest value.
-        identity: False for what changes where or how a run is carried out but not its result; a run may be resumed
-            with another value.
-        short: a short flag, such as ``-o``.
-        positional: an argument on the command line, not a flag.
+    A `typing.Literal` as type lists the choices.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
-    identity: bool = True
-    short: str | None = None
-    positional: bool = False
+    identity: bool = True  # False: changes where or how a run is carried out, not its result; may differ on resuming
+    short: str | None = None  # a short flag, such as -o
+    positional: bool = False  # an argument on the command line, not a flag
+    # What `fields_of` adds:
     name: str = ""
     type: Any = str
     kind: Any = str  # of a single value: int, float, bool or str; tuple for several strings
@@ -84,17 +76,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def documented(config: type) -> Callable[[Function], Function]:
-    """Show the options of ``config`` in the signature of a function that takes ``**options``, and in its docstring.
-
-    In the docstring they replace the line of ``options``.
-    """
+    """Show the options of ``config`` in the signature of a function that takes ``**options``, and in its docstring,
+    where they replace the line of ``options``."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        *own, _ = signature.parameters.values()
         others = [option for name, option in fields_of(config).items() if name not in signature.parameters]
-        parameters = [*own, *map(_parameter, others)]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        signature = signature.replace(parameters=[*own, *map(_parameter, others)])
+        function.__signature__ = signature  # type: ignore[attr-defined]
         lines = "\n".join(
             textwrap.fill(f"{o.name}: {help_of(o)}.", 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
             for o in others
@@ -211,22 +201,19 @@ def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
 RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
 
 
-def load_config(path: str, fields: Fields) -> dict[str, Any]:
-    """The options in a ``--config`` file: any of a run's, or all of them as a run's config.yaml has them.
+def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[str] = RECORDS) -> dict[str, Any]:
+    """The options in a YAML file, checked: any of a run's, or all of them as a run's config.yaml has them.
+
+    Args:
+        path: the file.
+        fields: the options that may stand there.
+        origin: what names the file in errors; ``--config PATH`` if empty.
+        records: other keys that are passed over.
 
     Raises:
         UserError: the file can't be read, or holds unknown or wrong options.
     """
-    values = read_options(path, f"--config {path}")
-    return validate({n: v for n, v in values.items() if n not in RECORDS}, fields, origin=f"--config {path}")
-
-
-def read_options(path: str, origin: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ``origin`` names it in errors.
-
-    Raises:
-        UserError: the file can't be read, or is no mapping.
-    """
+    origin = origin or f"--config {path}"
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
@@ -236,4 +223,4 @@ def read_options(path: str, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected lines of the form 'option: value'")
-    return values
+    return validate({n: v for n, v in values.items() if n not in records}, fields, origin)

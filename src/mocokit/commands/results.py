@@ -23,12 +23,9 @@ def record(
         verb: names the file.
         run: as the user named it: a directory, an encoder file, or None.
         config: the verb's options, a dataclass.
-        figures: the verb's own keys.
+        figures: the verb's own keys; beside them come ``wall_s``, ``config``, ``data_fingerprint`` and ``versions``.
         started: `time.perf_counter()` when the verb began.
         data_fingerprint: of the decoded images.
-
-    Returns:
-        ``figures`` and the keys ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: the run directory can't be written.
@@ -40,7 +37,5 @@ def record(
         "versions": versions(),
     }
     if run is not None and Path(run).is_dir():
-        directory = RunDirectory(Path(run))
-        with directory.writing():
-            directory.write_result(verb, result)
+        RunDirectory(Path(run)).write_result(verb, result)
     return result
