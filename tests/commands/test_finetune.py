@@ -265,14 +265,14 @@ def test_damage_is_one_line(tiny_run: TinyRun, run, capfd):
 
 
 def test_interrupted_says_how_to_go_on(tiny_run: TinyRun, run, capfd, monkeypatch):
-    end = Checkpoints.on_train_batch_end
+    save_if_due = Checkpoints.save_if_due
 
-    def stop_at_five(self, trainer, *args):
-        self.stop = signal.SIGINT if trainer.global_step == 5 else self.stop
-        end(self, trainer, *args)
+    def stop_at_five(self, trainer, last):
+        self.signal = signal.SIGINT if trainer.step == 5 else self.signal
+        save_if_due(self, trainer, last)
 
     arguments = ["finetune", str(run), str(tiny_run.data), *FLAGS]
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", stop_at_five)
+    monkeypatch.setattr(Checkpoints, "save_if_due", stop_at_five)
     assert main(arguments) == 130
     assert (
         capfd.readouterr()
@@ -304,8 +304,8 @@ def test_killed_and_resumed_ends_bit_identical(tiny_run: TinyRun, run, tmp_path)
     killed, whole = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("killed", "whole")
     )
-    assert killed["global_step"] == whole["global_step"] == 8 * 3
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+    assert killed["step"] == whole["step"] == 8 * 3
+    for part in ("task", "optimizer", "scheduler"):
         assert np.array_equal(leaves(killed[part]), leaves(whole[part])), part
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     kept, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("killed", "whole"))
