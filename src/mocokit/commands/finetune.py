@@ -1,8 +1,6 @@
 """``mocokit finetune RUN DATA``: encoder and classifier trained on labels, beside the same from random weights."""
 
 import dataclasses
-import hashlib
-import json
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
 from mocokit.deploy.encoder_file import encoder_path, save_encoder
+from mocokit.deploy.feature_file import encoder_fingerprint
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.metrics import classification_metrics
@@ -116,7 +115,7 @@ class _Training:
         identity = {
             "fingerprint": inputs.store.fingerprint,
             "images": len(self.labelled.train),
-            "weights": _fingerprint(encoder),
+            "weights": encoder_fingerprint(encoder),
         }
         saved = _read_config(run)
         if saved is None or overwrite:
@@ -201,33 +200,20 @@ class _Training:
         }
 
     def _announce(self, row: Row) -> None:
-        parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"validation top-1 {row['val_top1']:.1%}"]
+        line = f"epoch {row['epoch']}/{self.config.epochs}  validation top-1 {row['val_top1']:.1%}"
         if "loss" in row:
-            parts += [f"loss {row['loss']:.3f}", f"top-1 {row['top1']:.1%}"]
-            parts.append(f"{row['images_per_second']:.0f} images/s")
-        say("  ".join(parts))
+            line += f"  loss {row['loss']:.3f}  top-1 {row['top1']:.1%}  {row['images_per_second']:.0f} images/s"
+        say(line)
 
 
 def _read_config(run: RunDirectory) -> dict[str, Any] | None:
-    """All options of the training in a directory, or None if there is nothing in it yet.
-
-    Raises:
-        UserError: something else is there, or the file of options is damaged.
-    """
+    """All options of the training in a directory, or None if there is nothing in it yet."""
     if run.is_empty():
         return None
     if not run.finetuning.exists():
         raise UserError(f"--out {run.path}: exists and holds no fine-tuning; choose another --out")
     fields = fields_of(FinetuneConfig)
     return dict.fromkeys(fields) | load_config(str(run.finetuning), fields, origin=str(run.finetuning))
-
-
-def _fingerprint(encoder: Encoder) -> str:
-    """Digest of the backbone's weights and of what rebuilds it."""
-    digest = hashlib.blake2b(json.dumps(encoder.spec.to_dict()).encode(), digest_size=16)
-    for name, tensor in encoder.backbone.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str, Any]:

@@ -55,15 +55,11 @@ class Evaluator:
     def evaluate(self, encoder: Encoder) -> Metrics:
         """Evaluate ``encoder``; it is left as it was."""
         indices = random_subset(len(self.images), self.score_images, self.seed)
-        views = Views(
-            extract(encoder, self.images, indices),
-            self._augmented(encoder, indices, 0),
-            self._augmented(encoder, indices, 1),
-        )
+        augmented = (self._augmented(encoder, indices, view) for view in (0, 1))
+        views = Views(extract(encoder, self.images, indices), *augmented)
         scores = {score.name: score.measure(views) for score in SCORES}
-        if self.knn is None:
-            return Metrics(None, scores)
-        return Metrics(self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)), scores)
+        knn = self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)) if self.knn else None
+        return Metrics(knn, scores)
 
     @torch.inference_mode()
     def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:
