@@ -78,16 +78,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        if word in ("true", "false"):
-            hint = "; switches take no value, write --NAME or --no-NAME"
-        parser.error(f"unknown argument {word}{hint}")
+        switch = "; switches take no value, write --NAME or --no-NAME" if word in ("true", "false") else ""
+        parser.error(f"unknown argument {word}{f'; did you mean {near[0]}?' if near else switch}")
     arguments.verb = verb
     return arguments
 
 
 def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
-    """The options that are set, by flag or by file; checked before anything slow is imported."""
+    """The options that are set by flag or file, checked before anything slow is imported."""
     given = {name: value for name in fields if (value := getattr(arguments, name)) not in (None, [])}
     file = load_config(arguments.config, fields) if arguments.config else {}
     options = merge(validate(given, fields), file)

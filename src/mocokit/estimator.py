@@ -159,7 +159,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return list(X)
 
     def _rows(self, X: Any, reset: bool) -> list[Any]:
-        """The images in the rows of ``X``, whose length `fit` notes and `transform` asks for."""
+        """The images in the rows of ``X``."""
         least = 2 if reset else 1  # of one pixel there are no two views
         X = validate_data(self, X, reset=reset, ensure_min_samples=least, ensure_min_features=least)
         if reset:
@@ -177,7 +177,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return shape
 
     def _options(self) -> dict[str, Any]:
-        """Options of `mocokit.pretrain`: those of this estimator, and what a run without files needs."""
+        """Those of `mocokit.pretrain`: this estimator's, and what a run without files needs."""
         options = {name: value for name, value in self.get_params().items() if name in FIELDS}
         seed: Any = self.random_state
         if not isinstance(seed, numbers.Integral):

@@ -97,9 +97,8 @@ def documented(config: type) -> Callable[[Function], Function]:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    type_, default = option.type, option.default
-    if not option.has_default and not option.required:  # None lets mocokit derive it
-        type_, default = type_ | None, None
+    derived = not option.has_default and not option.required  # if it is None
+    type_, default = (option.type | None, None) if derived else (option.type, option.default)
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_)
 
 
@@ -131,10 +130,8 @@ def parse_duration(text: str) -> float:
 def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict[str, Any]:
     """Check values that someone set and return them with exact types; ``auto`` and ``None`` drop out.
 
-    All mistakes are reported together.
-
     Raises:
-        UserError: unknown names, wrong types, values out of range.
+        UserError: unknown names, wrong types, values out of range, all told together.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -152,24 +149,30 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
     return values
 
 
+EXPECTED: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+}
+
+
 def _checked(option: Option, value: Any) -> Any:
     kind = option.kind
     if kind is tuple:
         return (value,) if isinstance(value, str) else tuple(map(str, value))
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"expected true or false, got {value!r}")
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"expected a whole number, got {value!r}")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"expected a number, got {value!r}")
-        value = float(value)
-    if kind is str:
-        value = str(value)
-        if not value:
-            raise ValueError("is empty")
-        if option.name == "time_budget":
-            parse_duration(value)
+    if kind in EXPECTED:
+        types_, words = EXPECTED[kind]
+        if (
+            not isinstance(value, types_)
+            or isinstance(value, bool) != (kind is bool)
+            or not -math.inf < value < math.inf
+        ):
+            raise ValueError(f"expected {words}, got {value!r}")
+    elif not str(value):
+        raise ValueError("is empty")
+    elif option.name == "time_budget":
+        parse_duration(value)
+    value = kind(value)
     if option.choices and value not in option.choices:
         raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
     if option.low is not None and value < option.low:
@@ -185,10 +188,8 @@ LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; o
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     """The options of flags and of a ``--config`` file; flags win, and a length given as a flag replaces the file's.
 
-    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
-
-    Raises:
-        UserError: flags that exclude each other.
+    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact. Flags that exclude
+    each other are a `UserError`.
     """
     lengths = [name for name in LENGTHS if name in flags]
     if len(lengths) > 1:

@@ -73,10 +73,8 @@ class RunDirectory:
             yield
         except OSError as error:
             where, why = error.filename or self.path, error.strerror or error
-            raise UserError(
-                f"{where}: {why}; what was written before is kept; make room or fix the folder's permissions "
-                f"and run the same command again"
-            ) from error
+            way_out = "make room or fix the folder's permissions and run the same command again"
+            raise UserError(f"{where}: {why}; what was written before is kept; {way_out}") from error
 
 
 def _read_dict(path: Path) -> dict[str, Any]:

@@ -88,15 +88,15 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
 
 def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str, Any]:
     """Batch size and learning rate where they are not given, also told to the user."""
-    derived: dict[str, Any] = {}
-    if config.batch_size is None:
-        derived["batch_size"] = choose_batch_size(images)
-        say(f"--batch-size {derived['batch_size']}: for {images:,} images")
-    if config.lr is None:
+    batch_size, lr = config.batch_size, config.lr
+    if batch_size is None:
+        batch_size = choose_batch_size(images)
+        say(f"--batch-size {batch_size}: for {images:,} images")
+    if lr is None:
         batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules())
-        derived["lr"] = choose_lr(encoder.dim, batch_norm)
-        say(f"--lr {derived['lr']:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm")
-    return derived
+        lr = choose_lr(encoder.dim, batch_norm)
+        say(f"--lr {lr:g}: for {encoder.dim} features, {'with' if batch_norm else 'no'} batch norm")
+    return {"batch_size": batch_size, "lr": lr}
 
 
 class _Training:
@@ -112,18 +112,14 @@ class _Training:
         """Train unless that is done, or go on; what came of it, as in the directory's ``results/finetune.json``."""
         run, inputs = self.run, self.inputs
         encoder = Encoder.create(inputs.spec, inputs.seed) if self.config.from_scratch else inputs.encoder
-        identity = {
-            "fingerprint": inputs.store.fingerprint,
-            "images": len(self.labelled.train),
-            "weights": encoder_fingerprint(encoder),
-        }
+        identity = {"fingerprint": inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
         saved = _read_config(run)
         if saved is None or overwrite:
             self._begin(identity)
         elif changed := self._changed(saved, identity):
+            what = "; ".join(changed)
             raise UserError(
-                f"{run.path} holds a training with {'; '.join(changed)}. Give another --out, or --overwrite "
-                f"to replace it"
+                f"{run.path} holds a training with {what}. Give another --out, or --overwrite to replace it"
             )
         elif (result := run.read_result(VERB)) and run.encoder.exists():
             say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
@@ -135,10 +131,8 @@ class _Training:
         """What is another in the directory's training: one phrase each, none if it is this one."""
         now = dataclasses.asdict(self.config)
         changed = [f"{flag(n)} {value}" for n, value in saved.items() if n not in FREE and value != now[n]]
-        others = {
-            "fingerprint": f"other images than {self.config.data} has now",
-            "weights": "other weights to start from",
-        }
+        other_data, other_start = f"other images than {self.config.data} has now", "other weights to start from"
+        others = {"fingerprint": other_data, "weights": other_start}
         return changed + [text for name, text in others.items() if self.run.read_fingerprint(name) != identity[name]]
 
     def _begin(self, identity: dict[str, Any]) -> None:
@@ -146,7 +140,7 @@ class _Training:
         with self.run.writing():
             if self.run.finetuning.exists():
                 shutil.rmtree(self.run.path)
-            write_json(self.run.data, identity)
+            write_json(self.run.data, identity | {"images": len(self.labelled.train)})
             options = dataclasses.asdict(self.config) | {"versions": versions()}
             write_text(self.run.finetuning, yaml.safe_dump(options, sort_keys=False))
 
@@ -163,12 +157,10 @@ class _Training:
 
     def _train(self, encoder: Encoder, overwrite: bool) -> dict[str, Any]:
         """Train, keep the encoder, measure it on the test part."""
-        run, config, labelled = self.run, self.config, self.labelled
+        run, labelled = self.run, self.labelled
         task = self._task(encoder)
-        say(
-            f"{run.path}: {self.protocol} on {len(labelled.train):,} images, validated on {len(labelled.val):,}, "
-            f"at most {config.epochs} epochs"
-        )
+        images = f"{len(labelled.train):,} images, validated on {len(labelled.val):,}"
+        say(f"{run.path}: {self.protocol} on {images}, at most {self.config.epochs} epochs")
 
         def validate(encoder: Encoder) -> float:
             return float(_metrics(encoder, labelled.val, labelled.names)["top1"])

@@ -82,17 +82,14 @@ def _measure(
         else:
             classifiers = _train_sgd(name, encoder, repeats, classes, config)
     metrics = [classification_metrics(c.scores(features), labels, splits.names) for c in classifiers]
-    l2s = [c.l2 for c in classifiers]
     few = _has_few_labels(config)
     figures = _averages(metrics) if few else metrics[0]
     if config.protocol == "fast":
-        figures["l2"] = l2s if few else l2s[0]
+        figures["l2"] = [c.l2 for c in classifiers] if few else classifiers[0].l2
     figures["wall_s"] = round(time.perf_counter() - started, 2)
     low, high = figures["ci95"]
-    say(
-        f"{name:12} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})  top-5 {figures['top5']:7.2%}  "
-        f"balanced {figures['balanced']:7.2%}"
-    )
+    others = f"top-5 {figures['top5']:7.2%}  balanced {figures['balanced']:7.2%}"
+    say(f"{name:12} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})  {others}")
     return figures
 
 

@@ -5,21 +5,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 COLLAPSED = 2  # effective rank below which features lie on one line
-
-
-class Views(NamedTuple):
-    """Features [N, D] of the same images: as they are, and of two augmented views."""
-
-    plain: Tensor
-    first: Tensor
-    second: Tensor
 
 
 @torch.inference_mode()
@@ -74,8 +65,9 @@ def retrieval(first: Tensor, second: Tensor) -> float:
 class Score:
     """One label-free score and what a reader needs to judge a value.
 
-    ``measure`` computes it; ``meaning(value, before)`` says in a sentence what a value means, compared with that of
-    the random initialisation; ``better`` is "higher" or "lower".
+    ``better`` is "higher" or "lower". ``measure(plain, first, second)`` computes it of features [N, D] of images and of
+    their two augmented views; ``meaning(value, before)`` says in a sentence what a value means, compared with that of
+    the random initialisation.
     """
 
     name: str
@@ -83,7 +75,7 @@ class Score:
     range: str
     definition: str
     source: str
-    measure: Callable[[Views], float]
+    measure: Callable[[Tensor, Tensor, Tensor], float]
     meaning: Callable[[float, float], str]
 
 
@@ -125,30 +117,30 @@ SCORES = (
         "rankme", "higher", "1 to min(images, features)",
         "effective rank: exp of the entropy of the normalised singular values",
         "Garrido et al. 2023, arXiv 2210.02885, eq. 1",
-        lambda views: rankme(views.plain), _rankme_meaning,
+        lambda plain, first, second: rankme(plain), _rankme_meaning,
     ),
     Score(
         "effective_dimension", "higher", "1 to min(images - 1, features)",
         "participation ratio of the eigenvalues of the covariance: (sum l)^2 / sum l^2",
         "Gao et al. 2017, bioRxiv 214262",
-        lambda views: effective_dimension(views.plain), _dimension_meaning,
+        lambda plain, first, second: effective_dimension(plain), _dimension_meaning,
     ),
     Score(
         "alignment", "lower", "0 to 4",
         "mean squared distance of the unit features of two views of an image",
         "Wang and Isola 2020, arXiv 2005.10242, section 4.1.1",
-        lambda views: alignment(views.first, views.second), _alignment_meaning,
+        lambda plain, first, second: alignment(first, second), _alignment_meaning,
     ),
     Score(
         "uniformity", "lower", "-8 to 0",
         "log of the mean of exp(-2 squared distance) over pairs of unit features",
         "Wang and Isola 2020, arXiv 2005.10242, section 4.1.2",
-        lambda views: uniformity(views.first), _uniformity_meaning,
+        lambda plain, first, second: uniformity(first), _uniformity_meaning,
     ),
     Score(
         "retrieval", "higher", "0 to 1, chance 1/images",
         "share of images whose other view is nearest by cosine among all other views",
         "instance discrimination, Wu et al. 2018, arXiv 1805.01978",
-        lambda views: retrieval(views.first, views.second), _retrieval_meaning,
+        lambda plain, first, second: retrieval(first, second), _retrieval_meaning,
     ),
 )  # fmt: skip

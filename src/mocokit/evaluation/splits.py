@@ -1,7 +1,4 @@
-"""Which labelled images train, validate and test: the same for the linear probe and for fine-tuning.
-
-Whatever is chosen by accuracy (a penalty, an epoch) is chosen on the validation split, never on the test split.
-"""
+"""Which labelled images train, validate (choose a penalty or an epoch) and test, for linear probe and fine-tuning."""
 
 from dataclasses import dataclass
 
@@ -77,10 +74,8 @@ class LabelledSplits:
             smallest = int(counts.masked_fill(counts == 0, len(labels) + 1).argmin())
             name, most = self.names[smallest], int(counts[smallest])
             if per_class > most:
-                raise UserError(
-                    f"--labels-per-class {per_class}: class {name!r} has {most} labelled training images; "
-                    f"give {most} at most"
-                )
+                has = f"class {name!r} has {most} labelled training images"
+                raise UserError(f"--labels-per-class {per_class}: {has}; give {most} at most")
         rank = _random_rank_in_class(labels, generator(seed, "few labels", repeat))
         return self.train_val.where(rank < wanted[labels])
 
@@ -114,10 +109,10 @@ def stratified_holdout(labels: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[Tensor]:
-    """Random disjoint validation folds, [N] bool each, with every class spread evenly over them.
+    """Random disjoint validation folds, [N] bool each, every class spread evenly over them and also outside of each.
 
-    Outside of a fold every class has images to train on. There are as many folds as the largest class has images,
-    at most ``most``, and none if no class has two. The only image of a class is in no fold.
+    There are as many as the largest class has images, at most ``most``, and none if no class has two. The only image of
+    a class is in no fold.
     """
     counts = labels.bincount()
     folds = min(most, int(counts.max()))

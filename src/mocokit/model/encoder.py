@@ -183,7 +183,7 @@ def _decoded(image: Any, max_side: int) -> np.ndarray:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
+    """Evaluation mode inside."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:

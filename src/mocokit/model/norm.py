@@ -23,12 +23,9 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     Scale and shift are shared; the running statistics move towards the mean over groups. Any N works: group
     sizes differ by at most one, and there are never more groups than pairs of images.
     """
-    N = x.shape[0]
-    splits = max(1, min(splits, N // 2))
-    if torch.compiler.is_compiling() and N % splits == 0:
-        y, stats = _normalise_view(norm, x, splits)
-    else:
-        y, stats = _normalise_apart(norm, x, splits)
+    splits = max(1, min(splits, len(x) // 2))
+    as_view = torch.compiler.is_compiling() and len(x) % splits == 0
+    y, stats = (_normalise_view if as_view else _normalise_apart)(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
     return y
 
@@ -50,14 +47,12 @@ def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tens
     # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
     groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
     stats = torch.zeros(2, splits, x.shape[1], dtype=torch.float32, device=x.device)
-    y = torch.cat(
-        [
-            # momentum=1 leaves this group's own mean and variance in the buffers
-            F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
-            for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
-        ]
-    )
-    return y, stats
+    normalised = [
+        # momentum=1 leaves this group's own mean and variance in the buffers
+        F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
+        for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
+    ]
+    return torch.cat(normalised), stats
 
 
 def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
@@ -93,10 +88,7 @@ class SplitBatchNormAct2d(BatchNormAct2d):
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
-    """Turn every batch norm of ``module`` into its split form, in place; other norms need none.
-
-    Batch norms of a kind that can't be split (a subclass with behaviour of its own) raise ``TypeError``.
-    """
+    """Turn every batch norm of ``module`` into its split form, in place; a subclass of its own is a `TypeError`."""
     if splits == 1:
         return module
     forms = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
@@ -147,10 +139,7 @@ class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
 
 
 def sync_batch_norm(module: nn.Module, device: str) -> nn.Module:
-    """Let every batch norm of ``module`` see the images of all processes; nothing changes where there is one.
-
-    Batch norms of a kind that can't be (a subclass with behaviour of its own) raise ``TypeError``.
-    """
+    """Let every batch norm of ``module`` see the images of all processes; a subclass of its own is a `TypeError`."""
     if distributed.world_size() == 1:
         return module
     if device == "cuda":
