@@ -203,16 +203,10 @@ RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
 
 
 def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[str] = RECORDS) -> dict[str, Any]:
-    """The options in a YAML file, checked: any of a run's, or all of them as a run's config.yaml has them.
-
-    Args:
-        path: the file.
-        fields: the options that may stand there.
-        origin: what names the file in errors; ``--config PATH`` if empty.
-        records: other keys that are passed over.
+    """The options in a YAML file, checked: some, or all as in a run's config.yaml, whose ``records`` are passed over.
 
     Raises:
-        UserError: the file can't be read, or holds unknown or wrong options.
+        UserError: the file, which ``origin`` names (``--config PATH`` if empty), can't be read, or options are wrong.
     """
     origin = origin or f"--config {path}"
     try:

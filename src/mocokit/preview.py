@@ -12,7 +12,7 @@ from mocokit.commands.pretrain import RunData, complete_config
 from mocokit.config import FIELDS
 from mocokit.data.augment import augment, augmentations, sample_params
 from mocokit.data.sampler import generator
-from mocokit.data.store import ImageSet, Store, open_store
+from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate
@@ -27,23 +27,23 @@ class Images:
     Attributes:
         data: what the user named.
         store: all its images.
-        split: those of this split.
+        split: the name of this split.
         names: the path of each image inside the data.
         labels: int64 [N], indices of `label_names`; None without labels.
         label_names: the classes; None without labels.
     """
 
-    def __init__(self, data: str, store: Store, split: ImageSet) -> None:
-        self.data, self.store, self.split = data, store, split
-        self.names, self.labels, self.label_names = split.names, split.labels, store.label_names
+    def __init__(self, data: str, store: Store, split: str) -> None:
+        self.data, self.store, self.split, self._images = data, store, split, store.splits[split]
+        self.names, self.labels, self.label_names = self._images.names, self._images.labels, store.label_names
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, row: int) -> np.ndarray:
         row = range(len(self))[row]
-        height, width = self.split.sizes[row]
-        return _channels_last(self.split.batch([row])[0, :, :height, :width])
+        height, width = self._images.sizes[row]
+        return _channels_last(self._images.batch([row])[0, :, :height, :width])
 
 
 def open_images(data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None) -> Images:
@@ -61,7 +61,7 @@ def open_images(data: str, *, split: str = "train", limit: int | None = None, im
     store = open_store(data, image_size=image_size or image_size_chooser(pick_device(None)), limit=limit)
     if split not in store.splits:
         raise UserError(f"{data}: no split {split!r}; choose one of {', '.join(store.splits)}")
-    return Images(data, store, store.splits[split])
+    return Images(data, store, split)
 
 
 def draw_views(
@@ -85,7 +85,7 @@ def draw_views(
     recipe = load_recipe(given.get("recipe", "auto"))
     size = given.get("image_size", recipe.get("image_size"))
     images = data if isinstance(data, Images) else open_images(data, limit=given.get("limit"), image_size=size)
-    store, split = images.store, images.split
+    store, split = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
     config = complete_config(given, RunData(store, split), time.perf_counter()).config

@@ -30,7 +30,7 @@ class Inputs:
 
     @cached_property
     def random_init(self) -> Encoder:
-        """The same network as it was before training, in evaluation mode."""
+        """The same network before training, in evaluation mode."""
         return random_encoder(self.spec, self.seed, self.store.splits["train"], self.device)
 
 

@@ -19,16 +19,8 @@ def record(
 ) -> dict[str, Any]:
     """The result of a verb, also written to ``RUN/results/VERB.json`` where ``run`` is a run directory.
 
-    Args:
-        verb: names the file.
-        run: as the user named it: a directory, an encoder file, or None.
-        config: the verb's options, a dataclass.
-        figures: the verb's own keys; beside them come ``wall_s``, ``config``, ``data_fingerprint`` and ``versions``.
-        started: `time.perf_counter()` when the verb began.
-        data_fingerprint: of the decoded images.
-
-    Raises:
-        UserError: the run directory can't be written.
+    Beside ``figures``, the verb's own keys, come ``wall_s`` (since ``started``, of `time.perf_counter`), ``config`` (a
+    dataclass of options), ``data_fingerprint`` and ``versions``. A `UserError` if the directory can't be written.
     """
     result = figures | {
         "wall_s": round(time.perf_counter() - started, 1),

@@ -61,10 +61,7 @@ def knn_accuracy(
 
 @dataclass(frozen=True)
 class KnnEvaluator:
-    """Measures kNN accuracy on the same labelled images whatever the features are.
-
-    ``queries`` is None where each image of the ``bank`` is classified by the others.
-    """
+    """kNN accuracy on the same labelled images whatever the features are; without ``queries`` among the ``bank``."""
 
     bank: Subset
     queries: Subset | None

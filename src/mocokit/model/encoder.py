@@ -195,11 +195,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _images(images: Any) -> Iterable[Any]:
     """Single images become lists of one; batches of arrays iterate over their first axis."""
-    if isinstance(images, str | Path | Image.Image):
-        return [images]
     if isinstance(images, Tensor):
         images = images.detach().cpu()
         return [images] if images.ndim == 3 else images
-    if isinstance(images, np.ndarray):
-        return images if images.ndim == 4 else [images]
-    return images
+    single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4)
+    return [images] if single else images
