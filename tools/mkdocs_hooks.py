@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import mocokit
-from mocokit.cli import OVERWRITING, SUMMARIES
+from mocokit.cli import OVERWRITING
 from mocokit.config import VERBS
 from mocokit.options import Option, fields_of, flag
 
@@ -44,7 +44,7 @@ def options(verb: str) -> str:
         [
             f"# mocokit {verb}",
             "",
-            f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
+            str(VERBS[verb].__doc__),
             "",
             f"```bash\nmocokit {verb} {arguments} [options]\n```",
             "",

@@ -16,16 +16,6 @@ from mocokit.config import VERBS
 from mocokit.errors import Interrupted, UserError
 from mocokit.options import Fields, Option, fields_of, flag, help_of, load_config, merge, validate
 
-SUMMARIES = {
-    "pretrain": "learn an encoder from images without labels",
-    "knn": "accuracy by nearest neighbours, compared with random initialisation and raw pixels",
-    "probe": "linear classification on frozen features",
-    "finetune": "train encoder and classifier on labels",
-    "scorecard": "how good the features are, without labels",
-    "embed": "write a table of features",
-    "search": "find similar images and near-duplicates",
-    "export": "write the encoder for timm or ONNX",
-}
 OVERWRITING = ("pretrain", "finetune", "embed", "search", "export")  # verbs that take --overwrite
 METAVARS = {int: "N", float: "X"}
 
@@ -41,19 +31,19 @@ def main_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mocokit", description="Learn image features without labels, and know how good they are.")
     parser.add_argument("--version", action="version", version=f"mocokit {mocokit.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, summary in SUMMARIES.items():
-        verbs.add_parser(verb, help=summary, add_help=False)
+    for verb, config in VERBS.items():
+        verbs.add_parser(verb, help=config.__doc__, add_help=False)
     return parser
 
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """Everything after the verb, derived from its configuration class."""
-    fields, summary = fields_of(VERBS[verb]), SUMMARIES[verb]
+    fields = fields_of(VERBS[verb])
     positional = " ".join(name.upper() for name, option in fields.items() if option.positional)
     parser = _Parser(
         prog=f"mocokit {verb}",
         usage=f"mocokit {verb} {positional} [options]",
-        description=f"{summary[0].upper()}{summary[1:]}.",
+        description=VERBS[verb].__doc__,
         allow_abbrev=False,
     )
     for option in fields.values():
@@ -81,27 +71,21 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one command line, not yet checked.
-
-    Raises:
-        UserError: no such verb or flag, or a flag without its value.
-    """
+    """The arguments of one command line, not yet checked; a `UserError` if verb, flag or a flag's value is missing."""
     verb = main_parser().parse_args(argv[:1]).verb
     parser, options = verb_parser(verb), fields_of(VERBS[verb])
     arguments, unknown = parser.parse_known_intermixed_args(argv[1:])
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        if word in ("true", "false"):
-            hint = "; switches take no value, write --NAME or --no-NAME"
-        parser.error(f"unknown argument {word}{hint}")
+        switch = "; switches take no value, write --NAME or --no-NAME" if word in ("true", "false") else ""
+        parser.error(f"unknown argument {word}{f'; did you mean {near[0]}?' if near else switch}")
     arguments.verb = verb
     return arguments
 
 
 def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
-    """The options that are set, by flag or by file; checked before anything slow is imported."""
+    """The options that are set by flag or file, checked before anything slow is imported."""
     given = {name: value for name in fields if (value := getattr(arguments, name)) not in (None, [])}
     file = load_config(arguments.config, fields) if arguments.config else {}
     options = merge(validate(given, fields), file)
@@ -112,17 +96,13 @@ def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     return options
 
 
-def run(argv: Sequence[str], started: float) -> int:
-    """Carry out one command line.
-
-    Raises:
-        UserError, Interrupted: as the command does.
-    """
+def _run(argv: Sequence[str], started: float) -> None:
+    """Carry out one command line."""
     arguments = parse(argv)
     options = _options(arguments, fields_of(VERBS[arguments.verb]))
     if arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")
-        return 0
+        return
     if arguments.verb in OVERWRITING:
         options["overwrite"] = arguments.overwrite
     if arguments.verb == "pretrain":
@@ -131,14 +111,14 @@ def run(argv: Sequence[str], started: float) -> int:
     result: Mapping[str, Any] = command(**options)
     if arguments.json and result:  # of several processes only the first has a result
         print(json.dumps(result))
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
     started = time.perf_counter()
     try:
-        return run(sys.argv[1:] if argv is None else argv, started)
+        _run(sys.argv[1:] if argv is None else argv, started)
+        return 0
     except (UserError, Interrupted, KeyboardInterrupt) as error:
         print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 130

@@ -32,9 +32,9 @@ KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Everything a pretraining run depends on. Fields without a default are derived by `mocokit.auto`."""
+    """Learn an encoder from images without labels."""
 
-    DERIVES: ClassVar = True
+    DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
     data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True)]
     out: Annotated[str, Option("run directory", identity=False)]
@@ -125,7 +125,7 @@ class ImagesConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig(ImagesConfig):
-    """Options of ``mocokit knn``."""
+    """Accuracy by nearest neighbours, compared with random initialisation and raw pixels."""
 
     k: Neighbours = 200
     temperature: KnnTemperature = 0.1
@@ -133,7 +133,7 @@ class KnnConfig(ImagesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(ImagesConfig):
-    """Options of ``mocokit probe``."""
+    """Linear classification on frozen features."""
 
     protocol: Annotated[
         Literal["fast", "sgd"],
@@ -149,7 +149,7 @@ class ProbeConfig(ImagesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(ImagesConfig):
-    """Options of ``mocokit finetune``."""
+    """Train encoder and classifier on labels."""
 
     out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch")] = None
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
@@ -164,14 +164,14 @@ class FinetuneConfig(ImagesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScorecardConfig(ImagesConfig):
-    """Options of ``mocokit scorecard``."""
+    """How good the features are, without labels."""
 
     images: Annotated[int, Option("most images that are scored; retrieval depends on it", low=16)] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(RunConfig):
-    """Options of ``mocokit embed``."""
+    """Write a table of features."""
 
     data: Data
     output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o")]
@@ -187,7 +187,7 @@ class EmbedConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Options of ``mocokit search``."""
+    """Find similar images and near-duplicates."""
 
     features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True)]
     queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True)] = ()
@@ -201,7 +201,7 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Options of ``mocokit export``."""
+    """Write the encoder for timm or ONNX."""
 
     run: Run
     format: Annotated[Literal["timm", "onnx"], Option("timm: weights for timm or torchvision; onnx: a graph")]
@@ -209,7 +209,7 @@ class ExportConfig:
     data: Annotated[str | None, Option("images to check the export with; default synthetic ones")] = None
 
 
-VERBS: dict[str, type] = {
+VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "pretrain": PretrainConfig,
     "knn": KnnConfig,
     "probe": ProbeConfig,

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ from mocokit.training.pretraining import Pretraining, train
 BYTE_RANGE = (0.0, 255.0)  # what the values of 8-bit images mean
 
 
+@dataclass(kw_only=True, eq=False, repr=False)  # scikit-learn prints it, and compares by identity
 class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Image features learned without labels by Momentum Contrast.
 
@@ -88,42 +89,21 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         True
     """
 
-    image_shape_: tuple[int, ...] | None
-
-    def __init__(
-        self,
-        *,
-        recipe: str = "auto",
-        backbone: str | None = None,
-        image_size: int | None = None,
-        epochs: int | None = None,
-        steps: int | None = None,
-        time_budget: str | None = None,
-        batch_size: int | None = None,
-        lr: float | None = None,
-        temperature: float | None = None,
-        crop_min: float | None = None,
-        flip_p: float | None = None,
-        image_shape: tuple[int, ...] | None = None,
-        device: str | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-        verbose: bool = False,
-    ) -> None:
-        self.recipe = recipe
-        self.backbone = backbone
-        self.image_size = image_size
-        self.epochs = epochs
-        self.steps = steps
-        self.time_budget = time_budget
-        self.batch_size = batch_size
-        self.lr = lr
-        self.temperature = temperature
-        self.crop_min = crop_min
-        self.flip_p = flip_p
-        self.image_shape = image_shape
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
+    recipe: str = "auto"
+    backbone: str | None = None
+    image_size: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    time_budget: str | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    temperature: float | None = None
+    crop_min: float | None = None
+    flip_p: float | None = None
+    image_shape: tuple[int, ...] | None = None
+    device: str | None = None
+    random_state: int | np.random.RandomState | None = 0
+    verbose: bool = False
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn an encoder from at least 8 images; ``y`` is ignored.
@@ -134,10 +114,9 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """
         started = time.perf_counter()
         images = self._images(X, reset=True)
-        if len(images) < MIN_IMAGES:
+        if (count := len(images)) < MIN_IMAGES:
             raise ValueError(
-                f"MoCo contrasts an image with many others and needs at least {MIN_IMAGES}; got n_samples = "
-                f"{len(images)}"
+                f"MoCo contrasts an image with others and needs at least {MIN_IMAGES}; got n_samples = {count}"
             )
         with _sklearn_errors():
             self.encoder_, self.history_ = _pretrain(images, self._options(), self.verbose, started)
@@ -156,8 +135,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with _sklearn_errors():
             # A copy, so that calls in several threads do not move each other's weights.
             encoder = copy.deepcopy(self.encoder_).to(pick_device(self.device))
-            features: np.ndarray = encoder.embed(images).numpy()
-        return features
+            return encoder.embed(images).numpy()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -170,7 +148,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not _is_listed(X) and _ndim(X) < 3:
             return self._rows(X, reset)
         if reset:  # an earlier fit on rows leaves nothing
-            self.image_shape_ = None
+            self.image_shape_: tuple[int, ...] | None = None
             for name in ("n_features_in_", "feature_names_in_"):
                 self.__dict__.pop(name, None)
         if _is_listed(X):
@@ -181,7 +159,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return list(X)
 
     def _rows(self, X: Any, reset: bool) -> list[Any]:
-        """The images in the rows of ``X``, whose length `fit` notes and `transform` asks for."""
+        """The images in the rows of ``X``."""
         least = 2 if reset else 1  # of one pixel there are no two views
         X = validate_data(self, X, reset=reset, ensure_min_samples=least, ensure_min_features=least)
         if reset:
@@ -199,12 +177,12 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return shape
 
     def _options(self) -> dict[str, Any]:
-        """Options of `mocokit.pretrain`: those of this estimator, and what a run without files needs."""
+        """Those of `mocokit.pretrain`: this estimator's, and what a run without files needs."""
         options = {name: value for name, value in self.get_params().items() if name in FIELDS}
-        if isinstance(self.random_state, numbers.Integral):
-            options["seed"] = int(self.random_state)
-        else:
-            options["seed"] = int(check_random_state(self.random_state).randint(2**31))
+        seed: Any = self.random_state
+        if not isinstance(seed, numbers.Integral):
+            seed = check_random_state(seed).randint(2**31)
+        options["seed"] = int(seed)
         options |= {"data": "X", "monitor_every": 0, "histograms": False, "workers": 0, "max_skipped": 0.0}
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
         return merge(validate(plain, FIELDS), {})

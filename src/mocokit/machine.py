@@ -20,8 +20,7 @@ def usable_cores() -> int:
 def limit_threads() -> None:
     """No more threads for torch and for NumPy's BLAS than there are cores.
 
-    Both see affinity but no quota: in a container that may use 2 of 64 cores they start 64 threads, which wait for
-    each other at every operation.
+    Both see no quota: in a container that may use 2 of 64 cores, 64 threads wait for each other at every operation.
     """
     import torch
     from threadpoolctl import ThreadpoolController
@@ -48,18 +47,11 @@ def keep_freed_memory() -> bool:
 
 
 def pick_device(requested: str | None) -> DeviceName:
-    """The requested device, or the fastest one here.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
+    """The requested device, or the fastest one here; a `UserError` if this machine has none such."""
     import torch
 
-    available: dict[DeviceName, bool] = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available: dict[DeviceName, bool] = {"cuda": cuda, "mps": mps, "cpu": True}
     for name, found in available.items():
         if found and requested in (None, name):
             return name

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -25,24 +25,16 @@ NO_DEFAULT = inspect.Parameter.empty
 class Option:
     """What a configuration class says of a field beside its type: ``Annotated[int, Option("help", low=1)]``.
 
-    A `typing.Literal` as type lists the choices. `fields_of` adds name, type and default.
-
-    Attributes:
-        help: one sentence.
-        low: smallest value.
-        high: largest value.
-        identity: False for what changes where or how a run is carried out but not its result; a run may be resumed
-            with another value.
-        short: a short flag, such as ``-o``.
-        positional: an argument on the command line, not a flag.
+    A `typing.Literal` as type lists the choices.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
-    identity: bool = True
-    short: str | None = None
-    positional: bool = False
+    identity: bool = True  # False: changes where or how a run is carried out, not its result; may differ on resuming
+    short: str | None = None  # a short flag, such as -o
+    positional: bool = False  # an argument on the command line, not a flag
+    # What `fields_of` adds:
     name: str = ""
     type: Any = str
     kind: Any = str  # of a single value: int, float, bool or str; tuple for several strings
@@ -84,17 +76,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def documented(config: type) -> Callable[[Function], Function]:
-    """Show the options of ``config`` in the signature of a function that takes ``**options``, and in its docstring.
-
-    In the docstring they replace the line of ``options``.
-    """
+    """Show the options of ``config`` in the signature of a function that takes ``**options``, and in its docstring,
+    where they replace the line of ``options``."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        *own, _ = signature.parameters.values()
         others = [option for name, option in fields_of(config).items() if name not in signature.parameters]
-        parameters = [*own, *map(_parameter, others)]
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        signature = signature.replace(parameters=[*own, *map(_parameter, others)])
+        function.__signature__ = signature  # type: ignore[attr-defined]
         lines = "\n".join(
             textwrap.fill(f"{o.name}: {help_of(o)}.", 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
             for o in others
@@ -107,9 +97,8 @@ def documented(config: type) -> Callable[[Function], Function]:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    type_, default = option.type, option.default
-    if not option.has_default and not option.required:  # None lets mocokit derive it
-        type_, default = type_ | None, None
+    derived = not option.has_default and not option.required  # if it is None
+    type_, default = (option.type | None, None) if derived else (option.type, option.default)
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_)
 
 
@@ -141,10 +130,8 @@ def parse_duration(text: str) -> float:
 def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict[str, Any]:
     """Check values that someone set and return them with exact types; ``auto`` and ``None`` drop out.
 
-    All mistakes are reported together.
-
     Raises:
-        UserError: unknown names, wrong types, values out of range.
+        UserError: unknown names, wrong types, values out of range, all told together.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -162,24 +149,30 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
     return values
 
 
+EXPECTED: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+}
+
+
 def _checked(option: Option, value: Any) -> Any:
     kind = option.kind
     if kind is tuple:
         return (value,) if isinstance(value, str) else tuple(map(str, value))
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"expected true or false, got {value!r}")
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"expected a whole number, got {value!r}")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"expected a number, got {value!r}")
-        value = float(value)
-    if kind is str:
-        value = str(value)
-        if not value:
-            raise ValueError("is empty")
-        if option.name == "time_budget":
-            parse_duration(value)
+    if kind in EXPECTED:
+        types_, words = EXPECTED[kind]
+        if (
+            not isinstance(value, types_)
+            or isinstance(value, bool) != (kind is bool)
+            or not -math.inf < value < math.inf
+        ):
+            raise ValueError(f"expected {words}, got {value!r}")
+    elif not str(value):
+        raise ValueError("is empty")
+    elif option.name == "time_budget":
+        parse_duration(value)
+    value = kind(value)
     if option.choices and value not in option.choices:
         raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
     if option.low is not None and value < option.low:
@@ -195,10 +188,8 @@ LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; o
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     """The options of flags and of a ``--config`` file; flags win, and a length given as a flag replaces the file's.
 
-    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
-
-    Raises:
-        UserError: flags that exclude each other.
+    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact. Flags that exclude
+    each other are a `UserError`.
     """
     lengths = [name for name in LENGTHS if name in flags]
     if len(lengths) > 1:
@@ -211,22 +202,13 @@ def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
 RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
 
 
-def load_config(path: str, fields: Fields) -> dict[str, Any]:
-    """The options in a ``--config`` file: any of a run's, or all of them as a run's config.yaml has them.
+def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[str] = RECORDS) -> dict[str, Any]:
+    """The options in a YAML file, checked: some, or all as in a run's config.yaml, whose ``records`` are passed over.
 
     Raises:
-        UserError: the file can't be read, or holds unknown or wrong options.
+        UserError: the file, which ``origin`` names (``--config PATH`` if empty), can't be read, or options are wrong.
     """
-    values = read_options(path, f"--config {path}")
-    return validate({n: v for n, v in values.items() if n not in RECORDS}, fields, origin=f"--config {path}")
-
-
-def read_options(path: str, origin: str) -> dict[str, Any]:
-    """The mapping in a YAML file; ``origin`` names it in errors.
-
-    Raises:
-        UserError: the file can't be read, or is no mapping.
-    """
+    origin = origin or f"--config {path}"
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
@@ -236,4 +218,4 @@ def read_options(path: str, origin: str) -> dict[str, Any]:
         raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected lines of the form 'option: value'")
-    return values
+    return validate({n: v for n, v in values.items() if n not in records}, fields, origin)

@@ -1,7 +1,6 @@
 """Look at images, at the views that pretraining makes of them, and at the metrics of a run; for notebooks."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,39 @@ from mocokit.auto.defaults import image_size_chooser
 from mocokit.commands.pretrain import Request, RunData, complete_config
 from mocokit.config import FIELDS
 from mocokit.data.augment import augment, augmentations, sample_params
+from mocokit.data.sampler import generator
 from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate
 from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory
-from mocokit.seeding import derive_seed
 from mocokit.training.log import read_rows
 
 
-@dataclass(frozen=True)
 class Images:
     """The decoded images of one split; ``images[i]`` is uint8 [H, W], or [H, W, C] if they are not gray.
 
     Attributes:
         data: what the user named.
-        store: all splits.
-        split: the name of this one.
+        store: all its images.
+        split: the name of this split.
+        names: the path of each image inside the data.
+        labels: int64 [N], indices of `label_names`; None without labels.
+        label_names: the classes; None without labels.
     """
 
-    data: str
-    store: Store
-    split: str
+    def __init__(self, data: str, store: Store, split: str) -> None:
+        self.data, self.store, self.split, self._images = data, store, split, store.splits[split]
+        self.names, self.labels, self.label_names = self._images.names, self._images.labels, store.label_names
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        images = self.store.splits[self.split]
         row = range(len(self))[row]
-        height, width = images.sizes[row]
-        return _channels_last(images.batch([row])[0, :, :height, :width])
-
-    @property
-    def names(self) -> list[str]:
-        """The path of each image inside the data."""
-        return self.store.splits[self.split].names
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """int64 [N], indices of `label_names`; None without labels."""
-        return self.store.splits[self.split].labels
-
-    @property
-    def label_names(self) -> tuple[str, ...] | None:
-        """The classes; None without labels."""
-        return self.store.label_names
+        height, width = self._images.sizes[row]
+        return _channels_last(self._images.batch([row])[0, :, :height, :width])
 
 
 def open_images(data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None) -> Images:
@@ -73,8 +58,7 @@ def open_images(data: str, *, split: str = "train", limit: int | None = None, im
     Raises:
         UserError: the images can't be used, or there is no such split.
     """
-    chosen = image_size or image_size_chooser(pick_device(None))
-    store = open_store(data, image_size=chosen, limit=limit)
+    store = open_store(data, image_size=image_size or image_size_chooser(pick_device(None)), limit=limit)
     if split not in store.splits:
         raise UserError(f"{data}: no split {split!r}; choose one of {', '.join(store.splits)}")
     return Images(data, store, split)
@@ -101,20 +85,20 @@ def draw_views(
     recipe = load_recipe(given.get("recipe", "auto"))
     size = given.get("image_size", recipe.get("image_size"))
     images = data if isinstance(data, Images) else open_images(data, limit=given.get("limit"), image_size=size)
-    store, learned = images.store, images.store.splits[images.split]
+    store, split = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
-    config = complete_config(Request.of(given), RunData(store, learned), time.perf_counter()).config
+    config = complete_config(Request.of(given), RunData(store, split), time.perf_counter()).config
     rows = np.arange(min(count, len(images)))
-    pixels, sizes = torch.from_numpy(learned.batch(rows)), torch.from_numpy(learned.sizes[rows])
+    pixels, sizes = torch.from_numpy(split.batch(rows)), torch.from_numpy(split.sizes[rows])
     black, white = ([0.0] * store.channels, [1.0] * store.channels)  # as mean and standard deviation: no normalisation
     views = []
     for number, augmentation in enumerate(augmentations(config), start=1):
-        draw = torch.Generator().manual_seed(derive_seed(config.seed, f"view {number}"))
+        draw = generator(config.seed, f"view {number}")
         params = sample_params(augmentation, sizes, store.channels, draw)
         view = augment(pixels, params, config.image_size, mean=black, std=white)
         views.append(_channels_last((255 * view.clamp(0, 1)).round().byte().numpy()))
-    return [images[row] for row in range(len(rows))], views[0], views[1]
+    return [images[row] for row in rows.tolist()], views[0], views[1]
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +11,39 @@ from mocokit.files import write_json
 from mocokit.resolved import Resolved, parse
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """Paths below ``path``; nothing is created until something is written."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration; a directory without it is no run."""
-        return self.path / "config.yaml"
-
-    @property
-    def finetuning(self) -> Path:
-        """The options of a fine-tuning, whose directory has the files of a run's but this configuration."""
-        return self.path / "finetune.yaml"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Everything that resuming needs."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def encoder(self) -> Path:
-        """The pretrained backbone with its preprocessing."""
-        return self.path / "encoder.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        """One row a logged step."""
-        return self.path / "metrics.csv"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def skipped(self) -> Path:
-        """Images that could not be used, and why."""
-        return self.path / "skipped.csv"
-
-    @property
-    def data(self) -> Path:
-        """What the run learns from, by content: fingerprint and number of images; a fine-tuning's first weights."""
-        return self.path / "data.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # the resolved configuration; a directory without it is no run
+        self.finetuning = path / "finetune.yaml"  # a fine-tuning's options, in place of that configuration
+        self.checkpoint = path / "checkpoints" / "last.ckpt"  # everything that resuming needs
+        self.encoder = path / "encoder.safetensors"
+        self.metrics = path / "metrics.csv"
+        self.tensorboard = path / "tensorboard"
+        self.skipped = path / "skipped.csv"  # images that could not be used, and why
+        self.data = path / "data.json"  # fingerprint and number of images, fingerprint of a fine-tuning's first weights
 
     def result(self, verb: str) -> Path:
-        """The result of one verb."""
+        """The file with the result of one verb."""
         return self.path / "results" / f"{verb}.json"
 
     def is_empty(self) -> bool:
         """Whether there is no run yet: nothing, or only what is written before the configuration.
 
         Raises:
-            OSError: the path is no directory, or can't be read.
+            UserError: the path is no directory, or can't be read.
         """
-        before = (self.skipped.name, self.data.name)
-        return not self.path.exists() or all(
-            entry.name in before or entry.name.endswith(".tmp") for entry in self.path.iterdir()
-        )
+        before = (self.skipped, self.data)
+        try:
+            entries = list(self.path.iterdir()) if self.path.exists() else []
+        except OSError as error:
+            raise UserError(f"--out {self.path}: {error.strerror}; choose another --out") from None
+        return all(entry in before or entry.suffix == ".tmp" for entry in entries)
 
     def read_config(self) -> Resolved:
-        """The configuration of an existing run.
-
-        Raises:
-            UserError: this is not a run directory, or its configuration is damaged.
-        """
+        """The configuration; a `UserError` if this is not a run directory or it is damaged."""
         try:
             text = self.config.read_text(encoding="utf-8")
         except OSError:
@@ -89,18 +54,17 @@ class RunDirectory:
 
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
         """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
-        try:
-            return str(json.loads(self.data.read_text(encoding="utf-8"))[of])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        found = _read_dict(self.data).get(of)
+        return None if found is None else str(found)
 
     def read_result(self, verb: str) -> dict[str, Any] | None:
         """What a verb has written, or None if it has not or the file is damaged."""
-        try:
-            value = json.loads(self.result(verb).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return value if isinstance(value, dict) else None
+        return _read_dict(self.result(verb)) or None
+
+    def write_result(self, verb: str, value: dict[str, Any]) -> None:
+        """Write the result of a verb, whole."""
+        with self.writing():
+            write_json(self.result(verb), value)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -109,14 +73,17 @@ class RunDirectory:
             yield
         except OSError as error:
             where, why = error.filename or self.path, error.strerror or error
-            raise UserError(
-                f"{where}: {why}; what was written before is kept; make room or fix the folder's permissions "
-                f"and run the same command again"
-            ) from error
+            way_out = "make room or fix the folder's permissions and run the same command again"
+            raise UserError(f"{where}: {why}; what was written before is kept; {way_out}") from error
 
-    def write_result(self, verb: str, value: dict[str, Any]) -> None:
-        """Write the result of a verb, whole."""
-        write_json(self.result(verb), value)
+
+def _read_dict(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def run_name(data_name: str, recipe: str) -> str:

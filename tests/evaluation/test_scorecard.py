@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.evaluation.scorecard import SCORES, Views, alignment, effective_dimension, rankme, retrieval, uniformity
+from mocokit.evaluation.scorecard import SCORES, alignment, effective_dimension, rankme, retrieval, uniformity
 
 
 def features(n, d, seed=0):
@@ -78,7 +78,7 @@ def test_retrieval_counts_images_that_find_themselves():
 
 def test_every_score_is_measured_by_its_function():
     plain, first, second = (features(12, 5, seed) for seed in range(3))
-    measured = {score.name: score.measure(Views(plain, first, second)) for score in SCORES}
+    measured = {score.name: score.measure(plain, first, second) for score in SCORES}
     assert measured == {
         "rankme": rankme(plain),
         "effective_dimension": effective_dimension(plain),
@@ -95,7 +95,7 @@ def test_better_is_better(score):
     noise = 0.01 * features(40, 8, 1)
     near, far = (spread, spread + noise), (spread, features(40, 8, 2))
     good, bad = (near, far) if score.name in ("alignment", "retrieval") else (near, (line, line + noise))
-    better, worse = (score.measure(Views(first, first, second)) for first, second in (good, bad))
+    better, worse = (score.measure(first, first, second) for first, second in (good, bad))
     assert (better > worse) == (score.better == "higher")
     assert better != worse
 

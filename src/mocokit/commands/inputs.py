@@ -30,19 +30,14 @@ class Inputs:
 
     @cached_property
     def random_init(self) -> Encoder:
-        """The same network as it was before training, in evaluation mode."""
+        """The same network before training, in evaluation mode."""
         return random_encoder(self.spec, self.seed, self.store.splits["train"], self.device)
 
 
 def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
     """Read the encoder's header and decode the images that are not in the cache yet.
 
-    Args:
-        config: the verb's options.
-        labels_for: what needs labels, for the error message; None if they are not needed.
-
-    Raises:
-        UserError: no encoder there, unusable images, or labels are needed and missing.
+    A `UserError` if there is no encoder, images are unusable, or there are no labels ``labels_for`` what needs them.
     """
     limit_threads()
     spec, origin = read_header(config.run)

@@ -38,12 +38,12 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
     evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
-    features: dict[str, Callable[[Subset], Tensor]] = {
-        "encoder": lambda part: extract(inputs.encoder, part.images, part.indices),
-        "random_init": lambda part: extract(inputs.random_init, part.images, part.indices),
-        "pixels": lambda part: pixels(part.images, inputs.spec.image_size, part.indices),
+    size = inputs.spec.image_size
+    figures = {
+        "encoder": _measure("encoder", evaluator, lambda p: extract(inputs.encoder, p.images, p.indices)),
+        "random_init": _measure("random init", evaluator, lambda p: extract(inputs.random_init, p.images, p.indices)),
+        "pixels": _measure("pixels", evaluator, lambda p: pixels(p.images, size, p.indices)),
     }
-    figures = {name: _measure(name, evaluator, extracted) for name, extracted in features.items()}
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 
 
@@ -52,6 +52,6 @@ def _measure(name: str, evaluator: KnnEvaluator, features: Callable[[Subset], Te
     started = time.perf_counter()
     accuracy = evaluator.accuracy(features)
     low, high = wilson_interval(accuracy.top1, evaluator.num_queries)
-    say(f"{name.replace('_', ' '):12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}")
+    say(f"{name:12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}")
     wall_s = round(time.perf_counter() - started, 2)
     return {**accuracy._asdict(), "ci95": [low, high], "wall_s": wall_s}

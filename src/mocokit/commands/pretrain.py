@@ -198,11 +198,8 @@ def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> Pretrain
 
 def _saved(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
     """The configuration of the run to resume, or None where there is none (any more)."""
-    try:
-        if run.is_empty() or (overwrite and run.config.exists()):
-            return None
-    except OSError as error:
-        raise UserError(f"--out {run.path}: {error.strerror}; choose another --out") from None
+    if run.is_empty() or (overwrite and run.config.exists()):
+        return None
     if not run.config.exists():
         raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
     saved = run.read_config()

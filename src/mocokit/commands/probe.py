@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,7 +48,10 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         raise UserError("--labels-per-class and --label-fraction exclude each other; give one")
     inputs = open_inputs(config, labels_for="a linear probe")
     splits = split_labelled(inputs.store, config.seed)
-    repeats = _training_sets(splits, config)
+    repeats: list[TrainVal] = [(splits.train, splits.val)]
+    if _has_few_labels(config):
+        few = config.labels_per_class, config.label_fraction, config.seed
+        repeats = [(splits.few_shot(*few, repeat), None) for repeat in range(config.repeats)]
     train, val = repeats[0]
     figures = {
         "protocol": config.protocol,
@@ -64,16 +65,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     return record("probe", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _few_shot(config: ProbeConfig) -> bool:
+def _has_few_labels(config: ProbeConfig) -> bool:
     return config.labels_per_class is not None or config.label_fraction is not None
-
-
-def _training_sets(splits: LabelledSplits, config: ProbeConfig) -> list[TrainVal]:
-    """All labels once, or several random choices of few labels."""
-    if not _few_shot(config):
-        return [(splits.train, splits.val)]
-    per_class, fraction = config.labels_per_class, config.label_fraction
-    return [(splits.few_shot(per_class, fraction, config.seed, r), None) for r in range(config.repeats)]
 
 
 def _measure(
@@ -81,34 +74,31 @@ def _measure(
 ) -> dict[str, Any]:
     """Figures of an encoder on the test images, also printed to stderr."""
     started = time.perf_counter()
+    classes = len(splits.names)
     with frozen(encoder):
         features, labels = labelled_features(encoder, splits.test)
         if config.protocol == "fast":
-            classifiers = [fast(encoder, *data, len(splits.names), config.seed) for data in repeats]
+            classifiers = [fast(encoder, *data, classes, config.seed) for data in repeats]
         else:
-            classifiers = _train_sgd(name, encoder, repeats, len(splits.names), config)
+            classifiers = _train_sgd(name, encoder, repeats, classes, config)
     metrics = [classification_metrics(c.scores(features), labels, splits.names) for c in classifiers]
-    figures = _averages(metrics) if _few_shot(config) else metrics[0]
+    few = _has_few_labels(config)
+    figures = _averages(metrics) if few else metrics[0]
     if config.protocol == "fast":
-        l2s = [c.l2 for c in classifiers]
-        figures["l2"] = l2s if _few_shot(config) else l2s[0]
+        figures["l2"] = [c.l2 for c in classifiers] if few else classifiers[0].l2
     figures["wall_s"] = round(time.perf_counter() - started, 2)
     low, high = figures["ci95"]
-    say(
-        f"{name:12} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})  top-5 {figures['top5']:7.2%}  "
-        f"balanced {figures['balanced']:7.2%}"
-    )
+    others = f"top-5 {figures['top5']:7.2%}  balanced {figures['balanced']:7.2%}"
+    say(f"{name:12} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})  {others}")
     return figures
 
 
 def _averages(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over several choices of labels with the interval of the mean; of one choice, the interval over images."""
+    means = {name: fmean(each[name] for each in metrics) for name in ("top1", "top5", "balanced")}
     accuracies = [each["top1"] for each in metrics]
-    return {
-        **{name: fmean(each[name] for each in metrics) for name in ("top1", "top5", "balanced")},
-        "ci95": list(t_interval(accuracies)) if len(metrics) > 1 else metrics[0]["ci95"],
-        "accuracies": accuracies,
-    }
+    interval = list(t_interval(accuracies)) if len(metrics) > 1 else metrics[0]["ci95"]
+    return means | {"ci95": interval, "accuracies": accuracies}
 
 
 def _train_sgd(
@@ -118,25 +108,18 @@ def _train_sgd(
     from mocokit.training.linear_probe import sgd  # Lightning takes a second to import
 
     run, classifiers = RunDirectory(Path(config.run)), []
-    logged = name == "encoder" and run.path.is_dir() and not _few_shot(config)
-    with progress(f"{name}, epochs") as report:
+    logged = run if name == "encoder" and run.path.is_dir() and not _has_few_labels(config) else None
+    chance, total = math.log(classes), len(repeats) * config.epochs
+    with progress(f"{name}, epochs") as report, run.writing():
         for repeat, (train, val) in enumerate(repeats):
+
+            def announce(row: dict[str, Any], done: int = repeat * config.epochs) -> None:
+                report(done + row["epoch"], total)
+
             validation = labelled_features(encoder, val) if val else None
-            done, total = repeat * config.epochs, len(repeats) * config.epochs
-            with run.writing():
-                trained = sgd(
-                    encoder, train.images, train.indices, validation, classes, config,
-                    run=run if logged else None,
-                    announce=partial(_report_epoch, report, done, total),
-                )  # fmt: skip
+            images, rows = train.images, train.indices
+            trained = sgd(encoder, images, rows, validation, classes, config, run=logged, announce=announce)
             classifiers.append(LinearClassifier(trained.weight, trained.bias))
-            chance = math.log(classes)
-            if trained.loss > chance:
-                say(
-                    f"{name}: the last epoch's loss {trained.loss:.2f} is above chance ({chance:.2f}); try a lower --lr"
-                )
+            if (loss := trained.loss) > chance:
+                say(f"{name}: the last epoch's loss {loss:.2f} is above chance ({chance:.2f}); try a lower --lr")
     return classifiers
-
-
-def _report_epoch(report: Callable[[int, int], None], done: int, total: int, row: dict[str, Any]) -> None:
-    report(done + row["epoch"], total)

@@ -19,19 +19,8 @@ def record(
 ) -> dict[str, Any]:
     """The result of a verb, also written to ``RUN/results/VERB.json`` where ``run`` is a run directory.
 
-    Args:
-        verb: names the file.
-        run: as the user named it: a directory, an encoder file, or None.
-        config: the verb's options, a dataclass.
-        figures: the verb's own keys.
-        started: `time.perf_counter()` when the verb began.
-        data_fingerprint: of the decoded images.
-
-    Returns:
-        ``figures`` and the keys ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-
-    Raises:
-        UserError: the run directory can't be written.
+    Beside ``figures``, the verb's own keys, come ``wall_s`` (since ``started``, of `time.perf_counter`), ``config`` (a
+    dataclass of options), ``data_fingerprint`` and ``versions``. A `UserError` if the directory can't be written.
     """
     result = figures | {
         "wall_s": round(time.perf_counter() - started, 1),
@@ -40,7 +29,5 @@ def record(
         "versions": versions(),
     }
     if run is not None and Path(run).is_dir():
-        directory = RunDirectory(Path(run))
-        with directory.writing():
-            directory.write_result(verb, result)
+        RunDirectory(Path(run)).write_result(verb, result)
     return result

@@ -8,7 +8,7 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
 from mocokit.config import ScorecardConfig
 from mocokit.console import say
-from mocokit.data.augment import AUGMENTATIONS, Augmentation, augmentations
+from mocokit.data.augment import AUGMENTATIONS, augmentations
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.scorecard import SCORES
@@ -37,28 +37,20 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     """
     started = time.perf_counter()
     config = ScorecardConfig(**validate({"run": run, "data": data, **options}, fields_of(ScorecardConfig)))
-    augmentation = _augmentations_of(Path(run))
+    directory = RunDirectory(Path(run))
+    views = augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
     inputs = open_inputs(config)
     images = inputs.store.splits["train"]
     if len(images) < MIN_IMAGES:
         raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
-    evaluator = Evaluator(images, augmentation, config.seed, knn=None, score_images=config.images)
+    evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)
     encoder = evaluator.evaluate(inputs.encoder).scores
     random_init = evaluator.evaluate(inputs.random_init).scores
     meaning = {score.name: score.meaning(encoder[score.name], random_init[score.name]) for score in SCORES}
     _show(encoder, random_init, meaning)
-    figures = {
-        "scorecard": {"encoder": encoder, "random_init": random_init},
-        "meaning": meaning,
-        "images": min(config.images, len(images)),
-    }
+    scores = {"encoder": encoder, "random_init": random_init}
+    figures = {"scorecard": scores, "meaning": meaning, "images": min(config.images, len(images))}
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
-
-
-def _augmentations_of(run: Path) -> tuple[Augmentation, Augmentation]:
-    """The augmentations the run was trained with; those of MoCo v2 for an encoder file."""
-    directory = RunDirectory(run)
-    return augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
 
 
 def _show(encoder: dict[str, float], random_init: dict[str, float], meaning: dict[str, str]) -> None:

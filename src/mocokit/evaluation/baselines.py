@@ -14,8 +14,7 @@ CALIBRATION_IMAGES = 2048
 def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) -> Encoder:
     """The encoder that a run with this seed started from, in evaluation mode.
 
-    Its batch-norm statistics are estimated on ``images``: with the initial mean 0 and variance 1 an untrained network
-    scores several points lower than it can, which would be an unfair baseline.
+    Its batch-norm statistics are those of ``images``: with mean 0 and variance 1 it would score several points lower.
     """
     encoder = Encoder.create(spec, seed).to(device)
     indices = torch.arange(len(images))[:: max(1, len(images) // CALIBRATION_IMAGES)]

@@ -10,7 +10,7 @@ from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
-from mocokit.evaluation.scorecard import SCORES, Views
+from mocokit.evaluation.scorecard import SCORES
 from mocokit.model.encoder import Encoder, evaluating
 
 SCORE_IMAGES = 1000  # fixed, because two-view retrieval depends on the number of images
@@ -33,8 +33,7 @@ class Metrics:
 class Evaluator:
     """Evaluates every encoder on the same images and the same augmented views.
 
-    ``images`` are the training split, of which at most ``score_images`` are used for the scores; ``knn`` is None
-    without labels.
+    At most ``score_images`` of ``images``, the training split, are used for scores; ``knn`` is None without labels.
     """
 
     images: ImageSet
@@ -55,15 +54,11 @@ class Evaluator:
     def evaluate(self, encoder: Encoder) -> Metrics:
         """Evaluate ``encoder``; it is left as it was."""
         indices = random_subset(len(self.images), self.score_images, self.seed)
-        views = Views(
-            extract(encoder, self.images, indices),
-            self._augmented(encoder, indices, 0),
-            self._augmented(encoder, indices, 1),
-        )
-        scores = {score.name: score.measure(views) for score in SCORES}
-        if self.knn is None:
-            return Metrics(None, scores)
-        return Metrics(self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)), scores)
+        plain = extract(encoder, self.images, indices)
+        first, second = (self._augmented(encoder, indices, view) for view in (0, 1))
+        scores = {score.name: score.measure(plain, first, second) for score in SCORES}
+        knn = self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)) if self.knn else None
+        return Metrics(knn, scores)
 
     @torch.inference_mode()
     def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:

@@ -22,11 +22,9 @@ def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -
 def pixels(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:
     """The resized images themselves as features: [N, C * size * size] float32 from -1 to 1, mid-gray is 0."""
     indices = torch.arange(len(images)) if indices is None else indices
-    mean = std = [0.5] * images.channels
-    cpu = torch.device("cpu")
-    return torch.cat(
-        [center_view(*rows_of(images, batch, cpu), size, mean, std).flatten(1) for batch in indices.split(BATCH)]
-    )
+    half, cpu = [0.5] * images.channels, torch.device("cpu")
+    batches = (rows_of(images, rows, cpu) for rows in indices.split(BATCH))
+    return torch.cat([center_view(*batch, size, mean=half, std=half).flatten(1) for batch in batches])
 
 
 def rows_of(images: ImageSet, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -35,11 +35,9 @@ def knn_accuracy(
     """Accuracy of kNN with votes weighted by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
 
     Args:
-        bank: features [N, D] of labelled images; need not be unit vectors.
-        bank_labels: [N] int64 from 0.
+        bank, bank_labels: features [N, D], not necessarily unit vectors, and labels [N] int64 from 0.
         queries, query_labels: features [M, D] and labels [M]; None classifies each image of the bank by the others.
         k: number of neighbours; at most all of the bank are used.
-        temperature: of the weights.
     """
     leave_one_out = queries is None
     if queries is None or query_labels is None:
@@ -63,10 +61,7 @@ def knn_accuracy(
 
 @dataclass(frozen=True)
 class KnnEvaluator:
-    """Measures kNN accuracy on the same labelled images whatever the features are.
-
-    ``queries`` is None where each image of the ``bank`` is classified by the others.
-    """
+    """kNN accuracy on the same labelled images whatever the features are; without ``queries`` among the ``bank``."""
 
     bank: Subset
     queries: Subset | None
@@ -81,18 +76,15 @@ class KnnEvaluator:
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
-        return replace(
-            self, bank=self.bank.sample(bank, seed), queries=self.queries and self.queries.sample(queries, seed)
-        )
+        asked = self.queries and self.queries.sample(queries, seed)
+        return replace(self, bank=self.bank.sample(bank, seed), queries=asked)
 
     @property
     def num_queries(self) -> int:
-        """How many images are classified."""
         return len(self.queries or self.bank)
 
     @property
     def images_read(self) -> int:
-        """How many images' features one evaluation takes."""
         return len(self.bank) + len(self.queries or ())
 
     def accuracy(self, features: Callable[[Subset], Tensor]) -> Accuracy:

@@ -41,8 +41,7 @@ def logistic_path(
 
     Args:
         features: [N, D] float32; standardised here by their own mean and standard deviation.
-        labels: [N] int64; a class without images gets the score -inf.
-        classes: C.
+        labels: [N] int64 below ``classes``; a class without images gets the score -inf.
         l2s: positive, best from strong to weak.
         tolerance: the largest component of the gradient at a solution, unless 2,000 iterations are not enough.
 
@@ -53,9 +52,7 @@ def logistic_path(
     from sklearn.linear_model import LogisticRegression
 
     if not features.isfinite().all():
-        raise UserError(
-            "the encoder gives features that are infinite or not a number; pretrain again with a lower --lr"
-        )
+        raise UserError("the encoder gives features that are infinite or not a number; pretrain with a lower --lr")
     x = features.double().numpy()
     mean, std = x.mean(axis=0), x.std(axis=0)
     std[std <= 1e-6 * np.abs(mean)] = np.inf  # a constant feature, up to rounding: no weight

@@ -18,7 +18,7 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     Args:
         scores: [N, C] logits or probabilities, on any device.
         labels: [N] int64 from 0 to C - 1, N at least 1.
-        label_names: C names.
+        label_names: of the C classes.
 
     Returns:
         ``top1``, ``top5``; ``balanced``, the mean recall of the classes that have images; ``ci95``, the 95 % interval
@@ -32,18 +32,16 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     rank = rank_of_class(scores, labels)
     top1, top5 = (float((rank < k).double().mean()) for k in (1, 5))
     predicted, classes = scores.argmax(dim=1), range(scores.shape[1])
-    precision, recall, _, images = precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=np.nan
-    )
+    per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
     small = len(classes) <= MAX_CONFUSION_CLASSES
     return {
         "top1": top1,
         "top5": top5,
-        "balanced": float(np.nanmean(recall)),
+        "balanced": float(np.nanmean(per_class[1])),
         "ci95": list(wilson_interval(top1, len(labels))),
         "per_class": {
             name: {"precision": _defined(p), "recall": _defined(r), "images": int(n)}
-            for name, p, r, n in zip(label_names, precision, recall, images, strict=True)
+            for name, p, r, _, n in zip(label_names, *per_class, strict=True)
         },
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist() if small else None,
     }
@@ -52,11 +50,8 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
 def rank_of_class(scores: Tensor, labels: Tensor) -> Tensor:
     """How many classes are predicted before the true one, which is in the top k if its rank is below k: [N] int64.
 
-    Unlike scikit-learn's `top_k_accuracy_score` it accepts two classes and the score -inf.
-
-    Args:
-        scores: [N, C]; on equal scores the first class is predicted, one with the score -inf never.
-        labels: [N] int64, on the same device.
+    Of scores [N, C] and labels [N] int64 on one device; on equal scores the first class is predicted, one with the
+    score -inf never. Unlike scikit-learn's `top_k_accuracy_score` it accepts two classes and the score -inf.
     """
     true_score = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]

@@ -23,16 +23,10 @@ Labelled = tuple[Tensor, Tensor]  # features [N, D] and labels [N]
 
 
 def fast(encoder: Encoder, train: Subset, val: Subset | None, classes: int, seed: int) -> LinearClassifier:
-    """Logistic regression with an L2 penalty, on features extracted once.
+    """Logistic regression with an L2 penalty on the frozen encoder's features, extracted once.
 
     The l2 is the one with the lowest cross entropy on ``val`` after training on ``train``; the classifier is then
-    fitted to both. Where ``val`` is None the l2 is chosen by cross-validation within ``train``.
-
-    Args:
-        encoder: only read.
-        train, val: images without overlap.
-        classes: C.
-        seed: of the folds.
+    fitted to both. Where ``val`` is None the l2 is chosen by cross-validation within ``train``, in folds by ``seed``.
     """
     data = labelled_features(encoder, train)
     if val is None:
@@ -52,11 +46,8 @@ def choose_l2(folds: list[tuple[Labelled, Labelled]], classes: int) -> float:
     """The l2 with the lowest cross entropy, summed over the validation data of all folds.
 
     Cross entropy says more than accuracy, which on few images hardly differs between values. From strong to weak it
-    falls, then rises, so the search stops once it rises.
-
-    Args:
-        folds: training and validation data; validation images of a class without training images are left out.
-        classes: C.
+    falls, then rises, so the search stops once it rises. Validation images of a class without training images are left
+    out.
     """
     folds = [(train, _where(val, torch.isin(val[1], train[1]))) for train, val in folds]
     if not sum(len(labels) for _, (_, labels) in folds):
@@ -68,10 +59,7 @@ def choose_l2(folds: list[tuple[Labelled, Labelled]], classes: int) -> float:
             float(cross_entropy(classifier.scores(features), labels, reduction="sum"))
             for classifier, (_, (features, labels)) in zip(classifiers, folds, strict=True)
         )
-        if loss < lowest:
-            best, lowest, worse = l2, loss, 0
-        else:
-            worse += 1
+        best, lowest, worse = (l2, loss, 0) if loss < lowest else (best, lowest, worse + 1)
         if worse == PATIENCE:
             break
     return best
@@ -79,11 +67,7 @@ def choose_l2(folds: list[tuple[Labelled, Labelled]], classes: int) -> float:
 
 @contextmanager
 def frozen(encoder: Encoder) -> Iterator[None]:
-    """Check that the encoder's weights and running statistics do not change by a single bit.
-
-    Raises:
-        AssertionError: a probe has changed the encoder; names the tensor.
-    """
+    """Assert that the encoder's weights and running statistics do not change by a single bit inside."""
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     yield
     for name, tensor in encoder.state_dict().items():

@@ -5,7 +5,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +15,7 @@ COLLAPSED = 2  # effective rank below which features lie on one line
 
 @torch.inference_mode()
 def rankme(features: Tensor) -> float:
-    """Effective rank of the features [N, D]: exp of the entropy of the normalised singular values.
-
-    From 1 (all features on one line: collapsed) to min(N, D). Garrido et al. 2023, arXiv 2210.02885, eq. 1.
-    """
+    """Effective rank of features [N, D], from 1 (all on one line: collapsed) to min(N, D)."""
     singular = torch.linalg.svdvals(features.double())
     p = singular / singular.sum().clamp(min=torch.finfo(torch.float64).tiny) + 1e-7
     return float((-(p * p.log()).sum()).exp())
@@ -27,11 +23,9 @@ def rankme(features: Tensor) -> float:
 
 @torch.inference_mode()
 def effective_dimension(features: Tensor) -> float:
-    """Participation ratio (sum of l)^2 / sum of l^2 of the eigenvalues l of the covariance of features [N, D].
+    """Participation ratio of features [N, D], from 1 (all variance in one direction) to min(N - 1, D); 0 without any.
 
-    From 1 (all variance in one direction) to min(N - 1, D); 0 if all features are the same. Unlike RankMe it removes
-    the mean and uses variances, not their roots, so many weak directions add little. Gao et al. 2017, "A theory of
-    multineuronal dimensionality, dynamics and measurement", bioRxiv 214262.
+    Unlike RankMe it removes the mean and uses variances, not their roots, so many weak directions add little.
     """
     x = features.double()
     x = x - x.mean(dim=0)
@@ -44,25 +38,15 @@ def effective_dimension(features: Tensor) -> float:
 
 @torch.inference_mode()
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of the unit features [N, D] of two views of the same images, from 0 to 4.
-
-    Lower is better. Wang and Isola 2020, arXiv 2005.10242, section 4.1.1, with alpha = 2.
-    """
+    """Mean squared distance of unit features [N, D] of two views, from 0 (equal) to 4."""
     return float((normalize(first, dim=1) - normalize(second, dim=1)).square().sum(dim=1).mean())
 
 
 @torch.inference_mode()
 def uniformity(features: Tensor) -> float:
-    """Log of the mean Gaussian potential over pairs of unit features [N, D], from -8 to 0.
-
-    Lower is better: features that spread over the sphere. 0 is collapse. Wang and Isola 2020, section 4.1.2,
-    with t = 2.
-    """
-    z = normalize(features.double(), dim=1)
-    squared = 2 - 2 * (z @ z.T)
-    n = len(z)
-    pairs = (-2 * squared).exp().sum() - (-2 * squared.diagonal()).exp().sum()
-    return float((pairs / (n * (n - 1))).log())
+    """Log of the mean Gaussian potential over pairs of unit features [N, D], from -8 to 0 (collapsed)."""
+    distances = torch.pdist(normalize(features.double(), dim=1))
+    return float((-2 * distances.square()).exp().mean().log())
 
 
 @torch.inference_mode()
@@ -77,20 +61,13 @@ def retrieval(first: Tensor, second: Tensor) -> float:
     return float((own > similarity.max(dim=1).values).double().mean())
 
 
-class Views(NamedTuple):
-    """Features [N, D] of the same images: as they are, and of two augmented views."""
-
-    plain: Tensor
-    first: Tensor
-    second: Tensor
-
-
 @dataclass(frozen=True)
 class Score:
     """One label-free score and what a reader needs to judge a value.
 
-    ``measure`` computes it; ``meaning(value, before)`` says in a sentence what a value means, compared with that of
-    the random initialisation; ``better`` is "higher" or "lower".
+    ``better`` is "higher" or "lower". ``measure(plain, first, second)`` computes it of features [N, D] of images and of
+    their two augmented views; ``meaning(value, before)`` says in a sentence what a value means, compared with that of
+    the random initialisation.
     """
 
     name: str
@@ -98,7 +75,7 @@ class Score:
     range: str
     definition: str
     source: str
-    measure: Callable[[Views], float]
+    measure: Callable[[Tensor, Tensor, Tensor], float]
     meaning: Callable[[float, float], str]
 
 
@@ -115,12 +92,15 @@ def _rankme_meaning(value: float, before: float) -> str:
     return f"the features use about {value:.1f} directions, {_change(value, before, '.1f')}"
 
 
+def _dimension_meaning(value: float, before: float) -> str:
+    return f"the variance is that of {value:.1f} equally strong directions, {_change(value, before, '.1f')}"
+
+
 def _alignment_meaning(value: float, before: float) -> str:
     cosine, cosine_before = 1 - value / 2, 1 - before / 2  # of unit vectors at these squared distances
-    return (
-        f"two views of an image have a cosine of {cosine:.2f}, {_change(cosine, cosine_before, '.2f')}; "
-        f"judge it together with uniformity, because identical features align best"
-    )
+    change = _change(cosine, cosine_before, ".2f")
+    advice = "judge it together with uniformity, because identical features align best"
+    return f"two views of an image have a cosine of {cosine:.2f}, {change}; {advice}"
 
 
 def _uniformity_meaning(value: float, before: float) -> str:
@@ -128,54 +108,39 @@ def _uniformity_meaning(value: float, before: float) -> str:
     return f"features of different images are spread over the sphere {how} at random initialisation"
 
 
+def _retrieval_meaning(value: float, before: float) -> str:
+    return f"for {value:.1%} of the images the nearest other view is their own, {_change(value, before, '.1%')}"
+
+
 SCORES = (
     Score(
-        name="rankme",
-        better="higher",
-        range="1 to min(images, features)",
-        definition="effective rank: exp of the entropy of the normalised singular values",
-        source="Garrido et al. 2023, arXiv 2210.02885, eq. 1",
-        measure=lambda views: rankme(views.plain),
-        meaning=_rankme_meaning,
+        "rankme", "higher", "1 to min(images, features)",
+        "effective rank: exp of the entropy of the normalised singular values",
+        "Garrido et al. 2023, arXiv 2210.02885, eq. 1",
+        lambda plain, first, second: rankme(plain), _rankme_meaning,
     ),
     Score(
-        name="effective_dimension",
-        better="higher",
-        range="1 to min(images - 1, features)",
-        definition="participation ratio of the eigenvalues of the covariance: (sum l)^2 / sum l^2",
-        source="Gao et al. 2017, bioRxiv 214262",
-        measure=lambda views: effective_dimension(views.plain),
-        meaning=lambda value, before: (
-            f"the variance is that of {value:.1f} equally strong directions, {_change(value, before, '.1f')}"
-        ),
+        "effective_dimension", "higher", "1 to min(images - 1, features)",
+        "participation ratio of the eigenvalues of the covariance: (sum l)^2 / sum l^2",
+        "Gao et al. 2017, bioRxiv 214262",
+        lambda plain, first, second: effective_dimension(plain), _dimension_meaning,
     ),
     Score(
-        name="alignment",
-        better="lower",
-        range="0 to 4",
-        definition="mean squared distance of the unit features of two views of an image",
-        source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.1",
-        measure=lambda views: alignment(views.first, views.second),
-        meaning=_alignment_meaning,
+        "alignment", "lower", "0 to 4",
+        "mean squared distance of the unit features of two views of an image",
+        "Wang and Isola 2020, arXiv 2005.10242, section 4.1.1",
+        lambda plain, first, second: alignment(first, second), _alignment_meaning,
     ),
     Score(
-        name="uniformity",
-        better="lower",
-        range="-8 to 0",
-        definition="log of the mean of exp(-2 squared distance) over pairs of unit features",
-        source="Wang and Isola 2020, arXiv 2005.10242, section 4.1.2",
-        measure=lambda views: uniformity(views.first),
-        meaning=_uniformity_meaning,
+        "uniformity", "lower", "-8 to 0",
+        "log of the mean of exp(-2 squared distance) over pairs of unit features",
+        "Wang and Isola 2020, arXiv 2005.10242, section 4.1.2",
+        lambda plain, first, second: uniformity(first), _uniformity_meaning,
     ),
     Score(
-        name="retrieval",
-        better="higher",
-        range="0 to 1, chance 1/images",
-        definition="share of images whose other view is nearest by cosine among all other views",
-        source="instance discrimination, Wu et al. 2018, arXiv 1805.01978",
-        measure=lambda views: retrieval(views.first, views.second),
-        meaning=lambda value, before: (
-            f"for {value:.1%} of the images the nearest other view is their own, {_change(value, before, '.1%')}"
-        ),
+        "retrieval", "higher", "0 to 1, chance 1/images",
+        "share of images whose other view is nearest by cosine among all other views",
+        "instance discrimination, Wu et al. 2018, arXiv 1805.01978",
+        lambda plain, first, second: retrieval(first, second), _retrieval_meaning,
     ),
-)
+)  # fmt: skip

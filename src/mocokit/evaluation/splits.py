@@ -1,7 +1,4 @@
-"""Which labelled images train, validate and test: the same for the linear probe and for fine-tuning.
-
-Whatever is chosen by accuracy (a penalty, an epoch) is chosen on the validation split, never on the test split.
-"""
+"""Which labelled images train, validate (choose a penalty or an epoch) and test, for linear probe and fine-tuning."""
 
 from dataclasses import dataclass
 
@@ -47,7 +44,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Three subsets without common images and the class names; ``val`` is empty if no class has two images."""
+    """Subsets without common images, and the class names; ``val`` is empty if no class has two images."""
 
     train: Subset
     val: Subset
@@ -64,11 +61,8 @@ class LabelledSplits:
     def few_shot(self, per_class: int | None, fraction: float | None, seed: int, repeat: int) -> Subset:
         """Random choice number ``repeat`` from `train_val`: ``per_class`` images, or a ``fraction``, of each class.
 
-        A fraction is rounded in each class, to at least one image. Validate within these images only: in a few-shot
-        setting there are no other labels.
-
-        Raises:
-            UserError: a class has fewer images than ``per_class``.
+        A fraction is rounded in each class, to at least one image; a `UserError` if a class has fewer images than
+        ``per_class``. Validate within these images only: in a few-shot setting there are no other labels.
         """
         labels = self.train_val.labels
         counts = labels.bincount(minlength=len(self.names))
@@ -76,30 +70,22 @@ class LabelledSplits:
             wanted = (fraction * counts).round().clamp(min=1)
         else:
             assert per_class is not None
-            smallest = int(counts.masked_fill(counts == 0, len(labels) + 1).argmin())
-            if per_class > counts[smallest]:
-                raise UserError(
-                    f"--labels-per-class {per_class}: class {self.names[smallest]!r} has {counts[smallest]} "
-                    f"labelled training images; give {counts[smallest]} at most"
-                )
             wanted = torch.full_like(counts, per_class)
+            smallest = int(counts.masked_fill(counts == 0, len(labels) + 1).argmin())
+            name, most = self.names[smallest], int(counts[smallest])
+            if per_class > most:
+                has = f"class {name!r} has {most} labelled training images"
+                raise UserError(f"--labels-per-class {per_class}: {has}; give {most} at most")
         rank = _random_rank_in_class(labels, generator(seed, "few labels", repeat))
         return self.train_val.where(rank < wanted[labels])
 
 
 def split_labelled(store: Store, seed: int) -> LabelledSplits:
-    """Divide labelled images into training, validation and test images.
+    """Divide labelled images into training, validation and test images; a `UserError` if there are none to test on.
 
     Test images are the data's test split, else its validation split, else a fifth of each training class. Validation
     images are the data's validation split if that is not used for testing, else a fifth of what remains of each
-    training class.
-
-    Args:
-        store: with labels.
-        seed: of the fifths.
-
-    Raises:
-        UserError: there is nothing to test on.
+    training class. The fifths are drawn by ``seed``.
     """
     assert store.label_names is not None
     given = {name: Subset.all(images) for name, images in store.splits.items()}
@@ -123,10 +109,10 @@ def stratified_holdout(labels: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[Tensor]:
-    """Random disjoint validation folds, [N] bool each, with every class spread evenly over them.
+    """Random disjoint validation folds, [N] bool each, every class spread evenly over them and also outside of each.
 
-    Outside of a fold every class has images to train on. There are as many folds as the largest class has images,
-    at most ``most``, and none if no class has two. The only image of a class is in no fold.
+    There are as many as the largest class has images, at most ``most``, and none if no class has two. The only image of
+    a class is in no fold.
     """
     counts = labels.bincount()
     folds = min(most, int(counts.max()))

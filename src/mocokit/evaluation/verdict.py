@@ -9,10 +9,8 @@ from mocokit.evaluation.scorecard import COLLAPSED
 def verdict(loss_over_chance: float, encoder: Metrics, random_init: Metrics, queries: int = 0) -> str:
     """ "STATE: REASON", the state being learning, not learning or collapsed.
 
-    Args:
-        loss_over_chance: the final loss as a share of its chance level.
-        encoder, random_init: metrics after and before training.
-        queries: of kNN; a gain within two standard errors (at most 1 / sqrt(queries)) does not count.
+    ``loss_over_chance`` is the final loss as a share of its chance level. A gain of kNN within two standard errors, at
+    most 1 / sqrt(queries), does not count.
     """
     rank, retrieval = encoder.scores["rankme"], encoder.scores["retrieval"]
     if rank < COLLAPSED:

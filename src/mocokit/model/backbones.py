@@ -32,63 +32,43 @@ class CifarResNet(ResNet):
         self.maxpool = nn.Identity()  # type: ignore[assignment]
 
 
-_SMALL: Any = {"input_size": (3, 32, 32), "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
-_SMALL_VIT: Any = {
-    "input_size": (3, 32, 32), "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"
-}  # fmt: skip
+_NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    # 11.2 M parameters, 0.56 GMAC at 32 x 32, 512 features
+    "resnet18_cifar": (CifarResNet, {"block": BasicBlock, "layers": (2, 2, 2, 2)}),
+    # 21.3 M parameters, 1.16 GMAC at 32 x 32, 512 features
+    "resnet34_cifar": (CifarResNet, {"block": BasicBlock, "layers": (3, 4, 6, 3)}),
+    # 23.5 M parameters, 1.30 GMAC at 32 x 32, 2048 features
+    "resnet50_cifar": (CifarResNet, {"block": Bottleneck, "layers": (3, 4, 6, 3)}),
+    # a quarter of the width: 0.7 M parameters, 128 features
+    "resnet18_narrow": (
+        CifarResNet,
+        {"block": BasicBlock, "layers": (2, 2, 2, 2), "stem_width": 16, "channels": (16, 32, 64, 128)},
+    ),
+    # 5.4 M parameters, 65 tokens at 32 x 32, 192 features
+    "vit_tiny_cifar": (VisionTransformer, {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}),
+    # 1.2 M parameters, 65 tokens at 32 x 32, 128 features
+    "vit_narrow": (VisionTransformer, {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}),
+}
+_PRETRAINED_CFGS: dict[type[nn.Module], dict[str, Any]] = {
+    CifarResNet: {"pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"},
+    VisionTransformer: {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"},
+}
 default_cfgs = generate_default_cfgs(
-    dict.fromkeys(("resnet18_cifar", "resnet34_cifar", "resnet50_cifar", "resnet18_narrow"), _SMALL)
-    | dict.fromkeys(("vit_tiny_cifar", "vit_narrow"), _SMALL_VIT)
+    {name: {"input_size": (3, 32, 32), **_PRETRAINED_CFGS[network]} for name, (network, _) in _NETWORKS.items()}
 )
 
 
-def _create(name: str, pretrained: bool, block: Any, layers: tuple[int, ...], **kwargs: Any) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(CifarResNet, name, pretrained, block=block, layers=layers, **kwargs)
-    return model
+def _register(name: str, network: type[nn.Module], sizes: dict[str, Any]) -> None:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(network, name, pretrained, **sizes | kwargs)
+        return model
+
+    create.__name__ = name  # by which timm knows it
+    register_model(create)
 
 
-@register_model
-def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with the CIFAR stem: 11.2 M parameters, 0.56 GMAC at 32 x 32, 512 features."""
-    return _create("resnet18_cifar", pretrained, BasicBlock, (2, 2, 2, 2), **kwargs)
-
-
-@register_model
-def resnet34_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-34 with the CIFAR stem: 21.3 M parameters, 1.16 GMAC at 32 x 32, 512 features."""
-    return _create("resnet34_cifar", pretrained, BasicBlock, (3, 4, 6, 3), **kwargs)
-
-
-@register_model
-def resnet50_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-50 with the CIFAR stem: 23.5 M parameters, 1.30 GMAC at 32 x 32, 2048 features."""
-    return _create("resnet50_cifar", pretrained, Bottleneck, (3, 4, 6, 3), **kwargs)
-
-
-@register_model
-def resnet18_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-18 with the CIFAR stem at a quarter of the width: 0.7 M parameters, 128 features."""
-    sizes = {"stem_width": 16, "channels": (16, 32, 64, 128)}
-    return _create("resnet18_narrow", pretrained, BasicBlock, (2, 2, 2, 2), **sizes, **kwargs)
-
-
-def _create_vit(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(VisionTransformer, name, pretrained, **kwargs)
-    return model
-
-
-@register_model
-def vit_tiny_cifar(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT-Tiny with patches of 4 pixels: 5.4 M parameters, 65 tokens at 32 x 32, 192 features."""
-    sizes = {"patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _create_vit("vit_tiny_cifar", pretrained, **sizes | kwargs)
-
-
-@register_model
-def vit_narrow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A ViT of 6 layers, 4 heads and patches of 4 pixels: 1.2 M parameters, 65 tokens at 32 x 32, 128 features."""
-    sizes = {"patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
-    return _create_vit("vit_narrow", pretrained, **sizes | kwargs)
+for _name, _network in _NETWORKS.items():
+    _register(_name, *_network)
 
 
 def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
@@ -111,8 +91,7 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
 
 
 def check_view_sizes(backbone: nn.Module, name: str, channels: int, sizes: Iterable[int]) -> None:
-    """Raise `UserError` if ``backbone``, called ``name``, can't take views of one of ``sizes``; most ViTs take none but
-    that of their images."""
+    """Raise `UserError` if ``backbone``, called ``name``, can't take views of one of ``sizes``, as most ViTs."""
     for size in sizes:
         with _taking(name, channels, size, "--view-size and --view-size-end"):
             _features(backbone, channels, size)
@@ -148,12 +127,8 @@ def size_option(name: str, image_size: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _initialise(backbone: nn.Module) -> None:
-    """What MoCo wants otherwise than timm has it.
-
-    ViTs start as in MoCo v3 (arXiv 2104.02057, implementation details): fixed 2-D sine-cosine positions, and
-    uniform (Xavier) weights, also of the patch projection. Stochastic depth is off: the papers use none, and
-    every draw of a run must be a function of seed and step.
-    """
+    """No stochastic depth: the papers use none, and every draw of a run must be a function of seed and step. ViTs as in
+    MoCo v3 (arXiv 2104.02057): fixed sine-cosine positions, uniform (Xavier) weights, also of the patch projection."""
     for module in backbone.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
@@ -164,9 +139,8 @@ def _initialise(backbone: nn.Module) -> None:
     nn.init.xavier_uniform_(projection.weight.flatten(1))
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
-    positions = build_sincos2d_pos_embed(
-        list(backbone.patch_embed.grid_size), backbone.embed_dim, interleave_sin_cos=True
-    )
+    grid, dim = list(backbone.patch_embed.grid_size), backbone.embed_dim
+    positions = build_sincos2d_pos_embed(grid, dim, interleave_sin_cos=True)
     backbone.pos_embed.zero_()  # of class and register tokens, which come first
     backbone.pos_embed[0, -len(positions) :] = positions
     backbone.pos_embed.requires_grad_(False)

@@ -41,11 +41,7 @@ class EncoderSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
-        """Inverse of `to_dict`, also after a way through JSON.
-
-        Raises:
-            KeyError, TypeError, ValueError: values are missing, of a wrong type, or do not belong together.
-        """
+        """Inverse of `to_dict`, also after a way through JSON; raises KeyError, TypeError or ValueError for others."""
         deep = values["intensity_range"]
         spec = cls(
             backbone=str(values["backbone"]),
@@ -109,8 +105,8 @@ class Encoder(nn.Module):
 
     def for_evaluation(self) -> "Encoder":
         """An encoder that gives the same features up to rounding, faster, and can't be trained."""
-        size = self.spec.image_size
-        x = torch.randn(2, self.spec.channels, size, size, generator=torch.Generator().manual_seed(0))
+        C, S = self.spec.channels, self.spec.image_size
+        x = torch.randn(2, C, S, S, generator=torch.Generator().manual_seed(0))
         return Encoder(folded(self.backbone, x.to(self.device)), self.spec, self.classifier, self.classes)
 
     @torch.no_grad()
@@ -127,9 +123,12 @@ class Encoder(nn.Module):
         """
         if batch_size < 1:
             raise UserError(f"embed: batch_size {batch_size} is too small; the least is 1")
+        parts, images = [torch.empty(0, self.dim)], iter(_images(images))
         with evaluating(self):
-            parts = [self._encode(chunk) for chunk in _chunks(_images(images), batch_size)]
-        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+            while chunk := list(itertools.islice(images, batch_size)):
+                pixels, sizes = pad([self._pixels(image) for image in chunk])
+                parts.append(self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes)).cpu())
+        return torch.cat(parts)
 
     def classify(self, images: Any, batch_size: int = 256) -> Tensor:
         """Probabilities [N, len(classes)] float32, on the CPU, of images as for `embed`.
@@ -147,20 +146,14 @@ class Encoder(nn.Module):
         assert self.classifier is not None
         return self.classifier(features.to(self.device)).softmax(dim=1).cpu()
 
-    def _encode(self, images: list[Any]) -> Tensor:
-        pixels, sizes = pad([self._pixels(image) for image in images])
-        return self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes)).cpu()
-
     def _pixels(self, image: Any) -> np.ndarray:
         """One image as uint8 [C, H, W] with the encoder's number of channels."""
         channels, intensity_range = self.spec.channels, self.spec.intensity_range
         name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
         try:
             pixels = _decoded(image, stored_side(self.spec.image_size))
-        except OSError as error:
-            raise UserError(f"{name}: {error.strerror or error}") from None
-        except BadImage as error:
-            raise UserError(f"{name}: {error}") from None
+        except (OSError, BadImage) as error:
+            raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
         if not convertible(len(pixels), channels):
             raise UserError(f"{name}: {len(pixels)} channels where the encoder takes {channels}")
         return convert(pixels, channels, intensity_range)
@@ -188,7 +181,7 @@ def _decoded(image: Any, max_side: int) -> np.ndarray:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
+    """Evaluation mode inside."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -200,17 +193,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _images(images: Any) -> Iterable[Any]:
     """Single images become lists of one; batches of arrays iterate over their first axis."""
-    if isinstance(images, str | Path | Image.Image):
-        return [images]
     if isinstance(images, Tensor):
         images = images.detach().cpu()
         return [images] if images.ndim == 3 else images
-    if isinstance(images, np.ndarray):
-        return images if images.ndim == 4 else [images]
-    return images
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
+    single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4)
+    return [images] if single else images

@@ -1,7 +1,4 @@
-"""Heads between the backbone's features and the embedding that is contrasted.
-
-The projection head belongs to both encoders, v3's prediction head to the query encoder alone.
-"""
+"""Heads between features and embedding: projection heads of both encoders, v3's prediction head of the query's."""
 
 import itertools
 
@@ -9,12 +6,10 @@ from torch import nn
 
 
 def create_head(kind: str, in_dim: int, hidden: int, out_dim: int) -> nn.Module:
-    """The projection head of features [B, in_dim].
+    """The projection head, from features [B, in_dim] to embedding [B, out_dim].
 
-    Args:
-        kind: ``linear`` (v1); ``mlp`` with one hidden layer (v2, section 3.1); ``v3-resnet`` with one, ``v3-vit``
-            with two hidden layers and batch norm after each layer (v3, implementation details).
-        in_dim, hidden, out_dim: widths of features, hidden layers and embedding.
+    ``linear`` is v1's; ``mlp`` with one hidden layer v2's (section 3.1); ``v3-resnet`` has one, ``v3-vit`` two hidden
+    layers and batch norm after each layer (v3, implementation details).
     """
     if kind == "linear":
         return nn.Linear(in_dim, out_dim)

@@ -5,11 +5,14 @@ v1 (arXiv 1911.05722, section 3.3) shuffles keys across GPUs because batch norm 
 On one device the same is had by normalising groups of the batch apart.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mocokit import distributed
 
@@ -20,20 +23,22 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     Scale and shift are shared; the running statistics move towards the mean over groups. Any N works: group
     sizes differ by at most one, and there are never more groups than pairs of images.
     """
-    N = x.shape[0]
-    splits = max(1, min(splits, N // 2))
-    if torch.compiler.is_compiling() and N % splits == 0:
-        y, stats = _normalise_view(norm, x, splits)
-    else:
-        y, stats = _normalise_apart(norm, x, splits)
-    if norm.running_mean is not None and norm.running_var is not None:
-        mean, var = stats.mean(dim=1).to(norm.running_mean.dtype)
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked += 1
-        momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        norm.running_mean.lerp_(mean, momentum)
-        norm.running_var.lerp_(var, momentum)
+    splits = max(1, min(splits, len(x) // 2))
+    as_view = torch.compiler.is_compiling() and len(x) % splits == 0
+    y, stats = (_normalise_view if as_view else _normalise_apart)(norm, x, splits)
+    _update_statistics(norm, *stats.mean(dim=1))
     return y
+
+
+def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Move the running statistics towards those of a batch, the variance unbiased, as torch's batch norm does."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
 
 
 def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
@@ -42,14 +47,12 @@ def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tens
     # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
     groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
     stats = torch.zeros(2, splits, x.shape[1], dtype=torch.float32, device=x.device)
-    y = torch.cat(
-        [
-            # momentum=1 leaves this group's own mean and variance in the buffers
-            F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
-            for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
-        ]
-    )
-    return y, stats
+    normalised = [
+        # momentum=1 leaves this group's own mean and variance in the buffers
+        F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
+        for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
+    ]
+    return torch.cat(normalised), stats
 
 
 def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
@@ -85,26 +88,26 @@ class SplitBatchNormAct2d(BatchNormAct2d):
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
-    """Turn every batch norm of ``module`` into its split form, in place; other norms need none.
-
-    Batch norms of a kind that can't be split (a subclass with behaviour of its own) raise ``TypeError``.
-    """
+    """Turn every batch norm of ``module`` into its split form, in place; a subclass of its own is a `TypeError`."""
     if splits == 1:
         return module
-    for name, child in module.named_modules():
-        if type(child) is nn.BatchNorm2d:
-            child.__class__ = SplitBatchNorm2d
-        elif type(child) is BatchNormAct2d:
-            child.__class__ = SplitBatchNormAct2d
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            raise TypeError(f"{name}: {type(child).__name__} can't be split")
-        else:
-            continue
-        child.splits = splits
+    forms = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
+    for norm in _replace_classes(module, forms, "be split"):
+        norm.splits = splits
     return module
 
 
-class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+def _replace_classes(module: nn.Module, forms: dict[type, type], what: str) -> list[Any]:
+    """Give each batch norm of ``module`` the form for its kind; a kind without one can't ``what``: a `TypeError`."""
+    norms = {name: child for name, child in module.named_modules() if isinstance(child, _BatchNorm)}
+    for name, norm in norms.items():
+        if type(norm) not in forms:
+            raise TypeError(f"{name}: {type(norm).__name__} can't {what}")
+        norm.__class__ = forms[type(norm)]
+    return list(norms.values())
+
+
+class CpuSyncBatchNorm(_BatchNorm):
     """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks.
 
     Means and variances are exchanged, not sums of squares, so that a large mean costs no digits.
@@ -123,18 +126,8 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         y = (x.float() - mean.view(column)) * scale.view(column)
         if self.bias is not None:
             y = y + self.bias.view(column)
-        self._update_statistics(mean.detach(), var.detach() * n / max(1, n - 1))
+        _update_statistics(self, mean.detach(), var.detach() * n / max(1, n - 1))
         return y.to(x.dtype)
-
-    def _update_statistics(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics, the variance unbiased, as torch's batch norm does."""
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var, momentum)
 
 
 class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
@@ -145,26 +138,18 @@ class CpuSyncBatchNormAct2d(CpuSyncBatchNorm):
 
 
 def sync_batch_norm(module: nn.Module, device: str) -> nn.Module:
-    """Let every batch norm of ``module`` see the images of all processes; nothing changes where there is one.
-
-    Batch norms of a kind that can't be (a subclass with behaviour of its own) raise ``TypeError``.
-    """
+    """Let every batch norm of ``module`` see the images of all processes; a subclass of its own is a `TypeError`."""
     if distributed.world_size() == 1:
         return module
     if device == "cuda":
         synced: nn.Module = convert_sync_batchnorm(module)
         return synced
-    for name, child in module.named_modules():
-        if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            child.__class__ = CpuSyncBatchNorm
-        elif type(child) is BatchNormAct2d:
-            child.__class__ = CpuSyncBatchNormAct2d  # type: ignore[assignment]
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            raise TypeError(f"{name}: {type(child).__name__} can't be shared by processes")
+    plain = dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), CpuSyncBatchNorm)
+    _replace_classes(module, plain | {BatchNormAct2d: CpuSyncBatchNormAct2d}, "be shared by processes")
     return module
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """The running means and variances of all batch norms."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     return [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]

@@ -5,7 +5,7 @@ from typing import Any
 
 from mocokit.config import FIELDS
 from mocokit.errors import UserError
-from mocokit.options import read_options, validate
+from mocokit.options import load_config
 
 
 def recipe_names() -> list[str]:
@@ -29,4 +29,4 @@ def load_recipe(name: str) -> dict[str, Any]:
     else:
         known = ", ".join(["auto", *recipe_names()])
         raise UserError(f"--recipe {name}: no such recipe; known are {known}, or a .yaml file")
-    return validate(read_options(path, f"--recipe {name}"), FIELDS, origin=f"--recipe {name}")
+    return load_config(path, FIELDS, origin=f"--recipe {name}", records=())
