@@ -24,7 +24,7 @@ def folder(tmp_path):
 def test_every_image_once_and_in_order(folder, size, start):
     encoder = Encoder.create(EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.2,) * 3)).eval()
     source = open_source(str(folder))
-    index = source.scan()
+    index = source.read_index()
     config = EmbedConfig(run="", data="", output="", batch_size=size, workers=0)
     chunks = list(embed_images(encoder, source, index, np.arange(10), start, config))
     assert [chunk.images for chunk in chunks] == [min(size, 10 - i) for i in range(start, 10, size)]

@@ -18,7 +18,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
 from mocokit.deploy.encoder_file import load
-from mocokit.deploy.feature_file import check_format, encoder_fingerprint, open_features, sidecars, write_features
+from mocokit.deploy.feature_file import check_format, encoder_fingerprint, feature_files, open_features, write_features
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary
@@ -67,7 +67,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
-        _remove_temporary(path, config.run)
+        for file in (*feature_files(path), _skipped_file(path), RunDirectory(Path(config.run)).result("embed")):
+            remove_temporary(file)  # of a killed command
 
     pace = None
     if overwrite or not _is_complete(path, metadata):
@@ -99,13 +100,9 @@ def _check_output(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
     if not (overwrite or parts_directory(path).exists()):
-        for file in _files(path):
+        for file in feature_files(path):
             if file.exists():
                 raise _exists(path, file)
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return path, *(sidecars(path) if path.suffix == ".npy" else ())
 
 
 def _exists(path: Path, file: Path) -> UserError:
@@ -124,12 +121,6 @@ def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
     if any(found.get(name) != metadata[name] for name in IDENTITY):
         raise _exists(path, path)
     return True
-
-
-def _remove_temporary(path: Path, run: str) -> None:
-    """Remove what a killed command left half written."""
-    for file in (*_files(path), _skipped_file(path), RunDirectory(Path(run)).result("embed")):
-        remove_temporary(file)
 
 
 def _skipped_file(path: Path) -> Path:

@@ -1,6 +1,9 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
 import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,22 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 
 FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
+
+
+_DAMAGE = (
+    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError),
+    *(ArithmeticError, EOFError, MemoryError, RuntimeError),
+)
+
+
+@contextmanager
+def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
+    """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise UserError(f"{problem} ({reason}); {way_out}") from None
 
 
 def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
@@ -57,7 +76,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         UserError: not an encoder file, damaged, or of another version.
     """
     file = encoder_path(path)
-    try:
+    with refusing_damage(f"{file}: not a mocokit encoder file", "pretrain again"):
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:
@@ -66,9 +85,6 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         origin = dict(json.loads(header["origin"]))
         origin["seed"] = int(origin["seed"])  # of the random initialisation that the encoder is compared with
         return EncoderSpec.from_dict(json.loads(header["spec"])), origin
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a mocokit encoder file ({reason[:120]})") from None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -87,7 +103,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     spec, _ = read_header(path)
     file = encoder_path(path)
     encoder = Encoder.create(spec)
-    try:
+    with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             classes = tuple(map(str, json.loads((opened.metadata() or {}).get("classes", "[]"))))
@@ -96,7 +112,4 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
             own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
             encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: its weights do not fit {spec.backbone} ({reason[:120]})") from None
     return encoder.eval().to(device)

@@ -4,22 +4,24 @@ Columns: ``path`` inside the data, ``split``, ``label`` (class name), ``feature`
 ``predicted`` and ``probability``. Only a block of the features is in memory at a time (an .npz is read whole).
 """
 
-import csv
 import hashlib
 import itertools
 import json
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
+from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.errors import UserError
 from mocokit.files import replacing, write_json
 from mocokit.model.encoder import Encoder
@@ -28,10 +30,6 @@ FORMAT = "mocokit-features-1"
 SUFFIXES = (".parquet", ".npz", ".npy")
 BLOCK_ROWS = 16_384  # written and read at once
 METADATA_KEY = b"mocokit"  # in the schema of a Parquet file
-
-_DAMAGE = (
-    OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile,
-)  # fmt: skip
 
 
 class Named(NamedTuple):
@@ -59,24 +57,13 @@ def printable(name: str) -> str:
 # Writing --------------------------------------------------------------------------------------------------
 
 
-class Sidecars(NamedTuple):
-    """The two files next to an .npy: its other columns and its metadata."""
-
-    rows: Path
-    metadata: Path
-
-
-def sidecars(path: Path) -> Sidecars:
-    """Paths of the sidecars of an .npy."""
-    return Sidecars(path.with_name(f"{path.name}.csv"), path.with_name(f"{path.name}.json"))
+def feature_files(path: Path) -> list[Path]:
+    """What the feature file ``path`` consists of: of an .npy also the other columns and the metadata beside it."""
+    return [path, *(path.with_name(path.name + suffix) for suffix in (".csv", ".json") if path.suffix == ".npy")]
 
 
 def check_format(path: Path) -> None:
-    """See that ``path`` has the suffix of a feature file.
-
-    Raises:
-        UserError: an unknown suffix.
-    """
+    """See that ``path`` has the suffix of a feature file, or raise a UserError."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: the name of a feature file ends in {', '.join(SUFFIXES)}")
 
@@ -143,9 +130,9 @@ def _write_npz(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict
 
 
 def _write_npy(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
-    sidecar = sidecars(path)
+    _, csv_path, json_path = feature_files(path)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        with replacing(sidecar.rows) as csv_file:
+        with replacing(csv_path) as csv_file:
             writer: pyarrow.csv.CSVWriter | None = None
             for columns in _write_matrix(file, blocks, rows):
                 writer = writer or pyarrow.csv.CSVWriter(csv_file, columns.schema)
@@ -153,7 +140,7 @@ def _write_npy(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict
             if writer:
                 writer.close()
             path.unlink(missing_ok=True)  # so a matrix never stands next to the sidecars of another
-        write_json(sidecar.metadata, metadata)
+        write_json(json_path, metadata)
 
 
 def _write_matrix(file: IO[bytes], blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -177,7 +164,7 @@ def feature_matrix(table: pa.Table) -> np.ndarray:
 # Reading --------------------------------------------------------------------------------------------------
 
 
-class Features(Protocol):
+class Features:
     """An opened feature file.
 
     Attributes:
@@ -191,6 +178,8 @@ class Features(Protocol):
     rows: int
     dim: int
     metadata: dict[str, Any] | None
+    _starts: Sequence[int]  # of the blocks
+    _names: ds.Dataset | None  # path and label of each row
 
     def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, features [n, D] float32, finite) from the block that begins with row ``start`` on.
@@ -198,6 +187,16 @@ class Features(Protocol):
         Raises:
             UserError: the file is damaged, or holds numbers that are not finite.
         """
+        for first in self._starts:
+            if first < start:
+                continue
+            with _reading(self.path), np.errstate(over="ignore"):
+                block = np.array(self._block(first), np.float32, order="C")
+            bad = ~np.isfinite(block).all(axis=1)
+            if bad.any():
+                row = first + int(bad.argmax())
+                raise UserError(f"{self.path}: row {row} holds numbers that are infinite or not a number")
+            yield first, block
 
     def named(self, rows: Collection[int]) -> dict[int, Named]:
         """Path and label of some rows.
@@ -205,6 +204,17 @@ class Features(Protocol):
         Raises:
             UserError: the file is damaged.
         """
+        if self._names is None:
+            return dict.fromkeys(rows, Named())
+        with _reading(self.path):
+            if (count := self._names.count_rows()) != self.rows:
+                raise ValueError(f"{self.path.name}.csv: {count} rows where {self.path.name} has {self.rows}")
+            ordered = sorted(rows)
+            found = self._names.take(ordered).to_pylist()
+            return {row: Named(**{n: v or None for n, v in f.items()}) for row, f in zip(ordered, found, strict=True)}
+
+    def _block(self, first: int) -> np.ndarray:
+        raise NotImplementedError
 
 
 def open_features(path: Path) -> Features:
@@ -216,55 +226,38 @@ def open_features(path: Path) -> Features:
     check_format(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; mocokit embed writes it")
-    opened: Features = _ParquetFeatures(path) if path.suffix == ".parquet" else _ArrayFeatures(path)
+    with _reading(path):
+        opened = _ParquetFeatures(path) if path.suffix == ".parquet" else _ArrayFeatures(path)
     if not (opened.rows and opened.dim):
         raise UserError(f"{path}: holds no features (its matrix is {opened.rows} x {opened.dim})")
     return opened
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Inside, whatever a damaged or hostile file raises is a UserError that names the file."""
-    try:
-        yield
-    except _DAMAGE as error:
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise UserError(f"{path}: not a feature file, or damaged ({reason}); embed again") from None
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again")
 
 
-def _finite(path: Path, first: int, block: np.ndarray) -> tuple[int, np.ndarray]:
-    with _reading(path), np.errstate(over="ignore"):
-        block = np.array(block, np.float32, order="C")
-    bad = ~np.isfinite(block).all(axis=1)
-    if bad.any():
-        row = first + int(bad.argmax())
-        raise UserError(f"{path}: row {row} holds numbers that are infinite or not a number")
-    return first, block
-
-
-class _ArrayFeatures:
+class _ArrayFeatures(Features):
     """An .npy, memory-mapped, or an .npz."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._columns: dict[str, np.ndarray] = {}
-        self.metadata = None
-        with _reading(path):
-            if path.suffix == ".npy":
-                matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-                sidecar = sidecars(path).metadata
-                text = sidecar.read_text("utf-8") if sidecar.exists() else None
-            else:
-                matrix, text = self._load_npz()
+        self.path, self._names = path, None
+        if path.suffix == ".npy":
+            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+            _, csv_path, json_path = feature_files(path)
+            text = json_path.read_text("utf-8") if json_path.exists() else None
+            if csv_path.exists():
+                self._names = _names(csv_path, _CSV)
+        else:
+            matrix, text = self._load_npz()
         if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
             raise UserError(
                 f"{path}: expected a matrix of numbers [rows, features], "
                 f"got {matrix.dtype} of shape {list(matrix.shape)}"
             )
-        self._matrix = matrix
+        self._matrix, self.metadata = matrix, _parsed(text)
         self.rows, self.dim = matrix.shape
-        with _reading(path):
-            self.metadata = None if text is None else _parsed(text)
+        self._starts = range(0, self.rows, BLOCK_ROWS)
 
     def _load_npz(self) -> tuple[np.ndarray, str | None]:
         with zipfile.ZipFile(self.path) as archive:
@@ -272,87 +265,52 @@ class _ArrayFeatures:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise UserError(f"{self.path}: its arrays are compressed; write it with numpy.savez")
         with np.load(self.path, allow_pickle=False) as arrays:
-            self._columns = {name: arrays[name] for name in ("path", "label") if name in arrays}
+            if names := {name: pa.array(arrays[name].astype(str)) for name in Named._fields if name in arrays}:
+                self._names = ds.dataset(pa.table(names))
             return arrays["feature"], str(arrays["metadata"]) if "metadata" in arrays else None
 
-    def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(start, self.rows, BLOCK_ROWS):
-            yield _finite(self.path, first, self._matrix[first : first + BLOCK_ROWS])
-
-    def named(self, rows: Collection[int]) -> dict[int, Named]:
-        if self.path.suffix == ".npy":
-            return self._from_sidecar(set(rows))
-        with _reading(self.path):
-            return {row: Named(**{n: str(c[row]) or None for n, c in self._columns.items()}) for row in rows}
-
-    def _from_sidecar(self, rows: set[int]) -> dict[int, Named]:
-        path = sidecars(self.path).rows
-        if not path.exists():
-            return dict.fromkeys(rows, Named())
-        found: dict[int, Named] = {}
-        with _reading(path), path.open(encoding="utf-8", newline="") as file:
-            count = 0
-            for count, values in enumerate(csv.DictReader(file), start=1):
-                if count - 1 in rows:
-                    found[count - 1] = Named(values.get("path") or None, values.get("label") or None)
-            if count != self.rows:
-                raise ValueError(f"{count} rows where {self.path.name} has {self.rows}")
-        return found
+    def _block(self, first: int) -> np.ndarray:
+        return self._matrix[first : first + BLOCK_ROWS]
 
 
-class _ParquetFeatures:
+class _ParquetFeatures(Features):
     """A Parquet file, read by row groups."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        with _reading(path):
-            self._file = pq.ParquetFile(path)
-            schema = self._file.schema_arrow
-            self.rows = self._file.metadata.num_rows
-            self.dim = self._first_length() if self.rows else 0
-            text = (schema.metadata or {}).get(METADATA_KEY)
-            self.metadata = None if text is None else _parsed(text)
+        self.path, self._file = path, pq.ParquetFile(path)
+        self.rows = self._file.metadata.num_rows
+        # Of the first vector: tables that other tools have rewritten have vectors of any length.
+        self.dim = len(next(self._file.iter_batches(1, columns=["feature"]))["feature"][0]) if self.rows else 0
+        self.metadata = _parsed((self._file.schema_arrow.metadata or {}).get(METADATA_KEY))
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        self._groups = np.flatnonzero(counts).tolist()  # an empty one would begin where the next does
-        self._starts = (np.cumsum(counts) - counts)[self._groups].tolist()
+        starts = (np.cumsum(counts) - counts).tolist()
+        self._groups = {starts[i]: i for i in np.flatnonzero(counts)}  # an empty one would begin where the next does
+        self._starts = list(self._groups)
+        self._names = _names(path, "parquet")
 
-    def _first_length(self) -> int:
-        """Of the first vector: tables that other tools have rewritten have vectors of any length."""
-        first = next(self._file.iter_batches(1, columns=["feature"]))["feature"][0].as_py()
-        if not isinstance(first, list):
-            raise ValueError("its column feature holds no vectors")
-        return len(first)
-
-    def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        for first, group in zip(self._starts, self._groups, strict=True):
-            if first < start:
-                continue
-            with _reading(self.path):
-                column = self._file.read_row_group(group, columns=["feature"])["feature"].combine_chunks()
-                lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-                if (lengths != self.dim).any():  # of a missing one it is not a number
-                    row = first + int((lengths != self.dim).argmax())
-                    raise ValueError(f"the feature of row {row} is not of length {self.dim}")
-                block = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
-            yield _finite(self.path, first, block)
-
-    def named(self, rows: Collection[int]) -> dict[int, Named]:
-        found: dict[int, Named] = {}
-        columns = [name for name in ("path", "label") if name in self._file.schema_arrow.names]
-        wanted = np.array(sorted(rows), dtype=np.int64)
-        places = np.searchsorted(self._starts, wanted, side="right") - 1
-        for place in np.unique(places).tolist():
-            with _reading(self.path):
-                table = self._file.read_row_group(self._groups[place], columns=columns)
-                for row in wanted[places == place].tolist():
-                    values = {name: table[name][row - self._starts[place]].as_py() for name in columns}
-                    found[row] = Named(**{n: None if v is None else str(v) for n, v in values.items()})
-        return found
+    def _block(self, first: int) -> np.ndarray:
+        column = self._file.read_row_group(self._groups[first], columns=["feature"])["feature"].combine_chunks()
+        wrong = pc.list_value_length(column).to_numpy(zero_copy_only=False) != self.dim  # of a missing one it is nan
+        if wrong.any():
+            raise ValueError(f"the feature of row {first + int(wrong.argmax())} is not of length {self.dim}")
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
 
 
-def _parsed(text: str | bytes) -> dict[str, Any]:
+_CSV = ds.CsvFileFormat(
+    pyarrow.csv.ParseOptions(newlines_in_values=True),
+    convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=[""]),
+)
+
+
+def _names(path: Path, format: str | ds.FileFormat) -> ds.Dataset:
+    """Paths and labels in a table, None where it has no such columns; read as they are needed."""
+    schema = pa.schema([(name, pa.string()) for name in Named._fields])
+    return ds.dataset(str(path), schema, format, LocalFileSystem())
+
+
+def _parsed(text: str | bytes | None) -> dict[str, Any] | None:
     """The metadata of a file that mocokit wrote."""
-    metadata = json.loads(text)
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    metadata = None if text is None else json.loads(text)
+    if text is not None and (not isinstance(metadata, dict) or metadata.get("format") != FORMAT):
         raise ValueError(f"its metadata are not of format {FORMAT}")
     return metadata
