@@ -9,12 +9,11 @@ import numpy as np
 
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
-from mocokit.console import progress, say
+from mocokit.console import say
 from mocokit.deploy import montage
 from mocokit.deploy.encoder_file import load
 from mocokit.deploy.feature_file import Features, Named, encoder_fingerprint, open_features
-from mocokit.deploy.nearest import Duplicates, Neighbour, duplicates, nearest, vectors
-from mocokit.deploy.thumbnails import images_of_files, images_of_rows
+from mocokit.deploy.nearest import Neighbour, duplicates, nearest, vectors
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
@@ -45,22 +44,27 @@ def search(
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
     started = time.perf_counter()
-    named = (queries,) if isinstance(queries, str | int | Path) else tuple(queries)
-    given = {"features": features, "queries": tuple(map(str, named)), **options}
+    asked = (queries,) if isinstance(queries, str | int | Path) else queries
+    given = {"features": features, "queries": tuple(map(str, asked)), **options}
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
     _check(config, overwrite)
     opened, device = open_features(Path(config.features)), pick_device(config.device)
     rows = [_row(query) for query in config.queries]
     neighbours = _neighbours(opened, config, rows, device) if rows else []
-    found = None if config.duplicates is None else _duplicates(opened, config.duplicates, device)
-    names = opened.named(_rows_to_name(rows, neighbours, found))
+    pairs, count = ([], 0) if config.duplicates is None else duplicates(opened, config.duplicates, device)
+    named = {row for row in rows if row is not None} | {n.row for found in neighbours for n in found}
+    names = opened.named(named | {row for pair in pairs for row in pair.rows})
 
     figures: dict[str, Any] = {"rows": opened.rows, "dim": opened.dim}
     figures["queries"] = _query_results(config, rows, neighbours, names)
     _print_queries(figures["queries"])
-    if found is not None:
-        figures |= _duplicate_results(found, names)
-        _print_duplicates(figures["duplicates"], found.count)
+    if config.duplicates is not None:
+        figures["duplicates"] = [
+            {"rows": list(pair.rows), "paths": [names[row].path for row in pair.rows], "similarity": pair.similarity}
+            for pair in pairs
+        ]
+        figures["duplicate_pairs"] = count
+        _print_duplicates(figures["duplicates"], count)
     if config.montage is not None:
         _write_montage(opened, config, figures["queries"], figures.get("duplicates", []))
     metadata = opened.metadata or {}
@@ -73,10 +77,8 @@ def _check(config: SearchConfig, overwrite: bool) -> None:
         raise UserError("search: no queries; give image files or row numbers, or --duplicates T")
     if config.montage is not None:
         path = Path(config.montage)
-        if path.suffix.lower() != ".png":
-            raise UserError(f"--montage {path}: name a .png file")
-        if path.is_dir():
-            raise UserError(f"--montage {path}: is a folder; name a .png file")
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise UserError(f"--montage {path}: is a folder or no .png; name a .png file")
         if path.exists() and not overwrite:
             raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
 
@@ -98,15 +100,14 @@ def _run(features: Features, config: SearchConfig) -> str | None:
 def _neighbours(features: Features, config: SearchConfig, rows: list[int | None], device: str) -> list[list[Neighbour]]:
     if config.k > features.rows:
         say(f"--k {config.k}: {features.path} has no more than {features.rows} rows")
-    files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
     is_file = np.array([row is None for row in rows])
     queries = np.empty((len(rows), features.dim), np.float32)
-    if files:
+    if is_file.any():
+        files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
         queries[is_file] = _embedded(features, config, files, device)
     if not is_file.all():
         queries[~is_file] = vectors(features, [row for row in rows if row is not None])
-    with progress("searching") as report:
-        return nearest(features, queries, config.k, rows, device, report)
+    return nearest(features, queries, config.k, rows, device)
 
 
 def _embedded(features: Features, config: SearchConfig, files: list[str], device: str) -> np.ndarray:
@@ -137,18 +138,6 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
     return vectors
 
 
-def _duplicates(features: Features, threshold: float, device: str) -> Duplicates:
-    with progress("looking for duplicates") as report:
-        return duplicates(features, threshold, device, report)
-
-
-def _rows_to_name(rows: list[int | None], neighbours: list[list[Neighbour]], found: Duplicates | None) -> set[int]:
-    """All rows whose paths and labels are in the result."""
-    named = {row for row in rows if row is not None}
-    named |= {neighbour.row for row in neighbours for neighbour in row}
-    return named | {row for pair in (found.pairs if found else []) for row in pair.rows}
-
-
 # The result, and what of it goes to stderr ----------------------------------------------------------------
 
 
@@ -172,14 +161,6 @@ def _print_queries(queries: list[dict[str, Any]]) -> None:
         say("   similarity       row  label         path")
         for n in query["neighbours"]:
             say(f"   {n['similarity']:10.6f}  {n['row']:8}  {n['label'] or '-':12}  {n['path'] or '-'}")
-
-
-def _duplicate_results(found: Duplicates, names: dict[int, Named]) -> dict[str, Any]:
-    pairs = [
-        {"rows": list(rows), "paths": [names[row].path for row in rows], "similarity": similarity}
-        for rows, similarity in found.pairs
-    ]
-    return {"duplicates": pairs, "duplicate_pairs": found.count}
 
 
 def _print_duplicates(pairs: list[dict[str, Any]], count: int) -> None:
@@ -208,8 +189,8 @@ def _write_montage(
     data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
-    images = images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
-    files = images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
+    images = montage.images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
+    files = montage.images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
     image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))
     try:
         with replacing(path) as temporary:
