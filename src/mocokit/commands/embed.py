@@ -99,10 +99,9 @@ def _check_output(path: Path, overwrite: bool) -> None:
     check_format(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
-    if not (overwrite or parts_directory(path).exists()):
-        for file in feature_files(path):
-            if file.exists():
-                raise _exists(path, file)
+    existing = [file for file in feature_files(path) if file.exists()]
+    if existing and not (overwrite or parts_directory(path).exists()):
+        raise _exists(path, existing[0])
 
 
 def _exists(path: Path, file: Path) -> UserError:
@@ -110,11 +109,7 @@ def _exists(path: Path, file: Path) -> UserError:
 
 
 def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
-    """Whether ``path`` is what this command writes: it was killed before it could remove its parts.
-
-    Raises:
-        UserError: ``path`` is something else.
-    """
+    """Whether ``path`` is what this command writes, killed before it could remove its parts; else it may not exist."""
     if not path.exists():
         return False
     found = open_features(path).metadata or {}

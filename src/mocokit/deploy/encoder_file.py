@@ -37,29 +37,22 @@ def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
 
 
 def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
-    """Write the weights and, in the header, ``origin`` and all that rebuilds the encoder.
+    """Write the weights and, in the header, all that rebuilds the encoder.
 
-    Args:
-        encoder: any.
-        path: replaced whole.
-        origin: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
+    ``origin`` says where it comes from: ``seed``, recipe, data fingerprint, versions; plain values.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
+    weights = dict(encoder.backbone.state_dict())
     if encoder.classifier is not None:
         header["classes"] = json.dumps(encoder.classes)
-        for name, tensor in encoder.classifier.state_dict().items():
-            weights[CLASSIFIER + name] = tensor.detach().cpu().contiguous()
+        weights |= {CLASSIFIER + name: tensor for name, tensor in encoder.classifier.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
         save_file(weights, temporary, metadata=header)
 
 
 def encoder_path(path: str | Path) -> Path:
-    """The encoder file that ``path`` means: itself, or the one in that run directory.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The encoder file that ``path`` means: itself, or the one in that run directory; a UserError if there is none."""
     path = Path(path)
     file = path / "encoder.safetensors" if path.is_dir() else path
     if file.is_file():

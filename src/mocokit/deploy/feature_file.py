@@ -83,15 +83,14 @@ def write_features(path: Path, tables: Iterable[pa.Table], rows: int, metadata: 
     Args:
         path: replaced; the suffix decides about the format. An .npy holds the features alone; ``PATH.csv``
             has the other columns and ``PATH.json`` the metadata.
-        tables: all rows in order, from `feature_table`; at least one table.
+        tables: all ``rows`` in order, from `feature_table`; at least one table.
         rows: how many they are together.
         metadata: plain values.
-
-    Raises:
-        OSError: the disk is full, or ``path`` is not writable.
     """
     write = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}[path.suffix]
-    write(path, _blocks(tables), rows, {"format": FORMAT} | metadata)
+    first = next(iterator := iter(tables))
+    blocks = _blocks(itertools.chain([first], iterator))
+    write(path, first.schema, blocks, rows, {"format": FORMAT} | metadata)
 
 
 def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -106,20 +105,21 @@ def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield held.combine_chunks()
 
 
-def _write_parquet(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
-    first = next(blocks)
-    schema = first.schema.with_metadata({METADATA_KEY: json.dumps(metadata)})
+def _write_parquet(
+    path: Path, schema: pa.Schema, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]
+) -> None:
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata)})
     repeated = ["split", "label", "predicted"]  # a dictionary of distinct values helps no other column
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=repeated) as writer:
-        for block in itertools.chain([first], blocks):
+        for block in blocks:
             writer.write_table(block.cast(schema), row_group_size=BLOCK_ROWS)
 
 
-def _write_npz(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
+def _write_npz(path: Path, schema: pa.Schema, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
     """As np.savez does, but in one pass. Text becomes unicode arrays, so that no reader needs pickle."""
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("feature.npy", "w", force_zip64=True) as file:
-            columns = pa.concat_tables(_write_matrix(file, blocks, rows))
+            columns = pa.concat_tables(_write_matrix(file, schema, blocks, rows))
         arrays = {"metadata": np.array(json.dumps(metadata))}
         for name, column in zip(columns.column_names, columns.columns, strict=True):
             text = pa.types.is_string(column.type)
@@ -129,28 +129,25 @@ def _write_npz(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _write_npy(path: Path, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
+def _write_npy(path: Path, schema: pa.Schema, blocks: Iterator[pa.Table], rows: int, metadata: dict[str, Any]) -> None:
     _, csv_path, json_path = feature_files(path)
+    columns_schema = schema.remove(schema.get_field_index("feature"))
     with replacing(path) as temporary, temporary.open("wb") as file:
         with replacing(csv_path) as csv_file:
-            writer: pyarrow.csv.CSVWriter | None = None
-            for columns in _write_matrix(file, blocks, rows):
-                writer = writer or pyarrow.csv.CSVWriter(csv_file, columns.schema)
-                writer.write_table(columns)
-            if writer:
-                writer.close()
+            with pyarrow.csv.CSVWriter(csv_file, columns_schema) as writer:
+                for columns in _write_matrix(file, schema, blocks, rows):
+                    writer.write_table(columns)
             path.unlink(missing_ok=True)  # so a matrix never stands next to the sidecars of another
         write_json(json_path, metadata)
 
 
-def _write_matrix(file: IO[bytes], blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+def _write_matrix(file: IO[bytes], schema: pa.Schema, blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     """Write the features [rows, D] in the .npy format; yields the other columns of each block."""
-    for number, block in enumerate(blocks):
-        features = feature_matrix(block)
-        if number == 0:
-            header = np.lib.format.header_data_from_array_1_0(features) | {"shape": (rows, features.shape[1])}
-            np.lib.format.write_array_header_1_0(file, header)
-        file.write(features.tobytes())
+    empty = feature_matrix(schema.empty_table())
+    header = np.lib.format.header_data_from_array_1_0(empty) | {"shape": (rows, empty.shape[1])}
+    np.lib.format.write_array_header_1_0(file, header)
+    for block in blocks:
+        file.write(feature_matrix(block).tobytes())
         yield block.drop_columns("feature")
 
 
@@ -165,13 +162,9 @@ def feature_matrix(table: pa.Table) -> np.ndarray:
 
 
 class Features:
-    """An opened feature file.
+    """An opened feature file of ``rows`` N and dimension ``dim`` D.
 
-    Attributes:
-        path: of the file.
-        rows: N.
-        dim: D.
-        metadata: what ``mocokit embed`` wrote about it, or None of a file from elsewhere.
+    ``metadata`` are what ``mocokit embed`` wrote about it, or None of a file from elsewhere.
     """
 
     path: Path
@@ -182,7 +175,7 @@ class Features:
     _names: ds.Dataset | None  # path and label of each row
 
     def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, features [n, D] float32, finite) from the block that begins with row ``start`` on.
+        """(first row, features [n, D] float32) from the block that begins with row ``start`` on.
 
         Raises:
             UserError: the file is damaged, or holds numbers that are not finite.
@@ -199,11 +192,7 @@ class Features:
             yield first, block
 
     def named(self, rows: Collection[int]) -> dict[int, Named]:
-        """Path and label of some rows.
-
-        Raises:
-            UserError: the file is damaged.
-        """
+        """Path and label of some rows; a damaged file raises a UserError."""
         if self._names is None:
             return dict.fromkeys(rows, Named())
         with _reading(self.path):
@@ -218,11 +207,7 @@ class Features:
 
 
 def open_features(path: Path) -> Features:
-    """Open a feature file; of an .npy any matrix will do.
-
-    Raises:
-        UserError: no such file, of another kind, or damaged.
-    """
+    """Open a feature file; of an .npy any matrix will do. Anything else raises a UserError."""
     check_format(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; mocokit embed writes it")

@@ -38,12 +38,9 @@ Line = list[list[Tile]]  # groups of tiles
 def query_lines(
     queries: Sequence[Mapping[str, Any]], images: Mapping[str, np.ndarray], files: Mapping[str, np.ndarray]
 ) -> list[Line]:
-    """A line for each query: its image, and its neighbours with cosine and class.
+    """A line for each of the ``queries`` of a search result: its image, and its neighbours with cosine and class.
 
-    Args:
-        queries: the ``queries`` of a search result.
-        images: of the rows, by path; uint8 [C, H, W].
-        files: of the queries that are image files, by name.
+    ``images`` of rows by path, ``files`` of the queries that are image files by name: uint8 [C, H, W].
     """
     lines = []
     for query in queries:
@@ -127,11 +124,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, left: float, top: int) -> None:
 
 
 def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarray]:
-    """The images at ``paths`` inside ``data``: uint8 [1 or 3, H, W]; ``spec`` as in `images_of_files`.
-
-    Raises:
-        UserError: an image is not there or can't be read.
-    """
+    """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError."""
     source = open_source(data)
     index = {printable(name): i for i, name in enumerate(source.read_index().names)}
     for path in paths:
@@ -141,14 +134,9 @@ def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarr
 
 
 def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:
-    """Image files by name: uint8 [1 or 3, H, W], of more channels the first.
+    """Image files by name: uint8 [1 or 3, H, W], of more channels the first. What is no image raises a UserError.
 
-    Args:
-        files: readable files.
-        spec: the ``spec`` in the metadata of a feature file, which may be anything: channels and intensity range.
-
-    Raises:
-        UserError: a file is no image.
+    ``spec`` is that in the metadata of a feature file, which may be anything: channels and intensity range.
     """
     return _decoded((Path(file).read_bytes() for file in files), files, spec)
 

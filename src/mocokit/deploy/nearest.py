@@ -46,11 +46,7 @@ def unit(features: np.ndarray) -> Tensor:
 
 
 def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
-    """Features [len(rows), D] float32 of some rows.
-
-    Raises:
-        UserError: a row is out of range, or is a zero vector.
-    """
+    """Features [len(rows), D] float32 of some rows; one out of range or a zero vector raises a UserError."""
     for row in rows:
         if not 0 <= row < features.rows:
             raise UserError(f"row {row}: {features.path} has rows 0 to {features.rows - 1}")

@@ -35,10 +35,7 @@ class Parts:
     def __init__(self, output: Path, identity: dict[str, Any], overwrite: bool) -> None:
         """Take up the parts of ``output``, or begin.
 
-        Args:
-            output: the file that will be assembled.
-            identity: all that results depend on; parts of another identity are not taken up.
-            overwrite: remove those.
+        ``identity`` is all that results depend on; with ``overwrite`` parts of another identity are removed.
 
         Raises:
             UserError: there are parts of another identity, or damaged ones.
@@ -84,21 +81,13 @@ class Parts:
         return self._held[-1][0] if self._held else self.done
 
     def add(self, images: int, rows: pa.Table, skipped: list[Skipped]) -> None:
-        """Take the results for the next ``images``; now and then what is held goes to disk.
-
-        Raises:
-            OSError: the part can't be written.
-        """
+        """Take the results for the next ``images``; now and then what is held goes to disk."""
         self._held.append((self.position + images, rows, skipped))
         if self.position - self.done >= PART_ROWS or time.monotonic() - self._flushed > PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held. After an interruption, wherever that was, another call completes it.
-
-        Raises:
-            OSError: the part can't be written.
-        """
+        """Write what is held. After an interruption, wherever that was, another call completes it."""
         if (stop := self.position) > self.done:
             _, tables, skipped = zip(*self._held, strict=True)
             metadata = json.dumps({"identity": self._identity, "skipped": list(itertools.chain(*skipped))})
@@ -113,11 +102,7 @@ class Parts:
         return [Skipped(*pair) for _, path in self._files() for pair in self._metadata(path)["skipped"]]
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows on disk, in order.
-
-        Raises:
-            UserError: a part is damaged.
-        """
+        """The rows on disk, in order; a damaged part raises a UserError."""
         for _, path in self._files():
             with self._reading(path), pq.ParquetFile(path) as file:
                 table = file.read()
