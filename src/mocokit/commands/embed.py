@@ -148,21 +148,18 @@ def _embed_rest(
 ) -> float | None:
     """Embed the images that no part holds yet; returns images per second, None if there were none."""
     started, before, total = time.perf_counter(), parts.done, len(order)
-    writing = RunDirectory(Path(config.output).parent).writing
     chunks = embed_images(encoder, source, index, order, before, config)
     try:
         with closing(chunks), progress("embedding images") as report:
             for chunk in chunks:
-                with writing():
-                    parts.add(*chunk)
+                parts.add(*chunk)
                 report(parts.position, total)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped after {parts.position:,} of {total:,} images; run the same command to go on from there"
         ) from None
     finally:
-        with writing():
-            parts.flush()
+        parts.flush()
     return (total - before) / (time.perf_counter() - started) if total > before else None
 
 

@@ -94,9 +94,6 @@ def _run(features: Features, config: SearchConfig) -> str | None:
     return str(run) if run and (Path(str(run)) / "encoder.safetensors").is_file() else None
 
 
-# Neighbours -----------------------------------------------------------------------------------------------
-
-
 def _neighbours(features: Features, config: SearchConfig, rows: list[int | None], device: str) -> list[list[Neighbour]]:
     if config.k > features.rows:
         say(f"--k {config.k}: {features.path} has no more than {features.rows} rows")
@@ -116,29 +113,20 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
     run = config.run or str(metadata.get("run") or "")
     for file in files:
         if not Path(file).is_file():
-            raise UserError(
-                f"query {file}: no such file; a query is an image file or a row from 0 to {features.rows - 1}"
-            )
+            raise UserError(f"query {file}: no such file; name an image file or a row from 0 to {features.rows - 1}")
     if not run:
-        raise UserError(
-            f"{features.path} does not say which encoder made it; name it with --run, or give row numbers as queries"
-        )
+        raise UserError(f"{features.path} does not say which encoder made it; name it with --run, or search by rows")
     if config.run is None and not Path(run).exists():
         raise UserError(f"{run}, whose encoder made {features.path}, is gone; name its place with --run")
     encoder = load(run, device)
     made_by = metadata.get("encoder_fingerprint")
     if encoder.dim != features.dim or (made_by and made_by != encoder_fingerprint(encoder)):
-        raise UserError(
-            f"{run}: not the encoder that made {features.path}; name that one with --run, or embed the images again"
-        )
+        raise UserError(f"{run}: not the encoder that made {features.path}; name that with --run, or embed again")
     vectors = encoder.embed(files).numpy()
     for file, vector in zip(files, vectors, strict=True):
         if not (np.isfinite(vector).all() and vector.any()):
             raise UserError(f"query {file}: its features are zero or not finite, which resembles nothing")
     return vectors
-
-
-# The result, and what of it goes to stderr ----------------------------------------------------------------
 
 
 def _query_results(
@@ -197,5 +185,4 @@ def _write_montage(
             image.save(temporary, "PNG")
     except OSError as error:
         raise UserError(f"--montage {path}: can't be written ({error.strerror or error})") from None
-    drawn = [f"{len(queries)} queries"] * bool(queries) + [f"{len(pairs)} pairs"] * bool(pairs)
-    say(f"{path}: {' and '.join(drawn)} drawn")
+    say(f"{path}: {len(queries)} queries and {len(pairs)} pairs of near-duplicates drawn")

@@ -97,14 +97,10 @@ class OnnxEncoder(nn.Module):
     runtime; ONNX's own Resize leaves its antialiasing to the runtime.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.backbone, self.classifier, self.size = encoder.backbone, encoder.classifier, encoder.spec.image_size
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(encoder.spec, name))[:, None, None])
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (encoder.spec.mean, encoder.spec.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [N, H, W, C] -> features [N, D] and, with a classifier, probabilities [N, K]."""
@@ -138,10 +134,10 @@ class OnnxEncoder(nn.Module):
 
 
 def _trace(encoder: Encoder) -> "torch.onnx.ONNXProgram":
-    spec = encoder.spec
+    size, channels = encoder.spec.image_size, encoder.spec.channels
     any_size = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("N", "H", "W"))}
     # Sizes of an example must differ from each other and from 1, or they are taken for constants.
-    example = torch.zeros(2, spec.image_size + 3, spec.image_size + 5, spec.channels, dtype=torch.uint8)
+    example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
         program = torch.onnx.export(

@@ -48,11 +48,8 @@ _STOCK = {
 
 # timm's Vision Transformers under torchvision's names, and the names of their weights.
 _TORCHVISION_VITS = {
-    "vit_base_patch16_224": "vit_b_16",
-    "vit_base_patch32_224": "vit_b_32",
-    "vit_large_patch16_224": "vit_l_16",
-    "vit_large_patch32_224": "vit_l_32",
-    "vit_huge_patch14_224": "vit_h_14",
+    f"vit_{kind}_patch{patch}_224": f"vit_{kind[0]}_{patch}"
+    for kind, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
 }
 _VIT_NAMES = (
     (r"^cls_token$", "class_token"),

@@ -8,8 +8,9 @@ import hashlib
 import itertools
 import json
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -161,6 +162,7 @@ def feature_matrix(table: pa.Table) -> np.ndarray:
 # Reading --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Features:
     """An opened feature file of ``rows`` N and dimension ``dim`` D.
 
@@ -171,8 +173,9 @@ class Features:
     rows: int
     dim: int
     metadata: dict[str, Any] | None
-    _starts: Sequence[int]  # of the blocks
-    _names: ds.Dataset | None  # path and label of each row
+    starts: Sequence[int]  # first rows of the blocks
+    block: Callable[[int], np.ndarray]  # that begins with a row
+    names: ds.Dataset | None  # path and label of each row
 
     def blocks(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, features [n, D] float32) from the block that begins with row ``start`` on.
@@ -180,11 +183,11 @@ class Features:
         Raises:
             UserError: the file is damaged, or holds numbers that are not finite.
         """
-        for first in self._starts:
+        for first in self.starts:
             if first < start:
                 continue
             with _reading(self.path), np.errstate(over="ignore"):
-                block = np.array(self._block(first), np.float32, order="C")
+                block = np.array(self.block(first), np.float32, order="C")
             bad = ~np.isfinite(block).all(axis=1)
             if bad.any():
                 row = first + int(bad.argmax())
@@ -193,17 +196,14 @@ class Features:
 
     def named(self, rows: Collection[int]) -> dict[int, Named]:
         """Path and label of some rows; a damaged file raises a UserError."""
-        if self._names is None:
+        if self.names is None:
             return dict.fromkeys(rows, Named())
         with _reading(self.path):
-            if (count := self._names.count_rows()) != self.rows:
+            if (count := self.names.count_rows()) != self.rows:
                 raise ValueError(f"{self.path.name}.csv: {count} rows where {self.path.name} has {self.rows}")
             ordered = sorted(rows)
-            found = self._names.take(ordered).to_pylist()
+            found = self.names.take(ordered).to_pylist()
             return {row: Named(**{n: v or None for n, v in f.items()}) for row, f in zip(ordered, found, strict=True)}
-
-    def _block(self, first: int) -> np.ndarray:
-        raise NotImplementedError
 
 
 def open_features(path: Path) -> Features:
@@ -212,7 +212,7 @@ def open_features(path: Path) -> Features:
     if not path.is_file():
         raise UserError(f"{path}: no such file; mocokit embed writes it")
     with _reading(path):
-        opened = _ParquetFeatures(path) if path.suffix == ".parquet" else _ArrayFeatures(path)
+        opened = {".parquet": _open_parquet, ".npz": _open_npz, ".npy": _open_npy}[path.suffix](path)
     if not (opened.rows and opened.dim):
         raise UserError(f"{path}: holds no features (its matrix is {opened.rows} x {opened.dim})")
     return opened
@@ -222,63 +222,54 @@ def _reading(path: Path) -> AbstractContextManager[None]:
     return refusing_damage(f"{path}: not a feature file, or damaged", "embed again")
 
 
-class _ArrayFeatures(Features):
-    """An .npy, memory-mapped, or an .npz."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._names = path, None
-        if path.suffix == ".npy":
-            matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-            _, csv_path, json_path = feature_files(path)
-            text = json_path.read_text("utf-8") if json_path.exists() else None
-            if csv_path.exists():
-                self._names = _names(csv_path, _CSV)
-        else:
-            matrix, text = self._load_npz()
-        if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
-            raise UserError(
-                f"{path}: expected a matrix of numbers [rows, features], "
-                f"got {matrix.dtype} of shape {list(matrix.shape)}"
-            )
-        self._matrix, self.metadata = matrix, _parsed(text)
-        self.rows, self.dim = matrix.shape
-        self._starts = range(0, self.rows, BLOCK_ROWS)
-
-    def _load_npz(self) -> tuple[np.ndarray, str | None]:
-        with zipfile.ZipFile(self.path) as archive:
-            # Stored, an array is no larger than the file; compressed, a small file could fill the memory.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError(f"{self.path}: its arrays are compressed; write it with numpy.savez")
-        with np.load(self.path, allow_pickle=False) as arrays:
-            if names := {name: pa.array(arrays[name].astype(str)) for name in Named._fields if name in arrays}:
-                self._names = ds.dataset(pa.table(names))
-            return arrays["feature"], str(arrays["metadata"]) if "metadata" in arrays else None
-
-    def _block(self, first: int) -> np.ndarray:
-        return self._matrix[first : first + BLOCK_ROWS]
+def _open_npy(path: Path) -> Features:
+    """Its matrix memory-mapped; the sidecars may be missing."""
+    matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    _, csv_path, json_path = feature_files(path)
+    text = json_path.read_text("utf-8") if json_path.exists() else None
+    return _array_features(path, matrix, text, _names(csv_path, _CSV) if csv_path.exists() else None)
 
 
-class _ParquetFeatures(Features):
-    """A Parquet file, read by row groups."""
+def _open_npz(path: Path) -> Features:
+    with zipfile.ZipFile(path) as archive:
+        # Stored, an array is no larger than the file; compressed, a small file could fill the memory.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise UserError(f"{path}: its arrays are compressed; write it with numpy.savez")
+    with np.load(path, allow_pickle=False) as arrays:
+        names = {name: pa.array(arrays[name].astype(str)) for name in Named._fields if name in arrays}
+        text = str(arrays["metadata"]) if "metadata" in arrays else None
+        return _array_features(path, arrays["feature"], text, ds.dataset(pa.table(names)) if names else None)
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._file = path, pq.ParquetFile(path)
-        self.rows = self._file.metadata.num_rows
-        # Of the first vector: tables that other tools have rewritten have vectors of any length.
-        self.dim = len(next(self._file.iter_batches(1, columns=["feature"]))["feature"][0]) if self.rows else 0
-        self.metadata = _parsed((self._file.schema_arrow.metadata or {}).get(METADATA_KEY))
-        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-        starts = (np.cumsum(counts) - counts).tolist()
-        self._groups = {starts[i]: i for i in np.flatnonzero(counts)}  # an empty one would begin where the next does
-        self._starts = list(self._groups)
-        self._names = _names(path, "parquet")
 
-    def _block(self, first: int) -> np.ndarray:
-        column = self._file.read_row_group(self._groups[first], columns=["feature"])["feature"].combine_chunks()
-        wrong = pc.list_value_length(column).to_numpy(zero_copy_only=False) != self.dim  # of a missing one it is nan
+def _array_features(path: Path, matrix: np.ndarray, text: str | None, names: ds.Dataset | None) -> Features:
+    if matrix.ndim != 2 or matrix.dtype.kind not in "buif":
+        got = f"{matrix.dtype} of shape {list(matrix.shape)}"
+        raise UserError(f"{path}: expected a matrix of numbers [rows, features], got {got}")
+    rows, dim = matrix.shape
+    starts = range(0, rows, BLOCK_ROWS)
+    return Features(path, rows, dim, _parsed(text), starts, lambda row: matrix[row : row + BLOCK_ROWS], names)
+
+
+def _open_parquet(path: Path) -> Features:
+    """Its row groups are the blocks."""
+    file = pq.ParquetFile(path)
+    rows = file.metadata.num_rows
+    # Of the first vector: tables that other tools have rewritten have vectors of any length.
+    dim = len(next(file.iter_batches(1, columns=["feature"]))["feature"][0]) if rows else 0
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    starts = (np.cumsum(counts) - counts).tolist()
+    groups = {starts[i]: i for i in np.flatnonzero(counts)}  # an empty one would begin where the next does
+
+    def block(first: int) -> np.ndarray:
+        column = file.read_row_group(groups[first], columns=["feature"])["feature"].combine_chunks()
+        wrong = pc.list_value_length(column).to_numpy(zero_copy_only=False) != dim  # of a missing one it is nan
         if wrong.any():
-            raise ValueError(f"the feature of row {first + int(wrong.argmax())} is not of length {self.dim}")
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
+            raise ValueError(f"the feature of row {first + int(wrong.argmax())} is not of length {dim}")
+        matrix: np.ndarray = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), dim)
+        return matrix
+
+    metadata = _parsed((file.schema_arrow.metadata or {}).get(METADATA_KEY))
+    return Features(path, rows, dim, metadata, list(groups), block, _names(path, "parquet"))
 
 
 _CSV = ds.CsvFileFormat(

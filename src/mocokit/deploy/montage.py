@@ -120,9 +120,6 @@ def _draw_legend(pen: ImageDraw.ImageDraw, left: float, top: int) -> None:
         left += _FONT_SIZE + 6 + pen.textlength(text) + 24
 
 
-# The images that are drawn ------------------------------------------------------------------------------
-
-
 def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarray]:
     """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError."""
     source = open_source(data)

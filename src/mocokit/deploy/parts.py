@@ -17,6 +17,7 @@ from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.deploy.feature_file import METADATA_KEY
 from mocokit.errors import UserError
 from mocokit.files import replacing
+from mocokit.rundir import RunDirectory
 
 PART_ROWS = 16_384  # of results that are held at most
 PART_SECONDS = 30.0  # of work, about, that a killed process loses
@@ -87,11 +88,16 @@ class Parts:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is held. After an interruption, wherever that was, another call completes it."""
+        """Write what is held. After an interruption, wherever that was, another call completes it.
+
+        Raises:
+            UserError: the disk is full, or the directory is not writable.
+        """
         if (stop := self.position) > self.done:
             _, tables, skipped = zip(*self._held, strict=True)
             metadata = json.dumps({"identity": self._identity, "skipped": list(itertools.chain(*skipped))})
-            with replacing(self.directory / f"{self.done}-{stop}.parquet") as path:
+            part = self.directory / f"{self.done}-{stop}.parquet"
+            with RunDirectory(self.directory.parent).writing(), replacing(part) as path:
                 pq.write_table(pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: metadata}), path)
             self.done = stop
         self._held = []
