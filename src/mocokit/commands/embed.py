@@ -56,6 +56,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     given = {"run": run, "data": data, "output": output, **options}
     config = EmbedConfig(**validate(given, fields_of(EmbedConfig)))
     path = Path(config.output)
+    skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     _check_output(path, overwrite)
     keep_freed_memory()
     limit_threads()
@@ -67,7 +68,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
-        for file in (*feature_files(path), _skipped_file(path), RunDirectory(Path(config.run)).result("embed")):
+        for file in (*feature_files(path), skipped_csv, RunDirectory(Path(config.run)).result("embed")):
             remove_temporary(file)  # of a killed command
 
     pace = None
@@ -76,7 +77,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         pace = _embed_rest(encoder, source, index, order, parts, config)
         skipped = index.refused + parts.skipped()
         rows = len(order) + len(index.refused) - len(skipped)
-        _report_skipped(path, skipped, rows, config)
+        _report_skipped(skipped_csv, skipped, rows, config)
         with writing():
             write_features(path, parts.tables(), rows, metadata)
 
@@ -116,10 +117,6 @@ def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
     if any(found.get(name) != metadata[name] for name in IDENTITY):
         raise _exists(path, path)
     return True
-
-
-def _skipped_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.skipped.csv")
 
 
 def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str, Any]:
@@ -163,10 +160,9 @@ def _embed_rest(
     return (total - before) / (time.perf_counter() - started) if total > before else None
 
 
-def _report_skipped(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
+def _report_skipped(file: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
     """List what was skipped, or stop if it is too much."""
-    file = _skipped_file(path)
-    with RunDirectory(path.parent).writing():
+    with RunDirectory(file.parent).writing():
         if skipped:
             write_skipped(file, skipped)
             say(f"{len(skipped):,} images can't be used; {file} says why")

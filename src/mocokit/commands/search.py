@@ -49,7 +49,7 @@ def search(
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
     _check(config, overwrite)
     opened, device = open_features(Path(config.features)), pick_device(config.device)
-    rows = [_row(query) for query in config.queries]
+    rows = [int(query) if query.isascii() and query.isdigit() else None for query in config.queries]  # ./7 is a file
     neighbours = _neighbours(opened, config, rows, device) if rows else []
     pairs, count = ([], 0) if config.duplicates is None else duplicates(opened, config.duplicates, device)
     named = {row for row in rows if row is not None} | {n.row for found in neighbours for n in found}
@@ -81,11 +81,6 @@ def _check(config: SearchConfig, overwrite: bool) -> None:
             raise UserError(f"--montage {path}: is a folder or no .png; name a .png file")
         if path.exists() and not overwrite:
             raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
-
-
-def _row(query: str) -> int | None:
-    """A query that is a number means that row; ``./7`` names a file."""
-    return int(query) if query.isascii() and query.isdigit() else None
 
 
 def _run(features: Features, config: SearchConfig) -> str | None:

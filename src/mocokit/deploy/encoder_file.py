@@ -22,16 +22,16 @@ CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no tim
 
 _DAMAGE = (
     *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError),
-    *(ArithmeticError, EOFError, MemoryError, RuntimeError),
+    *(ArithmeticError, EOFError, RuntimeError),
 )
 
 
 @contextmanager
-def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
+def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Iterator[None]:
     """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
     try:
         yield
-    except _DAMAGE as error:
+    except (*_DAMAGE, *also) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:160]
         raise UserError(f"{problem} ({reason}); {way_out}") from None
 
@@ -69,7 +69,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         UserError: not an encoder file, damaged, or of another version.
     """
     file = encoder_path(path)
-    with refusing_damage(f"{file}: not a mocokit encoder file", "pretrain again"):
+    with refusing_damage(f"{file}: not a mocokit encoder file", "name a run directory or its encoder file"):
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:

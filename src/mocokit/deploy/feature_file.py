@@ -219,7 +219,8 @@ def open_features(path: Path) -> Features:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again")
+    # A small file may say that it holds more than fits into memory.
+    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again", MemoryError)
 
 
 def _open_npy(path: Path) -> Features:

@@ -20,7 +20,9 @@ MAX_PAIRS = 100_000  # of near-duplicates that are listed
 CHUNK_FLOATS = 2**22  # similarities held at once: 16 MB, and some times that for ranking them
 
 _UNIT = 10**6
-_ROW_BITS = 40  # of a rank: above them the similarity, below the row
+# A rank is one int64, greater for what comes first: above the similarity, below the row, the lowest first.
+_ROW_BITS = 40
+_LAST_ROW = (1 << _ROW_BITS) - 1
 
 
 class Neighbour(NamedTuple):
@@ -76,7 +78,7 @@ def nearest(
             for start in range(0, len(block), step):
                 bank = unit(block[start : start + step]).to(device)
                 rows = torch.arange(first + start, first + start + len(bank), device=device)
-                ranks = _ranks(_rounded(unit_queries @ bank.T), rows)
+                ranks = (_rounded(unit_queries @ bank.T) << _ROW_BITS) + (_LAST_ROW - rows)
                 ranks[rows == excluded[:, None]] = torch.iinfo(torch.int64).min
                 best = torch.cat([best, ranks], dim=1)
                 best = best.topk(min(k, best.shape[1]), dim=1).values
@@ -89,14 +91,9 @@ def _rounded(similarity: Tensor) -> Tensor:
     return (similarity.double().clamp(-1, 1) * _UNIT).round().long()
 
 
-def _ranks(rounded: Tensor, rows: Tensor) -> Tensor:
-    """One int64 each, greater for what comes first: by similarity, equal ones by row, the lowest first."""
-    return (rounded << _ROW_BITS) + ((1 << _ROW_BITS) - 1 - rows)
-
-
 def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
     """Back from ranks, in descending order, leaving out what was left out."""
-    rows = (1 << _ROW_BITS) - 1 - (ranks & ((1 << _ROW_BITS) - 1))
+    rows = _LAST_ROW - (ranks & _LAST_ROW)
     kept = ranks != torch.iinfo(torch.int64).min
     return [
         [Neighbour(r, s / _UNIT) for r, s, keep in zip(*columns, strict=True) if keep]
