@@ -19,10 +19,9 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
-
-_DAMAGE = (
-    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError),
-    *(ArithmeticError, EOFError, RuntimeError),
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
+    RuntimeError,
 )
 
 
@@ -31,7 +30,7 @@ def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Itera
     """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
     try:
         yield
-    except (*_DAMAGE, *also) as error:
+    except _DAMAGE + also as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:160]
         raise UserError(f"{problem} ({reason}); {way_out}") from None
 
