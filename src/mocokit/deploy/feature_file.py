@@ -200,7 +200,8 @@ class Features:
             return dict.fromkeys(rows, Named())
         with _reading(self.path):
             if (count := self.names.count_rows()) != self.rows:
-                raise ValueError(f"{self.path.name}.csv: {count} rows where {self.path.name} has {self.rows}")
+                table = feature_files(self.path)[:2][-1].name  # of an .npy its .csv
+                raise ValueError(f"{table}: {count} rows where {self.path.name} has {self.rows}")
             ordered = sorted(rows)
             found = self.names.take(ordered).to_pylist()
             return {row: Named(**{n: v or None for n, v in f.items()}) for row, f in zip(ordered, found, strict=True)}
@@ -282,7 +283,7 @@ _CSV = ds.CsvFileFormat(
 def _names(path: Path, format: str | ds.FileFormat) -> ds.Dataset:
     """Paths and labels in a table, None where it has no such columns; read as they are needed."""
     schema = pa.schema([(name, pa.string()) for name in Named._fields])
-    return ds.dataset(str(path), schema, format, LocalFileSystem())
+    return ds.dataset(str(path.absolute()), schema, format, LocalFileSystem())  # a name with a colon is no address
 
 
 def _parsed(text: str | bytes | None) -> dict[str, Any] | None:
