@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -172,6 +173,12 @@ def test_any_name_that_a_file_can_have(suffix, text, tmp_path_factory):
     path = tmp_path_factory.mktemp("names") / f"f{suffix}"
     write(path, [chunk])
     assert open_features(path).named(range(len(names))) == {i: Named(n) for i, n in enumerate(names)}
+
+
+def test_a_relative_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(Path("s3:f.npy"), made())
+    assert open_features(Path("s3:f.npy")).named([1]) == {1: Named('train/ä1, "q".png', "cat")}
 
 
 @SUFFIXES

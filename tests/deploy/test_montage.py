@@ -1,12 +1,14 @@
-"""The picture: pixels stay what they were, and borders say what captions say."""
+"""The picture: pixels stay what they were, borders say what captions say, and images are those that are named."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mocokit.deploy import montage
-from mocokit.deploy.montage import TILE, Tile, draw, fitted, pair_lines, query_lines
-from tests.helpers import noise
+from mocokit.deploy.montage import TILE, Tile, draw, fitted, images_of_files, images_of_rows, pair_lines, query_lines
+from mocokit.errors import UserError
+from mocokit.model.encoder import EncoderSpec
+from tests.helpers import encode, noise
 
 BLUE, ORANGE, GRAY, BLACK = (0, 114, 178), (213, 94, 0), (196, 196, 196), (32, 32, 32)
 
@@ -89,3 +91,40 @@ def test_many_neighbours_are_not_all_drawn():
     query["neighbours"] = [neighbour(0, None)] * 500
     ((_, nearest),) = query_lines([query], {"0.png": image()}, {})
     assert len(nearest) == montage.MAX_NEIGHBOURS
+
+
+# The images that are drawn ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(encode(noise(i, 6, 7)))
+    return tmp_path
+
+
+def test_images_of_rows(folder):
+    images = images_of_rows(str(folder), ["3.png", "1.png"], None)
+    assert list(images) == ["3.png", "1.png"]
+    for i in (1, 3):
+        assert np.array_equal(images[f"{i}.png"], noise(i, 6, 7).transpose(2, 0, 1))
+    with pytest.raises(UserError, match=r"no image 7\.png in .*--data"):
+        images_of_rows(str(folder), ["7.png"], None)
+
+
+@pytest.mark.parametrize("spec", [None, {}, 7, {"channels": "x"}])
+def test_a_spec_from_elsewhere_does_no_harm(folder, spec):
+    assert images_of_files([str(folder / "0.png")], spec)[str(folder / "0.png")].shape == (3, 6, 7)
+
+
+def test_large_images_are_shrunk_and_gray_ones_drawn(folder):
+    spec = EncoderSpec("resnet18_narrow", 8, 1, (0.5,), (0.5,)).to_dict()
+    (folder / "0.png").write_bytes(encode(noise(0, 300, 600, channels=1)))
+    (image,) = images_of_files([str(folder / "0.png")], spec).values()
+    assert image.shape == (3, TILE, 2 * TILE)
+
+
+def test_what_is_no_image_is_named(folder):
+    (folder / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"--montage: .*0\.png: "):
+        images_of_files([str(folder / "0.png")], None)

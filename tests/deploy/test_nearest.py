@@ -144,11 +144,11 @@ def test_duplicates_equal_slow_numpy(seed, rows, block, chunk, threshold):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_FLOATS", chunk)
-        found = duplicates(Made(matrix, block), threshold)
-    assert found.count == len(expected)
-    assert {pair.rows for pair in found.pairs} == {(i, j) for _, i, j in expected}
-    assert [p.similarity for p in found.pairs] == pytest.approx([-s for s, *_ in sorted(expected)], abs=2e-6)
-    ranks = [(-pair.similarity, pair.rows) for pair in found.pairs]
+        pairs, count = duplicates(Made(matrix, block), threshold)
+    assert count == len(expected)
+    assert {pair.rows for pair in pairs} == {(i, j) for _, i, j in expected}
+    assert [p.similarity for p in pairs] == pytest.approx([-s for s, *_ in sorted(expected)], abs=2e-6)
+    ranks = [(-pair.similarity, pair.rows) for pair in pairs]
     assert ranks == sorted(ranks)
 
 
@@ -156,13 +156,13 @@ def test_the_most_similar_are_kept_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(module, "MAX_PAIRS", 20)
     monkeypatch.setattr(module, "CHUNK_FLOATS", 100)
     matrix = features(0, 40, 3)
-    found = duplicates(Made(matrix, 15), 0.0)
+    pairs, count = duplicates(Made(matrix, 15), 0.0)
     similarity = cosines(matrix, matrix)[np.triu_indices(40, 1)]
-    assert found.count == (similarity >= 0).sum() > 100
-    assert [p.similarity for p in found.pairs] == pytest.approx(sorted(similarity)[:-21:-1], abs=2e-6)
+    assert count == (similarity >= 0).sum() > 100
+    assert [p.similarity for p in pairs] == pytest.approx(sorted(similarity)[:-21:-1], abs=2e-6)
 
 
 def test_zero_vectors_are_nobodys_duplicates():
     matrix = np.array([[0, 0], [0, 0], [1, 1], [1, 1]], np.float32)
-    assert [pair.rows for pair in duplicates(Made(matrix, 3), -1.0).pairs] == [(2, 3)]
-    assert [pair.rows for pair in duplicates(Made(matrix, 3), 1.0).pairs] == [(2, 3)]
+    assert [pair.rows for pair in duplicates(Made(matrix, 3), -1.0)[0]] == [(2, 3)]
+    assert [pair.rows for pair in duplicates(Made(matrix, 3), 1.0)[0]] == [(2, 3)]

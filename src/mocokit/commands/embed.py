@@ -18,7 +18,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
 from mocokit.deploy.encoder_file import load
-from mocokit.deploy.feature_file import check_format, encoder_fingerprint, open_features, sidecars, write_features
+from mocokit.deploy.feature_file import check_format, encoder_fingerprint, feature_files, open_features, write_features
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary
@@ -56,6 +56,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     given = {"run": run, "data": data, "output": output, **options}
     config = EmbedConfig(**validate(given, fields_of(EmbedConfig)))
     path = Path(config.output)
+    skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     _check_output(path, overwrite)
     keep_freed_memory()
     limit_threads()
@@ -67,7 +68,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
-        _remove_temporary(path, config.run)
+        for file in (*feature_files(path), skipped_csv, RunDirectory(Path(config.run)).result("embed")):
+            remove_temporary(file)  # of a killed command
 
     pace = None
     if overwrite or not _is_complete(path, metadata):
@@ -75,7 +77,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         pace = _embed_rest(encoder, source, index, order, parts, config)
         skipped = index.refused + parts.skipped()
         rows = len(order) + len(index.refused) - len(skipped)
-        _report_skipped(path, skipped, rows, config)
+        _report_skipped(skipped_csv, skipped, rows, config)
         with writing():
             write_features(path, parts.tables(), rows, metadata)
 
@@ -98,14 +100,9 @@ def _check_output(path: Path, overwrite: bool) -> None:
     check_format(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
-    if not (overwrite or parts_directory(path).exists()):
-        for file in _files(path):
-            if file.exists():
-                raise _exists(path, file)
-
-
-def _files(path: Path) -> tuple[Path, ...]:
-    return path, *(sidecars(path) if path.suffix == ".npy" else ())
+    existing = [file for file in feature_files(path) if file.exists()]
+    if existing and not (overwrite or parts_directory(path).exists()):
+        raise _exists(path, existing[0])
 
 
 def _exists(path: Path, file: Path) -> UserError:
@@ -113,27 +110,13 @@ def _exists(path: Path, file: Path) -> UserError:
 
 
 def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
-    """Whether ``path`` is what this command writes: it was killed before it could remove its parts.
-
-    Raises:
-        UserError: ``path`` is something else.
-    """
+    """Whether ``path`` is what this command writes, killed before it could remove its parts; else it may not exist."""
     if not path.exists():
         return False
     found = open_features(path).metadata or {}
     if any(found.get(name) != metadata[name] for name in IDENTITY):
         raise _exists(path, path)
     return True
-
-
-def _remove_temporary(path: Path, run: str) -> None:
-    """Remove what a killed command left half written."""
-    for file in (*_files(path), _skipped_file(path), RunDirectory(Path(run)).result("embed")):
-        remove_temporary(file)
-
-
-def _skipped_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.skipped.csv")
 
 
 def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str, Any]:
@@ -162,28 +145,24 @@ def _embed_rest(
 ) -> float | None:
     """Embed the images that no part holds yet; returns images per second, None if there were none."""
     started, before, total = time.perf_counter(), parts.done, len(order)
-    writing = RunDirectory(Path(config.output).parent).writing
     chunks = embed_images(encoder, source, index, order, before, config)
     try:
         with closing(chunks), progress("embedding images") as report:
             for chunk in chunks:
-                with writing():
-                    parts.add(*chunk)
+                parts.add(*chunk)
                 report(parts.position, total)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped after {parts.position:,} of {total:,} images; run the same command to go on from there"
         ) from None
     finally:
-        with writing():
-            parts.flush()
+        parts.flush()
     return (total - before) / (time.perf_counter() - started) if total > before else None
 
 
-def _report_skipped(path: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
+def _report_skipped(file: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
     """List what was skipped, or stop if it is too much."""
-    file = _skipped_file(path)
-    with RunDirectory(path.parent).writing():
+    with RunDirectory(file.parent).writing():
         if skipped:
             write_skipped(file, skipped)
             say(f"{len(skipped):,} images can't be used; {file} says why")

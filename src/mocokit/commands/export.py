@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import nn
 
 from mocokit.commands.results import record
 from mocokit.config import ExportConfig
@@ -94,6 +94,6 @@ def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, 
 
 def synthetic_images(channels: int) -> np.ndarray:
     """Smooth random images: uint8 [64, 72, 96, C]."""
-    coarse = np.random.default_rng(0).integers(0, 256, (CHECK_IMAGES * channels, 6, 8), dtype=np.uint8)
-    planes = [np.asarray(Image.fromarray(p).resize((96, 72), Image.Resampling.BICUBIC)) for p in coarse]
-    return np.stack(planes).reshape(CHECK_IMAGES, channels, 72, 96).transpose(0, 2, 3, 1)
+    coarse = torch.rand(CHECK_IMAGES, channels, 6, 8, generator=torch.Generator().manual_seed(0))
+    smooth = nn.functional.interpolate(coarse, (72, 96), mode="bicubic").clamp(0, 1) * 255
+    return smooth.byte().numpy().transpose(0, 2, 3, 1)

@@ -9,12 +9,11 @@ import numpy as np
 
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
-from mocokit.console import progress, say
+from mocokit.console import say
 from mocokit.deploy import montage
 from mocokit.deploy.encoder_file import load
 from mocokit.deploy.feature_file import Features, Named, encoder_fingerprint, open_features
-from mocokit.deploy.nearest import Duplicates, Neighbour, duplicates, nearest, vectors
-from mocokit.deploy.thumbnails import images_of_files, images_of_rows
+from mocokit.deploy.nearest import Neighbour, duplicates, nearest, vectors
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
@@ -45,22 +44,27 @@ def search(
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
     started = time.perf_counter()
-    named = (queries,) if isinstance(queries, str | int | Path) else tuple(queries)
-    given = {"features": features, "queries": tuple(map(str, named)), **options}
+    asked = (queries,) if isinstance(queries, str | int | Path) else queries
+    given = {"features": features, "queries": tuple(map(str, asked)), **options}
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
     _check(config, overwrite)
     opened, device = open_features(Path(config.features)), pick_device(config.device)
-    rows = [_row(query) for query in config.queries]
+    rows = [int(query) if query.isascii() and query.isdigit() else None for query in config.queries]  # ./7 is a file
     neighbours = _neighbours(opened, config, rows, device) if rows else []
-    found = None if config.duplicates is None else _duplicates(opened, config.duplicates, device)
-    names = opened.named(_rows_to_name(rows, neighbours, found))
+    pairs, count = ([], 0) if config.duplicates is None else duplicates(opened, config.duplicates, device)
+    named = {row for row in rows if row is not None} | {n.row for found in neighbours for n in found}
+    names = opened.named(named | {row for pair in pairs for row in pair.rows})
 
     figures: dict[str, Any] = {"rows": opened.rows, "dim": opened.dim}
     figures["queries"] = _query_results(config, rows, neighbours, names)
     _print_queries(figures["queries"])
-    if found is not None:
-        figures |= _duplicate_results(found, names)
-        _print_duplicates(figures["duplicates"], found.count)
+    if config.duplicates is not None:
+        figures["duplicates"] = [
+            {"rows": list(pair.rows), "paths": [names[row].path for row in pair.rows], "similarity": pair.similarity}
+            for pair in pairs
+        ]
+        figures["duplicate_pairs"] = count
+        _print_duplicates(figures["duplicates"], count)
     if config.montage is not None:
         _write_montage(opened, config, figures["queries"], figures.get("duplicates", []))
     metadata = opened.metadata or {}
@@ -73,17 +77,10 @@ def _check(config: SearchConfig, overwrite: bool) -> None:
         raise UserError("search: no queries; give image files or row numbers, or --duplicates T")
     if config.montage is not None:
         path = Path(config.montage)
-        if path.suffix.lower() != ".png":
-            raise UserError(f"--montage {path}: name a .png file")
-        if path.is_dir():
-            raise UserError(f"--montage {path}: is a folder; name a .png file")
+        if path.suffix.lower() != ".png" or path.is_dir():
+            raise UserError(f"--montage {path}: is a folder or no .png; name a .png file")
         if path.exists() and not overwrite:
             raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
-
-
-def _row(query: str) -> int | None:
-    """A query that is a number means that row; ``./7`` names a file."""
-    return int(query) if query.isascii() and query.isdigit() else None
 
 
 def _run(features: Features, config: SearchConfig) -> str | None:
@@ -92,21 +89,17 @@ def _run(features: Features, config: SearchConfig) -> str | None:
     return str(run) if run and (Path(str(run)) / "encoder.safetensors").is_file() else None
 
 
-# Neighbours -----------------------------------------------------------------------------------------------
-
-
 def _neighbours(features: Features, config: SearchConfig, rows: list[int | None], device: str) -> list[list[Neighbour]]:
     if config.k > features.rows:
         say(f"--k {config.k}: {features.path} has no more than {features.rows} rows")
-    files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
     is_file = np.array([row is None for row in rows])
     queries = np.empty((len(rows), features.dim), np.float32)
-    if files:
+    if is_file.any():
+        files = [query for query, row in zip(config.queries, rows, strict=True) if row is None]
         queries[is_file] = _embedded(features, config, files, device)
     if not is_file.all():
         queries[~is_file] = vectors(features, [row for row in rows if row is not None])
-    with progress("searching") as report:
-        return nearest(features, queries, config.k, rows, device, report)
+    return nearest(features, queries, config.k, rows, device)
 
 
 def _embedded(features: Features, config: SearchConfig, files: list[str], device: str) -> np.ndarray:
@@ -115,41 +108,20 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
     run = config.run or str(metadata.get("run") or "")
     for file in files:
         if not Path(file).is_file():
-            raise UserError(
-                f"query {file}: no such file; a query is an image file or a row from 0 to {features.rows - 1}"
-            )
+            raise UserError(f"query {file}: no such file; name an image file or a row from 0 to {features.rows - 1}")
     if not run:
-        raise UserError(
-            f"{features.path} does not say which encoder made it; name it with --run, or give row numbers as queries"
-        )
+        raise UserError(f"{features.path} does not say which encoder made it; name it with --run, or search by rows")
     if config.run is None and not Path(run).exists():
         raise UserError(f"{run}, whose encoder made {features.path}, is gone; name its place with --run")
     encoder = load(run, device)
     made_by = metadata.get("encoder_fingerprint")
     if encoder.dim != features.dim or (made_by and made_by != encoder_fingerprint(encoder)):
-        raise UserError(
-            f"{run}: not the encoder that made {features.path}; name that one with --run, or embed the images again"
-        )
+        raise UserError(f"{run}: not the encoder that made {features.path}; name that with --run, or embed again")
     vectors = encoder.embed(files).numpy()
     for file, vector in zip(files, vectors, strict=True):
         if not (np.isfinite(vector).all() and vector.any()):
             raise UserError(f"query {file}: its features are zero or not finite, which resembles nothing")
     return vectors
-
-
-def _duplicates(features: Features, threshold: float, device: str) -> Duplicates:
-    with progress("looking for duplicates") as report:
-        return duplicates(features, threshold, device, report)
-
-
-def _rows_to_name(rows: list[int | None], neighbours: list[list[Neighbour]], found: Duplicates | None) -> set[int]:
-    """All rows whose paths and labels are in the result."""
-    named = {row for row in rows if row is not None}
-    named |= {neighbour.row for row in neighbours for neighbour in row}
-    return named | {row for pair in (found.pairs if found else []) for row in pair.rows}
-
-
-# The result, and what of it goes to stderr ----------------------------------------------------------------
 
 
 def _query_results(
@@ -172,14 +144,6 @@ def _print_queries(queries: list[dict[str, Any]]) -> None:
         say("   similarity       row  label         path")
         for n in query["neighbours"]:
             say(f"   {n['similarity']:10.6f}  {n['row']:8}  {n['label'] or '-':12}  {n['path'] or '-'}")
-
-
-def _duplicate_results(found: Duplicates, names: dict[int, Named]) -> dict[str, Any]:
-    pairs = [
-        {"rows": list(rows), "paths": [names[row].path for row in rows], "similarity": similarity}
-        for rows, similarity in found.pairs
-    ]
-    return {"duplicates": pairs, "duplicate_pairs": found.count}
 
 
 def _print_duplicates(pairs: list[dict[str, Any]], count: int) -> None:
@@ -208,13 +172,12 @@ def _write_montage(
     data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
-    images = images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
-    files = images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
+    images = montage.images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
+    files = montage.images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
     image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))
     try:
         with replacing(path) as temporary:
             image.save(temporary, "PNG")
     except OSError as error:
         raise UserError(f"--montage {path}: can't be written ({error.strerror or error})") from None
-    drawn = [f"{len(queries)} queries"] * bool(queries) + [f"{len(pairs)} pairs"] * bool(pairs)
-    say(f"{path}: {' and '.join(drawn)} drawn")
+    say(f"{path}: {len(queries)} queries and {len(pairs)} pairs of near-duplicates drawn")

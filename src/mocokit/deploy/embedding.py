@@ -66,19 +66,14 @@ def embed_images(
     with closing(decoded), closing(encoded):
         for features in encoded:
             chosen, images = pending.popleft()
-            bad = np.array([isinstance(image, BadImage) for image in images])
-            columns = _columns(index, split_of, encoder, chosen[~bad], features)
-            rows = feature_table(_cast(features, config), columns)
-            skipped = [
-                Skipped(index.names[i], str(image))
-                for i, image in zip(chosen, images, strict=True)
-                if isinstance(image, BadImage)
-            ]
-            yield Chunk(len(images), rows, skipped)
+            bad = {i: image for i, image in zip(chosen, images, strict=True) if isinstance(image, BadImage)}
+            good = [i for i in chosen if i not in bad]
+            rows = feature_table(_cast(features, config), _columns(index, split_of, encoder, good, features))
+            yield Chunk(len(images), rows, [Skipped(index.names[i], str(image)) for i, image in bad.items()])
 
 
 def _columns(
-    index: ImageIndex, split_of: np.ndarray, encoder: Encoder, chosen: np.ndarray, features: Tensor
+    index: ImageIndex, split_of: np.ndarray, encoder: Encoder, chosen: list[int], features: Tensor
 ) -> dict[str, list[Any]]:
     """The other columns: what the index and the classifier say about the ``chosen`` images."""
     labels: list[str | None] = [None] * len(chosen)

@@ -1,6 +1,9 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
 import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +19,39 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
+    RuntimeError,
+)
+
+
+@contextmanager
+def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Iterator[None]:
+    """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
+    try:
+        yield
+    except _DAMAGE + also as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise UserError(f"{problem} ({reason}); {way_out}") from None
+
 
 def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
-    """Write the weights and, in the header, ``origin`` and all that rebuilds the encoder.
+    """Write the weights and, in the header, all that rebuilds the encoder.
 
-    Args:
-        encoder: any.
-        path: replaced whole.
-        origin: where the encoder comes from: ``seed``, recipe, data fingerprint, versions; plain values.
+    ``origin`` says where it comes from: ``seed``, recipe, data fingerprint, versions; plain values.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
+    weights = dict(encoder.backbone.state_dict())
     if encoder.classifier is not None:
         header["classes"] = json.dumps(encoder.classes)
-        for name, tensor in encoder.classifier.state_dict().items():
-            weights[CLASSIFIER + name] = tensor.detach().cpu().contiguous()
+        weights |= {CLASSIFIER + name: tensor for name, tensor in encoder.classifier.state_dict().items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
         save_file(weights, temporary, metadata=header)
 
 
 def encoder_path(path: str | Path) -> Path:
-    """The encoder file that ``path`` means: itself, or the one in that run directory.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The encoder file that ``path`` means: itself, or the one in that run directory; a UserError if there is none."""
     path = Path(path)
     file = path / "encoder.safetensors" if path.is_dir() else path
     if file.is_file():
@@ -57,7 +68,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         UserError: not an encoder file, damaged, or of another version.
     """
     file = encoder_path(path)
-    try:
+    with refusing_damage(f"{file}: not a mocokit encoder file", "name a run directory or its encoder file"):
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:
@@ -66,9 +77,6 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         origin = dict(json.loads(header["origin"]))
         origin["seed"] = int(origin["seed"])  # of the random initialisation that the encoder is compared with
         return EncoderSpec.from_dict(json.loads(header["spec"])), origin
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: not a mocokit encoder file ({reason[:120]})") from None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
@@ -87,7 +95,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     spec, _ = read_header(path)
     file = encoder_path(path)
     encoder = Encoder.create(spec)
-    try:
+    with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             classes = tuple(map(str, json.loads((opened.metadata() or {}).get("classes", "[]"))))
@@ -96,7 +104,4 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
             own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
             encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{file}: its weights do not fit {spec.backbone} ({reason[:120]})") from None
     return encoder.eval().to(device)

@@ -5,8 +5,6 @@ What it computes is checked against PyTorch before the file is given its name.
 
 import importlib.util
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -28,11 +26,7 @@ MAX_BYTES = 2**31 - 2**24  # of weights: what one protobuf file holds, less the 
 
 
 def require_onnx() -> None:
-    """See that what the export needs is installed, without importing it.
-
-    Raises:
-        UserError: a package is missing; says how to install it.
-    """
+    """See that what the export needs is installed, without importing it, or raise a UserError that says how."""
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}; pip install 'mocokit[onnx]'")
@@ -61,22 +55,15 @@ def export_onnx(encoder: Encoder, path: Path, origin: dict[str, Any], images: np
     if nbytes > MAX_BYTES:
         raise UserError(f"{nbytes / 1e9:.1f} GB of weights do not fit into one ONNX file; use --format timm")
     program = _trace(encoder)
-    program.model.metadata_props.update(
-        {
-            "spec": json.dumps(encoder.spec.to_dict()),
-            "classes": json.dumps(encoder.classes),
-            "origin": json.dumps(origin),
-            "mocokit": version("mocokit"),
-        }
-    )
+    facts = {"spec": encoder.spec.to_dict(), "classes": encoder.classes, "origin": origin}
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
+    program.model.metadata_props["mocokit"] = version("mocokit")
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
-    with tempfile.TemporaryDirectory() as temporary:
-        new = Path(temporary) / path.name
-        program.save(str(new))
-        difference = _check(encoder, new, images)
-        with replacing(path) as target:
-            shutil.copyfile(new, target)
+    content = program.model_proto.SerializeToString()
+    difference = _check(encoder, content, images)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return difference
 
 
@@ -110,14 +97,10 @@ class OnnxEncoder(nn.Module):
     runtime; ONNX's own Resize leaves its antialiasing to the runtime.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.backbone, self.classifier, self.size = (encoder.backbone, encoder.classifier, encoder.spec.image_size)
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(encoder.spec, name))[:, None, None])
+        self.backbone, self.classifier, self.size = encoder.backbone, encoder.classifier, encoder.spec.image_size
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (encoder.spec.mean, encoder.spec.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [N, H, W, C] -> features [N, D] and, with a classifier, probabilities [N, K]."""
@@ -151,10 +134,10 @@ class OnnxEncoder(nn.Module):
 
 
 def _trace(encoder: Encoder) -> "torch.onnx.ONNXProgram":
-    spec = encoder.spec
+    size, channels = encoder.spec.image_size, encoder.spec.channels
     any_size = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(("N", "H", "W"))}
     # Sizes of an example must differ from each other and from 1, or they are taken for constants.
-    example = torch.zeros(2, spec.image_size + 3, spec.image_size + 5, spec.channels, dtype=torch.uint8)
+    example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own workings
         program = torch.onnx.export(
@@ -170,25 +153,27 @@ def _trace(encoder: Encoder) -> "torch.onnx.ONNXProgram":
     return program
 
 
-def _check(encoder: Encoder, file: Path, images: np.ndarray) -> float:
+def _check(encoder: Encoder, content: bytes, images: np.ndarray) -> float:
     """The largest difference of the file's outputs from PyTorch's; RuntimeError if it is beyond the tolerance."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     largest = 0.0
     for batch in _batches(images, encoder.spec.image_size):
-        outputs = session.run(None, {"images": batch})
-        for found, expected in zip(outputs, _expected(encoder, batch), strict=True):
-            difference, scale = np.abs(found - expected).max(), np.abs(expected).max()
-            if not difference <= TOLERANCE * scale:
-                raise RuntimeError(
-                    f"the ONNX graph of {encoder.spec.backbone} differs from PyTorch by {difference:.2g} on images "
-                    f"of shape {batch.shape}, where outputs reach {scale:.2g}; nothing was written"
-                )
-            largest = max(largest, float(difference))
+        what = f"on images of shape {batch.shape} the ONNX graph of {encoder.spec.backbone} differs from PyTorch"
+        for found, expected in zip(session.run(None, {"images": batch}), _expected(encoder, batch), strict=True):
+            largest = max(largest, largest_difference(found, expected, TOLERANCE, what))
     return largest
+
+
+def largest_difference(found: Any, expected: Any, tolerance: float, what: str) -> float:
+    """Of two arrays, absolute; RuntimeError if it is more than ``tolerance`` of the largest expected value."""
+    difference, scale = float(abs(found - expected).max()), float(abs(expected).max())
+    if not difference <= tolerance * scale:
+        raise RuntimeError(f"{what} by {difference:.2g}, where outputs reach {scale:.2g}; nothing was written")
+    return difference
 
 
 @torch.inference_mode()
@@ -202,12 +187,6 @@ def _expected(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
 def _batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Batches of 1, 7 and 64 images, tiled or cut to sizes around the encoder's, square and not."""
     P, H, W = images.shape[:3]
-    smaller, larger = max(1, size // 2), 2 * size + 1
-    for n, h, w in (
-        (1, size, size),
-        (1, larger, size + 3),
-        (1, smaller, max(1, size // 3)),
-        (7, smaller, larger),
-        (64, size, size),
-    ):
+    third, half, twice = max(1, size // 3), max(1, size // 2), 2 * size + 1
+    for n, h, w in ((1, size, size), (1, twice, size + 3), (1, half, third), (7, half, twice), (64, size, size)):
         yield images[np.ix_(np.arange(n) % P, np.arange(h) % H, np.arange(w) % W)]

@@ -19,7 +19,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from mocokit.data.augment import center_view
-from mocokit.deploy.export_onnx import image_lines
+from mocokit.deploy.export_onnx import image_lines, largest_difference
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.backbones import size_option
@@ -31,25 +31,25 @@ FILES = (WEIGHTS, CONFIG, README, TORCHVISION_WEIGHTS)
 CHECKED = 8  # images: enough to show a weight that is missing
 TOLERANCE = 1e-6  # of the largest output; the same operations run on the same weights
 
-# What stock timm builds in place of our backbones: of ResNets before stem and pooling are replaced.
-_NARROW = (
-    "timm.models.resnet.ResNet(\n"
+# Stock timm in place of our backbones; a ResNet's stem and pooling are then replaced.
+_STOCK = {
+    **{f"{name}_cifar": f'timm.create_model("{name}", {{options}})' for name in ("resnet18", "resnet34", "resnet50")},
+    "resnet18_narrow": "timm.models.resnet.ResNet(\n"
     "    timm.models.resnet.BasicBlock, (2, 2, 2, 2), channels=(16, 32, 64, 128),\n"
     '    stem_type="deep", stem_width=8, {options},\n'
-    ")"
-)
-_STOCK_VITS = {
-    "vit_tiny_cifar": "patch_size=4, embed_dim=192, depth=12, num_heads=3",
-    "vit_narrow": "patch_size=4, embed_dim=128, depth=6, num_heads=4",
+    ")",
+    "vit_tiny_cifar": "timm.models.vision_transformer.VisionTransformer(\n"
+    "    img_size={size}, patch_size=4, embed_dim=192, depth=12, num_heads=3, {options},\n"
+    ")",
+    "vit_narrow": "timm.models.vision_transformer.VisionTransformer(\n"
+    "    img_size={size}, patch_size=4, embed_dim=128, depth=6, num_heads=4, {options},\n"
+    ")",
 }
 
 # timm's Vision Transformers under torchvision's names, and the names of their weights.
 _TORCHVISION_VITS = {
-    "vit_base_patch16_224": "vit_b_16",
-    "vit_base_patch32_224": "vit_b_32",
-    "vit_large_patch16_224": "vit_l_16",
-    "vit_large_patch32_224": "vit_l_32",
-    "vit_huge_patch14_224": "vit_h_14",
+    f"vit_{kind}_patch{patch}_224": f"vit_{kind[0]}_{patch}"
+    for kind, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
 }
 _VIT_NAMES = (
     (r"^cls_token$", "class_token"),
@@ -104,32 +104,22 @@ def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: 
 
 def loading_lines(encoder: Encoder, folder: str) -> str:
     """Python that loads the export in ``folder`` without mocokit, as ``model`` and ``transform``."""
-    spec, classes = encoder.spec, len(encoder.classes)
-    options = f"in_chans={spec.channels}, num_classes={classes}"
-    edit = ""
-    if spec.backbone in _STOCK_VITS:
-        model = (
-            "timm.models.vision_transformer.VisionTransformer(\n"
-            f"    img_size={spec.image_size}, {_STOCK_VITS[spec.backbone]}, {options},\n"
-            ")"
-        )
-    elif spec.backbone == "resnet18_narrow" or spec.backbone.endswith("_cifar"):
-        stock, narrow = spec.backbone.removesuffix("_cifar"), spec.backbone == "resnet18_narrow"
-        model = _NARROW.format(options=options) if narrow else f'timm.create_model("{stock}", {options})'
-        edit = (
-            f"model.conv1 = torch.nn.Conv2d({spec.channels}, {16 if narrow else 64}, 3, padding=1, bias=False)\n"
-            "model.maxpool = torch.nn.Identity()\n"
-        )
-    else:
+    spec = encoder.spec
+    if spec.backbone not in _STOCK:
         return (
             "import timm\n"
             f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()\n"
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
         )
+    options = f"in_chans={spec.channels}, num_classes={len(encoder.classes)}"
+    edit = (
+        f"model.conv1 = torch.nn.Conv2d({spec.channels}, model.bn1.num_features, 3, padding=1, bias=False)\n"
+        "model.maxpool = torch.nn.Identity()\n"
+    )
     return (
         "import json, safetensors.torch, timm, torch\n"
-        f"model = {model}\n"
-        f"{edit}"
+        f"model = {_STOCK[spec.backbone].format(size=spec.image_size, options=options)}\n"
+        f"{edit if spec.backbone.startswith('resnet') else ''}"
         f"model.eval().load_state_dict(safetensors.torch.load_file({f'{folder}/{WEIGHTS}'!r}))\n"
         f"config = json.load(open({f'{folder}/{CONFIG}'!r}, encoding='utf-8'))['pretrained_cfg']\n"
         "transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))\n"
@@ -141,21 +131,19 @@ def torchvision_weights(encoder: Encoder, model: nn.Module) -> dict[str, Tensor]
     name = _torchvision_name(encoder)
     if name is None:
         return None
-    weights = {torchvision_key(key, name): tensor for key, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, weights=None, num_classes=len(encoder.classes) or 1)
-    shapes = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    own = {key: tensor.shape for key, tensor in weights.items()}
-    extra = shapes.keys() - own.keys()
-    fits = own.items() <= shapes.items() and len(extra) == (0 if encoder.classifier else 2)
-    return weights if fits else None
-
-
-def torchvision_key(key: str, name: str) -> str:
-    """torchvision's name in its model ``name`` of what timm calls ``key``."""
+    weights = dict(model.state_dict())
     if name in _TORCHVISION_VITS.values():
-        for pattern, replacement in _VIT_NAMES:
-            key = re.sub(pattern, replacement, key)
+        weights = {_torchvision_vit_key(key): tensor for key, tensor in weights.items()}
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None, num_classes=len(encoder.classes) or 1).state_dict()
+    missing = theirs.keys() - weights.keys()
+    fits = all(key in theirs and theirs[key].shape == tensor.shape for key, tensor in weights.items())
+    return weights if fits and len(missing) == (0 if encoder.classifier else 2) else None
+
+
+def _torchvision_vit_key(key: str) -> str:
+    for pattern, replacement in _VIT_NAMES:
+        key = re.sub(pattern, replacement, key)
     return key
 
 
@@ -216,13 +204,7 @@ def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     found = model(center_view(pixels, sizes, spec.image_size, spec.mean, spec.std))
     features = encoder(pixels, sizes)
     expected = features if encoder.classifier is None else encoder.classifier(features)
-    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= TOLERANCE * scale:
-        raise RuntimeError(
-            f"timm's {spec.backbone} differs from the encoder by {difference:.2g}, where outputs reach "
-            f"{scale:.2g}; nothing was written"
-        )
-    return difference
+    return largest_difference(found, expected, TOLERANCE, f"timm's {spec.backbone} differs from the encoder")
 
 
 def exact_lines(encoder: Encoder) -> str:

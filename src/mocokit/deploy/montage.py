@@ -1,32 +1,35 @@
 """Montages of search results: each query with its neighbours, or pairs side by side; drawn by Pillow."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Encoded, decode_for_model
+from mocokit.data.sources import open_source, read_all
+from mocokit.deploy.feature_file import printable
+from mocokit.errors import UserError
+from mocokit.model.encoder import EncoderSpec
+
 TILE = 112  # side of the square that an image is fitted into
 MAX_LINES, MAX_NEIGHBOURS, PAIRS_A_LINE = 50, 12, 4
 _BORDER, _GAP, _CAPTION, _MARGIN = 4, 10, 20, 16
+_OUTER = TILE + 2 * _BORDER
 _GROUP_GAP = 26  # between a query and its neighbours, between pairs
 _FONT_SIZE, _LEGEND = 13, 26
 _PAPER, _INK, _FAINT, _MAT = "white", "#202020", "#767676", "#f2f2f2"
 _QUERY, _SAME, _OTHER, _UNKNOWN = "#202020", "#0072B2", "#D55E00", "#c4c4c4"  # of Okabe and Ito: for all eyes
 
 
-@dataclass(frozen=True)
-class Tile:
-    """An image uint8 [C, H, W], the caption below it, and its border.
-
-    ``same`` tells whether its class is the query's; None if that is unknown. A query has a border of its own.
-    """
+class Tile(NamedTuple):
+    """An image uint8 [C, H, W], the caption below it, and the colour of its border."""
 
     pixels: np.ndarray
     caption: str
-    same: bool | None = None
-    query: bool = False
+    border: str = _UNKNOWN
 
 
 Line = list[list[Tile]]  # groups of tiles
@@ -35,27 +38,21 @@ Line = list[list[Tile]]  # groups of tiles
 def query_lines(
     queries: Sequence[Mapping[str, Any]], images: Mapping[str, np.ndarray], files: Mapping[str, np.ndarray]
 ) -> list[Line]:
-    """A line for each query: its image, and its neighbours with cosine and class.
+    """A line for each of the ``queries`` of a search result: its image, and its neighbours with cosine and class.
 
-    Args:
-        queries: the ``queries`` of a search result.
-        images: of the rows, by path; uint8 [C, H, W].
-        files: of the queries that are image files, by name.
+    ``images`` of rows by path, ``files`` of the queries that are image files by name: uint8 [C, H, W].
     """
     lines = []
     for query in queries:
         own, label = query["row"] is None, query["label"]
         pixels = files[query["query"]] if own else images[query["path"]]
         name = query["query"].replace("\\", "/").rsplit("/", 1)[-1] if own else label or f"row {query['row']}"
-        neighbours = [
-            Tile(
-                images[n["path"]],
-                f"{n['similarity']:.3f}" + (f" {n['label']}" if n["label"] else ""),
-                same=None if label is None or n["label"] is None else n["label"] == label,
-            )
-            for n in query["neighbours"][:MAX_NEIGHBOURS]
-        ]
-        lines.append([[Tile(pixels, name, query=True)], neighbours])
+        neighbours = []
+        for n in query["neighbours"][:MAX_NEIGHBOURS]:
+            border = _UNKNOWN if label is None or n["label"] is None else _SAME if n["label"] == label else _OTHER
+            caption = f"{n['similarity']:.3f} {n['label'] or ''}".rstrip()
+            neighbours.append(Tile(images[n["path"]], caption, border))
+        lines.append([[Tile(pixels, name, _QUERY)], neighbours])
     return lines
 
 
@@ -73,45 +70,29 @@ def pair_lines(pairs: Sequence[Mapping[str, Any]], images: Mapping[str, np.ndarr
 
 def draw(lines: Sequence[Line]) -> Image.Image:
     """An image of lines of groups of tiles, with a wider gap between groups; a legend where borders speak."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    line_height = TILE + 2 * _BORDER + _CAPTION + _GAP
-    speaks = any(tile.same is not None for line in lines for group in line for tile in group)
-    width = 2 * _MARGIN + max(map(_width, lines))
-    height = 2 * _MARGIN + len(lines) * line_height - _GAP + speaks * _LEGEND
-    montage = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(montage)
+    placed = []
     for number, line in enumerate(lines):
-        left, top = _MARGIN, _MARGIN + number * line_height
+        left, top = _MARGIN, _MARGIN + number * (_OUTER + _CAPTION + _GAP)
         for group in line:
             for tile in group:
-                _draw_tile(montage, pen, tile, left, top, font)
-                left += TILE + 2 * _BORDER + _GAP
+                placed.append((tile, left, top))
+                left += _OUTER + _GAP
             left += _GROUP_GAP - _GAP
+    speaks = any(tile.border in (_SAME, _OTHER) for tile, _, _ in placed)
+    width = max(left for _, left, _ in placed) + _OUTER + _MARGIN
+    height = max(top for _, _, top in placed) + _OUTER + _CAPTION + speaks * _LEGEND + _MARGIN
+    montage = Image.new("RGB", (width, height), _PAPER)
+    pen = ImageDraw.Draw(montage)
+    pen.font = ImageFont.load_default(_FONT_SIZE)
+    for tile, left, top in placed:
+        pen.rectangle((left, top, left + _OUTER - 1, top + _OUTER - 1), _MAT, tile.border, _BORDER)
+        image = fitted(tile.pixels)
+        montage.paste(image, (left + (_OUTER - image.width) // 2, top + (_OUTER - image.height) // 2))
+        ink = _FAINT if tile.border == _UNKNOWN else _INK
+        pen.text((left + _OUTER / 2, top + _OUTER + 3), _shortened(tile.caption, pen), ink, anchor="ma")
     if speaks:
-        _draw_legend(pen, _MARGIN, height - _MARGIN - _FONT_SIZE, font)
+        _draw_legend(pen, _MARGIN, height - _MARGIN - _FONT_SIZE)
     return montage
-
-
-def _width(line: Line) -> int:
-    tiles = sum(len(group) for group in line)
-    return tiles * (TILE + 2 * _BORDER + _GAP) - _GAP * len(line) + _GROUP_GAP * (len(line) - 1)
-
-
-def _draw_tile(
-    montage: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    tile: Tile,
-    left: int,
-    top: int,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    colour = _QUERY if tile.query else {True: _SAME, False: _OTHER, None: _UNKNOWN}[tile.same]
-    outer = TILE + 2 * _BORDER
-    pen.rectangle((left, top, left + outer - 1, top + outer - 1), fill=_MAT, outline=colour, width=_BORDER)
-    image = fitted(tile.pixels)
-    montage.paste(image, (left + (outer - image.width) // 2, top + (outer - image.height) // 2))
-    ink = _INK if tile.query or tile.same is not None else _FAINT
-    pen.text((left + outer / 2, top + outer + 3), _shortened(tile.caption, outer, font), ink, font, anchor="ma")
 
 
 def fitted(pixels: np.ndarray) -> Image.Image:
@@ -123,19 +104,50 @@ def fitted(pixels: np.ndarray) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _shortened(text: str, pen: ImageDraw.ImageDraw) -> str:
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
+    if pen.textlength(text) <= _OUTER:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and pen.textlength(text + "…") > _OUTER:
         text = text[:-1]
     return text + "…"
 
 
-def _draw_legend(
-    pen: ImageDraw.ImageDraw, left: float, top: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> None:
+def _draw_legend(pen: ImageDraw.ImageDraw, left: float, top: int) -> None:
     for colour, text in ((_SAME, "same class as the query"), (_OTHER, "another class")):
         pen.rectangle((left, top, left + _FONT_SIZE, top + _FONT_SIZE), fill=colour)
-        pen.text((left + _FONT_SIZE + 6, top - 1), text, _INK, font)
-        left += _FONT_SIZE + 6 + font.getlength(text) + 24
+        pen.text((left + _FONT_SIZE + 6, top - 1), text, _INK)
+        left += _FONT_SIZE + 6 + pen.textlength(text) + 24
+
+
+def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarray]:
+    """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError."""
+    source = open_source(data)
+    index = {printable(name): i for i, name in enumerate(source.read_index().names)}
+    for path in paths:
+        if path not in index:
+            raise UserError(f"--montage: no image {path} in {data}; name with --data where the images are now")
+    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec)
+
+
+def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:
+    """Image files by name: uint8 [1 or 3, H, W], of more channels the first. What is no image raises a UserError.
+
+    ``spec`` is that in the metadata of a feature file, which may be anything: channels and intensity range.
+    """
+    return _decoded((Path(file).read_bytes() for file in files), files, spec)
+
+
+def _decoded(images: Iterable[Encoded], names: list[str], spec: Any) -> dict[str, np.ndarray]:
+    try:
+        known = EncoderSpec.from_dict(spec)
+        channels, intensity_range = 3 if known.channels == 1 else known.channels, known.intensity_range
+    except (LookupError, TypeError, ValueError):  # not written by mocokit
+        channels, intensity_range = 3, None
+    decoded = decode_for_model(images, image_size=TILE, channels=channels, intensity_range=intensity_range)
+    found = {}
+    for name, image in zip(names, decoded, strict=True):
+        if isinstance(image, BadImage):
+            raise UserError(f"--montage: {name}: {image}")
+        found[name] = image if channels == 3 else image[:1]
+    return found

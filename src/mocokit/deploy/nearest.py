@@ -4,25 +4,25 @@ Similarities are rounded to six decimals, which is what float32 can honestly giv
 So neither chunk size nor number of threads changes the order of identical images.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mocokit.console import progress
 from mocokit.deploy.feature_file import Features
 from mocokit.errors import UserError
 
 MAX_PAIRS = 100_000  # of near-duplicates that are listed
 CHUNK_FLOATS = 2**22  # similarities held at once: 16 MB, and some times that for ranking them
 
-_DECIMALS = 6
-_UNIT = 10**_DECIMALS
-_ROW_BITS = 40  # of a rank: above them the similarity, below the row
-
-Report = Callable[[int, int], None]
+_UNIT = 10**6
+# A rank is one int64, greater for what comes first: above the similarity, below the row, the lowest first.
+_ROW_BITS = 40
+_LAST_ROW = (1 << _ROW_BITS) - 1
 
 
 class Neighbour(NamedTuple):
@@ -39,14 +39,6 @@ class Pair(NamedTuple):
     similarity: float
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """The pairs found, most similar first: ``pairs`` are those listed, ``count`` is of all."""
-
-    pairs: list[Pair]
-    count: int
-
-
 def unit(features: np.ndarray) -> Tensor:
     """Rows of float32 [N, D] scaled to length 1; zero vectors, which have no direction, stay zero."""
     x = torch.from_numpy(features)
@@ -56,11 +48,7 @@ def unit(features: np.ndarray) -> Tensor:
 
 
 def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
-    """Features [len(rows), D] float32 of some rows.
-
-    Raises:
-        UserError: a row is out of range, or is a zero vector.
-    """
+    """Features [len(rows), D] float32 of some rows; one out of range or a zero vector raises a UserError."""
     for row in rows:
         if not 0 <= row < features.rows:
             raise UserError(f"row {row}: {features.path} has rows 0 to {features.rows - 1}")
@@ -75,36 +63,25 @@ def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
 
 @torch.inference_mode()
 def nearest(
-    features: Features,
-    queries: np.ndarray,
-    k: int,
-    exclude: list[int | None],
-    device: str = "cpu",
-    report: Report | None = None,
+    features: Features, queries: np.ndarray, k: int, exclude: list[int | None], device: str = "cpu"
 ) -> list[list[Neighbour]]:
-    """The k rows of greatest cosine to each query, exactly; a running top k over the blocks.
+    """The k rows of greatest cosine to each of ``queries`` [Q, D] float32, exactly; all rows if there are fewer.
 
-    Args:
-        features: N rows of dimension D.
-        queries: [Q, D] float32.
-        k: neighbours; at most all rows are given.
-        exclude: for each query a row that is left out, or None.
-        device: where to compute.
-        report: called with the rows done and in total.
+    ``exclude`` has for each query a row that is left out, or None.
     """
     unit_queries = unit(queries).to(device)
     excluded = torch.tensor([-1 if row is None else row for row in exclude], device=device)
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     step = max(1, CHUNK_FLOATS // len(queries))
-    for first, block in features.blocks():
-        for start in range(0, len(block), step):
-            bank = unit(block[start : start + step]).to(device)
-            rows = torch.arange(first + start, first + start + len(bank), device=device)
-            ranks = _ranks(_rounded(unit_queries @ bank.T), rows)
-            ranks[rows == excluded[:, None]] = torch.iinfo(torch.int64).min
-            best = torch.cat([best, ranks.topk(min(k, len(bank)), dim=1).values], dim=1)
-            best = best.topk(min(k, best.shape[1]), dim=1).values
-        if report is not None:
+    with progress("searching") as report:
+        for first, block in features.blocks():
+            for start in range(0, len(block), step):
+                bank = unit(block[start : start + step]).to(device)
+                rows = torch.arange(first + start, first + start + len(bank), device=device)
+                ranks = (_rounded(unit_queries @ bank.T) << _ROW_BITS) + (_LAST_ROW - rows)
+                ranks[rows == excluded[:, None]] = torch.iinfo(torch.int64).min
+                best = torch.cat([best, ranks], dim=1)
+                best = best.topk(min(k, best.shape[1]), dim=1).values
             report(first + len(block), features.rows)
     return _neighbours(best)
 
@@ -114,14 +91,9 @@ def _rounded(similarity: Tensor) -> Tensor:
     return (similarity.double().clamp(-1, 1) * _UNIT).round().long()
 
 
-def _ranks(rounded: Tensor, rows: Tensor) -> Tensor:
-    """One int64 each, greater for what comes first: by similarity, equal ones by row, the lowest first."""
-    return (rounded << _ROW_BITS) + ((1 << _ROW_BITS) - 1 - rows)
-
-
 def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
     """Back from ranks, in descending order, leaving out what was left out."""
-    rows = (1 << _ROW_BITS) - 1 - (ranks & ((1 << _ROW_BITS) - 1))
+    rows = _LAST_ROW - (ranks & _LAST_ROW)
     kept = ranks != torch.iinfo(torch.int64).min
     return [
         [Neighbour(r, s / _UNIT) for r, s, keep in zip(*columns, strict=True) if keep]
@@ -130,32 +102,27 @@ def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
 
 
 @torch.inference_mode()
-def duplicates(features: Features, threshold: float, device: str = "cpu", report: Report | None = None) -> Duplicates:
-    """All pairs of rows whose cosine is at least ``threshold``, over the blocks of the upper triangle.
+def duplicates(features: Features, threshold: float, device: str = "cpu") -> tuple[list[Pair], int]:
+    """The pairs of rows whose cosine is at least ``threshold``, most similar first, and how many there are.
 
-    The `MAX_PAIRS` most similar are listed. Zero vectors are in no pair.
+    At most `MAX_PAIRS` are in the list. Zero vectors are in no pair.
     """
-    least = round(threshold * _UNIT)
-    side = int(CHUNK_FLOATS**0.5)
+    least, side, count = round(threshold * _UNIT), int(CHUNK_FLOATS**0.5), 0
     best = torch.empty(0, 3, dtype=torch.int64)  # minus the similarity, and the rows: sorted as tuples are
-    count = 0
-    for first, block in features.blocks():
-        left = unit(block).to(device)
-        for second, other in features.blocks(first):
-            right = left if second == first else unit(other).to(device)
-            for i in range(0, len(left), side):
-                for j in range(0, len(right), side):
-                    if second + j + side <= first + i:
-                        continue  # below the diagonal
-                    pairs = _pairs(left[i : i + side], right[j : j + side], first + i, second + j, least)
-                    count += len(pairs)
-                    best = torch.cat([best, pairs.cpu()])
+    with progress("looking for duplicates") as report:
+        for first, block in features.blocks():
+            left = unit(block).to(device)
+            for second, other in features.blocks(first):
+                right = left if second == first else unit(other).to(device)
+                for i, j in itertools.product(range(0, len(left), side), range(0, len(right), side)):
+                    if first + i < second + j + side:  # not below the diagonal
+                        pairs = _pairs(left[i : i + side], right[j : j + side], first + i, second + j, least)
+                        count += len(pairs)
+                        best = torch.cat([best, pairs.cpu()])
                     if len(best) > 2 * MAX_PAIRS:
                         best = _most_similar(best)
-        if report is not None:
             report(first + len(block), features.rows)
-    listed = [Pair((i, j), -similarity / _UNIT) for similarity, i, j in _most_similar(best).tolist()]
-    return Duplicates(listed, count)
+    return [Pair((i, j), -similarity / _UNIT) for similarity, i, j in _most_similar(best).tolist()], count
 
 
 def _pairs(left: Tensor, right: Tensor, first: int, second: int, least: int) -> Tensor:

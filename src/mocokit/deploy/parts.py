@@ -1,39 +1,32 @@
 """What ``mocokit embed`` has done so far, as Parquet files in a hidden directory, so that it can be resumed."""
 
+import itertools
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mocokit.data.image_index import Skipped
+from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.deploy.feature_file import METADATA_KEY
 from mocokit.errors import UserError
 from mocokit.files import replacing
+from mocokit.rundir import RunDirectory
 
 PART_ROWS = 16_384  # of results that are held at most
 PART_SECONDS = 30.0  # of work, about, that a killed process loses
 
-_NAME = re.compile(r"(\d+)-(\d+)\.parquet")
-
-
-class _Held(NamedTuple):
-    """Results that are not on disk yet; ``stop`` is the position behind them."""
-
-    stop: int
-    rows: pa.Table
-    skipped: list[Skipped]
-
 
 class Parts:
-    """Rows and skipped images of consecutive stretches of a sequence of images, each stretch in a file of its own.
+    """Rows and skipped images of consecutive stretches of a sequence of images.
 
-    A file is named by the stretch, START-STOP, and written whole. Its metadata hold what was skipped in it.
+    Each stretch has a file of its own, START-STOP.parquet, written whole; its metadata hold what was skipped in it.
 
     Attributes:
         directory: hidden, next to the output.
@@ -43,10 +36,7 @@ class Parts:
     def __init__(self, output: Path, identity: dict[str, Any], overwrite: bool) -> None:
         """Take up the parts of ``output``, or begin.
 
-        Args:
-            output: the file that will be assembled.
-            identity: all that results depend on; parts of another identity are not taken up.
-            overwrite: remove those.
+        ``identity`` is all that results depend on; with ``overwrite`` parts of another identity are removed.
 
         Raises:
             UserError: there are parts of another identity, or damaged ones.
@@ -64,41 +54,36 @@ class Parts:
         self.directory.mkdir(parents=True, exist_ok=True)
         for temporary in self.directory.glob("*.tmp"):
             temporary.unlink()
-        self._held: list[_Held] = []
+        self._held: list[tuple[int, pa.Table, list[Skipped]]] = []  # not on disk yet; each with where it stops
         self._flushed = time.monotonic()
         self.done = max((stop for stop, _ in self._files()), default=0)
 
     def _files(self) -> Iterator[tuple[int, Path]]:
         """Each file and where its stretch stops, from the start of the sequence to the first gap."""
-        names = [match for path in self.directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-        following = {int(name[1]): (int(name[2]), self.directory / name[0]) for name in names}
+        following = {}
+        for path in self.directory.glob("*-*.parquet"):
+            start, stop = map(int, path.stem.split("-"))
+            following[start] = stop, path
         position = 0
         while position in following:
             yield following[position]
             position = following[position][0]
 
-    def _metadata(self, path: Path) -> dict[str, Any]:
-        try:
-            metadata: dict[str, Any] = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
-        except (OSError, ValueError, LookupError, TypeError):
-            raise self._damaged(path) from None
-        return metadata
+    def _reading(self, path: Path) -> AbstractContextManager[None]:
+        return refusing_damage(f"{path} is damaged", f"remove {self.directory} and run the command again")
 
-    def _damaged(self, path: Path) -> UserError:
-        return UserError(f"{path} is damaged; remove {self.directory} and run the command again")
+    def _metadata(self, path: Path) -> dict[str, Any]:
+        with self._reading(path):
+            return dict(json.loads(pq.read_schema(path).metadata[METADATA_KEY]))
 
     @property
     def position(self) -> int:
         """Where the next result belongs: behind what is on disk and what is held in memory."""
-        return self._held[-1].stop if self._held else self.done
+        return self._held[-1][0] if self._held else self.done
 
     def add(self, images: int, rows: pa.Table, skipped: list[Skipped]) -> None:
-        """Take the results for the next ``images``; now and then what is held goes to disk.
-
-        Raises:
-            OSError: the part can't be written.
-        """
-        self._held.append(_Held(self.position + images, rows, skipped))
+        """Take the results for the next ``images``; now and then what is held goes to disk."""
+        self._held.append((self.position + images, rows, skipped))
         if self.position - self.done >= PART_ROWS or time.monotonic() - self._flushed > PART_SECONDS:
             self.flush()
 
@@ -106,36 +91,27 @@ class Parts:
         """Write what is held. After an interruption, wherever that was, another call completes it.
 
         Raises:
-            OSError: the part can't be written.
+            UserError: the disk is full, or the directory is not writable.
         """
-        held = [result for result in self._held if result.stop > self.done]
-        if held:
-            skipped = [pair for result in held for pair in result.skipped]
-            metadata = json.dumps({"identity": self._identity, "skipped": skipped})
-            rows = pa.concat_tables([result.rows for result in held])
-            with replacing(self.directory / f"{self.done}-{held[-1].stop}.parquet") as path:
-                pq.write_table(rows.replace_schema_metadata({METADATA_KEY: metadata}), path)
-            self.done = held[-1].stop
+        if (stop := self.position) > self.done:
+            _, tables, skipped = zip(*self._held, strict=True)
+            metadata = json.dumps({"identity": self._identity, "skipped": list(itertools.chain(*skipped))})
+            part = self.directory / f"{self.done}-{stop}.parquet"
+            with RunDirectory(self.directory.parent).writing(), replacing(part) as path:
+                pq.write_table(pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: metadata}), path)
+            self.done = stop
         self._held = []
         self._flushed = time.monotonic()
 
     def skipped(self) -> list[Skipped]:
         """The images on disk that can't be used, in order."""
-        metadata = (self._metadata(path) for _, path in self._files())
-        return [Skipped(*pair) for part in metadata for pair in part["skipped"]]
+        return [Skipped(*pair) for _, path in self._files() for pair in self._metadata(path)["skipped"]]
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows on disk, in order.
-
-        Raises:
-            UserError: a part is damaged.
-        """
+        """The rows on disk, in order; a damaged part raises a UserError."""
         for _, path in self._files():
-            try:
-                with pq.ParquetFile(path) as file:
-                    table = file.read()
-            except (OSError, ValueError):
-                raise self._damaged(path) from None
+            with self._reading(path), pq.ParquetFile(path) as file:
+                table = file.read()
             yield table.replace_schema_metadata(None)
 
     def remove(self) -> None:

@@ -14,13 +14,12 @@ MIN_BATCH = 32  # images that one core encodes at once
 
 
 def streams(device: torch.device, images: int) -> int:
-    """How many batches are encoded at the same time when there are that many images.
+    """How many batches are encoded at the same time, for so many images in total.
 
     On a CPU each stream computes alone on one core: threads that share every operation wait for each other.
     """
-    if device.type != "cpu" or images < MANY:
-        return 1
-    return max(1, min(torch.get_num_threads(), images // MIN_BATCH))
+    several = device.type == "cpu" and images >= MANY
+    return max(1, min(torch.get_num_threads(), images // MIN_BATCH)) if several else 1
 
 
 def batch_size(device: torch.device, images: int, largest: int = 256) -> int:

@@ -1,6 +1,7 @@
 """Batch norm folded into the convolutions before it: the same features with fewer passes, for evaluation alone."""
 
 import copy
+import functools
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -39,18 +40,16 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     used: list[str] = []
 
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            used.append(name)
-            if type(module) is nn.Conv2d:
-                outputs[id(output)] = name, output  # kept, so that no other tensor gets its id
-            elif id(inputs[0]) in outputs:
-                pairs.append((outputs[id(inputs[0])][0], name))
-
-        return module.register_forward_hook(seen)
+    def seen(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        used.append(name)
+        if type(module) is nn.Conv2d:
+            outputs[id(output)] = name, output  # kept, so that no other tensor gets its id
+        elif id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], name))
 
     kinds = (nn.Conv2d, nn.BatchNorm2d)
-    hooks = [watch(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
+    watched = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
+    hooks = [module.register_forward_hook(functools.partial(seen, name)) for name, module in watched]
     network(example)
     for hook in hooks:
         hook.remove()
