@@ -1,0 +1,151 @@
+"""Encoders take any kind of image, and give the same features in whatever company."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mocokit.data.store import open_store
+from mocokit.errors import UserError
+from mocokit.evaluation.features import extract
+from mocokit.model.encoder import Encoder, EncoderSpec
+from tests.helpers import encode, noise, png16
+
+ORIGIN = {"seed": 3, "recipe": "auto", "data_fingerprint": "f"}
+SIZES = [(24, 24), (24, 40), (31, 9), (5, 5), (64, 64), (100, 30), (24, 24)]
+
+
+def spec(channels: int, intensity_range: tuple[float, float] | None = None) -> EncoderSpec:
+    mean, std = (0.3, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
+    return EncoderSpec("resnet18_narrow", 24, channels, mean, std, intensity_range)
+
+
+@pytest.fixture(scope="module")
+def rgb() -> Encoder:
+    return Encoder.create(spec(3)).eval()
+
+
+@pytest.fixture(scope="module")
+def gray() -> Encoder:
+    return Encoder.create(spec(1)).eval()
+
+
+def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+# The file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kind_of_image_gives_the_same_features(channels, rgb, gray, tmp_path):
+    encoder = rgb if channels == 3 else gray
+    arrays = [noise(i, *size, channels) for i, size in enumerate(SIZES)]  # [H, W] or [H, W, 3]
+    paths = [tmp_path / f"{i}.png" for i in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        path.write_bytes(encode(array))
+    deep = [torch.from_numpy(a.reshape(*a.shape[:2], channels)).permute(2, 0, 1) for a in arrays]  # [C, H, W]
+    expected = encoder.embed(paths)
+    assert expected.shape == (len(SIZES), encoder.dim)
+    assert expected.dtype == torch.float32
+    assert expected.std(dim=0).max() > 1e-3  # or equality would say nothing
+    for images in (map(str, paths), [Image.open(path) for path in paths], arrays, deep):
+        assert_close(encoder.embed(images), expected)
+    for i in (1, 2):  # one image alone
+        for image in (paths[i], str(paths[i]), Image.open(paths[i]), arrays[i], deep[i]):
+            assert_close(encoder.embed(image), expected[i : i + 1])
+    same_size = [0, -1]
+    batch = np.stack([arrays[i] for i in same_size]).reshape(2, 24, 24, channels)  # [N, H, W, C]
+    assert_close(encoder.embed(batch), expected[same_size])
+    assert_close(encoder.embed(torch.from_numpy(batch).permute(0, 3, 1, 2)), expected[same_size])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 9), st.permutations(range(len(SIZES))))
+def test_features_depend_on_neither_batch_size_nor_company(batch_size, order):
+    encoder = Encoder.create(spec(3)).eval()
+    arrays = [noise(i, *size) for i, size in enumerate(SIZES)]
+    expected = torch.cat([encoder.embed(array) for array in arrays])
+    assert_close(encoder.embed([arrays[i] for i in order], batch_size=batch_size), expected[list(order)])
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gray", "16 bit"])
+def test_embed_equals_evaluation(kind, tmp_path):
+    """The path from file to feature in use is the one the encoder was judged on."""
+    for i, size in enumerate(SIZES):
+        if kind == "16 bit":
+            deep = np.random.default_rng(i).integers(500, 3000, (*size, 1), dtype=np.uint16)
+            name, content = f"{i}.png", png16(deep)
+        else:
+            name = f"{i}.jpg" if i % 2 else f"{i}.png"
+            content = encode(noise(i, *size, 3 if kind == "rgb" else 1), "JPEG" if i % 2 else "PNG")
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(content)
+    store = open_store(str(tmp_path / "data"), image_size=24, max_skipped=0)
+    assert (store.intensity_range is not None) == (kind == "16 bit")
+    encoder = Encoder.create(spec(store.channels, store.intensity_range)).eval()
+    images = store.splits["train"]
+    stored = extract(encoder, images)
+    for batch_size in (1, 3, 100):
+        assert_close(encoder.embed([tmp_path / "data" / name for name in images.names], batch_size), stored)
+
+
+def test_deep_images_are_scaled_by_the_range_of_the_run():
+    """The same scene under half the light stays darker; each image's own range would make them equal."""
+    bright = np.random.default_rng(0).integers(0, 4000, (24, 24)).astype(np.uint16)
+    known = Encoder.create(spec(1, (0.0, 4000.0))).eval()
+    in_eight_bits = np.rint(bright / 4000 * 255).astype(np.uint8)
+    torch.testing.assert_close(known.embed(bright), known.embed(in_eight_bits), rtol=0, atol=1e-5)
+    assert not torch.allclose(known.embed(bright), known.embed(bright // 2), atol=1e-3)
+    unknown = Encoder.create(spec(1)).eval()
+    assert torch.allclose(unknown.embed(bright), unknown.embed(bright.astype(np.float32) / 2), atol=1e-3)
+
+
+def test_gray_and_colour_convert_into_each_other(rgb, gray):
+    colour, plain = noise(1, 20, 24), noise(2, 20, 24, 1)
+    assert_close(rgb.embed(plain), rgb.embed(np.stack([plain] * 3, axis=2)))
+    luma = np.asarray(Image.fromarray(colour).convert("L"))
+    torch.testing.assert_close(gray.embed(colour), gray.embed(luma), rtol=0, atol=0.05)  # Pillow rounds otherwise
+    assert_close(gray.embed(np.stack([plain] * 3, axis=2)), gray.embed(plain))
+
+
+def test_embed_leaves_the_mode_and_no_gradient(rgb):
+    encoder = Encoder.create(spec(3)).train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    features = encoder.embed(noise(0))
+    assert encoder.training
+    assert not features.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+    assert rgb.embed([]).shape == (0, rgb.dim)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("missing.png", "missing.png: No such file"),
+        (np.zeros((8, 8, 5), np.uint8), "5 channels where the encoder takes 3"),
+        (np.zeros((8, 0, 3), np.uint8), "expected one image"),
+        (np.zeros(8, np.uint8), "expected one image"),
+        (np.zeros((1, 2, 8, 8, 3), np.uint8), "expected one image"),
+        ([np.full((8, 8), np.nan)], "infinite or not a number"),
+        ([None], "expected one image"),
+        ([3], "expected one image"),
+    ],
+)
+def test_what_is_no_image_is_one_clear_line(image, words, rgb):
+    with pytest.raises(UserError, match=words) as caught:
+        rgb.embed(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_among_good_ones_is_named(rgb, tmp_path):
+    (tmp_path / "good.png").write_bytes(encode(noise(0)))
+    (tmp_path / "bad.png").write_bytes(encode(noise(0))[:-60])
+    with pytest.raises(UserError, match=r"bad\.png: "):
+        rgb.embed([tmp_path / "good.png", tmp_path / "bad.png"])
+
+
+# Damaged and hostile files -------------------------------------------------------------------------------
