@@ -85,7 +85,8 @@ def pretrain(s: Settings) -> Result:
 
 def views(s: Settings) -> Result:
     """Views a second on one core, the drawing of parameters included."""
-    from mocokit.data.augment import AUGMENTATIONS, augment, sample_params
+    from mocokit.data.augment import augment
+    from mocokit.data.view_params import AUGMENTATIONS, sample_params
 
     torch.set_num_threads(1)
     images, generator = photographs(s), torch.Generator().manual_seed(0)

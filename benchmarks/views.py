@@ -15,7 +15,8 @@ import torchvision
 from lightly.transforms import MoCoV2Transform
 from torchvision.transforms import v2
 
-from mocokit.data.augment import AUGMENTATIONS, augment, sample_params
+from mocokit.data.augment import augment
+from mocokit.data.view_params import AUGMENTATIONS, sample_params
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -10,9 +10,10 @@ import torch
 from mocokit.auto.defaults import image_size_chooser
 from mocokit.commands.pretrain import Request, RunData, complete_config
 from mocokit.config import FIELDS
-from mocokit.data.augment import augment, augmentations, sample_params
+from mocokit.data.augment import augment
 from mocokit.data.sampler import generator
 from mocokit.data.store import Store, open_store
+from mocokit.data.view_params import augmentations, sample_params
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate

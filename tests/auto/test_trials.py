@@ -9,7 +9,7 @@ import pytest
 from mocokit.auto.defaults import Facts
 from mocokit.auto.trials import complete
 from mocokit.config import FIELDS, PretrainConfig
-from mocokit.data.augment import view_sizes
+from mocokit.data.view_params import view_sizes
 from mocokit.errors import UserError
 from mocokit.options import validate
 from mocokit.resolved import Resolved

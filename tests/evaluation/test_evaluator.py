@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mocokit
-from mocokit.data.augment import AUGMENTATIONS
 from mocokit.data.store import open_store
+from mocokit.data.view_params import AUGMENTATIONS
 from mocokit.evaluation.evaluator import Evaluator, Metrics
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_accuracy

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.data.augment import augmentations, view_sizes
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
+from mocokit.data.view_params import augmentations, view_sizes
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.knn import KnnEvaluator

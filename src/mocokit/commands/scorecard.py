@@ -8,7 +8,7 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.commands.results import record
 from mocokit.config import ScorecardConfig
 from mocokit.console import say
-from mocokit.data.augment import AUGMENTATIONS, augmentations
+from mocokit.data.view_params import AUGMENTATIONS, augmentations
 from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import Evaluator
 from mocokit.evaluation.scorecard import SCORES

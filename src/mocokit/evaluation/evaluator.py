@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mocokit.data.augment import Augmentation, augment, sample_params
+from mocokit.data.augment import augment
 from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
+from mocokit.data.view_params import Augmentation, sample_params
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.scorecard import SCORES

@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.data.augment import augment, augmentations, sample_params, view_size_at, view_sizes
+from mocokit.data.augment import augment
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
 from mocokit.data.loader import create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
+from mocokit.data.view_params import augmentations, sample_params, view_size_at, view_sizes
 from mocokit.errors import UserError
 from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
 from mocokit.model.encoder import Encoder, EncoderSpec

@@ -8,10 +8,10 @@ import torch
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
-from mocokit.data.augment import view_size_at
 from mocokit.data.loader import create_loader
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
+from mocokit.data.view_params import view_size_at
 from mocokit.model.encoder import EncoderSpec
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining

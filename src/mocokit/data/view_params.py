@@ -1,0 +1,161 @@
+"""What is done to each image for a view: the papers' distributions, and parameters drawn from them.
+
+Everything is drawn on the CPU, so every device makes the same views.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mocokit.config import PretrainConfig
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+_IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
+VIEW_STEP, VIEW_STEPS = 4, 4  # pixels by which views grow, or a multiple of it; how often at most
+_CROP_ATTEMPTS = 10  # torchvision's
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One distribution of views: probabilities (0-1) and ranges, as torchvision's transforms define them.
+
+    `jitter` holds the strengths of brightness, contrast, saturation, hue; `blur_sigma` is in output pixels.
+    """
+
+    jitter: tuple[float, float, float, float]
+    jitter_p: float
+    gray_p: float
+    gray_first: bool
+    blur_p: float
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_p: float = 0.5
+    solarize_p: float = 0.0
+
+
+# He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
+_V1 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0)
+# Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
+_V2 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5)
+# Chen et al. 2021 (MoCo v3), after BYOL: two distributions.
+_V3 = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=1.0)
+
+# The distributions of view 1 and view 2.
+AUGMENTATIONS = {"v1": (_V1, _V1), "v2": (_V2, _V2), "v3": (_V3, replace(_V3, blur_p=0.1, solarize_p=0.2))}
+
+
+def augmentations(config: PretrainConfig) -> tuple[Augmentation, Augmentation]:
+    """The named distributions of both views with the configuration's own probabilities and strengths."""
+
+    def adjusted(base: Augmentation, blur_p: float, solarize_p: float) -> Augmentation:
+        brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
+        base = replace(base, jitter=(brightness, contrast, saturation, min(hue, 0.5)), gray_p=config.gray_p)
+        base = replace(base, crop_scale=(config.crop_min, 1.0), flip_p=config.flip_p)
+        return replace(base, blur_p=blur_p, solarize_p=solarize_p)
+
+    first, second = AUGMENTATIONS[config.views]
+    return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
+
+
+@dataclass(frozen=True)
+class AugmentParams:
+    """What is done to each of B images, on the CPU; `params[index]` selects images as a tensor's rows."""
+
+    box: Tensor  # [B, 4] int64: top, left, height, width
+    flip: Tensor  # [B] bool
+    jittered: Tensor  # [B] bool: false leaves the image's colours exactly alone
+    factors: Tensor  # [B, 4] float32: brightness, contrast, saturation; hue in turns
+    order: Tensor  # [B, 4] int64: the permutation in which the four factors apply
+    gray: Tensor  # [B] bool
+    sigma: Tensor  # [B] float32: of the Gaussian blur in output pixels; 0 is none
+    solarized: Tensor  # [B] bool
+    gray_first: bool  # grayscale before the jitter
+    blur_radius: int  # of every blur kernel, in output pixels
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def __getitem__(self, index: Tensor | slice) -> "AugmentParams":
+        rows: dict[str, Any] = {name: x[index] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **rows)
+
+
+def sample_params(
+    augmentation: Augmentation, sizes: Tensor, channels: int, generator: torch.Generator
+) -> AugmentParams:
+    """Draw one view for each of B images; unless they have 3 channels, without saturation, hue and grayscale.
+
+    ``sizes`` [B, 2] integers are their heights and widths; ``generator`` advances by an amount that depends on B
+    alone; both are on the CPU.
+    """
+    B = len(sizes)
+    draws = torch.rand(4 * _CROP_ATTEMPTS + 14, B, generator=generator, dtype=torch.float64)
+    attempts, u = draws.split((4 * _CROP_ATTEMPTS, 14))
+    flip_u, jitter_u, gray_u, blur_u, sigma_u = u[:5]
+    jittered = jitter_u < augmentation.jitter_p
+    gray = (gray_u < augmentation.gray_p) & (channels == 3)
+    factors = _jitter_factors(augmentation.jitter, u[5:9].T)
+    factors[~jittered] = torch.tensor(_IDENTITY)
+    if channels != 3:
+        factors[:, SATURATION:] = torch.tensor(_IDENTITY[SATURATION:])
+    low, high = augmentation.blur_sigma
+    sigma = (low + (high - low) * sigma_u) * (blur_u < augmentation.blur_p)
+    return AugmentParams(
+        box=_crop_boxes(augmentation, sizes, attempts.view(4, _CROP_ATTEMPTS, B)),
+        flip=flip_u < augmentation.flip_p,
+        jittered=jittered,
+        factors=factors,
+        order=u[9:13].T.argsort(dim=1),
+        gray=gray,
+        sigma=sigma.float(),
+        solarized=u[13] < augmentation.solarize_p,
+        gray_first=augmentation.gray_first,
+        blur_radius=math.ceil(3 * high),
+    )
+
+
+def _jitter_factors(strengths: tuple[float, float, float, float], u: Tensor) -> Tensor:
+    """Uniform in [max(0, 1 - s), 1 + s], hue in [-s, s]. u: [B, 4] in [0, 1) -> float32 [B, 4]."""
+    s, centre = torch.tensor([strengths, _IDENTITY], dtype=torch.float64)
+    low = centre - s
+    low[:HUE].clamp_(min=0)
+    return (low + (centre + s - low) * u).float()
+
+
+def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
+    """RandomResizedCrop's rule: of ten random boxes the first that fits, else the central crop nearest to it.
+
+    u: [4, attempts, B] in [0, 1) for area, aspect ratio, top and left -> int64 [B, 4].
+    """
+    height, width = sizes.double().T
+    low, high = augmentation.crop_scale
+    area = height * width * (low + (high - low) * u[0])
+    min_ratio, max_ratio = augmentation.crop_ratio
+    ratio = torch.exp(math.log(min_ratio) + math.log(max_ratio / min_ratio) * u[1])
+    h, w = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (h > 0) & (h <= height) & (w > 0) & (w <= width)
+    first = fits.int().argmax(dim=0, keepdim=True)
+    h, w, top_u, left_u = (x.gather(0, first)[0] for x in (h, w, u[2], u[3]))
+    top, left = (top_u * (height - h + 1)).floor(), (left_u * (width - w + 1)).floor()
+
+    central_h = torch.minimum(height, (width / min_ratio).round())
+    central_w = torch.minimum(width, (height * max_ratio).round())
+    central = [((height - central_h) / 2).floor(), ((width - central_w) / 2).floor(), central_h, central_w]
+    box = torch.where(fits.any(dim=0), torch.stack([top, left, h, w]), torch.stack(central))
+    return box.T.long()
+
+
+def view_sizes(start: int, end: int) -> list[int]:
+    """The sides that views have in turn: at most `VIEW_STEPS` equal steps, multiples of `VIEW_STEP`, but the last."""
+    growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
+    return [*range(start, end, growth), end]
+
+
+def view_size_at(step: int, steps: int, start: int, end: int) -> int:
+    """Side of the views of a step, from 0: that of `view_sizes` which is nearest to a line (progressive resizing)."""
+    sizes = view_sizes(start, end)
+    return sizes[round((len(sizes) - 1) * step / steps)]
