@@ -1,5 +1,6 @@
 """The evaluation of an encoder on a data set: label-free scores always, kNN accuracy where there are labels."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,8 @@ from mocokit.data.view_params import Augmentation, sample_params
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.scorecard import SCORES
-from mocokit.model.encoder import Encoder, evaluating
+from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import encode
 
 SCORE_IMAGES = 1000  # fixed, because two-view retrieval depends on the number of images
 
@@ -61,15 +63,14 @@ class Evaluator:
         knn = self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)) if self.knn else None
         return Metrics(knn, scores)
 
-    @torch.inference_mode()
     def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:
         """Features [N, D] of one augmented view of the images at ``indices``."""
         spec, draw = encoder.spec, generator(self.seed, f"exam view {view + 1}")
-        parts = []
-        with evaluating(encoder):
-            for batch in indices.split(BATCH):
-                images, sizes = rows_of(self.images, batch, encoder.device)
+
+        def views() -> Iterator[tuple[Tensor]]:
+            for rows in indices.split(BATCH):
+                images, sizes = rows_of(self.images, rows, encoder.device)
                 params = sample_params(self.augmentations[view], sizes, spec.channels, draw)
-                x = augment(images, params, spec.image_size, spec.mean, spec.std)
-                parts.append(encoder.backbone(x).float().cpu())
-        return torch.cat(parts)
+                yield (augment(images, params, spec.image_size, spec.mean, spec.std),)
+
+        return torch.cat(list(encode(encoder, views(), images=len(indices))))

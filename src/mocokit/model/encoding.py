@@ -29,13 +29,14 @@ def batch_size(device: torch.device, images: int, largest: int = 256) -> int:
 
 
 def encode(
-    encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]], *, images: int, precision: str = "fp32"
+    encoder: Encoder, batches: Iterable[tuple[Tensor, ...]], *, images: int, precision: str = "fp32"
 ) -> Generator[Tensor, None, None]:
     """Encode batches in order; the next ones are read while these are encoded.
 
     Args:
         encoder: in evaluation mode until the last batch is encoded, then as it was.
-        batches: pixels [B, C, H, W] uint8 and true (height, width) [B, 2], on the CPU; B may be 0.
+        batches: pixels [B, C, H, W] uint8 and true (height, width) [B, 2], on the CPU; or views [B, C, S, S] float32
+            alone, that were made of them. B may be 0.
         images: about how many there are in total; from `MANY` on batch norm is folded into the convolutions.
         precision: ``fp32`` or ``bf16``, whatever autocast says outside.
 
@@ -49,8 +50,8 @@ def encode(
     pending: deque[Future[Tensor]] = deque()
     with evaluating(encoder):
         try:
-            for pixels, sizes in batches:
-                pending.append(pool.submit(_features, encoder, pixels, sizes, precision))
+            for batch in batches:
+                pending.append(pool.submit(_features, encoder, batch, precision))
                 if len(pending) > parallel:
                     yield pending.popleft().result()
             while pending:
@@ -61,9 +62,11 @@ def encode(
 
 
 @torch.inference_mode()
-def _features(encoder: Encoder, pixels: Tensor, sizes: Tensor, precision: str) -> Tensor:
-    if not len(pixels):
+def _features(encoder: Encoder, batch: tuple[Tensor, ...], precision: str) -> Tensor:
+    images, *sizes = batch
+    if not len(images):
         return torch.empty(0, encoder.dim)
     with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        features: Tensor = encoder(pixels.to(encoder.device), sizes)
-        return features.cpu()
+        images = images.to(encoder.device)
+        features: Tensor = encoder(images, *sizes) if sizes else encoder.backbone(images)
+        return features.float().cpu()
