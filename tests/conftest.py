@@ -2,10 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.runs import TINY, TinyRun, coloured_data
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors gain nothing from threads
+settings.register_profile("mocokit", deadline=None)  # a busy machine is no failure
+settings.load_profile("mocokit")
 
 
 @pytest.fixture(autouse=True, scope="session")

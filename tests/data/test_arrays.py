@@ -46,7 +46,7 @@ def refusal(path: Path) -> str:
 # What they hold ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     images=arrays_of.arrays(
         dtype=st.sampled_from(["u1", "<u2", ">u2", "<i2", "?", "<f2", "<f4", ">f4", "<f8"]),
@@ -253,7 +253,7 @@ def test_a_header_that_lies(tmp_path: Path, shape: object, zipped: bool) -> None
     refusal(tmp_path / ("x.npz" if zipped else "x.npy"))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), kind=st.sampled_from(["npy", "npz", "compressed"]))
 def test_damaged_files_give_one_line_or_images(tmp_path: Path, data: st.DataObject, kind: str) -> None:
     """Cut off or with bytes changed anywhere: never another error, never numbers from beyond the file."""

@@ -94,7 +94,7 @@ def torchvision_view(image: Tensor, params: AugmentParams, i: int, size: int) ->
 # Operations, one at a time
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_crop_resize_flip_equals_torchvision(data: st.DataObject) -> None:
     """Any box of any canvas, enlarged or reduced, 1-pixel images included: within 2e-5."""
@@ -124,7 +124,7 @@ def test_flip_mirrors_the_columns() -> None:
     assert torch.equal(b[1::2], a[1::2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=SEEDS,
     factors=st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2), st.floats(-0.5, 0.5)),
@@ -182,7 +182,7 @@ def test_grayscale_equals_torchvision(gray_first: bool) -> None:
     torch.testing.assert_close(unnormalised(images, params, 16), expected, atol=RESAMPLED, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sigma=st.floats(0.1, 2.0), size=st.integers(2, 48), seed=SEEDS)
 def test_blur_equals_torchvision(sigma: float, size: int, seed: int) -> None:
     images = noise(1, 3, size, size, seed=seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.data.arrays import ImageListSource
@@ -185,7 +185,6 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8))
-@settings(deadline=None)
 def test_the_median_is_that_of_the_shorter_sides(sizes: list[tuple[int, int]]) -> None:
     source = ImageListSource([np.zeros(size, np.uint8) for size in sizes])
     assert median_side(source, np.arange(len(sizes))) == np.median([min(size) for size in sizes])

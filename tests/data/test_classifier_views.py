@@ -26,7 +26,7 @@ def sizes_of(images: Tensor) -> Tensor:
     return torch.tensor(images.shape[-2:]).expand(len(images), 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_shift_is_torchvisions_pad_crop_flip(data: st.DataObject) -> None:
     B, C, S = (data.draw(st.integers(1, high)) for high in (4, 4, 20))

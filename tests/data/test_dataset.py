@@ -29,7 +29,7 @@ def dataset(images: ImageSet, batch_size: int = 12) -> StoredDataset:
     return StoredDataset(images, StepSampler(torch.arange(24), batch_size, seed=0))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from([1, 2, 3, 4, 6]), st.integers(0, 7))
 def test_the_shares_of_all_processes_are_the_batch(images: ImageSet, processes: int, step: int) -> None:
     whole = dataset(images)[step]

@@ -295,7 +295,7 @@ def test_damaged_exif_does_not_cost_the_image() -> None:
     height=st.integers(1, 60), width=st.integers(1, 60), max_side=st.integers(1, 70),
     kind=st.sampled_from(["PNG", "JPEG", "deep"]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_shrinking_never_enlarges_and_keeps_the_aspect(height: int, width: int, max_side: int, kind: str) -> None:
     pixels = noise(0, height, width)
     data = tiff(pixels.astype(np.uint16), photometric="rgb") if kind == "deep" else encode(pixels, kind)

@@ -1,7 +1,7 @@
 """Seeded choices of images: each once an epoch, a function of seed and step."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.data.sampler import StepSampler, generator, random_subset
@@ -11,7 +11,6 @@ def sampler(batch_size: int, seed: int = 0, count: int = 23) -> StepSampler:
     return StepSampler(torch.arange(count), batch_size, seed)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 23), st.integers(0, 5), st.integers(0, 4))
 def test_an_epoch_sees_each_image_at_most_once(batch_size, seed, epoch):
     steps = sampler(batch_size, seed)
@@ -28,7 +27,6 @@ def test_epochs_and_seeds_shuffle_differently():
     assert tuple(range(23)) not in orders
 
 
-@settings(deadline=None)
 @given(st.permutations(range(12)))
 def test_a_batch_depends_on_its_step_alone(order):
     fresh = [sampler(5).ids(step).tolist() for step in order]

@@ -83,7 +83,7 @@ def shared(images: StreamingImages, batch: int, steps: int, seed: int, count: in
 sets = st.tuples(st.integers(8, 300), st.integers(1, 60), st.integers(2, 40), st.integers(1, 30))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sets, st.integers(0, 5))
 def test_an_epoch_is_every_image_once_but_for_the_remainder(shape: tuple[int, int, int, int], seed: int) -> None:
     count, run, batch, window = shape
@@ -102,7 +102,7 @@ def test_an_epoch_is_every_image_once_but_for_the_remainder(shape: tuple[int, in
         assert b.sizes.tolist() == [[2, 2]] * batch
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sets, st.integers(0, 5), st.data())
 def test_any_number_of_processes_and_any_first_step_give_the_same_batches(
     shape: tuple[int, int, int, int], seed: int, data: st.DataObject

@@ -23,7 +23,6 @@ def packed(members: list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> 
     return buffer.getvalue()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text("ab/é", min_size=1, max_size=90), st.binary(max_size=1500)), max_size=6),
     st.sampled_from(FORMATS),
@@ -62,7 +61,7 @@ def test_a_damaged_header_is_not_the_end(start: int) -> None:
         list(tar_members(io.BytesIO(bytes(content))))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_damage_is_an_error_or_leaves_a_finite_index(data: st.DataObject) -> None:
     content = bytearray(packed([(f"{i}.png", b"x" * 600) for i in range(3)]))

@@ -93,7 +93,7 @@ def torchvision_view(image: Tensor, params: AugmentParams, i: int, size: int) ->
 # Operations, one at a time
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def torchvision_boxes(height: int, width: int, n: int) -> Tensor:
     crop = v2.RandomResizedCrop(8, scale=(0.2, 1.0))
     image = torch.empty(3, height, width)
@@ -129,7 +129,7 @@ def test_box_that_never_fits_is_the_central_crop(height: int, width: int) -> Non
     assert boxes.unique(dim=0).tolist() == [[expected[k] for k in ("top", "left", "height", "width")]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=20), SEEDS)
 def test_boxes_lie_inside_their_images(sizes: list[tuple[int, int]], seed: int) -> None:
     limits = torch.tensor(sizes)

@@ -74,7 +74,7 @@ def test_photographs_give_the_encoders_features(exported, name, n):
         close(found, expected(encoder, images))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 70), st.integers(0, 99))
 def test_any_batch_and_any_size(exported, n, height, width, seed):
     """The filters of the graph are those of the views, to a single pixel."""

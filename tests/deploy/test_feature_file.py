@@ -163,7 +163,7 @@ def test_npy_is_the_matrix_alone(tmp_path):
 
 
 @SUFFIXES
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(text=st.lists(st.text(st.characters(blacklist_characters="\0\r"), min_size=1), min_size=1, max_size=4))
 def test_any_name_that_a_file_can_have(suffix, text, tmp_path_factory):
     names = [printable(name) for name in [*text, "not utf-8: \udcff"]]

@@ -63,7 +63,7 @@ def assert_nearest(found, queries, matrix, k, without):
         assert ranks == sorted(ranks)  # equal ones by row
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 99),
     rows=st.integers(1, 60),
@@ -128,7 +128,7 @@ def test_rows_as_queries():
 # Near-duplicates ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 99),
     rows=st.integers(1, 50),

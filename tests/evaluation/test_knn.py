@@ -17,7 +17,7 @@ def made(seed, bank, queries, dim, classes):
     return [(centres[y] + rng.normal(size=(len(y), dim)), y) for y in labels]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.integers(3, 40), st.integers(1, 20), st.integers(2, 7), st.integers(1, 50), st.booleans())
 def test_equals_slow_numpy(seed, bank, queries, classes, k, leave_one_out):
     (x, y), (q, r) = made(seed, bank, queries, 5, classes)

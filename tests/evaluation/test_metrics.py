@@ -31,7 +31,7 @@ def names(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), images=st.integers(1, 60), classes=st.integers(2, 12))
 @pytest.mark.filterwarnings("ignore::UserWarning")  # scikit-learn on classes without images
 def test_equals_scikit_learn(seed, images, classes):
@@ -47,7 +47,7 @@ def test_equals_scikit_learn(seed, images, classes):
         assert found["top5"] == 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), images=st.integers(1, 60), classes=st.integers(2, 12))
 def test_figures_of_classes_are_counts(seed, images, classes):
     scores, labels = problem(seed, images, classes)
@@ -78,7 +78,7 @@ def test_of_equal_scores_the_first_class_is_predicted():
     assert [row[0] for row in found["confusion"]] == [1] * 7
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), images=st.integers(1, 20), classes=st.integers(2, 12))
 def test_rank_is_the_place_in_the_sorted_scores(seed, images, classes):
     draw = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(accuracy, images):
     assert 0.92 < probability[covered].sum() < 0.99
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(images=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_interval_is_wilsons_formula(images, share):
     p, z = round(share * images) / images, stats.norm.ppf(0.975)

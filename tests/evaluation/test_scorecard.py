@@ -17,7 +17,7 @@ def test_rankme_counts_equal_directions():
     assert rankme(torch.ones(50, 20)) == pytest.approx(1, abs=1e-3)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 30), st.integers(1, 10), st.integers(0, 99))
 def test_rankme_is_the_formula(n, d, seed):
     x = features(n, d, seed)
@@ -38,7 +38,7 @@ def test_effective_dimension_counts_equal_variances():
     assert effective_dimension(torch.zeros(20, 5)) == 0
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 30), st.integers(1, 40), st.integers(0, 99), st.floats(-10, 10))
 def test_effective_dimension_is_the_formula(n, d, seed, shift):
     x = features(n, d, seed) * torch.linspace(0.1, 3, d) + shift

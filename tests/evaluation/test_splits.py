@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.data.sampler import generator
@@ -75,7 +75,6 @@ def test_nothing_to_test_on_is_told():
     assert (len(found.train), len(found.val)) == (3, 0)
 
 
-@settings(deadline=None)
 @given(labels=many_labels, seed=st.integers(0, 2**32))
 def test_held_out_is_a_fifth_of_each_class(labels, seed):
     labels = torch.tensor(labels)
@@ -85,7 +84,6 @@ def test_held_out_is_a_fifth_of_each_class(labels, seed):
         assert (k == 0) if n == 1 else (k >= 1 and abs(k - n / 5) <= max(0.5, 1 - n / 5))
 
 
-@settings(deadline=None)
 @given(labels=many_labels, seed=st.integers(0, 2**32), most=st.integers(2, 6))
 def test_folds_are_stratified_and_leave_every_class_to_learn_from(labels, seed, most):
     labels = torch.tensor(labels)

@@ -63,7 +63,7 @@ def test_every_kind_of_image_gives_the_same_features(channels, rgb, gray, tmp_pa
     assert_close(encoder.embed(torch.from_numpy(batch).permute(0, 3, 1, 2)), expected[same_size])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 9), st.permutations(range(len(SIZES))))
 def test_features_depend_on_neither_batch_size_nor_company(batch_size, order):
     encoder = Encoder.create(spec(3)).eval()

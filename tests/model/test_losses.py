@@ -16,7 +16,7 @@ def unit(*shape, seed=0):
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(2, 5), st.floats(0.05, 2), st.booleans(), st.integers(0, 999))
 def test_equals_slow_numpy(B, K, D, tau, masked, seed):
     q, k, queue = unit(B, D, seed=seed), unit(B, D, seed=seed + 1), unit(K, D, seed=seed + 2)
@@ -94,7 +94,7 @@ def test_equals_lightlys_loss_with_a_memory_bank():
     assert float(info_nce(q, k, queue, 0.1).loss) == pytest.approx(float(theirs), rel=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 9), st.integers(2, 5), st.floats(0.05, 2), st.integers(0, 999))
 def test_in_batch_equals_slow_numpy(B, D, tau, seed):
     q, k = unit(B, D, seed=seed), unit(B, D, seed=seed + 1)

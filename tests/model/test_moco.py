@@ -167,7 +167,7 @@ def test_chance_level_is_the_loss_of_collapsed_encoders():
 # The queue ------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.lists(st.integers(1, 30), max_size=8))
 def test_holds_the_last_keys_for_batches_of_any_size(K, batches):
     queue, expected, next_id = Queue(K, 2), deque(maxlen=K), 0
@@ -229,7 +229,7 @@ def test_the_copy_is_exact_and_takes_no_gradient():
     assert all(p.requires_grad for p in encoder.parameters())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(0, 1), st.integers(1, 4))
 def test_follows_the_formula(m, steps):
     encoder = made()

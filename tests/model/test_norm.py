@@ -18,7 +18,7 @@ def make(splits, channels=3):
     return split_batch_norm(norm, splits)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 20), st.integers(2, 6), st.booleans())
 def test_each_group_is_normalised_by_itself(N, splits, channels_last):
     norm, x = make(splits), torch.randn(N, 3, 4, 5) * 3 + 2
@@ -48,7 +48,7 @@ def test_gradients_equal_separate_batch_norms():
     torch.testing.assert_close(got[1], plain.weight.grad, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(2, 5), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_groups_as_a_view_are_groups_one_by_one(splits, each, affine, dtype):
     """The form for compilers against torch's own batch norm: outputs, statistics and gradients."""

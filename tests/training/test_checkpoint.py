@@ -61,7 +61,7 @@ def test_what_is_not_worth_keeping_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_files_are_one_line(tmp_path_factory, data):
     """Cut, or with bytes changed: a `UserError`, or a state, never another exception."""

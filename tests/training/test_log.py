@@ -30,7 +30,6 @@ class Kept(Logger):
     def log_hyperparams(self, params, *args, **kwargs): ...
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 7))
 def test_rows_are_due_every_so_many_steps_and_at_the_ends_of_epochs(per_epoch, steps, every):
     log = Log(lambda step: [], per_epoch=per_epoch, steps=steps, batch_size=4, every=every)
@@ -40,7 +39,7 @@ def test_rows_are_due_every_so_many_steps_and_at_the_ends_of_epochs(per_epoch, s
         assert log.due(step) == (ends or (every > 0 and step % every == 0))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_a_resumed_file_has_each_step_once(tmp_path_factory, stretches, draw: random.Random):
     """Killed at any row, also in the middle of one, and resumed from any earlier checkpoint."""

@@ -118,7 +118,7 @@ def test_what_happens_in_a_step_happens_in_order(tmp_path):
     assert events[-3:] == ["check", "row 12", "checkpoint?"]
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, STEPS - 1), min_size=1, max_size=3))
 def test_stopped_and_resumed_at_any_step_ends_the_same(tmp_path_factory, stops):
     whole, folder = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
