@@ -11,6 +11,6 @@ def test_exit_codes(error, code, monkeypatch, capfd):
     def fail(*_: object) -> None:
         raise error("one\n  thing")
 
-    monkeypatch.setattr("mocokit.cli.run", fail)
+    monkeypatch.setattr("mocokit.cli._run", fail)
     assert main(["knn"]) == code
     assert capfd.readouterr() == ("", "mocokit: one thing\n")
