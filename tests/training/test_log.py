@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger
 
 from mocokit.errors import UserError
-from mocokit.training.log import Log, MetricsFile, read_rows, tensorboard, tracker
+from mocokit.training.log import Log, MetricsFile, check_tracker, read_rows, tensorboard
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "knn_top1")
 
@@ -97,8 +97,8 @@ def test_a_resumed_run_begins_without_evaluating():
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_tracker_that_is_not_installed_is_one_line(name, tmp_path):
+def test_a_tracker_that_is_not_installed_is_one_line(name):
     if importlib.util.find_spec(name):
         pytest.skip(f"{name} is installed")
     with pytest.raises(UserError, match=rf"--logger {name} needs {name}: pip install 'mocokit\[{name}\]'"):
-        tracker(name, tmp_path)
+        check_tracker(name)

@@ -30,7 +30,7 @@ from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
 from mocokit.resolved import Resolved, differences, dump
 from mocokit.rundir import RunDirectory, run_name
-from mocokit.training.log import Row, read_rows
+from mocokit.training.log import Row, check_tracker, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
 
 
@@ -73,7 +73,8 @@ class Request:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Request":
-        """From validated options; raises `UserError` if there is no such recipe or device."""
+        """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
+        check_tracker(given.get("logger"))
         return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
 
 

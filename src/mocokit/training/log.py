@@ -1,6 +1,7 @@
 """Rows of metrics: when one is due, what is in it, and the loggers that it goes to."""
 
 import csv
+import importlib.util
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,22 +71,21 @@ def tensorboard(folder: Path, step: int) -> TensorBoardLogger:
     return TensorBoardLogger(folder, name="", version="", purge_step=step + 1 if step else 0)
 
 
+def check_tracker(name: str | None) -> None:
+    """Raise `UserError` if the package of the experiment tracker ``name`` is missing."""
+    if name and importlib.util.find_spec(name) is None:
+        raise UserError(f"--logger {name} needs {name}: pip install 'mocokit[{name}]'")
+
+
 def tracker(name: str, run: Path) -> Logger:
-    """Lightning's logger of an experiment tracker, ``wandb`` or ``mlflow``; both are extras.
+    """Lightning's logger of an experiment tracker, ``wandb`` or ``mlflow``; both are extras."""
+    if name == "wandb":
+        from pytorch_lightning.loggers import WandbLogger
 
-    Raises:
-        UserError: its package is missing.
-    """
-    try:
-        if name == "wandb":
-            from pytorch_lightning.loggers import WandbLogger
+        return WandbLogger(name=run.name, save_dir=run, id=None)
+    from pytorch_lightning.loggers import MLFlowLogger
 
-            return WandbLogger(name=run.name, save_dir=run, id=None)
-        from pytorch_lightning.loggers import MLFlowLogger
-
-        return MLFlowLogger(experiment_name="mocokit", run_name=run.name)
-    except ModuleNotFoundError:
-        raise UserError(f"--logger {name} needs {name}: pip install 'mocokit[{name}]'") from None
+    return MLFlowLogger(experiment_name="mocokit", run_name=run.name)
 
 
 def no_evaluation(step: int) -> dict[str, float]:
