@@ -83,9 +83,11 @@ def tracker(name: str, run: Path) -> Logger:
         from pytorch_lightning.loggers import WandbLogger
 
         return WandbLogger(name=run.name, save_dir=run, id=None)
+    import mlflow
     from pytorch_lightning.loggers import MLFlowLogger
 
-    return MLFlowLogger(experiment_name="mocokit", run_name=run.name)
+    # MLflow's own choice of a place: Lightning's, a folder of files, is refused by MLflow from version 3.17 on.
+    return MLFlowLogger(experiment_name="mocokit", run_name=run.name, tracking_uri=mlflow.get_tracking_uri())
 
 
 def no_evaluation(step: int) -> dict[str, float]:
