@@ -189,12 +189,12 @@ class Stopping:
     def __init__(self, times: int, error: BaseException) -> None:
         self.inner, self.times, self.error, self.images = encoding._features, times, error, 0
 
-    def __call__(self, encoder, pixels, *rest):
+    def __call__(self, encoder, batch, *rest):
         if self.times == 0:
             raise self.error
         self.times -= 1
-        self.images += len(pixels)
-        return self.inner(encoder, pixels, *rest)
+        self.images += len(batch[0])
+        return self.inner(encoder, batch, *rest)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
