@@ -35,3 +35,19 @@ def tiny_run(tmp_path_factory) -> TinyRun:
     data = coloured_data(folder / "data")
     result = mocokit.pretrain(str(data), out=str(folder / "run"), **TINY)
     return TinyRun(data, folder / "run", result)
+
+
+@pytest.fixture(scope="module")
+def rgb():
+    """A colour encoder with random weights. Read it only."""
+    from tests.encoders import random_encoder
+
+    return random_encoder(3)
+
+
+@pytest.fixture(scope="module")
+def gray():
+    """A grayscale encoder with random weights. Read it only."""
+    from tests.encoders import random_encoder
+
+    return random_encoder(1)

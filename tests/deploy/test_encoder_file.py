@@ -15,33 +15,10 @@ from safetensors.torch import save_file
 import mocokit
 from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
-from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.encoder import Encoder
+from tests.encoders import ORIGIN, assert_close, spec
 from tests.helpers import noise
 from tests.runs import TinyRun
-
-ORIGIN = {"seed": 3, "recipe": "auto", "data_fingerprint": "f"}
-SIZES = [(24, 24), (24, 40), (31, 9), (5, 5), (64, 64), (100, 30), (24, 24)]
-
-
-def spec(channels: int, intensity_range: tuple[float, float] | None = None) -> EncoderSpec:
-    mean, std = (0.3, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return EncoderSpec("resnet18_narrow", 24, channels, mean, std, intensity_range)
-
-
-@pytest.fixture(scope="module")
-def rgb() -> Encoder:
-    return Encoder.create(spec(3)).eval()
-
-
-@pytest.fixture(scope="module")
-def gray() -> Encoder:
-    return Encoder.create(spec(1)).eval()
-
-
-def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert a.shape == b.shape
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-
 
 # The file ------------------------------------------------------------------------------------------------
 
