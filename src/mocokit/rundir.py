@@ -68,7 +68,7 @@ class RunDirectory:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside, a full disk or a folder that may not be written is the user's to mend: a `UserError`."""
+        """Inside, a full disk or a folder that may not be written is the user's to fix: a `UserError`."""
         try:
             yield
         except OSError as error:

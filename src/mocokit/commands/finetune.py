@@ -1,4 +1,4 @@
-"""``mocokit finetune RUN DATA``: encoder and classifier trained on labels, beside the same from random weights."""
+"""``mocokit finetune RUN DATA``: encoder and classifier trained on labels, next to the same from random weights."""
 
 import dataclasses
 import shutil
@@ -74,8 +74,8 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
     result = _Training(config, inputs, labelled).result(started, overwrite)
     if config.baseline and not config.from_scratch and result["random_init"] is None:
-        beside = (Path(options["out"]) if options.get("out") else home) / SCRATCH
-        scratch = dataclasses.replace(config, from_scratch=True, out=str(beside))
+        path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
+        scratch = dataclasses.replace(config, from_scratch=True, out=str(path))
         baseline = _Training(scratch, inputs, labelled).result(started, overwrite)
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images")}
         figures["random_init"] = baseline["encoder"]

@@ -1,1 +1,1 @@
-"""How the algorithm is trained: optimizer, Lightning module, monitor, checkpoints. Read ``fit.py`` first."""
+"""How the encoders are trained: the loop, its tasks, checkpoints and rows of metrics. Read ``loop.py`` first."""

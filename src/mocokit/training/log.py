@@ -82,7 +82,7 @@ def tracker(name: str, run: Path) -> Logger:
     if name == "wandb":
         from pytorch_lightning.loggers import WandbLogger
 
-        return WandbLogger(name=run.name, save_dir=run, id=None)
+        return WandbLogger(name=run.name, save_dir=run)
     import mlflow
     from pytorch_lightning.loggers import MLFlowLogger
 
