@@ -1,88 +1,79 @@
 #!/usr/bin/env bash
-# The whole programme on one GPU, in steps of under ten minutes. A step that is done is not done again, and the long
-# run goes on where it was stopped: call it until it says "done". Needs mocokit[benchmarks] and the photographs.
-#   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [STEP ...]      (steps 1 2 3 4 5; default all)
-# $PYTHON is the interpreter (python), $LIMIT the seconds a step may take (570).
-set -euo pipefail
-out=${1:?usage: gpu.sh OUT [STEP ...]}
+# The programme of a GPU in eleven minutes, most valuable first; every result file is there as soon as it is measured.
+#
+#   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [--rehearse] [PART ...]
+#
+# Parts, with the seconds that each may take: tests (60), pace (120), fast (180), seed (60), full (300). Without any: all
+# of them, in that order. A part that fails or that lacks a package does not keep the others from their turn.
+# --rehearse does everything on a CPU with tiny sizes: give it a small folder in the archive's place. $PYTHON is the interpreter (python).
+set -uo pipefail
+out=${1:?usage: gpu.sh OUT [--rehearse] [PART ...]}
 shift
 : "${MOCOKIT_CIFAR10:?names no archive of CIFAR-10 (JPEG)}"
+python=${PYTHON:-python}
+device=cuda rehearse=
+if [ "${1:-}" = --rehearse ]; then
+    device=cpu rehearse=yes
+    shift
+fi
 mkdir -p "$out"
 out=$(realpath "$out")
 MOCOKIT_CIFAR10=$(realpath "$MOCOKIT_CIFAR10")
-export MOCOKIT_CIFAR10 MOCOKIT_CACHE="${MOCOKIT_CACHE:-$out/cache}"
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python}
-limit=${LIMIT:-570}
-here=benchmarks
-run="$out/moco-v2-cifar10"
+export MOCOKIT_CIFAR10 MOCOKIT_CACHE="${MOCOKIT_CACHE:-$out/cache}" PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$out/compiled}" # what one part has compiled the next finds
+failed=()
 
-# step NAME COMMAND...: run it unless it has finished before; what it prints is kept in NAME.txt.
-step() {
-    local name=$1
-    shift
-    [ -e "$out/$name.done" ] && { echo "== $name: done before"; return; }
-    echo "== $name: $* (${SECONDS}s)"
-    timeout --signal=INT --kill-after=20 "$limit" "$@" > >(tee "$out/$name.txt") || {
-        echo "== $name: ended with $? after ${SECONDS}s; call again to go on" >&2
-        exit 1
-    }
-    touch "$out/$name.done"
+# run LIMIT NAME COMMAND...: what it prints is kept in NAME.txt.
+run() {
+    local limit=$1 name=$2 begun=$SECONDS
+    shift 2
+    echo "== $name: $*"
+    timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.txt"
+    local code=${PIPESTATUS[0]}
+    echo "== $name: $((SECONDS - begun)) s, exit code $code" | tee -a "$out/parts.txt"
+    [ "$code" = 0 ] || failed+=("$name")
 }
+has() { "$python" -c "import $1" 2>/dev/null || { echo "== $2 is left out: no $1 here" | tee -a "$out/parts.txt"; false; }; }
+mocokit() { run "$1" "$2" "$python" -m mocokit "${@:3}" --device "$device" --json; }
 
-ceilings() { step 1-ceilings "$python" $here/ceilings.py "$out/ceilings.csv"; }
-beside_the_seed() {
-    # Batch 512 as in the notebook. Few repeats: a fresh process of the seed's pipeline takes a minute. The first step
-    # writes the files and decodes them, which is most of its time.
-    local row
-    step 2-files "$python" $here/speed.py --rows a-cached --device cuda --batch-size 512 --repeats 1 --workers 8 \
-        --scratch "$out/speed" --out "$out/speed.csv"
-    for row in b e-fp32 e-bf16 e-narrow g h-pretrain h-embed; do
-        step "2-$row" "$python" $here/speed.py --rows "$row" --device cuda --batch-size 512 --steps 200 --warmup 20 \
-            --repeats 3 --workers 8 --scratch "$out/speed" --out "$out/speed.csv"
-    done
+tests() { run 60 tests "$python" -m pytest -q -x --maxfail 5 -p no:cacheprovider tests/test_cuda.py tests/data/test_augment.py -k cuda; }
+pace() {
+    run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
+        ${rehearse:+--batch-size 16 --steps 2}
 }
-where_it_goes() {
-    step 3-profile "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
-        --batch-size 512 --steps 50
-    step 3-compiled "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
-        --batch-size 512 --steps 50 --compile
-    step 3-graphs "$python" $here/profile_step.py --device cuda --precision bf16 --backbone resnet18_cifar \
-        --batch-size 512 --steps 50 --compile --cuda-graphs
+# recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
+recipe() {
+    local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4})
+    mocokit "$1" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms \
+        "${small[@]}"
+    mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"
+    mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10"
 }
-full_run() {
-    step 4-pretrain "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe moco-v2-cifar10 --device cuda \
-        --out "$run" --json
-    step 4-knn "$python" -m mocokit knn "$run" "$MOCOKIT_CIFAR10" --device cuda --json
-    step 4-probe "$python" -m mocokit probe "$run" "$MOCOKIT_CIFAR10" --device cuda --json
+fast() { recipe 180 fast fast-cifar10; }
+seed() {
+    has lightly seed || return 0
+    run 90 seed "$python" benchmarks/speed.py --rows b --sides peer --device "$device" --repeats 1 --out "$out/seed.csv" \
+        --scratch "$out/speed" --data "$MOCOKIT_CIFAR10" --workers "$(nproc)" \
+        $([ -n "$rehearse" ] && echo --images 64 --batch-size 16 --steps 2 --warmup 1 || \
+            echo --images 50000 --batch-size 512 --steps 100 --warmup 10)
 }
-fast_recipe() {
-    step 5-fast "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe fast-cifar10 --device cuda \
-        --out "$out/fast-cifar10" --json
-    step 5-probe "$python" -m mocokit probe "$out/fast-cifar10" "$MOCOKIT_CIFAR10" --device cuda --json
-    step 5-longer "$python" -m mocokit pretrain "$MOCOKIT_CIFAR10" --recipe fast-cifar10 --epochs 240 --device cuda \
-        --out "$out/fast-cifar10-240" --json
-    step 5-longer-probe "$python" -m mocokit probe "$out/fast-cifar10-240" "$MOCOKIT_CIFAR10" --device cuda --json
-}
+full() { recipe 330 full moco-v2-cifar10; }
 
-for number in "${@:-all}"; do
-    case "$number" in
-    1) ceilings ;;
-    2) beside_the_seed ;;
-    3) where_it_goes ;;
-    4) full_run ;;
-    5) fast_recipe ;;
-    all)
-        ceilings
-        beside_the_seed
-        where_it_goes
-        full_run
-        fast_recipe
-        ;;
+"$python" - <<'END' | tee "$out/machine.txt"
+import platform, torch
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+print(f"{gpu}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}")
+END
+for part in "${@:-all}"; do
+    case "$part" in
+    tests | pace | fast | seed | full) "$part" ;;
+    all) tests && pace && fast && seed && full ;;
     *)
-        echo "no step $number; there are 1 to 5" >&2
+        echo "no part $part; there are tests, pace, fast, seed and full" >&2
         exit 2
         ;;
     esac
 done
-echo "== done (${SECONDS}s)"
+echo "== done (${SECONDS} s)${failed[*]:+; failed: ${failed[*]}}"
+[ -z "${failed[*]:-}" ]

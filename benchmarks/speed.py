@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -279,13 +279,13 @@ def _pss(pid: int) -> int:
         return 0
 
 
-def run(row: Row, settings: dict[str, Any], repeats: int, quick: bool) -> dict[str, Any]:
-    """All sides of a row in turn, ``repeats`` times over: a line of the table."""
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES if getattr(row, side)}
+def run(row: Row, settings: dict[str, Any], repeats: int, quick: bool, sides: Sequence[str] = SIDES) -> dict[str, Any]:
+    """The sides of a row in turn, ``repeats`` times over: a line of the table."""
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides if getattr(row, side)}
     for repeat in range(repeats):
         for side, done in results.items():
             own = settings
-            if side == "floor":  # held against the same arithmetic
+            if side == "floor" and "ours" in results:  # held against the same arithmetic
                 own = own | {"precision": results["ours"][-1].get("precision", settings["precision"])}
             done.append(measure(row, side, own, quick))
             print(f"{row.name} {side} {repeat + 1}/{repeats}: {done[-1]}", file=sys.stderr, flush=True)
@@ -295,16 +295,18 @@ def run(row: Row, settings: dict[str, Any], repeats: int, quick: bool) -> dict[s
 def summary(row: Row, settings: dict[str, Any], results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians, quartiles, ratio (above 1: mocokit is better) and the share of what the floor allows."""
     values = {side: [result["value"] for result in done] for side, done in results.items()}
-    pairs = zip(values["peer"], values["ours"], strict=True)
-    ratios = [better(ours, peer, row.less_is_better) for peer, ours in pairs]
-    line: dict[str, Any] = {"row": row.name, "measure": row.measure, "unit": row.unit, "n": len(ratios)}
+    line: dict[str, Any] = {"row": row.name, "measure": row.measure, "unit": row.unit}
+    line["n"] = len(next(iter(values.values())))
     for side, own in values.items():
         q1, median, q3 = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else own * 3
         line |= {side: median, f"{side}_q1": q1, f"{side}_q3": q3}
-    line |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-    if "floor" in values:
+    if "peer" in values and "ours" in values:
+        pairs = zip(values["peer"], values["ours"], strict=True)
+        ratios = [better(ours, peer, row.less_is_better) for peer, ours in pairs]
+        line |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+    if "floor" in values and "ours" in values:
         line["share_of_floor"] = better(line["ours"], line["floor"], row.less_is_better)
-    for side in ("peer", "ours"):
+    for side in results.keys() - {"floor"}:
         line[f"{side}_peak_mib"] = max((r["peak_mib"] for r in results[side] if "peak_mib" in r), default="")
         line[f"{side}_more"] = json.dumps({k: _short(v) for k, v in results[side][-1].items() if k != "value"})
     left_out = ("data", "scratch", "started", "encoder", "fork")
@@ -348,12 +350,15 @@ def table(lines: list[dict[str, Any]]) -> str:
     """The lines for a terminal."""
     head = f"{'row':<28} {'unit':<9} {'peer':>9} {'ours':>9} {'ratio':>7} {'(min-max)':>14} {'of floor':>9}  n"
     text = [head]
+
+    def shown(value: Any, form: str) -> str:
+        return "" if value == "" else form.format(value)
+
     for line in lines:
-        share = f"{line['share_of_floor']:.0%}" if line["share_of_floor"] != "" else ""
-        spread = f"({line['ratio_min']:.2f}-{line['ratio_max']:.2f})"
+        spread = "" if line["ratio"] == "" else f"({line['ratio_min']:.2f}-{line['ratio_max']:.2f})"
         text.append(
-            f"{line['row']:<28} {line['unit']:<9} {line['peer']:>9.4g} {line['ours']:>9.4g} "
-            f"{line['ratio']:>6.2f}x {spread:>14} {share:>9}  {line['n']}"
+            f"{line['row']:<28} {line['unit']:<9} {shown(line['peer'], '{:.4g}'):>9} {shown(line['ours'], '{:.4g}'):>9} "
+            f"{shown(line['ratio'], '{:.2f}x'):>7} {spread:>14} {shown(line['share_of_floor'], '{:.0%}'):>9}  {line['n']}"
         )
     return "\n".join(text)
 
@@ -390,6 +395,7 @@ QUICK = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="", help="letters or whole names, separated by commas; default all")
+    parser.add_argument("--sides", default=",".join(SIDES), help="of each row, separated by commas; default all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one process: does every row work?")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     parser.add_argument("--data", default=os.environ.get("MOCOKIT_CIFAR10"), help="folder or .tar with train/, test/")
@@ -477,14 +483,14 @@ def main() -> int:
         raise SystemExit(f"{missing[0]} is missing: pip install 'mocokit[benchmarks]'")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     out = options.out or RESULTS / f"speed-{machine(options.device)}.csv"
-    lines, failed = [], []
+    lines, failed, sides = [], [], options.sides.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(options.scratch or temporary).resolve()
         scratch.mkdir(parents=True, exist_ok=True)
         folders = Folders(options.data, scratch)
         for row in rows:
             try:
-                lines.append(run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick))
+                lines.append(run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick, sides))
             except RuntimeError as error:  # of one row; the others are still worth their time
                 failed.append(row.name)
                 print(f"{row.name}: {error}", file=sys.stderr)
