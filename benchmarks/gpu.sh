@@ -37,7 +37,7 @@ run() {
 has() { "$python" -c "import $1" 2>/dev/null || { echo "== $2 is left out: no $1 here" | tee -a "$out/parts.txt"; false; }; }
 mocokit() { run "$1" "$2" "$python" -m mocokit "${@:3}" --device "$device" --json; }
 
-tests() { run 60 tests "$python" -m pytest -q -x --maxfail 5 -p no:cacheprovider tests/test_cuda.py tests/data/test_augment.py -k cuda; }
+tests() { run 90 tests "$python" -m pytest -q --durations 12 --tb short -p no:cacheprovider tests/test_cuda.py tests/data/test_augment.py -k cuda; }
 pace() {
     run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
         ${rehearse:+--batch-size 16 --steps 2}

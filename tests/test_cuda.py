@@ -49,18 +49,18 @@ def data(tmp_path_factory) -> Path:
 
 
 def trained(data: Path, backbone: str, options: dict[str, Any], device: str, steps: int = STEPS) -> dict[str, Tensor]:
-    """The model after some steps of the real loop."""
+    """The model after some steps of the real loop, and the sums of their losses, similarities and gradients' norms."""
     images = open_store(str(data), image_size=16, workers=0).splits["train"]
     plain = task(backbone, 16, **{"steps": STEPS, "precision": "fp32"} | options)
     config = dataclasses.replace(plain.config, device=device, workers=0)
     pretraining = Pretraining(config, plain.spec)
     loader = create_loader(images, batch_size=8, seed=0, device=torch.device(device), workers=0)
     Trainer(pretraining, create_fabric(device, config.precision)).fit(loader, steps)
-    return {name: value.float().cpu() for name, value in pretraining.moco.state_dict().items()}
+    return {name: value.float().cpu() for name, value in pretraining.state_dict().items()}
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of all weights, statistics and keys, relative to their size."""
+    """Of all weights, statistics, keys and sums, relative to their size."""
     a, b = (torch.cat([state[name].flatten().double() for name in sorted(expected)]) for state in (found, expected))
     return float((a - b).norm() / b.norm())
 
@@ -68,7 +68,10 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(("backbone", "options"), KINDS)
 def test_steps_are_those_of_a_cpu(data, backbone, options):
     options = options | {"blur_p": 0.5, "blur_p2": 0.5, "solarize_p2": 0.3}
-    assert distance(trained(data, backbone, options, "cuda"), trained(data, backbone, options, "cpu")) < 1e-3
+    there, here = (trained(data, backbone, options, device) for device in ("cuda", "cpu"))
+    torch.testing.assert_close(there["sums"], here["sums"], rtol=1e-3, atol=1e-3)
+    # Optimizers that divide by a gradient's size blow up the rounding of those that are almost nothing.
+    assert distance(there, here) < (1e-3 if options.get("optimizer", "sgd") == "sgd" else 0.03)
 
 
 @pytest.mark.parametrize(("backbone", "options"), KINDS)
@@ -148,7 +151,7 @@ def gpu_run(tmp_path_factory) -> TinyRun:
 def test_auto_chooses_for_a_gpu(gpu_run):
     config = gpu_run.result["config"]
     assert config["precision"] == ("bf16" if torch.cuda.is_bf16_supported() else "fp32")
-    assert gpu_run.result["knn"]["top1"] > 1 / 3
+    assert gpu_run.result["knn"]["encoder"]["top1"] > 1 / 3
 
 
 def test_embeddings_are_those_of_a_cpu(gpu_run, tmp_path):
@@ -169,4 +172,4 @@ def test_knn_and_probe_are_those_of_a_cpu(gpu_run):
 
 def test_fine_tuning(gpu_run, tmp_path):
     result = mocokit.finetune(str(gpu_run.path), str(gpu_run.data), out=str(tmp_path / "tuned"), device="cuda", epochs=2)
-    assert result["top1"] > 1 / 3
+    assert result["encoder"]["top1"] > 1 / 3

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mocokit.model.norm import _normalise_apart, _normalise_view, split_batch_norm
+from mocokit.model.norm import _normalise_apart, _normalise_as_channels, _normalise_view, split_batch_norm
 from tests import reference
 
 
@@ -50,8 +50,8 @@ def test_gradients_equal_separate_batch_norms():
 
 @settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(2, 5), st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_groups_as_a_view_are_groups_one_by_one(splits, each, affine, dtype):
-    """The form for compilers against torch's own batch norm: outputs, statistics and gradients."""
+def test_groups_at_once_are_groups_one_by_one(splits, each, affine, dtype):
+    """The forms for compilers and GPUs against torch's own batch norm: outputs, statistics and gradients."""
     norm = nn.BatchNorm2d(3, affine=affine)
     if affine:
         norm.weight.data.uniform_(0.5, 2)
@@ -60,14 +60,16 @@ def test_groups_as_a_view_are_groups_one_by_one(splits, each, affine, dtype):
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     target, tolerance = torch.randn(x.shape), 1e-4 if dtype == torch.float32 else 3e-2
     found = []
-    for normalise in (_normalise_apart, _normalise_view):
+    for normalise in (_normalise_apart, _normalise_view, _normalise_as_channels):
         y, stats = normalise(norm, x, splits)
         assert y.dtype == dtype
+        assert y.is_contiguous(memory_format=torch.channels_last)
         wanted = [x, *norm.parameters()]
         found.append([y, stats, *torch.autograd.grad((y.float() * target).sum(), wanted)])
-    for one_by_one, viewed in zip(*found, strict=True):
+    for one_by_one, *at_once in zip(*found, strict=True):
         scale = float(one_by_one.abs().max())
-        torch.testing.assert_close(viewed, one_by_one, rtol=tolerance, atol=tolerance * scale)
+        for tensor in at_once:
+            torch.testing.assert_close(tensor, one_by_one, rtol=tolerance, atol=tolerance * scale)
 
 
 def test_evaluation_and_state_dict_are_those_of_plain_batch_norm():

@@ -2,7 +2,6 @@
 schedule that ends in time. How long a step takes is a function that `complete` is handed."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -20,7 +19,6 @@ PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has f
 # And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
-GRAPHS_GAIN = 0.95  # of a compiled step: they take memory
 CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
@@ -123,19 +121,18 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     if _length(config, plain) < max(sizes * COMPILE_RUN[config.device], COMPILE_STEPS * plain):
         return resolved
     say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
-    compiled = step(compile=True)
-    chosen = {"compile": compiled < COMPILE_GAIN * plain}
-    reason = f"{1000 * compiled:.0f} ms a step compiled, {1000 * plain:.0f} ms as it is"
-    if config.device == "cuda" and facts.processes == 1 and "cuda_graphs" in resolved.reasons:
-        try:
+    as_it_is = f"{1000 * plain:.0f} ms as it is"
+    if config.device == "cuda" and facts.processes == 1 and config.cuda_graphs | ("cuda_graphs" in resolved.reasons):
+        try:  # in the place of compilation alone, which would take the compiler's time once more
             graphs = step(compile=True, cuda_graphs=True)
-            reason += f", {1000 * graphs:.0f} ms compiled with CUDA graphs"
+            reason = f"{1000 * graphs:.0f} ms a step compiled with CUDA graphs, {as_it_is}"
+            pays = graphs < COMPILE_GAIN * plain
+            return resolved.derive(reason, compile=pays, cuda_graphs=pays)
         except Exception as error:  # of a network that can't be recorded, or of too little memory
-            graphs = math.inf
-            reason += f"; no CUDA graphs: {(str(error) or type(error).__name__).splitlines()[0]}"
-        chosen["cuda_graphs"] = graphs < min(GRAPHS_GAIN * compiled, COMPILE_GAIN * plain)
-        chosen["compile"] |= chosen["cuda_graphs"]
-    return resolved.derive(reason, **chosen)
+            as_it_is += f"; no CUDA graphs: {(str(error) or type(error).__name__).splitlines()[0]}"
+    compiled = step(compile=True)
+    reason = f"{1000 * compiled:.0f} ms a step compiled, {as_it_is}"
+    return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
 
 
 def _length(config: PretrainConfig, step: float) -> float:

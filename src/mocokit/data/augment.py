@@ -111,8 +111,11 @@ def _render_chunk(
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device, where that is safe for ordinary (pageable) memory."""
-    return host.to(device, non_blocking=device.type == "cuda")
+    """Copy without waiting for the device."""
+    if device.type != "cuda":
+        return host.to(device)
+    # From ordinary memory CUDA may wait for all that it was given before, if there are more than 64 KB to copy.
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 def _resample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:

@@ -24,8 +24,12 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     sizes differ by at most one, and there are never more groups than pairs of images.
     """
     splits = max(1, min(splits, len(x) // 2))
-    as_view = torch.compiler.is_compiling() and len(x) % splits == 0
-    y, stats = (_normalise_view if as_view else _normalise_apart)(norm, x, splits)
+    normalise = _normalise_apart
+    if len(x) % splits == 0 and torch.compiler.is_compiling():
+        normalise = _normalise_view
+    elif len(x) % splits == 0 and x.is_cuda:
+        normalise = _normalise_as_channels
+    y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
     return y
 
@@ -65,6 +69,17 @@ def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tenso
     n = groups[0].numel() // groups.shape[2]
     stats = torch.stack([mean, var * (n / max(1, n - 1))]).detach()
     return y.to(x.dtype).view_as(x), stats.view(2, splits, -1)
+
+
+def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    """The same with the groups as channels of one batch norm: two more passes, but an eighth of the launches."""
+    C, *S = x.shape[1:]
+    channels = x.movedim(1, -1).view(splits, -1, *S, C).movedim(0, -2).reshape(-1, *S, splits * C)
+    stats = torch.zeros(2, splits, C, dtype=torch.float32, device=x.device)
+    weight, bias = (norm.weight.repeat(splits), norm.bias.repeat(splits)) if norm.affine else (None, None)
+    y = F.batch_norm(channels.movedim(-1, 1), *stats.view(2, -1).unbind(), weight, bias, True, 1.0, norm.eps)
+    y = y.movedim(1, -1).view(-1, *S, splits, C).movedim(-2, 0).reshape(-1, *S, C)
+    return y.movedim(-1, 1), stats
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
