@@ -490,7 +490,9 @@ def main() -> int:
         folders = Folders(options.data, scratch)
         for row in rows:
             try:
-                lines.append(run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick, sides))
+                lines.append(
+                    run(row, settings_of(row, options, scratch, folders), options.repeats, options.quick, sides)
+                )
             except RuntimeError as error:  # of one row; the others are still worth their time
                 failed.append(row.name)
                 print(f"{row.name}: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import ctypes
 import platform
 from importlib.metadata import version
 
+import mocokit
 from mocokit.config import DeviceName
 from mocokit.errors import UserError
 
@@ -69,5 +70,6 @@ def computes_in_bf16(device: str) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    names = ("mocokit", "torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pillow")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pillow")
+    own = {"python": platform.python_version(), "mocokit": mocokit.__version__}
+    return own | {name: version(name) for name in names}

@@ -117,7 +117,9 @@ def test_compilation(compiled: float, given: dict[str, object], expected: bool, 
         (0.04, {"cuda_graphs": False}, (True, False), "50 ms a step compiled, 100 ms as it is"),  # the user's word
     ],
 )  # fmt: skip
-def test_cuda_graphs(graphs: float | Exception, given: dict[str, object], expected: tuple[bool, bool], why: str) -> None:
+def test_cuda_graphs(
+    graphs: float | Exception, given: dict[str, object], expected: tuple[bool, bool], why: str
+) -> None:
     """Tried in the place of the compiler alone, which is left where they fail."""
     asked = []
 
@@ -133,6 +135,19 @@ def test_cuda_graphs(graphs: float | Exception, given: dict[str, object], expect
     assert resolved.reasons["compile"] == why
     assert ("cuda_graphs" in resolved.reasons) == ("cuda_graphs" not in given)
     assert ((True, False) in asked) == (expected == (True, False))  # the compiler runs once where graphs work
+
+
+def test_where_nothing_compiles_the_run_goes_on() -> None:
+    def step(config: PretrainConfig) -> float:
+        if config.compile:
+            raise RuntimeError("512 v.s. 4096")
+        return 0.1
+
+    for facts in (FACTS, replace(FACTS, device="cuda")):
+        resolved = completed(Machine(step), facts, epochs=2000, device=facts.device, precision="fp32")
+        assert not resolved.config.compile
+        assert not resolved.config.cuda_graphs
+        assert resolved.reasons["compile"].endswith("not compiled: 512 v.s. 4096")
 
 
 def test_cuda_graphs_where_there_can_be_none() -> None:

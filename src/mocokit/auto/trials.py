@@ -129,10 +129,17 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
             pays = graphs < COMPILE_GAIN * plain
             return resolved.derive(reason, compile=pays, cuda_graphs=pays)
         except Exception as error:  # of a network that can't be recorded, or of too little memory
-            as_it_is += f"; no CUDA graphs: {(str(error) or type(error).__name__).splitlines()[0]}"
-    compiled = step(compile=True)
+            as_it_is += f"; no CUDA graphs: {_first_line(error)}"
+    try:
+        compiled = step(compile=True)
+    except Exception as error:
+        return resolved.derive(f"{as_it_is}; not compiled: {_first_line(error)}", compile=False)
     reason = f"{1000 * compiled:.0f} ms a step compiled, {as_it_is}"
     return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _length(config: PretrainConfig, step: float) -> float:

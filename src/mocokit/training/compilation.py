@@ -28,7 +28,9 @@ def compile_encoders(moco: MoCo, cuda_graphs: bool = False) -> None:
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     torch._logging.set_logs(all=logging.ERROR)  # what is suppressed, and notices to its programmers
     for encoder in (moco.encoder_q, moco.encoder_k):
-        encoder.compile(backend=_inductor, dynamic=False, options={"triton.cudagraphs": cuda_graphs})
+        # One kernel for sums over rows and over columns: of split batch norm, torch 2.11 fails to make it.
+        options = {"triton.cudagraphs": cuda_graphs, "triton.mix_order_reduction": False}
+        encoder.compile(backend=_inductor, dynamic=False, options=options)
 
 
 def forget_cuda_graphs() -> None:
@@ -44,10 +46,13 @@ def forget_cuda_graphs() -> None:
 
 def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, Any]) -> Callable[..., Any]:
     """torch's own compiler, that tells of its failure."""
+    from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
     try:
-        return compile_fx(graph, inputs, config_patches=options)  # type: ignore[return-value]
+        # With its backward, which torch would compile when it is first called, where no failure is suppressed.
+        with config.patch(force_non_lazy_backward_lowering=True):
+            return compile_fx(graph, inputs, config_patches=options)  # type: ignore[return-value]
     except Exception as error:
         _tell(str(error).strip().splitlines()[0])
         raise
