@@ -356,9 +356,10 @@ def table(lines: list[dict[str, Any]]) -> str:
 
     for line in lines:
         spread = "" if line["ratio"] == "" else f"({line['ratio_min']:.2f}-{line['ratio_max']:.2f})"
+        peer, ours = (shown(line[side], "{:.4g}") for side in ("peer", "ours"))
+        ratio, share = shown(line["ratio"], "{:.2f}x"), shown(line["share_of_floor"], "{:.0%}")
         text.append(
-            f"{line['row']:<28} {line['unit']:<9} {shown(line['peer'], '{:.4g}'):>9} {shown(line['ours'], '{:.4g}'):>9} "
-            f"{shown(line['ratio'], '{:.2f}x'):>7} {spread:>14} {shown(line['share_of_floor'], '{:.0%}'):>9}  {line['n']}"
+            f"{line['row']:<28} {line['unit']:<9} {peer:>9} {ours:>9} {ratio:>7} {spread:>14} {share:>9}  {line['n']}"
         )
     return "\n".join(text)
 

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import json
-from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -115,7 +114,7 @@ def test_what_the_file_says_of_itself(exported):
     assert json.loads(facts["spec"]) == json.loads(json.dumps(encoder.spec.to_dict()))
     assert json.loads(facts["classes"]) == list(CLASSES)
     assert json.loads(facts["origin"]) == ORIGIN
-    assert facts["mocokit"] == version("mocokit")
+    assert facts["mocokit"] == mocokit.__version__
     session = onnxruntime.InferenceSession(str(file))
     (images,) = session.get_inputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["N", "H", "W", 3])

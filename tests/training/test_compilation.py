@@ -156,6 +156,27 @@ def test_training_keeps_nothing_that_cuda_graphs_overwrite(memory, tmp_path, bac
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_forgotten_graphs_are_recorded_anew(memory, monkeypatch):
+    """A trial's graphs are forgotten before the run, whose encoders look the same to torch."""
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], options: dict[str, bool]) -> Any:
+        compiled.append(graph)
+        return memory.backend(graph, inputs, options)
+
+    monkeypatch.setattr(compilation, "_inductor", backend)
+    counts = []
+    for _ in range(2):
+        model = moco()
+        memory.parameters = list(model.parameters())
+        compile_encoders(model, cuda_graphs=True)
+        model(*torch.randn(2, 8, 3, 9, 9), torch.arange(8), torch.arange(8), 0.9).loss.backward()
+        counts.append(len(compiled))
+        del model
+        compilation.forget_cuda_graphs()
+    assert counts == [2, 4]
+
+
 def test_what_cuda_graphs_overwrite_is_noticed(memory):
     model = moco()
     memory.parameters = list(model.parameters())

@@ -3,12 +3,12 @@
 import os
 import time
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import mocokit
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
@@ -122,7 +122,7 @@ def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
 def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str, Any]:
     """What a feature file says of its origin; paths absolute, so that search finds them from anywhere."""
     return {
-        "created_by": f"mocokit {version('mocokit')}",
+        "created_by": f"mocokit {mocokit.__version__}",
         "run": os.path.abspath(config.run),
         "encoder_fingerprint": encoder_fingerprint(encoder),
         "spec": encoder.spec.to_dict(),

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import mocokit
 from mocokit.data.pixels import stored_side
 from mocokit.errors import UserError
 from mocokit.files import replacing
@@ -57,7 +57,7 @@ def export_onnx(encoder: Encoder, path: Path, origin: dict[str, Any], images: np
     program = _trace(encoder)
     facts = {"spec": encoder.spec.to_dict(), "classes": encoder.classes, "origin": origin}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in facts.items()})
-    program.model.metadata_props["mocokit"] = version("mocokit")
+    program.model.metadata_props["mocokit"] = mocokit.__version__
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the paths of this machine
     content = program.model_proto.SerializeToString()

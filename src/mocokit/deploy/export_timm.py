@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+import mocokit
 from mocokit.data.augment import center_view
 from mocokit.deploy.export_onnx import image_lines, largest_difference
 from mocokit.errors import UserError
@@ -225,7 +225,7 @@ def _readme(encoder: Encoder, in_torchvision: bool) -> str:
     spec, K = encoder.spec, len(encoder.classes)
     gives = f"logits [1, {K}] of the label_names in {CONFIG}" if K else f"features [1, {encoder.dim}]"
     parts = [
-        f"{spec.backbone}, trained by mocokit {version('mocokit')}.",
+        f"{spec.backbone}, trained by mocokit {mocokit.__version__}.",
         "To load it with timm, in this directory:",
         loading_lines(encoder, "."),
         f"model(transform(image)[None]) gives {gives} of a Pillow image.",

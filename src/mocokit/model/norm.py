@@ -77,7 +77,8 @@ def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tupl
     channels = x.movedim(1, -1).view(splits, -1, *S, C).movedim(0, -2).reshape(-1, *S, splits * C)
     stats = torch.zeros(2, splits, C, dtype=torch.float32, device=x.device)
     weight, bias = (norm.weight.repeat(splits), norm.bias.repeat(splits)) if norm.affine else (None, None)
-    y = F.batch_norm(channels.movedim(-1, 1), *stats.view(2, -1).unbind(), weight, bias, True, 1.0, norm.eps)
+    mean, var = stats.view(2, -1)
+    y = F.batch_norm(channels.movedim(-1, 1), mean, var, weight, bias, True, 1.0, norm.eps)
     y = y.movedim(1, -1).view(-1, *S, splits, C).movedim(-2, 0).reshape(-1, *S, C)
     return y.movedim(-1, 1), stats
 

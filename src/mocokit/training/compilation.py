@@ -34,11 +34,16 @@ def compile_encoders(moco: MoCo, cuda_graphs: bool = False) -> None:
 
 
 def forget_cuda_graphs() -> None:
-    """Give the memory of all recorded graphs back to the GPU; those still in use are recorded again."""
+    """Give the memory of all recorded graphs back to the GPU, and forget the code that they were recorded from.
+
+    torch keeps that code for the next model of the same kind, where it would ask for graphs that are gone.
+    """
     import gc
 
+    import torch._dynamo
     from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
+    torch._dynamo.reset()
     gc.collect()
     reset_cudagraph_trees()
     torch.cuda.empty_cache()
