@@ -140,9 +140,9 @@ def probe(s: Settings) -> Result:
 
 def knn(s: Settings) -> Result:
     """Seconds of the weighted kNN."""
-    from mocokit.evaluation.knn import knn_accuracy
+    from mocokit.evaluation.knn import Accuracy, knn_ranks
 
     features = clusters(s)
     begun = settled(s.device)
-    accuracy = knn_accuracy(*features, k=200, temperature=0.1)
+    accuracy = Accuracy.of(knn_ranks(*features, k=200, temperature=0.1))
     return {"value": settled(s.device) - begun, "top1": accuracy.top1}

@@ -22,6 +22,7 @@ import mocokit
 from mocokit.cli import main
 from mocokit.config import FIELDS
 from mocokit.deploy.encoder_file import read_header
+from mocokit.evaluation.metrics import wilson_interval
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
@@ -63,7 +64,10 @@ def test_result(tiny_run: TinyRun):
     assert (result["epochs"], result["steps"]) == (3, 27)
     assert result["loss_over_chance"] == pytest.approx(result["loss"] / np.log(17))
     for who in ("encoder", "random_init"):
-        assert set(result["knn"][who]) == {"top1", "top5"}
+        assert set(result["knn"][who]) == {"top1", "top5", "ci95"}
+        assert result["knn"][who]["ci95"] == pytest.approx(wilson_interval(result["knn"][who]["top1"], 48))
+        low, high = result["retrieval_ci95"][who]
+        assert 0 <= low <= result["scorecard"][who]["retrieval"] <= high <= 1
         assert 0 <= result["knn"][who]["top1"] <= result["knn"][who]["top5"] == 1
         assert set(result["scorecard"][who]) == SCORES
     assert json.loads((tiny_run.path / "results" / "pretrain.json").read_text()) == result

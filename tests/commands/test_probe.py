@@ -59,8 +59,10 @@ def test_result(tiny_run: TinyRun, run):
     assert (result["protocol"], result["ci95_of"]) == ("fast", "top-1 over test images")
     assert result["images"] == {"train": 57, "val": 15, "test": 48}  # a fifth of 24, in three classes
     for who in WHO:
-        low, high = result[who]["ci95"]
-        assert 0 <= low <= result[who]["top1"] <= high <= 1
+        for figure, interval in (("top1", "ci95"), ("balanced", "balanced_ci95")):
+            low, high = result[who][interval]
+            assert 0 <= low <= result[who][figure] <= high <= 1
+            assert low < high
         assert {name: c["images"] for name, c in result[who]["per_class"].items()} == {
             f"class{value}": 16 for value in range(3)
         }
@@ -95,14 +97,17 @@ def test_sgd_leaves_its_epochs(tiny_run: TinyRun, run):
 def test_few_labels(tiny_run: TinyRun, run, options):
     result = mocokit.probe(str(run), str(tiny_run.data), repeats=4, **options)
     assert result["images"] == {"train": 12, "val": 0, "test": 48}
-    assert result["ci95_of"] == "mean top-1 over choices of labels"
+    assert result["ci95_of"] == "mean top-1 over choices of labels and test images"
     for who in WHO:
         accuracies = result[who]["accuracies"]
         assert result[who]["top1"] == pytest.approx(np.mean(accuracies))
         assert len(accuracies) == len(result[who]["l2"]) == 4
         assert len(set(accuracies)) > 1  # the choices differ
-        interval = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
-        assert result[who]["ci95"] == pytest.approx(np.clip(interval, 0, 1))
+        of_choices = stats.t.interval(0.95, 3, np.mean(accuracies), stats.sem(accuracies))
+        of_images = stats.binomtest(round(48 * np.mean(accuracies)), 48).proportion_ci(method="wilson")
+        low, high = result[who]["ci95"]
+        assert low < min(of_choices[0], of_images.low)
+        assert high == 1 or high > max(of_choices[1], of_images.high)
 
 
 def test_few_labels_once_have_an_interval_over_the_test_images(tiny_run: TinyRun, run):

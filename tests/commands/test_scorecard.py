@@ -31,6 +31,8 @@ def test_figures_are_those_of_pretraining(tiny_run: TinyRun, run, capfd):
     for who in ("encoder", "random_init"):
         assert result["scorecard"][who] == pytest.approx(tiny_run.result["scorecard"][who], rel=1e-5)
     assert result["scorecard"]["encoder"] != result["scorecard"]["random_init"]
+    assert result["retrieval_ci95"] == tiny_run.result["retrieval_ci95"]
+    assert "95 %: {:.3f} to {:.3f}, random init".format(*result["retrieval_ci95"]["encoder"]) in stderr
     assert set(result["meaning"]) == NAMES
     assert result["images"] == tiny_run.result["images"]
     assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]

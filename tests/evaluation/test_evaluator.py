@@ -8,7 +8,8 @@ from mocokit.data.store import open_store
 from mocokit.data.view_params import AUGMENTATIONS
 from mocokit.evaluation.evaluator import Evaluator, Metrics
 from mocokit.evaluation.features import extract
-from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_accuracy
+from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_ranks
+from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.scorecard import SCORES
 from tests.runs import TinyRun
 
@@ -42,13 +43,15 @@ def test_knn_is_that_of_the_extracted_features(encoder, store):
     train, test = store.splits["train"], store.splits["test"]
     bank, queries = extract(encoder, train), extract(encoder, test)
     labels = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
-    expected = knn_accuracy(bank, labels[0], queries, labels[1], k=5)
-    assert evaluator(store).evaluate(encoder).knn == expected
+    ranks = knn_ranks(bank, labels[0], queries, labels[1], k=5)
+    found = evaluator(store).evaluate(encoder)
+    assert found.knn == Accuracy.of(ranks)
+    assert torch.equal(found.right, ranks == 0)
 
 
 def test_a_sample_is_a_part_of_the_images(encoder, store):
     few = evaluator(store).sample(bank=10, queries=7)
-    assert (len(few.knn.bank), few.knn.num_queries) == (10, 7)
+    assert (len(few.knn.bank), len(few.evaluate(encoder).right)) == (10, 7)
     assert few.images_read == 3 * 20 + 17
     whole = evaluator(store).sample(10**6, 10**6)
     assert whole.evaluate(encoder) == evaluator(store).evaluate(encoder)
@@ -58,4 +61,8 @@ def test_rows_are_flat(encoder, store):
     metrics = evaluator(store, labels=False).evaluate(encoder)
     assert metrics.knn is None
     assert list(metrics.row()) == [score.name for score in SCORES]
-    assert Metrics(Accuracy(0.5, 1.0), {"rankme": 3.0}).row() == {"knn_top1": 0.5, "knn_top5": 1.0, "rankme": 3.0}
+    assert metrics.scores["retrieval"] == pytest.approx(metrics.right.double().mean().item())
+    assert metrics.retrieval_ci95 == pytest.approx(wilson_interval(metrics.scores["retrieval"], 20))
+    low, high = wilson_interval(0.5, 8)
+    row = Metrics(Accuracy(0.5, 1.0, 8), {"rankme": 3.0}, 20, torch.ones(8, dtype=torch.bool)).row()
+    assert row == {"knn_top1": 0.5, "knn_low": low, "knn_high": high, "knn_top5": 1.0, "rankme": 3.0}

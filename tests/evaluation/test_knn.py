@@ -6,8 +6,13 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 import mocokit.evaluation.knn as module
-from mocokit.evaluation.knn import knn_accuracy
+from mocokit.evaluation.knn import Accuracy, knn_ranks
+from mocokit.evaluation.metrics import wilson_interval
 from tests import reference
+
+
+def accuracy(*data, **options) -> Accuracy:
+    return Accuracy.of(knn_ranks(*data, **options))
 
 
 def made(seed, bank, queries, dim, classes):
@@ -33,8 +38,8 @@ def test_equals_slow_numpy(seed, bank, queries, classes, k, temperature, leave_o
         q, r = x, y
     expected = reference.knn_top(x, y, q, r, min(k, len(x) - leave_one_out), temperature, leave_one_out)
     queries_or_none = (None, None) if leave_one_out else (torch.from_numpy(q), torch.from_numpy(r))
-    got = knn_accuracy(torch.from_numpy(x), torch.from_numpy(y), *queries_or_none, k=k, temperature=temperature)
-    assert got == pytest.approx(expected)
+    got = accuracy(torch.from_numpy(x), torch.from_numpy(y), *queries_or_none, k=k, temperature=temperature)
+    assert got[:2] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.0112, 0.01, 0.001])  # exp(1 / 0.0112) is too large for float32
@@ -42,9 +47,9 @@ def test_at_any_temperature_near_neighbours_count_more(temperature):
     """Cosines are all near 1, as those of most encoders; five neighbours of another class are further away."""
     angles = torch.tensor([0.0, 0.3, 0.3, 0.3, 0.3, 0.3], dtype=torch.float64)
     bank = torch.stack([angles.cos(), angles.sin()], dim=1)
-    right = knn_accuracy(bank, torch.tensor([1, 0, 0, 0, 0, 0]), bank[:1], torch.tensor([1]), temperature=temperature)
+    right = accuracy(bank, torch.tensor([1, 0, 0, 0, 0, 0]), bank[:1], torch.tensor([1]), temperature=temperature)
     near_wins = 5 * np.exp((np.cos(0.3) - 1) / temperature) < 1
-    assert right == (near_wins, 1.0)
+    assert right == (near_wins, 1.0, 1)
     assert near_wins == (temperature < 0.02)
 
 
@@ -53,9 +58,9 @@ def test_a_class_without_a_vote_is_not_among_the_five():
     draw = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(500, 8, generator=draw), torch.randn(400, 8, generator=draw)
     labels = torch.arange(500) % 10, torch.arange(400) % 10
-    accuracy = knn_accuracy(bank, labels[0], queries, labels[1], k=1)
-    assert accuracy.top5 == accuracy.top1 < 0.2
-    assert 0.2 < knn_accuracy(bank, labels[0], queries, labels[1], k=5).top5 < 0.5  # four or so of ten classes
+    nearest = accuracy(bank, labels[0], queries, labels[1], k=1)
+    assert nearest.top5 == nearest.top1 < 0.2
+    assert 0.2 < accuracy(bank, labels[0], queries, labels[1], k=5).top5 < 0.5  # four or so of ten classes
 
 
 def test_equals_scikit_learn():
@@ -63,19 +68,27 @@ def test_equals_scikit_learn():
     unit = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, q)]
     # On unit vectors cosine = 1 - distance^2 / 2, so their nearest and our nearest are the same.
     theirs = KNeighborsClassifier(20, weights=lambda d: np.exp((1 - d**2 / 2) / 0.1)).fit(unit[0], y)
-    ours = knn_accuracy(*map(torch.from_numpy, (x, y, q, r)), k=20, temperature=0.1)
+    ours = accuracy(*map(torch.from_numpy, (x, y, q, r)), k=20, temperature=0.1)
     assert ours.top1 == pytest.approx(theirs.score(unit[1], r))
 
 
 def test_memory_is_bounded_by_chunks_without_changing_the_result(monkeypatch):
     (x, y), (q, r) = made(2, 60, 50, 4, 3)
     tensors = [torch.from_numpy(a) for a in (x, y, q, r)]
-    whole = [knn_accuracy(*tensors, k=9), knn_accuracy(*tensors[:2], None, None, k=9)]
+    whole = [accuracy(*tensors, k=9), accuracy(*tensors[:2], None, None, k=9)]
     monkeypatch.setattr(module, "CHUNK_FLOATS", 60 * 7)
-    assert [knn_accuracy(*tensors, k=9), knn_accuracy(*tensors[:2], None, None, k=9)] == whole
+    assert [accuracy(*tensors, k=9), accuracy(*tensors[:2], None, None, k=9)] == whole
 
 
 def test_the_scale_of_features_does_not_matter():
     (x, y), (q, r) = made(3, 60, 50, 4, 3)
-    a = knn_accuracy(*map(torch.from_numpy, (x, y, q, r)), k=9)
-    assert a == knn_accuracy(*map(torch.from_numpy, (x * 100, y, q * 0.01, r)), k=9)
+    a = accuracy(*map(torch.from_numpy, (x, y, q, r)), k=9)
+    assert a == accuracy(*map(torch.from_numpy, (x * 100, y, q * 0.01, r)), k=9)
+
+
+def test_figures_have_wilsons_interval():
+    found = Accuracy.of(torch.tensor([0, 0, 0, 4, 5, 2**63 - 1]))
+    assert found == (0.5, 4 / 6, 6)
+    figures = found.figures()
+    assert (figures["top1"], figures["top5"]) == (0.5, 4 / 6)
+    assert figures["ci95"] == pytest.approx(wilson_interval(0.5, 6))

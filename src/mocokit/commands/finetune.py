@@ -51,9 +51,9 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
 
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
-        balanced, ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being the seconds
-        of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``, ``data_fingerprint``,
-        ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.

@@ -11,8 +11,7 @@ from mocokit.commands.results import record
 from mocokit.config import KnnConfig
 from mocokit.console import say
 from mocokit.evaluation.features import extract, pixels
-from mocokit.evaluation.knn import KnnEvaluator
-from mocokit.evaluation.metrics import wilson_interval
+from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.splits import Subset
 from mocokit.options import documented, fields_of, validate
 
@@ -50,8 +49,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
 def _measure(name: str, evaluator: KnnEvaluator, features: Callable[[Subset], Tensor]) -> dict[str, Any]:
     """Figures of one kind of features, also printed to stderr."""
     started = time.perf_counter()
-    accuracy = evaluator.accuracy(features)
-    low, high = wilson_interval(accuracy.top1, evaluator.num_queries)
-    say(f"{name:12} top-1 {accuracy.top1:7.2%} ({low:.2%} to {high:.2%})  top-5 {accuracy.top5:7.2%}")
-    wall_s = round(time.perf_counter() - started, 2)
-    return {**accuracy._asdict(), "ci95": [low, high], "wall_s": wall_s}
+    figures = Accuracy.of(evaluator.ranks(features)).figures()
+    low, high = figures["ci95"]
+    say(f"{name:12} top-1 {figures['top1']:7.2%} ({low:.2%} to {high:.2%})  top-5 {figures['top5']:7.2%}")
+    return figures | {"wall_s": round(time.perf_counter() - started, 2)}

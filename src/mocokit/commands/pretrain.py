@@ -46,8 +46,9 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions. Of several
-        processes that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
+        returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -292,7 +293,8 @@ def announcer(config: PretrainConfig) -> Callable[[Row], None]:
             parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
             parts.append(f"{row['images_per_second']:.0f} images/s")
         if "knn_top1" in row:
-            parts.append(f"kNN top-1 {100 * row['knn_top1']:.1f} %")
+            low, high = 100 * row["knn_low"], 100 * row["knn_high"]
+            parts.append(f"kNN top-1 {100 * row['knn_top1']:.1f} % ({low:.1f} to {high:.1f})")
         elif "retrieval" in row:
             parts.append(f"two-view retrieval {100 * row['retrieval']:.1f} %, RankMe {row['rankme']:.1f}")
         say("  ".join(parts))
@@ -312,7 +314,6 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     random_init = evaluator.evaluate(untrained)
     loss = float([row for row in read_rows(run.metrics) if row["loss"]][-1]["loss"])
     over_chance = loss / task.chance_level
-    queries = evaluator.knn.num_queries if evaluator.knn else 0
     return {
         "run": str(run.path),
         "recipe": config.recipe,
@@ -320,16 +321,17 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": verdict(over_chance, encoder, random_init, queries),
+        "verdict": verdict(over_chance, encoder, random_init),
         "knn": _knn(encoder, random_init),
         "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
+        "retrieval_ci95": {"encoder": encoder.retrieval_ci95, "random_init": random_init.retrieval_ci95},
     }
 
 
 def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
     if encoder.knn is None or random_init.knn is None:
         return None
-    return {"encoder": encoder.knn._asdict(), "random_init": random_init.knn._asdict()}
+    return {"encoder": encoder.knn.figures(), "random_init": random_init.knn.figures()}
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:

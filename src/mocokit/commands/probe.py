@@ -12,7 +12,7 @@ from mocokit.config import ProbeConfig
 from mocokit.console import progress, say
 from mocokit.errors import UserError
 from mocokit.evaluation.logistic import LinearClassifier
-from mocokit.evaluation.metrics import classification_metrics, t_interval
+from mocokit.evaluation.metrics import classification_metrics, repeated_interval
 from mocokit.evaluation.probe import fast, frozen, labelled_features
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.model.encoder import Encoder
@@ -33,11 +33,11 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ProbeConfig`.
 
     Returns:
-        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, per_class, confusion}`` on
-        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``, the
-        numbers of ``train``, ``val`` and ``test`` images; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
-        and ``confusion``, and ``l2`` is a list.
+        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
+        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
+        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``wall_s``,
+        ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
+        ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -53,11 +53,12 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         few = config.labels_per_class, config.label_fraction, config.seed
         repeats = [(splits.few_shot(*few, repeat), None) for repeat in range(config.repeats)]
     train, val = repeats[0]
+    drawn = "top-1 over test images" if len(repeats) == 1 else "mean top-1 over choices of labels and test images"
     figures = {
         "protocol": config.protocol,
         "encoder": _measure("encoder", inputs.encoder, splits, repeats, config),
         "random_init": _measure("random init", inputs.random_init, splits, repeats, config),
-        "ci95_of": "mean top-1 over choices of labels" if len(repeats) > 1 else "top-1 over test images",
+        "ci95_of": drawn,
         "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)},
     }
     if config.protocol == "sgd":  # kept when a fast probe replaces probe.json
@@ -94,11 +95,12 @@ def _measure(
 
 
 def _averages(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over several choices of labels with the interval of the mean; of one choice, the interval over images."""
-    means = {name: fmean(each[name] for each in metrics) for name in ("top1", "top5", "balanced")}
-    accuracies = [each["top1"] for each in metrics]
-    interval = list(t_interval(accuracies)) if len(metrics) > 1 else metrics[0]["ci95"]
-    return means | {"ci95": interval, "accuracies": accuracies}
+    """Means over the choices of labels, with intervals over both these and the test images."""
+    values = {name: [each[name] for each in metrics] for name in ("top1", "top5", "balanced")}
+    figures: dict[str, Any] = {name: fmean(of_choices) for name, of_choices in values.items()}
+    for name, interval in (("top1", "ci95"), ("balanced", "balanced_ci95")):
+        figures[interval] = list(repeated_interval(values[name], [each[interval] for each in metrics]))
+    return figures | {"accuracies": values["top1"]}
 
 
 def _train_sgd(

@@ -10,7 +10,7 @@ from mocokit.config import ScorecardConfig
 from mocokit.console import say
 from mocokit.data.view_params import AUGMENTATIONS, augmentations
 from mocokit.errors import UserError
-from mocokit.evaluation.evaluator import Evaluator
+from mocokit.evaluation.evaluator import Evaluator, Metrics
 from mocokit.evaluation.scorecard import SCORES
 from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
@@ -29,8 +29,9 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ScorecardConfig`.
 
     Returns:
-        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``meaning``: a sentence on
-        each; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``retrieval_ci95``: of both, the
+        95 % interval of the one score that is an accuracy; ``meaning``: a sentence on each; ``images``: how many were
+        scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, fewer than two images, or a wrong option.
@@ -44,20 +45,26 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     if len(images) < MIN_IMAGES:
         raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
     evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)
-    encoder = evaluator.evaluate(inputs.encoder).scores
-    random_init = evaluator.evaluate(inputs.random_init).scores
-    meaning = {score.name: score.meaning(encoder[score.name], random_init[score.name]) for score in SCORES}
+    encoder, random_init = evaluator.evaluate(inputs.encoder), evaluator.evaluate(inputs.random_init)
+    meaning = {s.name: s.meaning(encoder.scores[s.name], random_init.scores[s.name]) for s in SCORES}
     _show(encoder, random_init, meaning)
-    scores = {"encoder": encoder, "random_init": random_init}
-    figures = {"scorecard": scores, "meaning": meaning, "images": min(config.images, len(images))}
+    figures = {
+        "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
+        "retrieval_ci95": {"encoder": encoder.retrieval_ci95, "random_init": random_init.retrieval_ci95},
+        "meaning": meaning,
+        "images": encoder.images,
+    }
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _show(encoder: dict[str, float], random_init: dict[str, float], meaning: dict[str, str]) -> None:
+def _show(encoder: Metrics, random_init: Metrics, meaning: dict[str, str]) -> None:
     """The scores as a table on stderr."""
     say(f"{'':22}{'encoder':>10}{'random init':>14}")
     for score in SCORES:
-        value, before = encoder[score.name], random_init[score.name]
+        value, before = encoder.scores[score.name], random_init.scores[score.name]
         say(f"{score.name:22}{value:10.3f}{before:14.3f}   {score.better} is better, {score.range}")
+        if score.name == "retrieval":
+            (low, high), (low_before, high_before) = encoder.retrieval_ci95, random_init.retrieval_ci95
+            say(f"    95 %: {low:.3f} to {high:.3f}, random init {low_before:.3f} to {high_before:.3f}")
         say(f"    {score.definition} ({score.source})")
         say(f"    here: {meaning[score.name]}")

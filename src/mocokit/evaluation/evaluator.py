@@ -1,7 +1,7 @@
 """The evaluation of an encoder on a data set: label-free scores always, kNN accuracy where there are labels."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from mocokit.data.store import ImageSet
 from mocokit.data.view_params import Augmentation, sample_params
 from mocokit.evaluation.features import BATCH, extract, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
-from mocokit.evaluation.scorecard import SCORES
+from mocokit.evaluation.metrics import wilson_interval
+from mocokit.evaluation.scorecard import SCORES, retrieved
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encode
 
@@ -21,15 +22,29 @@ SCORE_IMAGES = 1000  # fixed, because two-view retrieval depends on the number o
 
 @dataclass(frozen=True)
 class Metrics:
-    """``knn`` is None without labels; ``scores`` are those of `mocokit.evaluation.scorecard.SCORES` by name."""
+    """``knn`` is None without labels; ``scores`` are those of `mocokit.evaluation.scorecard.SCORES` by name.
+
+    ``right`` [M] bool says of which images kNN was right, or, without labels, which of the ``images`` that were scored
+    were retrieved: of two encoders on the same images it says more than the two accuracies.
+    """
 
     knn: Accuracy | None
     scores: dict[str, float]
+    images: int
+    right: Tensor = field(compare=False, repr=False)
+
+    @property
+    def retrieval_ci95(self) -> list[float]:
+        """95 % interval of two-view retrieval."""
+        return list(wilson_interval(self.scores["retrieval"], self.images))
 
     def row(self) -> dict[str, float]:
         """Flat, as columns of metrics.csv."""
-        knn = {} if self.knn is None else {"knn_top1": self.knn.top1, "knn_top5": self.knn.top5}
-        return knn | self.scores
+        if self.knn is None:
+            return self.scores
+        knn = self.knn.figures()
+        low, high = knn["ci95"]
+        return {"knn_top1": knn["top1"], "knn_low": low, "knn_high": high, "knn_top5": knn["top5"]} | self.scores
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,10 @@ class Evaluator:
         plain = extract(encoder, self.images, indices)
         first, second = (self._augmented(encoder, indices, view) for view in (0, 1))
         scores = {score.name: score.measure(plain, first, second) for score in SCORES}
-        knn = self.knn.accuracy(lambda part: extract(encoder, part.images, part.indices)) if self.knn else None
-        return Metrics(knn, scores)
+        if self.knn is None:
+            return Metrics(None, scores, len(indices), retrieved(first, second))
+        ranks = self.knn.ranks(lambda part: extract(encoder, part.images, part.indices))
+        return Metrics(Accuracy.of(ranks), scores, len(indices), ranks == 0)
 
     def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:
         """Features [N, D] of one augmented view of the images at ``indices``."""

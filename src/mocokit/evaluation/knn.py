@@ -2,28 +2,39 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from mocokit.data.store import Store
-from mocokit.evaluation.metrics import rank_of_class
+from mocokit.evaluation.metrics import rank_of_class, wilson_interval
 from mocokit.evaluation.splits import Subset
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
 
 class Accuracy(NamedTuple):
-    """Fractions from 0 to 1."""
+    """Fractions from 0 to 1 of so many ``images``."""
 
     top1: float
     top5: float
+    images: int
+
+    @classmethod
+    def of(cls, ranks: Tensor) -> "Accuracy":
+        """From the rank of each image's class [M], which `knn_ranks` gives."""
+        top1, top5 = (float((ranks < k).double().mean()) for k in (1, 5))
+        return cls(top1, top5, len(ranks))
+
+    def figures(self) -> dict[str, Any]:
+        """``{top1, top5, ci95}``, the last one being the interval of top1: plain values for JSON."""
+        return {"top1": self.top1, "top5": self.top5, "ci95": list(wilson_interval(self.top1, self.images))}
 
 
 @torch.inference_mode()
-def knn_accuracy(
+def knn_ranks(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor | None,
@@ -31,14 +42,17 @@ def knn_accuracy(
     *,
     k: int = 200,
     temperature: float = 0.1,
-) -> Accuracy:
-    """Accuracy of kNN with votes weighted by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
+) -> Tensor:
+    """kNN with votes weighted by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
 
     Args:
         bank, bank_labels: features [N, D], not necessarily unit vectors, and labels [N] int64 from 0.
         queries, query_labels: features [M, D] and labels [M]; None classifies each image of the bank by the others.
         k: number of neighbours; at most all of the bank are used. A class that none of them is of is not predicted,
             not even as fifth.
+
+    Returns:
+        [M] int64: how many classes are predicted before the true one of each query, 0 if it is right.
     """
     leave_one_out = queries is None
     if queries is None or query_labels is None:
@@ -55,8 +69,7 @@ def knn_accuracy(
         nearest, index = similarity.topk(k, dim=1)
         votes = _log_votes((nearest - nearest[:, :1]) / temperature, bank_labels.to(index.device)[index], classes)
         ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
-    rank = torch.cat(ranks)
-    return Accuracy(top1=float((rank < 1).double().mean()), top5=float((rank < 5).double().mean()))
+    return torch.cat(ranks)
 
 
 def _log_votes(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -71,7 +84,7 @@ def _log_votes(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class KnnEvaluator:
-    """kNN accuracy on the same labelled images whatever the features are; without ``queries`` among the ``bank``."""
+    """kNN on the same labelled images whatever the features are; without ``queries`` among the ``bank``."""
 
     bank: Subset
     queries: Subset | None
@@ -90,14 +103,10 @@ class KnnEvaluator:
         return replace(self, bank=self.bank.sample(bank, seed), queries=asked)
 
     @property
-    def num_queries(self) -> int:
-        return len(self.queries or self.bank)
-
-    @property
     def images_read(self) -> int:
         return len(self.bank) + len(self.queries or ())
 
-    def accuracy(self, features: Callable[[Subset], Tensor]) -> Accuracy:
-        """Accuracy with the features [N, D] that ``features`` gives of some images."""
+    def ranks(self, features: Callable[[Subset], Tensor]) -> Tensor:
+        """As `knn_ranks`, of the queries in order, with the features [N, D] that ``features`` gives of some images."""
         queries = (features(self.queries), self.queries.labels) if self.queries else (None, None)
-        return knn_accuracy(features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature)
+        return knn_ranks(features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature)

@@ -50,15 +50,20 @@ def uniformity(features: Tensor) -> float:
 
 
 @torch.inference_mode()
-def retrieval(first: Tensor, second: Tensor) -> float:
-    """Share of images whose second view [N, D] is the nearest (cosine) among all second views to their first.
+def retrieved(first: Tensor, second: Tensor) -> Tensor:
+    """Whether an image's second view [N, D] is the nearest (cosine) among all second views to its first: [N] bool.
 
-    From 0 to 1; chance is 1/N. Ties count as misses, so that collapsed features score nothing.
+    Ties count as misses, so that collapsed features score nothing.
     """
     similarity = normalize(first.float(), dim=1) @ normalize(second.float(), dim=1).T
     own = similarity.diagonal().clone()
     similarity.fill_diagonal_(-torch.inf)
-    return float((own > similarity.max(dim=1).values).double().mean())
+    return own > similarity.max(dim=1).values
+
+
+def retrieval(first: Tensor, second: Tensor) -> float:
+    """Share of images that are `retrieved`, from 0 to 1; chance is 1/N."""
+    return float(retrieved(first, second).double().mean())
 
 
 @dataclass(frozen=True)

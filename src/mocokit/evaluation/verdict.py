@@ -1,30 +1,44 @@
 """The verdict on a finished run, in plain words."""
 
-import math
+from torch import Tensor
 
 from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.metrics import mcnemar, wilson_interval
 from mocokit.evaluation.scorecard import COLLAPSED
 
+LEVEL = 0.05  # how often chance may pass for a gain
+MARGIN = 0.02  # untrained networks of two seeds differ by about as much, which many images would show
 
-def verdict(loss_over_chance: float, encoder: Metrics, random_init: Metrics, queries: int = 0) -> str:
+
+def verdict(loss_over_chance: float, encoder: Metrics, random_init: Metrics) -> str:
     """ "STATE: REASON", the state being learning, not learning or collapsed.
 
-    ``loss_over_chance`` is the final loss as a share of its chance level. A gain of kNN within two standard errors, at
-    most 1 / sqrt(queries), does not count.
+    ``loss_over_chance`` is the final loss as a share of its chance level. Encoder and random initialisation were
+    measured on the same images: by kNN, or by two-view retrieval without labels. Learning takes a gain that chance
+    would hardly give (`mcnemar`), and that is more than two points or, from less than that, a doubling: another
+    initialisation may give that much. Without labels it also takes a loss below chance.
     """
-    rank, retrieval = encoder.scores["rankme"], encoder.scores["retrieval"]
-    if rank < COLLAPSED:
-        state, reason = "collapsed", f"features have an effective rank of {rank:.1f}"
-    elif encoder.knn is not None and random_init.knn is not None:
-        gain = 100 * (encoder.knn.top1 - random_init.knn.top1)
-        noise = 100 / math.sqrt(max(1, queries))
-        state = "learning" if gain > noise else "not learning"
-        reason = f"kNN top-1 {100 * encoder.knn.top1:.1f} %, {gain:+.1f} points from random initialisation"
-        if 0 < gain <= noise:
-            reason += f", within the noise of {queries} queries"
+    share, before = (float(metrics.right.double().mean()) for metrics in (encoder, random_init))
+    better, worse = mcnemar(encoder.right, random_init.right), mcnemar(random_init.right, encoder.right)
+    learned = better < LEVEL and share - before > min(MARGIN, before)
+    if encoder.knn is not None:
+        gain = 100 * (share - before)
+        reason = f"kNN top-1 {_percent(encoder.right)}, {gain:+.1f} points from random initialisation"
     else:
-        before = random_init.scores["retrieval"]
-        better = retrieval > before or before == 1
-        state = "learning" if better and loss_over_chance < 1 else "not learning"
-        reason = f"two-view retrieval {100 * retrieval:.1f} %, {100 * before:.1f} % at random initialisation"
+        learned = learned and loss_over_chance < 1
+        reason = f"two-view retrieval {_percent(encoder.right)}, {_percent(random_init.right)} at random initialisation"
+    if min(better, worse) >= LEVEL:
+        reason += f": no difference that could be seen on {len(encoder.right):,} images"
+    elif 0 < share - before <= min(MARGIN, before):
+        reason += ": another initialisation may give as much"
+    state = "learning" if learned else "not learning"
+    if (rank := encoder.scores["rankme"]) < COLLAPSED:
+        state, reason = "collapsed", f"features have an effective rank of {rank:.1f}"
     return f"{state}: {reason}; loss at {100 * loss_over_chance:.0f} % of chance level"
+
+
+def _percent(right: Tensor) -> str:
+    """Share of images, with its interval."""
+    share = float(right.double().mean())
+    low, high = wilson_interval(share, len(right))
+    return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

@@ -38,7 +38,7 @@ from mocokit.training.optim import create_optimizer
 COLUMNS = (
     *("step", "epoch", "loss", "loss_over_chance", "lr", "grad_norm", "images_per_second"),
     *("queue_fill", "positive", "negative"),
-    *("knn_top1", "knn_top5"),
+    *("knn_top1", "knn_low", "knn_high", "knn_top5"),
     *("rankme", "effective_dimension", "alignment", "uniformity", "retrieval"),
 )
 Measure = Callable[[Encoder, int], dict[str, float]]
