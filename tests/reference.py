@@ -35,9 +35,11 @@ def moco_v3_loss(q1, q2, k1, k2, temperature):
 
 
 def lars_step(p, grad, buffer, *, lr, momentum, decay, trust):
-    """One step of You et al. 2017 (arXiv 1708.03888), algorithm 1, with momentum as in SGD: (p, buffer)."""
-    factor = trust * np.linalg.norm(p) / (np.linalg.norm(grad) + decay * np.linalg.norm(p))
-    buffer = momentum * buffer + factor * (grad + decay * p)
+    """One step of LARS as in the code of MoCo v3 (facebookresearch/moco-v3, moco/optimizer.py): (p, buffer)."""
+    update = grad + decay * p
+    norm, update_norm = np.linalg.norm(p), np.linalg.norm(update)
+    factor = trust * norm / update_norm if norm > 0 and update_norm > 0 else 1.0
+    buffer = momentum * buffer + factor * update
     return p - lr * buffer, buffer
 
 

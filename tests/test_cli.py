@@ -291,3 +291,26 @@ def test_a_name_with_strange_letters(tmp_path, capfd):
     flags = [*FLAGS, "--epochs=1", "--out", str(tmp_path / "läufe 1")]
     assert main(["pretrain", str(folder), *flags]) == 0
     assert folder.name in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["knn", "DATA"], ["probe", "DATA"], ["probe", "DATA", "--protocol=sgd", "--epochs=1"], ["finetune", "DATA"]),
+        *(["scorecard", "DATA"], ["embed", "DATA", "-o", "f.npy"]),
+        *(["export", "--format=timm"], ["export", "--format=onnx"]),
+    ],
+    ids=" ".join,
+)
+def test_an_encoder_that_gives_no_numbers_is_refused_by_every_verb(tiny_run: TinyRun, tmp_path, capfd, arguments):
+    import mocokit
+    from mocokit.deploy.encoder_file import read_header, save_encoder
+
+    encoder, file = mocokit.load(tiny_run.path), tmp_path / "encoder.safetensors"
+    next(encoder.parameters()).data.fill_(float("nan"))
+    save_encoder(encoder, file, read_header(tiny_run.path)[1])
+    names = {"DATA": tiny_run.data, "f.npy": tmp_path / "f.npy"}
+    verb, *rest = arguments
+    line = refused(capfd, verb, file, *(names.get(word, word) for word in rest))
+    assert line == f"mocokit: {file} gives features that are infinite or not a number; train it again with a lower --lr"
+    assert not (tmp_path / "f.npy").exists()

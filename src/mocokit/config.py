@@ -41,6 +41,7 @@ class PretrainConfig:
     recipe: Annotated[str, Option("auto, a recipe's name or a recipe file")] = "auto"
 
     backbone: Annotated[str, Option("timm model name, e.g. resnet18_cifar or resnet50")]
+    zero_init_last: Annotated[bool, Option("residual branches end in a batch norm that starts at zero")] = True
     image_size: Annotated[int, side("side of the encoder's square images, in pixels")]
     view_size: Annotated[int, side("side of the views at the start: small ones are fast")]
     view_size_end: Annotated[int, side("side of the views at the end, reached in a few steps")]

@@ -92,6 +92,14 @@ def test_recipes_say_where_they_come_from():
         load_recipe(name)
 
 
+def test_papers_start_as_their_code_does():
+    """Residual branches of torchvision's ResNets do not start at zero, which v3 asks for."""
+    without = {name for name in recipe_names() if load_recipe(name).get("zero_init_last") is False}
+    assert without == {"moco-v1", "moco-v2", "moco-v2-cifar10", "moco-v2plus-cifar10", "moco-v3-cifar10"}
+    assert load_recipe("moco-v3-resnet50")["zero_init_last"] is True
+    assert defaults({"data": "x"}, facts()).config.zero_init_last is True
+
+
 def test_papers_settings():
     v1, v2 = load_recipe("moco-v1"), load_recipe("moco-v2")
     for recipe in (v1, v2):

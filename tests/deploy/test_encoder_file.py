@@ -1,9 +1,11 @@
 """The encoder file, and that ``embed`` makes of any kind of image what the evaluation makes of the stored one."""
 
+import dataclasses
 import io
 import json
 import math
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -92,9 +94,29 @@ def test_header(tmp_path):
         "mean": [0.3],
         "std": [0.2],
         "intensity_range": [12.5, 4095.0],
+        "zero_init_last": True,
     }
     assert json.loads(header["origin"]) == ORIGIN
     assert read_header(tmp_path) == (deep.spec, ORIGIN)
+
+
+def test_the_random_initialisation_is_that_of_the_file(tmp_path):
+    started = Encoder.create(dataclasses.replace(spec(3), zero_init_last=False), seed=3)
+    save_encoder(started, tmp_path / "encoder.safetensors", ORIGIN)
+    found, origin = read_header(tmp_path)
+    again = Encoder.create(found, origin["seed"])
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), started.parameters(), strict=True))
+    as_usual = Encoder.create(spec(3), seed=3)
+    assert any(not torch.equal(a, b) for a, b in zip(again.parameters(), as_usual.parameters(), strict=True))
+
+
+def test_messages_name_the_file(tmp_path):
+    save_encoder(Encoder.create(spec(3)), tmp_path / "encoder.safetensors", ORIGIN)
+    encoder = mocokit.load(tmp_path)
+    encoder.backbone.bn1.weight.data.fill_(float("nan"))
+    file = re.escape(str(tmp_path / "encoder.safetensors"))
+    with pytest.raises(UserError, match=f"^{file} gives features that are infinite or not a number; train it again"):
+        encoder.embed(noise(0))
 
 
 # Embedding -----------------------------------------------------------------------------------------------

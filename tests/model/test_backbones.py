@@ -42,6 +42,18 @@ def test_timm_models_take_any_number_of_channels(name, channels):
         assert backbone(torch.zeros(2, channels, 64, 64)).shape == (2, feature_dim(backbone))
 
 
+@pytest.mark.parametrize("name", ["resnet18_narrow", "resnet50", "regnetx_002", "vit_narrow"])
+def test_residual_branches_start_at_zero_or_as_in_torchvision(name):
+    """With the same random weights; what has no batch norm is the same."""
+    made = []
+    for zero in (True, False):
+        torch.manual_seed(0)
+        made.append(create_backbone(name, 3, 32, zero_init_last=zero).state_dict())
+    differ = {key for key, tensor in made[0].items() if not torch.equal(tensor, made[1][key])}
+    assert len(differ) == {"resnet18_narrow": 8, "resnet50": 16, "regnetx_002": 13, "vit_narrow": 0}[name]
+    assert all(not made[0][key].any() and (made[1][key] == 1).all() for key in differ)
+
+
 def test_unknown_names_suggest_known_ones():
     with pytest.raises(UserError, match=r"--backbone resnet18_cifra: .*did you mean resnet18_cifar"):
         create_backbone("resnet18_cifra", 3, 32)

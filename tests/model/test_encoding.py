@@ -6,7 +6,7 @@ import torch
 
 import mocokit.model.encoding as module
 from mocokit.data.pixels import pad
-from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.encoder import Encoder, EncoderSpec, NonFiniteFeatures
 from mocokit.model.encoding import batch_size, encode, streams
 from tests.helpers import noise
 
@@ -100,6 +100,17 @@ def test_a_failure_reaches_the_caller(encoder):
     wrong = torch.zeros(1, 5, 8, 8, dtype=torch.uint8), torch.tensor([[8, 8]])
     with pytest.raises(ValueError):
         list(encode(encoder, [wrong], images=1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [4, 200])  # as it is, or with batch norm folded
+def test_features_that_are_no_numbers_are_refused(encoder, value, count):
+    encoder.backbone.layer4[-1].bn2.bias.data.fill_(value)
+    encoder.name = "run/encoder.safetensors"
+    pixels, sizes = pad(images(count))
+    message = "run/encoder.safetensors gives features that are infinite or not a number; train it again with a lower"
+    with pytest.raises(NonFiniteFeatures, match=message):
+        list(encode(encoder, [(torch.from_numpy(pixels), torch.from_numpy(sizes))], images=count))
 
 
 def test_an_empty_batch(encoder):

@@ -114,6 +114,23 @@ def test_an_update_that_breaks_the_weights_reaches_no_checkpoint(data, tmp_path,
     assert all(tensor.isfinite().all() for tensor in saved["task"].values())
 
 
+def test_features_that_are_no_numbers_stop_the_run_at_the_check(data, tmp_path, monkeypatch):
+    """Also where the loss is still fine."""
+    means, rows = Pretraining.means, []
+
+    def break_before_the_check(self):
+        rows.append(means(self))
+        if len(rows) == 3:  # of steps 2, 4 and 5, the end of an epoch
+            self.moco.backbone.bn1.running_var.fill_(float("nan"))
+        return rows[-1]
+
+    monkeypatch.setattr(Pretraining, "means", break_before_the_check)
+    line = failing(data, tmp_path / "run")
+    assert "step 5: the encoder's features are not finite" in line
+    assert "lower --lr than 0.03" in line
+    assert checkpoint(tmp_path / "run")["step"] == 4
+
+
 def test_a_huge_learning_rate_is_told_in_one_line(data, tmp_path, capfd):
     arguments = ["pretrain", data, "--out", str(tmp_path / "run"), "--device=cpu", "--workers=0"]
     assert main([*arguments, "--lr=1e6", "--steps=10", "--batch-size=8"]) == 2

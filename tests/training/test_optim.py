@@ -57,7 +57,7 @@ def give_gradients(params, seed):
         p.grad = g.detach().clone()
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decay", [0.0, 1e-6, 0.1])
 def test_lars_adapts_and_decays_matrices_and_leaves_vectors_alone(decay):
     config = configuration(optimizer="lars", lr=0.3, weight_decay=decay, schedule="step")
     params = parameters()
@@ -66,9 +66,9 @@ def test_lars_adapts_and_decays_matrices_and_leaves_vectors_alone(decay):
     buffers = [np.zeros_like(p) for p in expected]
     for step in range(1, 4):
         give_gradients(params, step)
+        grads = [p.grad.double().numpy() for p in params]
         optimizer.step()
-        for i, p in enumerate(params):
-            grad = p.grad.double().numpy()
+        for i, (p, grad) in enumerate(zip(params, grads, strict=True)):
             if p.ndim > 1:
                 expected[i], buffers[i] = reference.lars_step(
                     expected[i], grad, buffers[i], lr=0.3, momentum=0.9, decay=decay, trust=0.001
@@ -78,6 +78,19 @@ def test_lars_adapts_and_decays_matrices_and_leaves_vectors_alone(decay):
                 expected[i] = expected[i] - 0.3 * buffers[i]
     for p, e in zip(params, expected, strict=True):
         np.testing.assert_allclose(p.detach().numpy(), e, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_lars_without_a_gradient_moves_by_the_decay_alone(decay):
+    """As in a residual branch that starts at zero: by trust |p| / |decay p| times the decay, however small that is.
+    Without a decay, and where the weights are zero, there is nothing to divide by."""
+    params = [torch.nn.Parameter(torch.full((4, 3), 2.0)), torch.nn.Parameter(torch.zeros(4, 3))]
+    optimizer, _ = create_optimizer(params, configuration(optimizer="lars", lr=0.5, weight_decay=decay))
+    params[0].grad, params[1].grad = torch.zeros(4, 3), torch.ones(4, 3)
+    optimizer.step()
+    expected = 2.0 * (1 - 0.5 * 0.001) if decay else 2.0
+    torch.testing.assert_close(params[0].detach(), torch.full((4, 3), expected))
+    torch.testing.assert_close(params[1].detach(), torch.full((4, 3), -0.5))
 
 
 @pytest.mark.parametrize("trust", [0.001, 10.0])

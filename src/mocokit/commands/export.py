@@ -38,7 +38,8 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
         the encoder's outputs; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
-        UserError: no encoder there, an export is already there, a package is missing, or a wrong option.
+        UserError: no encoder there, it gives no finite numbers, an export is already there, a package is missing, or a
+            wrong option.
         RuntimeError: the export does not compute what the encoder does; it is not written.
     """
     started = time.perf_counter()
@@ -50,6 +51,7 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     origin = read_header(run)[1]
     encoder = load(run)
     images, fingerprint = _check_images(config, encoder.spec)
+    encoder.embed(images)  # refuses an encoder that gives no numbers, which nothing compares with
     with RunDirectory(folder).writing():
         if config.format == "timm":
             path = folder

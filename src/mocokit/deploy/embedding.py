@@ -92,11 +92,6 @@ def _columns(
 
 
 def _cast(features: Tensor, config: EmbedConfig) -> np.ndarray:
-    if not features.isfinite().all():
-        raise UserError(
-            f"{config.run}: this encoder gives features that are infinite or not a number; pretrain it again, "
-            f"with a smaller --lr if its loss was not finite"
-        )
     with np.errstate(over="ignore"):
         cast: np.ndarray = features.numpy().astype(config.dtype)
     if not np.isfinite(cast).all():

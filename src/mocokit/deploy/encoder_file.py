@@ -104,4 +104,5 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
             own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
             encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
+    encoder.name = str(file)
     return encoder.eval().to(device)

@@ -17,6 +17,7 @@ def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) 
     Its batch-norm statistics are those of ``images``: with mean 0 and variance 1 it would score several points lower.
     """
     encoder = Encoder.create(spec, seed).to(device)
+    encoder.name = "the random initialisation"
     indices = torch.arange(len(images))[:: max(1, len(images) // CALIBRATION_IMAGES)]
     views = (
         center_view(*rows_of(images, batch, encoder.device), spec.image_size, spec.mean, spec.std)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mocokit.errors import UserError
-
 GRADIENT_TOLERANCE = 1e-6
 MAX_ITERATIONS = 2000
 
@@ -44,15 +42,10 @@ def logistic_path(
         labels: [N] int64 below ``classes``; a class without images gets the score -inf.
         l2s: positive, best from strong to weak.
         tolerance: the largest component of the gradient at a solution, unless 2,000 iterations are not enough.
-
-    Raises:
-        UserError: features are infinite or not a number.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if not features.isfinite().all():
-        raise UserError("the encoder gives features that are infinite or not a number; pretrain with a lower --lr")
     x = features.double().numpy()
     mean, std = x.mean(axis=0), x.std(axis=0)
     std[std <= 1e-6 * np.abs(mean)] = np.inf  # a constant feature, up to rounding: no weight

@@ -71,8 +71,11 @@ for _name, _network in _NETWORKS.items():
     _register(_name, *_network)
 
 
-def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
+def create_backbone(name: str, channels: int, image_size: int, zero_init_last: bool = True) -> nn.Module:
     """Build a randomly initialised backbone that maps images [B, channels, S, S] to pooled features [B, D].
+
+    With ``zero_init_last``, timm's way (Goyal et al. 2017, arXiv 1706.02677, section 5.1), residual branches with batch
+    norm start at zero; without, as in torchvision and MoCo v1 and v2, all batch norms scale by one.
 
     Raises:
         UserError: timm has no such model, or it can't take images of this size.
@@ -83,7 +86,7 @@ def create_backbone(name: str, channels: int, image_size: int) -> nn.Module:
         raise UserError(f"--backbone {name}: timm has no such model; {hint}")
     with _taking(name, channels, image_size, "--image-size"):
         backbone: nn.Module = timm.create_model(name, num_classes=0, in_chans=channels, **size_option(name, image_size))
-        _initialise(backbone)
+        _initialise(backbone, zero_init_last)
         features = _features(backbone, channels, image_size)
     if features.ndim != 2:
         raise UserError(f"--backbone {name}: gives no pooled features (shape {tuple(features.shape)})")
@@ -126,12 +129,14 @@ def size_option(name: str, image_size: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _initialise(backbone: nn.Module) -> None:
+def _initialise(backbone: nn.Module, zero_init_last: bool) -> None:
     """No stochastic depth: the papers use none, and every draw of a run must be a function of seed and step. ViTs as in
     MoCo v3 (arXiv 2104.02057): fixed sine-cosine positions, uniform (Xavier) weights, also of the patch projection."""
     for module in backbone.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+        if not zero_init_last and isinstance(module, nn.BatchNorm2d) and module.affine and not module.weight.any():
+            nn.init.ones_(module.weight)
     if not isinstance(backbone, VisionTransformer) or backbone.pos_embed is None:
         return
     backbone.init_weights("moco")

@@ -29,7 +29,8 @@ class EncoderSpec:
     """All that rebuilds an encoder around its weights.
 
     ``mean`` and ``std`` are per channel, of pixels scaled to 0..1. ``intensity_range`` is what 0 and 255 stand for in
-    images of more than 8 bits, or None if there were none.
+    images of more than 8 bits, or None if there were none. ``zero_init_last`` is of the weights that it started from:
+    whether residual branches ended in a batch norm of zeros.
     """
 
     backbone: str
@@ -38,6 +39,7 @@ class EncoderSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     intensity_range: tuple[float, float] | None = None
+    zero_init_last: bool = True
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
@@ -50,6 +52,7 @@ class EncoderSpec:
             mean=tuple(map(float, values["mean"])),
             std=tuple(map(float, values["std"])),
             intensity_range=None if deep is None else (float(deep[0]), float(deep[1])),
+            zero_init_last=bool(values.get("zero_init_last", True)),  # as all were before it was a choice
         )
         if not 0 < spec.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image size {spec.image_size}")
@@ -65,14 +68,25 @@ class EncoderSpec:
 def encoder_spec(store: Store, config: PretrainConfig) -> EncoderSpec:
     """The encoder that a run on ``store`` trains."""
     mean, std = channel_statistics(store.splits["train"])
-    return EncoderSpec(config.backbone, config.image_size, store.channels, mean, std, store.intensity_range)
+    size, channels, deep = config.image_size, store.channels, store.intensity_range
+    return EncoderSpec(config.backbone, size, channels, mean, std, deep, config.zero_init_last)
+
+
+class NonFiniteFeatures(UserError):
+    """An encoder gives features that are infinite or not a number."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} gives features that are infinite or not a number; train it again with a lower --lr")
 
 
 class Encoder(nn.Module):
     """Images in, features out. ``encoder(images, sizes)`` takes what the store holds, `embed` anything.
 
-    A fine-tuned encoder also has a ``classifier`` on its features and the names of its ``classes``.
+    A fine-tuned encoder also has a ``classifier`` on its features and the names of its ``classes``. Messages call it by
+    its ``name``, such as the file that it is from.
     """
+
+    name = "the encoder"
 
     def __init__(
         self, backbone: nn.Module, spec: EncoderSpec, classifier: nn.Linear | None = None, classes: tuple[str, ...] = ()
@@ -87,7 +101,7 @@ class Encoder(nn.Module):
         """A randomly initialised encoder, a function of its spec and the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "init"))
-            return cls(create_backbone(spec.backbone, spec.channels, spec.image_size), spec)
+            return cls(create_backbone(spec.backbone, spec.channels, spec.image_size, spec.zero_init_last), spec)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +121,15 @@ class Encoder(nn.Module):
         """An encoder that gives the same features up to rounding, faster, and can't be trained."""
         C, S = self.spec.channels, self.spec.image_size
         x = torch.randn(2, C, S, S, generator=torch.Generator().manual_seed(0))
-        return Encoder(folded(self.backbone, x.to(self.device)), self.spec, self.classifier, self.classes)
+        encoder = Encoder(folded(self.backbone, x.to(self.device)), self.spec, self.classifier, self.classes)
+        encoder.name = self.name
+        return encoder
+
+    def checked(self, features: Tensor) -> Tensor:
+        """``features`` that it gave; raises `NonFiniteFeatures` if any is infinite or not a number."""
+        if not features.isfinite().all():
+            raise NonFiniteFeatures(self.name)
+        return features
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 256) -> Tensor:
@@ -119,7 +141,8 @@ class Encoder(nn.Module):
             batch_size: images encoded at once, at least 1.
 
         Raises:
-            UserError: an image can't be read or has another number of channels than the encoder.
+            UserError: an image can't be read or has another number of channels than the encoder, or features are
+                infinite or not a number.
         """
         if batch_size < 1:
             raise UserError(f"embed: batch_size {batch_size} is too small; the least is 1")
@@ -127,7 +150,8 @@ class Encoder(nn.Module):
         with evaluating(self):
             while chunk := list(itertools.islice(images, batch_size)):
                 pixels, sizes = pad([self._pixels(image) for image in chunk])
-                parts.append(self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes)).cpu())
+                features = self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes))
+                parts.append(self.checked(features.cpu()))
         return torch.cat(parts)
 
     def classify(self, images: Any, batch_size: int = 256) -> Tensor:

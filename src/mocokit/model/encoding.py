@@ -42,6 +42,9 @@ def encode(
 
     Yields:
         Features [B, D] float32 on the CPU, of each batch.
+
+    Raises:
+        NonFiniteFeatures: some are infinite or not a number.
     """
     if images >= MANY:
         encoder = encoder.for_evaluation()
@@ -69,4 +72,4 @@ def _features(encoder: Encoder, batch: tuple[Tensor, ...], precision: str) -> Te
     with torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
         images = images.to(encoder.device)
         features: Tensor = encoder(images, *sizes) if sizes else encoder.backbone(images)
-        return features.float().cpu()
+        return encoder.checked(features.float().cpu())

@@ -20,6 +20,7 @@ from mocokit import distributed
 from mocokit.data.dataset import Batch
 from mocokit.data.loader import Loader
 from mocokit.errors import UserError
+from mocokit.model.encoder import NonFiniteFeatures
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import Log
 
@@ -133,7 +134,7 @@ class Trainer:
                 task.check_finite(step)
                 means = task.means()  # of all processes; the first one writes
                 if distributed.rank() == 0:
-                    evaluated = log.evaluate(step) if log.epoch_ends(step) else {}
+                    evaluated = self._evaluate(log) if log.epoch_ends(step) else {}
                     log.write(log.row(step, means, self.optimizer) | evaluated, histograms=bool(evaluated))
             report(step, steps)
             ended = step == steps or stop(step)
@@ -142,6 +143,12 @@ class Trainer:
                 checkpoints.obey_signals(step, steps)
             if ended:
                 break
+
+    def _evaluate(self, log: Log) -> dict[str, float]:
+        try:
+            return log.evaluate(self.step)
+        except NonFiniteFeatures:  # of weights that are finite, or about to be found not to be
+            raise NonFiniteLoss("the encoder's features are", self.step, self.task.remedy) from None
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs: plain values and tensors."""

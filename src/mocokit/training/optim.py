@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from timm.optim import Lars
@@ -26,6 +28,24 @@ def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+class AuthorsLars(Lars):
+    """LARS as in the code of MoCo v3: trust |p| / |u| times u, the gradient plus ``decay`` times p.
+
+    timm adds the norms of gradient and decay up, which differs wherever they have different directions; most where
+    there is no gradient yet, as in a residual branch that starts at zero: the authors' rule then moves by the decay
+    alone, scaled up to trust |p|.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Decay joins the gradients first, so that timm, which is told of none, takes the norm of both."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["decay"] and params:
+                torch._foreach_add_([p.grad for p in params], params, alpha=group["decay"])
+        return super().step(closure)
+
+
 def create_optimizer(
     parameters: Iterable[nn.Parameter], config: PretrainConfig
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
@@ -42,12 +62,14 @@ def create_optimizer(
     elif config.optimizer == "sgd":
         optimizer = torch.optim.SGD(free, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
     else:
+        larc = config.optimizer == "larc"
+        name = "weight_decay" if larc else "decay"
         groups = [
-            {"params": [p for p in free if p.ndim > 1], "weight_decay": decay, "always_adapt": True},
-            {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in free if p.ndim > 1], name: decay, "always_adapt": True},
+            {"params": [p for p in free if p.ndim <= 1], name: 0.0},
         ]
-        clip = config.optimizer == "larc"
-        optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=config.trust, trust_clip=clip)
+        kind = partial(Lars, trust_clip=True) if larc else partial(AuthorsLars, eps=0.0)
+        optimizer = kind(groups, lr=lr, momentum=momentum, trust_coeff=config.trust)
 
     def factor(step: int) -> float:
         return lr_factor(step, steps=config.steps, warmup=config.warmup_steps, schedule=config.schedule)
