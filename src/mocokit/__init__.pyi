@@ -75,7 +75,8 @@ def export(
         the encoder's outputs; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
-        UserError: no encoder there, an export is already there, a package is missing, or a wrong option.
+        UserError: no encoder there, it gives no finite numbers, an export is already there, a package is missing, or a
+            wrong option.
         RuntimeError: the export does not compute what the encoder does; it is not written.
     """
 
@@ -125,9 +126,9 @@ def finetune(
 
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
-        balanced, ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being the seconds
-        of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``, ``data_fingerprint``,
-        ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -174,6 +175,7 @@ def pretrain(
     out: str | None = None,
     recipe: str = "auto",
     backbone: str | None = None,
+    zero_init_last: bool = True,
     image_size: int | None = None,
     view_size: int | None = None,
     view_size_end: int | None = None,
@@ -233,6 +235,7 @@ def pretrain(
         out: run directory.
         recipe: auto, a recipe's name or a recipe file (default auto).
         backbone: timm model name, e.g. resnet18_cifar or resnet50.
+        zero_init_last: residual branches end in a batch norm that starts at zero (default true).
         image_size: side of the encoder's square images, in pixels.
         view_size: side of the views at the start: small ones are fast.
         view_size_end: side of the views at the end, reached in a few steps.
@@ -287,8 +290,9 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn, scorecard, config, data_fingerprint, versions. Of several
-        processes that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
+        returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -331,11 +335,11 @@ def probe(
         lr: sgd: peak learning rate (default 30.0).
 
     Returns:
-        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, per_class, confusion}`` on
-        the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``; ``images``, the
-        numbers of ``train``, ``val`` and ``test`` images; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
-        and ``confusion``, and ``l2`` is a list.
+        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
+        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
+        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``wall_s``,
+        ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
+        ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -364,8 +368,9 @@ def scorecard(
         images: most images that are scored; retrieval depends on it (default 1000).
 
     Returns:
-        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``meaning``: a sentence on
-        each; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``retrieval_ci95``: of both, the
+        95 % interval of the one score that is an accuracy; ``meaning``: a sentence on each; ``images``: how many were
+        scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, fewer than two images, or a wrong option.
