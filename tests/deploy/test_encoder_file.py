@@ -167,6 +167,26 @@ def test_other_headers(whole, tmp_path, changes, words):
     assert words in refused(path)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"origin": json.dumps(ORIGIN | {"seed": 99})}, {"digest": None}, {"digest": "0" * 32}, {"more": "1"}]
+)
+def test_a_changed_header_is_refused(whole, tmp_path, changes):
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(with_header(whole, **changes))
+    assert refused(path).endswith("its digest does not fit: it is damaged or was changed; pretrain again")
+
+
+@pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t + 1e-3])
+def test_changed_weights_are_refused(whole, tmp_path, change):
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(whole)
+    with safe_open(path, "pt") as file:
+        header, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    save_file(weights | {name: change(weights[name])}, path, header)
+    assert "its digest does not fit" in refused(path)
+
+
 def test_other_peoples_files(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign)

@@ -14,6 +14,7 @@ from torch import nn
 
 from mocokit.errors import UserError
 from mocokit.files import replacing
+from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 FORMAT = "mocokit-encoder-2"
@@ -47,7 +48,12 @@ def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
         weights |= {CLASSIFIER + name: tensor for name, tensor in encoder.classifier.state_dict().items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with replacing(path) as temporary:
-        save_file(weights, temporary, metadata=header)
+        save_file(weights, temporary, metadata=header | {"digest": _digest(header, weights)})
+
+
+def _digest(header: dict[str, str], weights: dict[str, torch.Tensor]) -> str:
+    """Of the header and the weights, in the order of their names, which the format does not keep."""
+    return digest([sorted(header.items()), sorted(weights.items())])
 
 
 def encoder_path(path: str | Path) -> Path:
@@ -90,7 +96,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
         An `Encoder` in evaluation mode; ``load("runs/digits").embed(["a.png"])`` gives features [1, D].
 
     Raises:
-        UserError: no encoder there, damaged, or its weights do not fit its backbone.
+        UserError: no encoder there, damaged or changed since it was written, or its weights do not fit its backbone.
     """
     spec, _ = read_header(path)
     file = encoder_path(path)
@@ -98,10 +104,14 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            classes = tuple(map(str, json.loads((opened.metadata() or {}).get("classes", "[]"))))
+            header = opened.metadata() or {}
+        as_written = header.pop("digest", None) == _digest(header, weights)
+        classes = tuple(map(str, json.loads(header.get("classes", "[]"))))
         if classes:
             encoder.classes, encoder.classifier = classes, nn.Linear(encoder.dim, len(classes))
             own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
             encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
+    if not as_written:
+        raise UserError(f"{file}: its digest does not fit: it is damaged or was changed; pretrain again")
     return encoder.eval().to(device)
