@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mocokit
@@ -33,6 +33,17 @@ def test_round_trip_is_exact(rgb, tmp_path):
         assert all(torch.equal(state[name], tensor) for name, tensor in rgb.backbone.state_dict().items())
     images = [noise(i, 20, 30) for i in range(3)]
     assert torch.equal(mocokit.load(tmp_path).embed(images), rgb.embed(images))
+
+
+def test_a_full_disk_is_an_error_of_the_file(rgb, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mocokit.deploy.encoder_file.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_encoder(rgb, tmp_path / "encoder.safetensors", ORIGIN)
+    assert caught.value.filename == str(tmp_path / "encoder.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_fit_timm_and_plain_batch_norm(tiny_run: TinyRun):

@@ -1,5 +1,6 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
+import errno
 import json
 import zipfile
 from collections.abc import Iterator
@@ -36,10 +37,22 @@ def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Itera
         raise UserError(f"{problem} ({reason}); {way_out}") from None
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Inside, what safetensors raises on a full disk is an OSError of ``path``, as of any other file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from error
+
+
 def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
     """Write the weights and, in the header, all that rebuilds the encoder.
 
     ``origin`` says where it comes from: ``seed``, recipe, data fingerprint, versions; plain values.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
     """
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
     weights = dict(encoder.backbone.state_dict())
@@ -47,7 +60,7 @@ def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
         header["classes"] = json.dumps(encoder.classes)
         weights |= {CLASSIFIER + name: tensor for name, tensor in encoder.classifier.state_dict().items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, saving(path):
         save_file(weights, temporary, metadata=header | {"digest": _digest(header, weights)})
 
 
