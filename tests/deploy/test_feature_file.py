@@ -289,6 +289,12 @@ def test_other_tables(tmp_path):
     refused(tmp_path / "d.npz", "not a feature file")
 
 
+def test_an_npz_under_another_name(tmp_path):
+    write(tmp_path / "f.npz", made())
+    (tmp_path / "f.npz").rename(tmp_path / "f.npy")
+    refused(tmp_path / "f.npy", r"f\.npy: holds the arrays of an \.npz; give it that suffix")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "mocokit-features-0"}', "[" * 100_000])
 def test_damaged_metadata(tmp_path, text):
     write(tmp_path / "f.npy", made())

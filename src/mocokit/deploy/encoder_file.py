@@ -2,7 +2,6 @@
 
 import errno
 import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mocokit.errors import UserError
+from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -21,18 +20,15 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
-_DAMAGE: tuple[type[Exception], ...] = (
-    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
-    RuntimeError,
-)
-
 
 @contextmanager
-def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Iterator[None]:
+def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
     """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
     try:
         yield
-    except _DAMAGE + also as error:
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
         reason = " ".join((str(error) or type(error).__name__).split())[:160]
         raise UserError(f"{problem} ({reason}); {way_out}") from None
 

@@ -224,13 +224,15 @@ def open_features(path: Path) -> Features:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    # A small file may say that it holds more than fits into memory.
-    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again", MemoryError)
+    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again")
 
 
 def _open_npy(path: Path) -> Features:
     """Its matrix memory-mapped; the sidecars may be missing."""
     matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(matrix, np.ndarray):
+        matrix.close()
+        raise UserError(f"{path}: holds the arrays of an .npz; give it that suffix")
     _, csv_path, json_path = feature_files(path)
     text = json_path.read_text("utf-8") if json_path.exists() else None
     return _array_features(path, matrix, text, _names(csv_path, _CSV) if csv_path.exists() else None)
