@@ -21,7 +21,7 @@ def digest(value: Any) -> str:
     return hashed.hexdigest()
 
 
-def _feed(hashed: "hashlib._Hash", value: Any) -> None:
+def _feed(hashed: hashlib.blake2b, value: Any) -> None:
     # Each line says how much follows, so that no two values feed the same bytes.
     if isinstance(value, Tensor):
         hashed.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
