@@ -2,7 +2,8 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mocokit.auto.defaults import defaults
 from mocokit.config import FIELDS
@@ -10,6 +11,12 @@ from mocokit.errors import UserError
 from mocokit.options import load_config, merge
 from mocokit.resolved import differences, dump, parse
 from tests.auto.test_defaults import any_facts, facts
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.dates() | st.binary(max_size=9)
+)
+keys = st.text(max_size=9) | st.integers()
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 
 @given(any_facts)
@@ -26,14 +33,46 @@ def test_differences_name_the_option_and_both_values():
     assert differences({"data": "x", "lr": 0.2}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "just words", "- 1"])
+DEEP = "[" * 5000
+LAUGHS = "a: &a [x, x]\n" + "\n".join(f"{b}: &{b} [*{a}, *{a}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+DAMAGED = [
+    *("", "a: [", "just words", "- 1", "seed: !!int x", "seed: 2026-99-99", "seed: !!timestamp x", "lr: !!float x"),
+    *(
+        f"seed: {'9' * 5000}",
+        f"a: {DEEP}",
+        "? [1, 2]\n: 3",
+        "3: 4",
+        "seed: !!binary é",
+        "seed: !!python/name:os.system",
+    ),
+    *("seed: 2026-01-01", "lr: [1]", "seed: {a: 1}", "seed: 0x" + "f" * 4000, "lr: 0x" + "f" * 4000, "data: {a: b}"),
+    *("reasons: []", "reasons: {a: [1]}", "reasons: 2026-01-01", LAUGHS, "\0", "a: *b", "<<: 3", "seed: .nan"),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_configurations_are_one_clear_line(text, tmp_path):
-    with pytest.raises(UserError, match="test"):
-        parse(text, "test")
     path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match="--config"):
-        load_config(str(path), FIELDS)
+    path.write_text(text, encoding="utf-8")
+    for read, origin in ((lambda: parse(text, "test"), "test"), (lambda: load_config(str(path), FIELDS), "--config")):
+        if origin == "--config" and text.startswith("reasons"):
+            continue  # passed over there
+        with pytest.raises(UserError, match=f"^{origin}[^\n]*$") as caught:
+            read()
+        assert len(str(caught.value)) < 600
+
+
+@given(st.dictionaries(st.sampled_from([*FIELDS, "reasons", "versions", "more"]), anything), st.booleans())
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_any_values_are_one_clear_line_or_a_configuration(values, whole):
+    """Every option may hold anything that YAML can say."""
+    complete = yaml.safe_load(dump(defaults({"data": "x"}, facts()), {})) if whole else {}
+    message = ""
+    try:
+        parse(yaml.safe_dump(complete | values), "test")
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_a_configuration_of_another_version_is_refused():

@@ -32,7 +32,7 @@ def test_results_round_trip_and_damaged_ones_count_as_none(tmp_path):
     assert run.read_result("knn") is None
     run.write_result("knn", {"encoder": {"top1": 0.5}})
     assert run.read_result("knn") == {"encoder": {"top1": 0.5}}
-    for text in ("", "[1]", "{", "\x00"):
+    for text in ("", "[1]", "{", "\x00", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
         run.result("knn").write_text(text)
         assert run.read_result("knn") is None
 

@@ -10,7 +10,7 @@ import math
 import re
 import textwrap
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -136,7 +136,9 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, value in given.items():
-        if name not in fields:
+        if not isinstance(name, str):
+            problems.append("an option's name is text")
+        elif name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             problems.append(f"unknown option {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         elif value is not None and not (name in AUTO_CHOICES and value == "auto"):
@@ -159,7 +161,14 @@ EXPECTED: dict[Any, tuple[Any, str]] = {
 def _checked(option: Option, value: Any) -> Any:
     kind = option.kind
     if kind is tuple:
-        return (value,) if isinstance(value, str) else tuple(map(str, value))
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, Collection) and not isinstance(item, str) for item in items):
+            raise ValueError("expected a list of names")
+        return tuple(map(str, items))
+    if isinstance(value, Collection) and not isinstance(value, str):  # and not shown: YAML's aliases nest without end
+        raise ValueError("expected one value, got several")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # of thousands of digits, which can't be shown
+        raise ValueError("is too large" if value > 0 else "is too small")
     if kind in EXPECTED:
         types_, words = EXPECTED[kind]
         if (
@@ -211,11 +220,21 @@ def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[s
     origin = origin or f"--config {path}"
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            values = parse_yaml(file.read(), origin)
     except OSError as error:
         raise UserError(f"{origin}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{origin}: not a text file") from None
+    return validate({n: v for n, v in values.items() if n not in records}, fields, origin)
+
+
+def parse_yaml(text: str, origin: str) -> dict[Any, Any]:
+    """The names and values in a YAML text; a `UserError` that names ``origin`` whatever else is in it."""
+    try:
+        values = yaml.safe_load(text)
+    except Exception as error:  # by its tags alone YAML raises ValueError, TypeError, KeyError, RecursionError
+        reason = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise UserError(f"{origin}: not valid YAML ({reason})") from None
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected lines of the form 'option: value'")
-    return validate({n: v for n, v in values.items() if n not in records}, fields, origin)
+    return values

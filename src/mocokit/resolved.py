@@ -9,7 +9,7 @@ import yaml
 
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
-from mocokit.options import RECORDS, flag, validate
+from mocokit.options import RECORDS, flag, parse_yaml, validate
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ def parse(text: str, origin: str) -> Resolved:
     Raises:
         UserError: ``origin`` does not hold a complete configuration.
     """
-    try:
-        raw = yaml.safe_load(text)
-        reasons = dict(raw["reasons"])
-        values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
-        if missing := [name for name in FIELDS if name not in raw]:
-            raise ValueError(f"of another version: it does not say {missing[0]}")
-        config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin}: not a mocokit configuration ({str(error).splitlines()[0]})") from None
+    raw = parse_yaml(text, origin)
+    reasons = raw.get("reasons")
+    if not isinstance(reasons, dict) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
+        raise UserError(f"{origin}: not a mocokit configuration (it has no reasons); start anew with --overwrite")
+    values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
+    if missing := [name for name in FIELDS if name not in raw]:
+        problem = f"of another version: it does not say {missing[0]}"
+        raise UserError(f"{origin}: not a mocokit configuration ({problem}); start anew with --overwrite")
+    config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
     return Resolved(config, reasons)
 
 

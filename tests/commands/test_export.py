@@ -9,12 +9,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.testing import assert_close
 
 import mocokit
 from mocokit.cli import main
 from mocokit.commands.export import export, synthetic_images
-from mocokit.deploy import export_onnx
+from mocokit.deploy import export_onnx, export_timm
 from mocokit.errors import UserError
 from tests.deploy.exporting import without
 from tests.helpers import noise
@@ -63,6 +64,18 @@ def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
     images = np.stack([noise(i, 10, 13) for i in range(5)])
     (features,) = session.run(None, {"images": images})
     assert_close(torch.from_numpy(features), mocokit.load(run).embed(images), rtol=1e-4, atol=1e-6)
+
+
+def test_a_full_disk_is_one_line(run, monkeypatch, capfd):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export_timm, "save_for_hf", full)
+    assert main(["export", str(run), "--format", "timm"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in line
+    assert "make room" in line
+    assert not (run / "export").exists()
 
 
 @pytest.mark.parametrize(("format", "name"), [("timm", "README.txt"), ("onnx", "encoder.onnx")])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mocokit
@@ -35,6 +35,17 @@ def test_round_trip_is_exact(rgb, tmp_path):
         assert all(torch.equal(state[name], tensor) for name, tensor in rgb.backbone.state_dict().items())
     images = [noise(i, 20, 30) for i in range(3)]
     assert torch.equal(mocokit.load(tmp_path).embed(images), rgb.embed(images))
+
+
+def test_a_full_disk_is_an_error_of_the_file(rgb, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("mocokit.deploy.encoder_file.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_encoder(rgb, tmp_path / "encoder.safetensors", ORIGIN)
+    assert caught.value.filename == str(tmp_path / "encoder.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_fit_timm_and_plain_batch_norm(tiny_run: TinyRun):
@@ -187,6 +198,26 @@ def test_other_headers(whole, tmp_path, changes, words):
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(with_header(whole, **changes))
     assert words in refused(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"origin": json.dumps(ORIGIN | {"seed": 99})}, {"digest": None}, {"digest": "0" * 32}, {"more": "1"}]
+)
+def test_a_changed_header_is_refused(whole, tmp_path, changes):
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(with_header(whole, **changes))
+    assert refused(path).endswith("its digest does not fit: it is damaged or was changed; pretrain again")
+
+
+@pytest.mark.parametrize("change", [lambda t: t.half(), lambda t: t + 1e-3])
+def test_changed_weights_are_refused(whole, tmp_path, change):
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(whole)
+    with safe_open(path, "pt") as file:
+        header, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    save_file(weights | {name: change(weights[name])}, path, header)
+    assert "its digest does not fit" in refused(path)
 
 
 def test_other_peoples_files(tmp_path):

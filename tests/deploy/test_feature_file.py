@@ -166,13 +166,15 @@ def test_npy_is_the_matrix_alone(tmp_path):
 @settings(max_examples=15)
 @given(text=st.lists(st.text(st.characters(blacklist_characters="\0\r"), min_size=1), min_size=1, max_size=4))
 def test_any_name_that_a_file_can_have(suffix, text, tmp_path_factory):
-    names = [printable(name) for name in [*text, "not utf-8: \udcff"]]
+    raw = [*text, "not utf-8: \udcff"]
+    names = [printable(name) for name in raw]
     assert names[-1] == "not utf-8: \\udcff"
-    columns = {"path": names, "split": ["train"] * len(names), "label": [None] * len(names)}
+    columns = {"path": raw, "split": ["train"] * len(names), "label": [None] * (len(names) - 1) + ["class \udcff"]}
     chunk = feature_table(np.ones((len(names), 2), np.float32), columns)
     path = tmp_path_factory.mktemp("names") / f"f{suffix}"
     write(path, [chunk])
-    assert open_features(path).named(range(len(names))) == {i: Named(n) for i, n in enumerate(names)}
+    named = {i: Named(n) for i, n in enumerate(names)} | {len(names) - 1: Named(names[-1], "class \\udcff")}
+    assert open_features(path).named(range(len(names))) == named
 
 
 def test_a_relative_name_with_a_colon_is_no_address(tmp_path, monkeypatch):
@@ -285,6 +287,12 @@ def test_other_tables(tmp_path):
     refused(tmp_path / "f.parquet", "not a feature file")
     np.savez(tmp_path / "d.npz", other=np.ones((2, 2)))
     refused(tmp_path / "d.npz", "not a feature file")
+
+
+def test_an_npz_under_another_name(tmp_path):
+    write(tmp_path / "f.npz", made())
+    (tmp_path / "f.npz").rename(tmp_path / "f.npy")
+    refused(tmp_path / "f.npy", r"f\.npy: holds the arrays of an \.npz; give it that suffix")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "mocokit-features-0"}', "[" * 100_000])

@@ -1,6 +1,5 @@
 """Checkpoints: whole, only read as tensors and plain values, refused in one line if they are anything else."""
 
-import contextlib
 import os
 import pickle
 import signal
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocokit.errors import Interrupted, UserError
-from mocokit.training.checkpoint import KEYS, Checkpoints
+from mocokit.training.checkpoint import DIGEST, Checkpoints
 
 
 class Counter:
@@ -21,7 +20,7 @@ class Counter:
         self.step, self.weight = step, torch.full((3,), float(step))
 
     def state_dict(self) -> dict:
-        return {key: {} for key in KEYS} | {"step": self.step, "task": {"weight": self.weight}}
+        return {"step": self.step, "task": {"weight": self.weight}, "scheduler": {"last_lr": [0.1]}}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.weight = int(state["step"]), state["task"]["weight"]
@@ -64,7 +63,7 @@ def test_what_is_not_worth_keeping_is_not_saved(tmp_path):
 @settings(max_examples=60)
 @given(st.data())
 def test_damaged_files_are_one_line(tmp_path_factory, data):
-    """Cut, or with bytes changed: a `UserError`, or a state, never another exception."""
+    """Cut, or with bytes changed: a `UserError` and nothing used, or, where the bytes do not matter, what was saved."""
     folder = tmp_path_factory.mktemp("damage")
     checkpoints(folder).save_if_due(Counter(7), last=True)
     path = folder / "last.ckpt"
@@ -75,16 +74,43 @@ def test_damaged_files_are_one_line(tmp_path_factory, data):
         for _ in range(data.draw(st.integers(1, 5))):
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(bytes(content))
-    with contextlib.suppress(UserError):
-        checkpoints(folder).restore(Counter())
+    counter, used, message = Counter(), 7, ""
+    try:
+        checkpoints(folder).restore(counter)
+    except UserError as error:
+        used, message = 0, str(error)
+    assert "\n" not in message
+    assert (counter.step, counter.weight.tolist()) == (used, [float(used)] * 3)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_a_missing_part_is_named(tmp_path, key):
-    state = Counter(7).state_dict()
-    del state[key]
+CHANGES = {
+    "a part is gone": lambda state: state.pop("scheduler"),
+    "another step": lambda state: state.update(step=-1),
+    "another type": lambda state: state.update(step="7"),
+    "another part": lambda state: state.update(version="9.9"),
+    "one weight": lambda state: state["task"]["weight"].__setitem__(0, 7.5),
+    "half precision": lambda state: state["task"].update(weight=state["task"]["weight"].half()),
+    "another digest": lambda state: state.update({DIGEST: "0" * 32}),
+    "no text as digest": lambda state: state.update({DIGEST: {}}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_checkpoint_is_not_used(tmp_path, change):
+    checkpoints(tmp_path).save_if_due(Counter(7), last=True)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    change(state)
     torch.save(state, tmp_path / "last.ckpt")
-    with pytest.raises(UserError, match=f"it has no {key}"):
+    counter = Counter()
+    with pytest.raises(UserError, match=r"its digest does not fit: .* was changed\); start anew with --overwrite"):
+        checkpoints(tmp_path).restore(counter)
+    assert counter.step == 0
+
+
+@pytest.mark.parametrize("state", [Counter(7).state_dict(), [1, 2], "text", {}])
+def test_without_a_digest_it_is_not_ours(tmp_path, state):
+    torch.save(state, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="it has no digest"):
         checkpoints(tmp_path).restore(Counter())
 
 

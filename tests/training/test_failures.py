@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 import mocokit
 from mocokit.cli import main
 from mocokit.errors import Interrupted, UserError
+from mocokit.model.digest import digest
+from mocokit.training.checkpoint import DIGEST
 from mocokit.training.log import MetricsFile
 from mocokit.training.pretraining import Pretraining
 from tests.runs import TINY, flags_of, tiny_data
@@ -258,8 +260,17 @@ def test_a_checkpoint_of_another_network(data, stopped):
     path = stopped / "checkpoints" / "last.ckpt"
     saved = checkpoint(stopped)
     saved["task"]["moco.queue.keys"] = torch.zeros(7, 128)
+    del saved[DIGEST]
+    torch.save(saved | {DIGEST: digest(saved)}, path)
+    assert "not a usable checkpoint (Error(s) in loading state_dict" in failing(data, stopped)
+
+
+def test_changed_weights_are_not_trained_on(data, stopped):
+    path = stopped / "checkpoints" / "last.ckpt"
+    saved = checkpoint(stopped)
+    saved["task"] = {n: t.half() if t.is_floating_point() else t for n, t in saved["task"].items()}
     torch.save(saved, path)
-    assert "not a usable checkpoint" in failing(data, stopped)
+    assert "its digest does not fit" in failing(data, stopped)
 
 
 class Trap:

@@ -17,7 +17,7 @@ from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.pixels import pad
 from mocokit.data.sources import read_all
-from mocokit.deploy.feature_file import feature_table, printable
+from mocokit.deploy.feature_file import feature_table
 from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import batch_size, encode
@@ -80,7 +80,7 @@ def _columns(
     if index.labels is not None and index.label_names is not None:
         labels = [index.label_names[value] for value in index.labels[chosen]]
     columns: dict[str, list[Any]] = {
-        "path": [printable(index.names[i]) for i in chosen],
+        "path": [index.names[i] for i in chosen],
         "split": split_of[chosen].tolist(),
         "label": labels,
     }

@@ -1,7 +1,7 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
+import errno
 import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,33 +12,43 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mocokit.errors import UserError
+from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
+from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 FORMAT = "mocokit-encoder-2"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
-_DAMAGE: tuple[type[Exception], ...] = (
-    *(SafetensorError, zipfile.BadZipFile, OSError, ValueError, LookupError, TypeError, ArithmeticError, EOFError),
-    RuntimeError,
-)
-
 
 @contextmanager
-def refusing_damage(problem: str, way_out: str, *also: type[Exception]) -> Iterator[None]:
+def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
     """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
     try:
         yield
-    except _DAMAGE + also as error:
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
         reason = " ".join((str(error) or type(error).__name__).split())[:160]
         raise UserError(f"{problem} ({reason}); {way_out}") from None
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Inside, what safetensors raises on a full disk is an OSError of ``path``, as of any other file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from error
 
 
 def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
     """Write the weights and, in the header, all that rebuilds the encoder.
 
     ``origin`` says where it comes from: ``seed``, recipe, data fingerprint, versions; plain values.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
     """
     header = {"format": FORMAT, "spec": json.dumps(encoder.spec.to_dict()), "origin": json.dumps(origin)}
     weights = dict(encoder.backbone.state_dict())
@@ -46,8 +56,13 @@ def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
         header["classes"] = json.dumps(encoder.classes)
         weights |= {CLASSIFIER + name: tensor for name, tensor in encoder.classifier.state_dict().items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as temporary:
-        save_file(weights, temporary, metadata=header)
+    with replacing(path) as temporary, saving(path):
+        save_file(weights, temporary, metadata=header | {"digest": _digest(header, weights)})
+
+
+def _digest(header: dict[str, str], weights: dict[str, torch.Tensor]) -> str:
+    """Of the header and the weights, in the order of their names, which the format does not keep."""
+    return digest([sorted(header.items()), sorted(weights.items())])
 
 
 def encoder_path(path: str | Path) -> Path:
@@ -90,7 +105,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
         An `Encoder` in evaluation mode; ``load("runs/digits").embed(["a.png"])`` gives features [1, D].
 
     Raises:
-        UserError: no encoder there, damaged, or its weights do not fit its backbone.
+        UserError: no encoder there, damaged or changed since it was written, or its weights do not fit its backbone.
     """
     spec, _ = read_header(path)
     file = encoder_path(path)
@@ -98,11 +113,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
         with safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            classes = tuple(map(str, json.loads((opened.metadata() or {}).get("classes", "[]"))))
+            header = opened.metadata() or {}
+        as_written = header.pop("digest", None) == _digest(header, weights)
+        classes = tuple(map(str, json.loads(header.get("classes", "[]"))))
         if classes:
             encoder.classes, encoder.classifier = classes, nn.Linear(encoder.dim, len(classes))
             own = {name: weights.pop(CLASSIFIER + name) for name in ("weight", "bias")}
             encoder.classifier.load_state_dict(own)
         encoder.backbone.load_state_dict(weights)
+    if not as_written:
+        raise UserError(f"{file}: its digest does not fit: it is damaged or was changed; pretrain again")
     encoder.name = str(file)
     return encoder.eval().to(device)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import mocokit
 from mocokit.data.augment import center_view
+from mocokit.deploy.encoder_file import saving
 from mocokit.deploy.export_onnx import image_lines, largest_difference
 from mocokit.errors import UserError
 from mocokit.files import replacing
@@ -81,6 +82,7 @@ def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: 
 
     Raises:
         UserError: the timm architecture has no place for the classifier.
+        OSError: the disk is full, or the folder is not writable.
         RuntimeError: the difference is more than `TOLERANCE` of the largest output; no file is written.
     """
     model = _timm_model(encoder)
@@ -88,9 +90,10 @@ def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: 
     with tempfile.TemporaryDirectory() as temporary:
         new = Path(temporary)
         extra = {"origin": origin, "label_names": list(encoder.classes)}
-        save_for_hf(model, temporary, model_config=extra, safe_serialization=True)
-        if torchvision_names is not None and torchvision_names.keys() != model.state_dict().keys():
-            save_file(torchvision_names, new / TORCHVISION_WEIGHTS)
+        with saving(new):
+            save_for_hf(model, temporary, model_config=extra, safe_serialization=True)
+            if torchvision_names is not None and torchvision_names.keys() != model.state_dict().keys():
+                save_file(torchvision_names, new / TORCHVISION_WEIGHTS)
         (new / README).write_text(_readme(encoder, torchvision_names is not None), encoding="utf-8")
         difference = _check(encoder, new, images)
         for name in FILES:

@@ -51,7 +51,7 @@ def encoder_fingerprint(encoder: Encoder) -> str:
 
 
 def printable(name: str) -> str:
-    """A path as every format can hold it: a file name need not be UTF-8; what is not gets backslashes."""
+    """A name as every format can hold it: of files and folders it need not be UTF-8; what is not gets backslashes."""
     return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
@@ -70,9 +70,13 @@ def check_format(path: Path) -> None:
 
 
 def feature_table(features: np.ndarray, columns: dict[str, list[Any]]) -> pa.Table:
-    """Rows of a feature file: ``features`` [N, D] float32 or float16, after the other columns, each of N values."""
+    """Rows of a feature file: ``features`` [N, D] float32 or float16, after the other columns, each of N values.
+
+    Text is made `printable`: names of files and of classes need not be UTF-8.
+    """
     vector = pa.list_(pa.from_numpy_dtype(features.dtype), features.shape[1])
     types = {"probability": pa.float32()}
+    columns = {n: [printable(v) if isinstance(v, str) else v for v in values] for n, values in columns.items()}
     arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
     arrays["feature"] = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), type=vector)
     return pa.table(arrays)
@@ -220,13 +224,15 @@ def open_features(path: Path) -> Features:
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:
-    # A small file may say that it holds more than fits into memory.
-    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again", MemoryError)
+    return refusing_damage(f"{path}: not a feature file, or damaged", "embed again")
 
 
 def _open_npy(path: Path) -> Features:
     """Its matrix memory-mapped; the sidecars may be missing."""
     matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(matrix, np.ndarray):
+        matrix.close()
+        raise UserError(f"{path}: holds the arrays of an .npz; give it that suffix")
     _, csv_path, json_path = feature_files(path)
     text = json_path.read_text("utf-8") if json_path.exists() else None
     return _array_features(path, matrix, text, _names(csv_path, _CSV) if csv_path.exists() else None)

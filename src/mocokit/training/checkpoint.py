@@ -14,8 +14,9 @@ import torch
 from mocokit import distributed
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import replacing
+from mocokit.model.digest import digest
 
-KEYS = ("step", "task", "optimizer", "scheduler")
+DIGEST = "digest"  # beside the state: of all its tensors and values
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,18 +45,22 @@ class Checkpoints:
     def restore(self, trainer: Resumable) -> None:
         """Go on from the checkpoint, if there is one.
 
-        Only tensors and plain values are read; nothing in the file is executed.
+        Only tensors and plain values are read; nothing in the file is executed, and nothing is used unless all of
+        it is what was written.
 
         Raises:
-            UserError: the file is damaged, or not a checkpoint of such a run.
+            UserError: the file is damaged, was changed, or is not a checkpoint of such a run.
         """
         # The first process may still have been removing the run that is overwritten when the others got here.
         if not distributed.broadcast_object(self.path.exists()):
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            if missing := [key for key in KEYS if key not in state]:
-                raise ValueError(f"it has no {missing[0]}")
+            found = state.pop(DIGEST, None) if isinstance(state, dict) else None
+            if found is None:
+                raise ValueError("it has no digest: of another version, or no checkpoint of mocokit")
+            if found != digest(state):
+                raise ValueError("its digest does not fit: it is damaged or was changed")
             trainer.load_state_dict(state)
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -74,7 +79,7 @@ class Checkpoints:
             state = trainer.state_dict()
             if distributed.rank() == 0:
                 with replacing(self.path) as temporary, temporary.open("wb") as file:
-                    torch.save(state, file)
+                    torch.save(state | {DIGEST: digest(state)}, file)
         except (OSError, RuntimeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             kept = "the earlier checkpoint is kept; " if self.path.exists() else ""
