@@ -1,7 +1,6 @@
 """``mocokit finetune RUN DATA``: encoder and classifier trained on labels, next to the same from random weights."""
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +109,10 @@ class _Training:
 
     def result(self, started: float, overwrite: bool) -> dict[str, Any]:
         """Train unless that is done, or go on; what came of it, as in the directory's ``results/finetune.json``."""
+        with self.run.locked():
+            return self._result(started, overwrite)
+
+    def _result(self, started: float, overwrite: bool) -> dict[str, Any]:
         run, inputs = self.run, self.inputs
         encoder = Encoder.create(inputs.spec, inputs.seed) if self.config.from_scratch else inputs.encoder
         identity = {"fingerprint": inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
@@ -139,7 +142,7 @@ class _Training:
         """Write what identifies the training, its options last; an old training goes only now."""
         with self.run.writing():
             if self.run.finetuning.exists():
-                shutil.rmtree(self.run.path)
+                self.run.clear()
             write_json(self.run.data, identity | {"images": len(self.labelled.train)})
             options = dataclasses.asdict(self.config) | {"versions": versions()}
             write_text(self.run.finetuning, yaml.safe_dump(options, sort_keys=False))

@@ -1,8 +1,8 @@
 """``mocokit pretrain DATA``: open the data, complete the configuration, train, measure, write."""
 
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,19 @@ class Request:
         return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
 
 
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
+
+    store: Store
+    images: ImageSet | StreamingImages
+
+    @property
+    def name(self) -> str:
+        """Short name of the data."""
+        return self.store.name
+
+
 def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, Any]:
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
     given = request.given
@@ -89,6 +102,15 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         data = open_data(request, report=report)
     say(data.store.summary())
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
+    with _locked(run):
+        return _in_directory(run, request, data, overwrite, started)
+
+
+def _in_directory(
+    run: RunDirectory, request: Request, data: RunData, overwrite: bool, started: float
+) -> dict[str, Any]:
+    """What no other command may do at the same time: begin or go on, train, measure, write."""
+    given = request.given
     saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
@@ -110,24 +132,28 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
 
 
 def _on_first(decide: Callable[[], Any]) -> Any:
-    """What the first process decides, in all of them."""
-    return distributed.broadcast_object(decide() if distributed.rank() == 0 else None)
+    """What the first process decides, in all of them; what it refuses, all refuse."""
+    decided, refusal = None, None
+    if distributed.rank() == 0:
+        try:
+            decided = decide()
+        except UserError as error:
+            refusal = error
+    decided, refusal = distributed.broadcast_object((decided, refusal))
+    if refusal is not None:
+        raise refusal
+    return decided
+
+
+@contextmanager
+def _locked(run: RunDirectory) -> Iterator[None]:
+    """Inside, no other command writes into the run directory; of several processes the first one sees to it."""
+    with ExitStack() as stack:
+        _on_first(lambda: stack.enter_context(run.locked()))
+        yield
 
 
 # Open the data --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
-
-    store: Store
-    images: ImageSet | StreamingImages
-
-    @property
-    def name(self) -> str:
-        """Short name of the data."""
-        return self.store.name
 
 
 def open_data(
@@ -231,7 +257,7 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
     """
     try:
         if run.config.exists():
-            shutil.rmtree(run.path)
+            run.clear()
         write_skipped(run.skipped, data.store.skipped)
         write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
