@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,10 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
-        for file in (*feature_files(path), skipped_csv, RunDirectory(Path(config.run)).result("embed")):
+        for file in (*feature_files(path), skipped_csv):
             remove_temporary(file)  # of a killed command
+    with suppress(OSError):
+        remove_temporary(RunDirectory(Path(config.run)).result("embed"))
 
     pace = None
     if overwrite or not _is_complete(path, metadata):

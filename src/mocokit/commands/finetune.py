@@ -10,7 +10,7 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs
-from mocokit.commands.results import record
+from mocokit.commands.results import keep, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
 from mocokit.deploy.encoder_file import encoder_path, save_encoder
@@ -79,8 +79,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
-    if Path(run).is_dir():
-        RunDirectory(home).write_result(VERB, result)
+    keep(VERB, run, result)
     _conclude(result, data)
     return result
 
@@ -128,7 +127,7 @@ class _Training:
             say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
             return result
         figures = self._train(encoder, overwrite)
-        return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint)
+        return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint, must_keep=True)
 
     def _changed(self, saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
         """What is another in the directory's training: one phrase each, none if it is this one."""

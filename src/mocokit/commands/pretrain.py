@@ -126,7 +126,7 @@ def _in_directory(
         return {}
     _write_encoder(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
-    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint)
+    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], config)
     return result
 
