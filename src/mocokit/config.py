@@ -36,7 +36,7 @@ class PretrainConfig:
 
     DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
-    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True)]
+    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False)]
     out: Annotated[str, Option("run directory", identity=False)]
     recipe: Annotated[str, Option("auto, a recipe's name or a recipe file")] = "auto"
 
@@ -86,7 +86,7 @@ class PretrainConfig:
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
     seed: Seed = 0
 
-    device: Annotated[DeviceName, Option("where to compute")]
+    device: Annotated[DeviceName, Option("where to compute", identity=False)]
     devices: Annotated[int, Option("processes on this machine, one per GPU", low=1, identity=False)] = 1
     precision: Annotated[Precision, Option("arithmetic of the encoders")]
     compile: Annotated[bool, Option("compile the encoders: faster after a minute", identity=False)]

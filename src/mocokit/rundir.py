@@ -130,6 +130,10 @@ class RunDirectory:
             raise UserError(f"{self.config}: not a text file") from None
         return parse(text, str(self.config))
 
+    def read_image_size(self) -> int | None:
+        """Side of the encoder's images in the run that is here, or None if there is none."""
+        return None if self.is_empty() or not self.config.exists() else self.read_config().config.image_size
+
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
         """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
         found = _read_dict(self.data).get(of)

@@ -30,7 +30,7 @@ from mocokit.training.log import Row, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 # May differ when a training goes on; of run and data the content counts.
-FREE = {"run", "data", "max_skipped", "out", "baseline"}
+FREE = {"run", "data", "max_skipped", "out", "baseline", "device"}
 
 
 @documented(FinetuneConfig)
@@ -126,6 +126,8 @@ class _Training:
         elif (result := run.read_result(VERB)) and run.encoder.exists():
             say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
             return result
+        elif saved["device"] != self.config.device:
+            say(f"{run.path}: goes on on {self.config.device} (was {saved['device']})")
         figures = self._train(encoder, overwrite)
         return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint, must_keep=True)
 

@@ -3,19 +3,21 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mocokit import distributed
-from mocokit.auto.defaults import Facts, check_shares, image_size_chooser
+from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
+from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
+from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
@@ -28,7 +30,7 @@ from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, 
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
-from mocokit.resolved import Resolved, differences, dump
+from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import Row, check_tracker, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
@@ -98,10 +100,12 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     limit_threads()
     if distributed.rank() > 0:
         mute()
+    source = open_source(given["data"])
+    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
+    size = _on_first(lambda: None if overwrite else run.read_image_size())
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
-        data = open_data(request, report=report)
+        data = open_data(request, source, report=report, image_size=size)
     say(data.store.summary())
-    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
     with _locked(run):
         return _in_directory(run, request, data, overwrite, started)
 
@@ -111,12 +115,12 @@ def _in_directory(
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
     given = request.given
-    saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
+    saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.fingerprint, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
-    resolved = saved or complete_config(request, data, started)
-    config = _with_free_options(resolved, given)
+    resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
+    config = with_free_options(resolved, given)
     task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
     if not saved:
         _describe(resolved)
@@ -161,6 +165,7 @@ def open_data(
     source: Source | None = None,
     cache: Path | None = None,
     report: Callable[[int, int], None] | None = None,
+    image_size: int | None = None,
 ) -> RunData:
     """Decode the images unless the cache has them.
 
@@ -169,6 +174,7 @@ def open_data(
         source: the images, if they are at hand.
         cache: where decoded images are kept, if not in the usual cache directory.
         report: called with the images done and in total.
+        image_size: of the run that is resumed, maybe on a device for which another would be chosen.
 
     Raises:
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
@@ -176,7 +182,7 @@ def open_data(
     given, recipe = request.given, request.recipe
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
-    size = given.get("image_size", recipe.get("image_size"))
+    size = given.get("image_size", recipe.get("image_size", image_size))
     options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
     try:
         if not given.get("stream", recipe.get("stream", False)):
@@ -212,35 +218,6 @@ def complete_config(request: Request, data: RunData, started: float) -> Resolved
     )
     resolved = complete(request.given, request.recipe, facts, RunMeasurements(store, data.images), started)
     return distributed.broadcast_object(resolved)
-
-
-def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
-    """The configuration; what does not change the result may differ from the run that is resumed."""
-    free = {name: value for name, value in given.items() if not FIELDS[name].identity}
-    config = replace(resolved.config, **free)
-    pick_device(config.device)
-    check_shares(config, distributed.world_size())
-    return config
-
-
-def _saved(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
-    """The configuration of the run to resume, or None where there is none (any more)."""
-    if run.is_empty() or (overwrite and run.config.exists()):
-        return None
-    if not run.config.exists():
-        raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
-    saved = run.read_config()
-    if changed := differences(given, saved):
-        raise UserError(
-            f"{run.path} holds a run with other options: {'; '.join(changed)}. Give another --out, "
-            f"or --overwrite to replace it"
-        )
-    if run.read_fingerprint() != store.fingerprint:
-        raise UserError(
-            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, "
-            f"or --overwrite to replace it"
-        )
-    return saved
 
 
 def _describe(resolved: Resolved) -> None:
