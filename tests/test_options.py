@@ -128,6 +128,12 @@ def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize("text", ["61d", "1" + "0" * 400, "99999999h"])
+def test_an_astronomic_time_is_refused_with_the_way_out(text):
+    with pytest.raises(UserError, match=r"--time-budget: '.{2,20}' is too long; the most is 60d, or give --epochs or"):
+        validate({"data": "x", "time_budget": text}, FIELDS)
+
+
 @pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
 def test_bad_durations(text):
     with pytest.raises(UserError, match="time-budget"):

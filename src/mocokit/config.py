@@ -95,7 +95,9 @@ class PretrainConfig:
     monitor_every: Annotated[int, Option("epochs between quality checks; 0: none", low=0)]
     knn_k: Neighbours = 200
     knn_temperature: KnnTemperature = 0.1
-    knn_images: Annotated[int, Option("most images and queries of the final kNN; 0: all", low=0)]
+    knn_images: Annotated[
+        int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", low=0)
+    ]
     log_every: Annotated[int, Option("steps between rows of metrics.csv", low=1)] = 50
     histograms: Annotated[bool, Option("weight histograms in TensorBoard", identity=False)] = True
     checkpoint_every: Annotated[float, Option("seconds between checkpoints", low=0, identity=False)] = 60.0

@@ -118,12 +118,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+LONGEST_DAYS = 60  # a longer time is a slip, which would only show after minutes of compiling
+
+
 def parse_duration(text: str) -> float:
-    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds)."""
+    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds), at most `LONGEST_DAYS`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
     if seconds <= 0:
         raise ValueError(f"{text!r} is not a time; write for example 90s, 6m or 2h")
+    if seconds > LONGEST_DAYS * 86400:
+        raise ValueError(f"{text[:20]!r} is too long; the most is {LONGEST_DAYS}d, or give --epochs or --steps")
     return seconds
 
 
