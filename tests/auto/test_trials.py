@@ -209,10 +209,17 @@ def test_where_a_budget_is_short_checks_go_first_then_final_figures(capfd) -> No
 
 def test_what_the_user_asked_for_is_not_cut() -> None:
     options = SHORT | {"monitor_every": 1, "knn_images": 500}
-    with pytest.raises(UserError, match=r"alone take about \d+ s here; give more time, fewer images"):
+    with pytest.raises(UserError, match=r"alone take about \d+ s here; give more time, or --steps"):
         completed(Machine(image=0.01), **options)
 
 
 def test_a_budget_that_is_too_short_for_one_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"--time-budget 3s: loading and evaluating alone take about"):
         completed(Machine(image=0.01), time_budget="3s", precision="fp32")
+
+
+def test_a_slow_machine_does_not_spend_its_budget_on_timing_steps() -> None:
+    slow = Machine(lambda config: 0.25 * config.batch_size)  # 16 images in 4 s, the batch in 8 s
+    resolved = completed(slow, replace(FACTS, processes=1), **SHORT | {"time_budget": "60s", "batch_size": 32})
+    assert [config.batch_size for config in slow.asked] == [16]
+    assert resolved.config.steps == int((0.93 * 60 - 4.6) / 8)

@@ -20,6 +20,7 @@ PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has f
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
 CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
+CALIBRATION_STEPS, MOST_CALIBRATION_SHARE = 4, 0.2  # that it takes with views of each size; share it may come to
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 TRAINING_SHARE = 1 / 3  # of a budget after loading, at least, before checks and figures are cut
 FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for more
@@ -88,7 +89,7 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
     Whether it is depends on the CPU and on the network's width (docs/LOG.md).
     """
     config = resolved.config
-    if config.time_budget is None and config.steps < PRECISION_STEPS:
+    if parse_duration(config.time_budget) < PRECISION_RUN if config.time_budget else config.steps < PRECISION_STEPS:
         return resolved
 
     def step(batch_size: int, precision: Precision, seconds: float) -> float:
@@ -111,7 +112,9 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
     the compiler pays."""
     config = resolved.config
-    if config.time_budget is None and config.steps < COMPILE_STEPS:
+    sizes = len(measure.view_sizes(config))
+    least = sizes * COMPILE_RUN[config.device]
+    if parse_duration(config.time_budget) < least if config.time_budget else config.steps < COMPILE_STEPS:
         return resolved
 
     def step(compile: bool, cuda_graphs: bool = False) -> float:
@@ -119,8 +122,7 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
         return measure.seconds_per_step(trial, TRIAL_SECONDS)
 
     plain = step(compile=False)
-    sizes = len(measure.view_sizes(config))
-    if _length(config, plain) < max(sizes * COMPILE_RUN[config.device], COMPILE_STEPS * plain):
+    if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
     say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
     as_it_is = f"{1000 * plain:.0f} ms as it is"
@@ -154,7 +156,7 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     config = resolved.config
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
-    step = measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
+    step = _time_step(config, facts, measure, budget)
     image = measure.seconds_per_image(config)
     check = image * measure.images_of_check(config)
     resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)
@@ -165,7 +167,7 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     if steps < 1:
         raise UserError(
             f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s "
-            f"here; give more time, fewer images (--limit), or --steps instead"
+            f"here; give more time, or --steps instead; images once decoded are quick to load"
         )
     if steps > per_epoch:
         steps -= steps % per_epoch  # whole epochs
@@ -176,6 +178,16 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
         every = max(1, -(-epochs // (checks - 1)))
         resolved = resolved.derive(f"{check:.1f} s a check", monitor_every=every)
     return resolved
+
+
+def _time_step(config: PretrainConfig, facts: Facts, measure: Measurements, budget: float) -> float:
+    """Seconds of a step; from small ones where those of the whole batch would use the budget up."""
+    few = min(config.batch_size, TRIAL_IMAGES * facts.processes)
+    if facts.device == "cpu" and not config.compile:
+        rough = measure.seconds_per_step(dataclasses.replace(config, batch_size=few), 0.0) * config.batch_size / few
+        if CALIBRATION_STEPS * len(measure.view_sizes(config)) * rough > MOST_CALIBRATION_SHARE * budget:
+            return rough
+    return measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
 
 
 def _divide(
