@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.errors import UserError
-from mocokit.rundir import RunDirectory, run_name
+from mocokit.rundir import RunDirectory, check_no_file, run_name
 
 
 def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_configuration(tmp_path):
@@ -115,6 +115,18 @@ def test_the_lock_of_another_machine_is_left_with_the_way_out(tmp_path):
     run.owner.unlink()
     with run.locked():
         pass
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for path, there in (("file", "file"), ("file/a/b", "file"), ("gone", "gone"), ("gone/x", "gone")):
+        why = f"--out {tmp_path / path}: {tmp_path / there} is no folder; choose another --out"
+        with pytest.raises(UserError, match=f"^{why}$"):
+            RunDirectory(tmp_path / path).is_empty()
+    check_no_file("--out", tmp_path / "new" / "run")
+    with pytest.raises(UserError, match="a file is in the way"):
+        RunDirectory(tmp_path / "file" / "run").write_result("knn", {})
 
 
 def test_where_nothing_can_be_locked_commands_go_on(tmp_path):

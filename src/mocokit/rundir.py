@@ -45,6 +45,7 @@ class RunDirectory:
         Raises:
             UserError: the path is no directory, or can't be read.
         """
+        check_no_file("--out", self.path)
         before = (self.skipped, self.data, self.lock, self.owner)
         try:
             entries = list(self.path.iterdir()) if self.path.exists() else []
@@ -156,7 +157,16 @@ class RunDirectory:
         except OSError as error:
             where, why = error.filename or self.path, error.strerror or error
             way_out = "make room or fix the folder's permissions and run the same command again"
+            if isinstance(error, NotADirectoryError | FileExistsError):
+                way_out = "a file is in the way; name another place"
             raise UserError(f"{where}: {why}; what was written before is kept; {way_out}") from error
+
+
+def check_no_file(option: str, folder: Path) -> None:
+    """Refuse a folder in whose place, or above it, there is something else."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UserError(f"{option} {folder}: {there} is no folder; choose another {option}")
 
 
 def _read_dict(path: Path) -> dict[str, Any]:

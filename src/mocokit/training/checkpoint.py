@@ -53,7 +53,8 @@ class Checkpoints:
         if not distributed.broadcast_object(self.path.exists()):
             return
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self.path.open("rb") as file:  # opened here: some names look like addresses
+                state = torch.load(file, map_location="cpu", weights_only=True)
             if missing := [key for key in KEYS if key not in state]:
                 raise ValueError(f"it has no {missing[0]}")
             trainer.load_state_dict(state)
