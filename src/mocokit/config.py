@@ -21,8 +21,8 @@ side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
-Run = Annotated[str, Option("run directory, or its encoder.safetensors", positional=True)]
-Data = Annotated[str, Option("images, named as for pretrain", positional=True)]
+Run = Annotated[str, Option("run directory, or its encoder.safetensors", positional=True, path=True)]
+Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
@@ -36,9 +36,9 @@ class PretrainConfig:
 
     DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
-    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False)]
-    out: Annotated[str, Option("run directory", identity=False)]
-    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file")] = "auto"
+    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False, path=True)]
+    out: Annotated[str, Option("run directory", identity=False, path=True)]
+    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
 
     backbone: Annotated[str, Option("timm model name, e.g. resnet18_cifar or resnet50")]
     image_size: Annotated[int, side("side of the encoder's square images, in pixels")]
@@ -153,7 +153,7 @@ class ProbeConfig(ImagesConfig):
 class FinetuneConfig(ImagesConfig):
     """Train encoder and classifier on labels."""
 
-    out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch")] = None
+    out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch", path=True)] = None
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
     baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
@@ -176,7 +176,7 @@ class EmbedConfig(RunConfig):
     """Write a table of features."""
 
     data: Data
-    output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o")]
+    output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o", path=True)]
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
         Precision,
@@ -191,13 +191,13 @@ class EmbedConfig(RunConfig):
 class SearchConfig:
     """Find similar images and near-duplicates."""
 
-    features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True)]
-    queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True)] = ()
+    features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True, path=True)]
+    queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True, path=True)] = ()
     k: Annotated[int, Option("neighbours of each query", low=1)] = 10
     duplicates: Annotated[float | None, Option("list pairs with at least this cosine", low=-1, high=1)] = None
-    montage: Annotated[str | None, Option("PNG file of the queries with their neighbours")] = None
-    run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved")] = None
-    data: Annotated[str | None, Option("images of the features, if they have moved")] = None
+    montage: Annotated[str | None, Option("PNG file of the queries with their neighbours", path=True)] = None
+    run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved", path=True)] = None
+    data: Annotated[str | None, Option("images of the features, if they have moved", path=True)] = None
     device: Device = None
 
 
@@ -207,8 +207,8 @@ class ExportConfig:
 
     run: Run
     format: Annotated[Literal["timm", "onnx"], Option("timm: weights for timm or torchvision; onnx: a graph")]
-    output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o")] = None
-    data: Annotated[str | None, Option("images to check the export with; default synthetic ones")] = None
+    output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o", path=True)] = None
+    data: Annotated[str | None, Option("images to check the export with; default synthetic ones", path=True)] = None
 
 
 VERBS: dict[str, type] = {  # their docstrings are what --help says of them

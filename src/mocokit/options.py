@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import textwrap
 import types
@@ -34,6 +35,7 @@ class Option:
     identity: bool = True  # False: changes where or how a run is carried out, not its result; may differ on resuming
     short: str | None = None  # a short flag, such as -o
     positional: bool = False  # an argument on the command line, not a flag
+    path: bool = False  # names a file or folder, maybe below ~
     # What `fields_of` adds:
     name: str = ""
     type: Any = str
@@ -132,6 +134,25 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def expanded(path: str) -> str:
+    """``path`` with the home directory in the place of a leading ``~``, which no shell expands in ``--out=~/run``.
+
+    Raises:
+        ValueError: nobody knows the home directory.
+    """
+    if path != "~" and not path.startswith(("~/", f"~{os.sep}")):
+        return os.path.expanduser(path)  # of another user; of nobody it stays what it is
+    if not (home := home_directory()):
+        raise ValueError(f"{path!r}: there is no home directory here; write the whole path, or set HOME")
+    return home + path[1:]
+
+
+def home_directory() -> str | None:
+    """The user's, or None in a container or service whose user has neither HOME nor an entry among the users."""
+    home = os.path.expanduser("~")
+    return home if os.path.isabs(home) and os.environ.get("HOME") != "" else None
+
+
 def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict[str, Any]:
     """Check values that someone set and return them with exact types; ``auto`` and ``None`` drop out.
 
@@ -164,7 +185,8 @@ EXPECTED: dict[Any, tuple[Any, str]] = {
 def _checked(option: Option, value: Any) -> Any:
     kind = option.kind
     if kind is tuple:
-        return (value,) if isinstance(value, str) else tuple(map(str, value))
+        values = (value,) if isinstance(value, str) else tuple(map(str, value))
+        return tuple(map(expanded, values)) if option.path else values
     if kind in EXPECTED:
         types_, words = EXPECTED[kind]
         if (
@@ -177,7 +199,7 @@ def _checked(option: Option, value: Any) -> Any:
         raise ValueError("is empty")
     elif option.name == "time_budget":
         parse_duration(value)
-    value = kind(value)
+    value = expanded(kind(value)) if option.path else kind(value)
     if option.choices and value not in option.choices:
         raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
     if option.low is not None and value < option.low:
@@ -215,12 +237,14 @@ def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[s
     """
     origin = origin or f"--config {path}"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(expanded(path), encoding="utf-8") as file:
             values = yaml.safe_load(file)
     except OSError as error:
         raise UserError(f"{origin}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{origin}: not valid YAML ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected lines of the form 'option: value'")
     return validate({n: v for n, v in values.items() if n not in records}, fields, origin)

@@ -1,6 +1,7 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ def save_encoder(encoder: Encoder, path: Path, origin: dict[str, Any]) -> None:
 
 def encoder_path(path: str | Path) -> Path:
     """The encoder file that ``path`` means: itself, or the one in that run directory; a UserError if there is none."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     file = path / "encoder.safetensors" if path.is_dir() else path
     if file.is_file():
         return file
