@@ -12,7 +12,7 @@ from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import keep, record
 from mocokit.config import FinetuneConfig
-from mocokit.console import progress, say
+from mocokit.console import command, progress, say
 from mocokit.deploy.encoder_file import encoder_path, save_encoder
 from mocokit.deploy.feature_file import encoder_fingerprint
 from mocokit.errors import Interrupted, UserError
@@ -225,4 +225,4 @@ def _conclude(result: dict[str, Any], data: str) -> None:
                 f"{label:12} top-1 {figures['top1']:7.2%} [{low:.2%}, {high:.2%}]  top-5 {figures['top5']:7.2%}  "
                 f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
             )
-    say(f"next: mocokit embed {result['directory']} {data} -o features.parquet")
+    say(f"next: {command('embed', [result['directory'], data], '-o features.parquet')}")
