@@ -104,7 +104,10 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
     size = _on_first(lambda: None if overwrite else run.read_image_size())
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
-        data = open_data(request, source, report=report, image_size=size)
+        try:
+            data = open_data(request, source, report=report, image_size=size)
+        except TooManySkipped as error:
+            raise _with_list(error, run) from None
     say(data.store.summary())
     with _locked(run):
         return _in_directory(run, request, data, overwrite, started)
@@ -184,19 +187,25 @@ def open_data(
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size", image_size))
     options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
+    if not given.get("stream", recipe.get("stream", False)):
+        store = open_store(source or given["data"], **options)
+        return RunData(store, store.splits["train"])
+    if "limit" in given:
+        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
+    store, images = open_streaming(given["data"], **options)
+    say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
+    return RunData(store, images)
+
+
+def _with_list(error: TooManySkipped, run: RunDirectory) -> TooManySkipped:
+    """The refusal that also says where all unusable images are listed: where the run would be, if nothing is there."""
+    if distributed.rank() > 0 or not run.is_empty():
+        return error
     try:
-        if not given.get("stream", recipe.get("stream", False)):
-            store = open_store(source or given["data"], **options)
-            return RunData(store, store.splits["train"])
-        if "limit" in given:
-            raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-        store, images = open_streaming(given["data"], **options)
-        say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
-        return RunData(store, images)
-    except TooManySkipped as error:
-        if "out" in given:
-            write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
-        raise
+        write_skipped(run.skipped, error.skipped)
+    except OSError:
+        return error
+    return TooManySkipped(f"{error}; {run.skipped} lists them", error.skipped)
 
 
 # Complete the configuration -------------------------------------------------------------------------------
@@ -238,6 +247,8 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
         write_skipped(run.skipped, data.store.skipped)
         write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
+        if data.store.skipped:
+            say(f"{run.skipped} lists the images that can't be used")
     except OSError as error:
         raise UserError(f"--out {run.path}: can't write there ({error.strerror}); choose another --out") from None
 
