@@ -197,7 +197,7 @@ def test_out_where_nothing_can_be_written(data, tmp_path, capfd):
         line = refused(capfd, "pretrain", data, *FLAGS, "--out", out)
         assert f"--out {out}" in line
         assert "choose another --out" in line
-    assert "Not a directory" in refused(capfd, "pretrain", data, *FLAGS, "--out", file, "--overwrite")
+    assert "is no folder" in refused(capfd, "pretrain", data, *FLAGS, "--out", file, "--overwrite")
     assert file.read_text() == "mine"
 
 

@@ -1,7 +1,10 @@
 """Messages go to stderr; progress is lines in a log, and a bar that leaves nothing behind on a terminal."""
 
 import io
+import os
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +51,13 @@ def test_muted_it_says_nothing(monkeypatch, clock, capsys):
         clock[0] += 60
         report(1, 2)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("path", ["runs/a", "my photos", "it's", 'a"b', "$HOME", "a;b", "new\nline", "-run", "~", "*"])
+def test_printed_commands_name_the_same_paths_when_they_are_pasted(path):
+    printed = console.command("embed", [path, Path(path)], "-o features.parquet")
+    words = shlex.split(printed)
+    assert words[:2] + words[4:] == ["mocokit", "embed", "-o", "features.parquet"]
+    assert [os.path.normpath(word) for word in words[2:4]] == [path, path]
+    assert not words[2].startswith("-")
+    assert console.command("knn", ["runs/digits", "digits"]) == "mocokit knn runs/digits digits"

@@ -122,3 +122,34 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch, missin
 def test_other_errors_than_lost_peers_pass():
     with pytest.raises(RuntimeError, match="connection"), distributed.reporting_lost_peers("try again"):
         raise RuntimeError("connection lost")  # a single process has no peers to lose
+
+
+SRUN = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+OF_STEPS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", *SRUN)
+
+
+@pytest.mark.parametrize(
+    ("variables", "refusal", "told"),
+    [
+        (SRUN, "MASTER_ADDR is not set", ""),  # by srun: one of two
+        ({"SLURM_NTASKS": "2"}, None, "SLURM_NTASKS is 2, but srun did not start this process, which runs alone"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "srun did not start this process; use srun, or unset", ""),
+        (SRUN | {"SLURM_STEP_ID": "4294967291"}, "use srun, or unset SLURM_NTASKS", ""),  # of the batch script
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None, ""),
+        ({"SLURM_NTASKS": ""}, None, ""),
+    ],
+)
+def test_slurm_without_srun(monkeypatch, capfd, variables, refusal, told):
+    for name in OF_STEPS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if refusal:
+        with pytest.raises(UserError, match=refusal):
+            distributed.init_process_group("cpu")
+    else:
+        distributed.init_process_group("cpu")
+        assert not distributed.is_launched()
+    err = capfd.readouterr().err
+    assert err.startswith(told)
+    assert err.count("\n") == bool(told)

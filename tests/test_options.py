@@ -13,7 +13,7 @@ import mocokit
 from mocokit.cli import _options, parse
 from mocokit.config import FIELDS, VERBS
 from mocokit.errors import UserError
-from mocokit.options import LENGTHS, Option, documented, fields_of, flag, merge, parse_duration, validate
+from mocokit.options import LENGTHS, Option, documented, fields_of, flag, load_config, merge, parse_duration, validate
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=9)
 
@@ -128,6 +128,12 @@ def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
+@pytest.mark.parametrize("text", ["61d", "1" + "0" * 400, "99999999h"])
+def test_an_astronomic_time_is_refused_with_the_way_out(text):
+    with pytest.raises(UserError, match=r"--time-budget: '.{2,20}' is too long; the most is 60d, or give --epochs or"):
+        validate({"data": "x", "time_budget": text}, FIELDS)
+
+
 @pytest.mark.parametrize("text", ["", "soon", "-5m", "0s", "5 weeks"])
 def test_bad_durations(text):
     with pytest.raises(UserError, match="time-budget"):
@@ -145,3 +151,33 @@ def test_lengths_exclude_each_other():
 
 def test_options_have_help():
     assert all(option.help for option in FIELDS.values())
+
+
+PATHS = {
+    "pretrain": "data out recipe",
+    **dict.fromkeys(["knn", "probe", "scorecard"], "run data"),
+    "finetune": "run data out",
+    "embed": "run data output",
+    "export": "run output data",
+    "search": "features queries montage run data",
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_home_directory_is_expanded_in_all_paths(verb, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    fields, names = fields_of(VERBS[verb]), PATHS[verb].split()
+    assert {name for name, option in fields.items() if option.path} == set(names)
+    for text, expected in (("~/a", "/home/me/a"), ("~", "/home/me"), ("a/~/b", "a/~/b"), ("~nobody at all", None)):
+        given = {name: [text] if name == "queries" else text for name in names}
+        found = validate(given, fields)
+        assert {v if isinstance(v, str) else v[0] for v in found.values()} == {expected or text}
+
+
+def test_without_a_home_directory_a_path_below_it_is_refused(monkeypatch):
+    monkeypatch.setenv("HOME", "")
+    with pytest.raises(UserError, match=r"--out: '~/run': there is no home directory here; write the whole path"):
+        validate({"data": "x", "out": "~/run"}, FIELDS)
+    with pytest.raises(UserError, match=r"--config ~/c.yaml: .*no home directory"):
+        load_config("~/c.yaml", FIELDS)
+    assert validate({"data": "./~"}, FIELDS) == {"data": "./~"}

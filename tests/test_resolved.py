@@ -28,9 +28,31 @@ def test_config_yaml_round_trips(f):
 
 def test_differences_name_the_option_and_both_values():
     saved = defaults({"data": "x", "lr": 0.1, "limit": 100}, facts())
-    assert differences({"data": "x", "lr": 0.1, "limit": 100}, saved) == []
-    assert differences({"data": "x", "lr": 0.1, "limit": 100, "workers": 7, "out": "elsewhere"}, saved) == []
-    assert differences({"data": "x", "lr": 0.2}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
+    same = {"data": "x", "lr": 0.1, "limit": 100}
+    assert differences(same, {}, saved) == []
+    assert differences(same | {"workers": 7, "out": "elsewhere", "data": "./x", "device": "cuda"}, {}, saved) == []
+    assert differences({"data": "x", "lr": 0.2}, {}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
+
+
+def test_precision_may_differ_on_another_device_unless_the_user_had_chosen_it():
+    saved = defaults({"data": "x", "device": "cpu"}, facts())
+    assert differences({"data": "x", "device": "cpu", "precision": "bf16"}, {}, saved) == [
+        "--precision bf16 (was fp32)"
+    ]
+    assert differences({"data": "x", "device": "cuda", "precision": "bf16"}, {}, saved) == []
+    saved = defaults({"data": "x", "device": "cpu", "precision": "fp32"}, facts())
+    assert differences({"data": "x", "device": "cuda", "precision": "bf16"}, {}, saved) == [
+        "--precision bf16 (was fp32)"
+    ]
+
+
+def test_of_a_recipe_its_values_are_compared_not_its_path():
+    values = {"temperature": 0.3, "epochs": 50}
+    saved = defaults({"data": "x", "recipe": "mine.yaml", "lr": 0.1}, facts(), values)
+    given = {"data": "x", "recipe": "/there/mine.yaml", "lr": 0.1}
+    assert differences(given, values, saved) == []
+    assert differences(given, values | {"temperature": 0.4}, saved) == ["--temperature 0.4 by the recipe (was 0.3)"]
+    assert differences({"data": "x", "lr": 0.1}, {}, saved)[0] == "no --recipe (was mine.yaml)"
 
 
 DEEP = "[" * 5000

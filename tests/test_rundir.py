@@ -1,13 +1,19 @@
 """Where the files of a run lie, what makes a directory a run, and what is told if they can't be read or written."""
 
 import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.errors import UserError
-from mocokit.rundir import RunDirectory, run_name
+from mocokit.rundir import RunDirectory, check_no_file, run_name
 
 
 def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_configuration(tmp_path):
@@ -65,3 +71,80 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path):
 def test_runs_are_named_after_data_and_recipe(data, recipe):
     assert run_name(data, "auto") == data
     assert run_name(data, recipe) == f"{data}-{'moco-v2' if recipe == 'moco-v2' else 'mine'}"
+
+
+HOLD = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from mocokit.rundir import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked():
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,))
+    child.start()  # as a loading process, which outlives a killed command for a while
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_second_command_is_refused_and_the_lock_of_a_killed_one_is_taken_over(tmp_path, capfd):
+    run = RunDirectory(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    owner = f"process {holder.pid} on {socket.gethostname()}"
+    try:
+        with pytest.raises(UserError, match=f"{run.path}: {owner} writes there; wait for it"), run.locked():
+            pass
+        assert holder.poll() is None
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert run.is_empty()
+    with run.locked():
+        assert capfd.readouterr().err == f"{run.path}: {owner} was killed; its place is taken\n"
+        assert json.loads(run.owner.read_text())["pid"] == os.getpid()
+    assert list(run.path.iterdir()) == []  # nothing was written, so nothing is left
+
+
+def test_the_lock_of_another_machine_is_left_with_the_way_out(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.owner.write_text('{"pid": 7, "host": "elsewhere"}')
+    for _ in range(2):
+        why = rf"process 7 on elsewhere .* if it has ended, remove {run.owner} and"
+        with pytest.raises(UserError, match=why), run.locked():
+            pass
+    run.owner.unlink()
+    with run.locked():
+        pass
+
+
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for path, there in (("file", "file"), ("file/a/b", "file"), ("gone", "gone"), ("gone/x", "gone")):
+        why = f"--out {tmp_path / path}: {tmp_path / there} is no folder; choose another --out"
+        with pytest.raises(UserError, match=f"^{why}$"):
+            RunDirectory(tmp_path / path).is_empty()
+    check_no_file("--out", tmp_path / "new" / "run")
+    with pytest.raises(UserError, match="a file is in the way"):
+        RunDirectory(tmp_path / "file" / "run").write_result("knn", {})
+
+
+def test_where_nothing_can_be_locked_commands_go_on(tmp_path):
+    """They only read, or fail when they write and say why."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with RunDirectory(path).locked():
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_is_cleared_unless_another_command_writes_inside(tmp_path):
+    run, inside = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run" / "finetune")
+    run.write_result("knn", {"top1": 1})
+    run.config.touch()
+    with run.locked():
+        with inside.locked(), pytest.raises(UserError, match=r"finetune: process \d+ on .* writes there"):
+            run.clear()
+        assert run.read_result("knn")
+        run.clear()
+        assert set(run.path.iterdir()) == {run.lock, run.owner}

@@ -282,7 +282,7 @@ def pretrain(
         monitor_every: epochs between quality checks; 0: none.
         knn_k: nearest neighbours of each image (kNN) (default 200).
         knn_temperature: temperature of the neighbours' weights (kNN) (default 0.1).
-        knn_images: most images and queries of the final kNN; 0: all.
+        knn_images: most images and queries of the final kNN, twice as many for scores; 0: all.
         log_every: steps between rows of metrics.csv (default 50).
         histograms: weight histograms in TensorBoard (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).

@@ -21,8 +21,8 @@ side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
-Run = Annotated[str, Option("run directory, or its encoder.safetensors", positional=True)]
-Data = Annotated[str, Option("images, named as for pretrain", positional=True)]
+Run = Annotated[str, Option("run directory, or its encoder.safetensors", positional=True, path=True)]
+Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
@@ -36,9 +36,9 @@ class PretrainConfig:
 
     DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
-    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True)]
-    out: Annotated[str, Option("run directory", identity=False)]
-    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file")] = "auto"
+    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False, path=True)]
+    out: Annotated[str, Option("run directory", identity=False, path=True)]
+    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
 
     backbone: Annotated[str, Option("timm model name, e.g. resnet18_cifar or resnet50")]
     zero_init_last: Annotated[bool, Option("residual branches end in a batch norm that starts at zero")] = True
@@ -87,7 +87,7 @@ class PretrainConfig:
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
     seed: Seed = 0
 
-    device: Annotated[DeviceName, Option("where to compute")]
+    device: Annotated[DeviceName, Option("where to compute", identity=False)]
     devices: Annotated[int, Option("processes on this machine, one per GPU", low=1, identity=False)] = 1
     precision: Annotated[Precision, Option("arithmetic of the encoders")]
     compile: Annotated[bool, Option("compile the encoders: faster after a minute", identity=False)]
@@ -96,7 +96,9 @@ class PretrainConfig:
     monitor_every: Annotated[int, Option("epochs between quality checks; 0: none", low=0)]
     knn_k: Neighbours = 200
     knn_temperature: KnnTemperature = 0.1
-    knn_images: Annotated[int, Option("most images and queries of the final kNN; 0: all", low=0)]
+    knn_images: Annotated[
+        int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", low=0)
+    ]
     log_every: Annotated[int, Option("steps between rows of metrics.csv", low=1)] = 50
     histograms: Annotated[bool, Option("weight histograms in TensorBoard", identity=False)] = True
     checkpoint_every: Annotated[float, Option("seconds between checkpoints", low=0, identity=False)] = 60.0
@@ -152,7 +154,7 @@ class ProbeConfig(ImagesConfig):
 class FinetuneConfig(ImagesConfig):
     """Train encoder and classifier on labels."""
 
-    out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch")] = None
+    out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch", path=True)] = None
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
     baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
@@ -175,7 +177,7 @@ class EmbedConfig(RunConfig):
     """Write a table of features."""
 
     data: Data
-    output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o")]
+    output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o", path=True)]
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
         Precision,
@@ -190,13 +192,13 @@ class EmbedConfig(RunConfig):
 class SearchConfig:
     """Find similar images and near-duplicates."""
 
-    features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True)]
-    queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True)] = ()
+    features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True, path=True)]
+    queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True, path=True)] = ()
     k: Annotated[int, Option("neighbours of each query", low=1)] = 10
     duplicates: Annotated[float | None, Option("list pairs with at least this cosine", low=-1, high=1)] = None
-    montage: Annotated[str | None, Option("PNG file of the queries with their neighbours")] = None
-    run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved")] = None
-    data: Annotated[str | None, Option("images of the features, if they have moved")] = None
+    montage: Annotated[str | None, Option("PNG file of the queries with their neighbours", path=True)] = None
+    run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved", path=True)] = None
+    data: Annotated[str | None, Option("images of the features, if they have moved", path=True)] = None
     device: Device = None
 
 
@@ -206,8 +208,8 @@ class ExportConfig:
 
     run: Run
     format: Annotated[Literal["timm", "onnx"], Option("timm: weights for timm or torchvision; onnx: a graph")]
-    output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o")] = None
-    data: Annotated[str | None, Option("images to check the export with; default synthetic ones")] = None
+    output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o", path=True)] = None
+    data: Annotated[str | None, Option("images to check the export with; default synthetic ones", path=True)] = None
 
 
 VERBS: dict[str, type] = {  # their docstrings are what --help says of them

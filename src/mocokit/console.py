@@ -1,9 +1,11 @@
 """What the user sees on stderr: plain lines, and progress that is drawn on a terminal and told in a log."""
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
@@ -24,6 +26,12 @@ def say(line: str) -> None:
     """One line on stderr, at once."""
     if not _muted:
         print(line, file=sys.stderr, flush=True)
+
+
+def command(verb: str, paths: Sequence[str | Path], options: str = "") -> str:
+    """A command line to paste into a shell."""
+    named = [f"./{path}" if str(path).startswith("-") else str(path) for path in paths]  # not an option
+    return f"{shlex.join(['mocokit', verb, *named])} {options}".rstrip()
 
 
 @contextmanager

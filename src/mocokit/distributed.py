@@ -14,21 +14,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mocokit.console import say
 from mocokit.errors import UserError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)  # one process evaluates while the others wait; a dead one is noticed at once
 SLURM_LOCAL_COUNT = "SLURM_NTASKS_PER_NODE"
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+SLURM_SPECIAL_STEPS = 2**32 - 16  # from here on: batch script, interactive shell, ...
 NO_PEER = ("gloo", "nccl", "connection", "socket", "store", "timed out")
 
 
 def _environment(name: str) -> int | None:
-    """What torchrun's variable ``name`` says, or SLURM's in its place."""
+    """What torchrun's variable ``name`` says, or that of SLURM's srun in its place."""
     value = os.environ.get(name)
-    if value is None and int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+    if value is None and _slurm_tasks() > 1 and _by_srun():
         value = os.environ.get(SLURM[name])
     return None if value is None else int(value)
+
+
+def _slurm_tasks() -> int:
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    return int(tasks) if tasks.isdecimal() else 1
+
+
+def _by_srun() -> bool:
+    """Whether SLURM's srun started this process; a batch script, which runs once, has a rank, too, but no such step."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return "SLURM_PROCID" in os.environ and step.isdecimal() and int(step) < SLURM_SPECIAL_STEPS
+
+
+def _check_slurm() -> None:
+    """Tell where SLURM was asked for several processes and this is one that it did not start; refuse a batch script."""
+    tasks = _slurm_tasks()
+    if tasks == 1 or "WORLD_SIZE" in os.environ or _by_srun():
+        return
+    told = f"SLURM_NTASKS is {tasks}, but srun did not start this process"
+    way_out = "use srun, or unset SLURM_NTASKS"
+    if "SLURM_PROCID" in os.environ:
+        raise UserError(f"{told}; {way_out}")
+    say(f"{told}, which runs alone; {way_out}")
 
 
 def is_launched() -> bool:
@@ -40,8 +65,9 @@ def init_process_group(device: str) -> None:
     """Meet the other processes of this run, if there are any; each takes the GPU of its local rank.
 
     Raises:
-        UserError: the processes can't find each other.
+        UserError: the processes can't find each other, or in a SLURM job there is only one where several are meant.
     """
+    _check_slurm()
     if not is_launched() or dist.is_initialized():
         return
     if device == "mps":

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
 import textwrap
 import types
@@ -34,6 +35,7 @@ class Option:
     identity: bool = True  # False: changes where or how a run is carried out, not its result; may differ on resuming
     short: str | None = None  # a short flag, such as -o
     positional: bool = False  # an argument on the command line, not a flag
+    path: bool = False  # names a file or folder, maybe below ~
     # What `fields_of` adds:
     name: str = ""
     type: Any = str
@@ -118,13 +120,37 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+LONGEST_DAYS = 60  # a longer time is a slip, which would only show after minutes of compiling
+
+
 def parse_duration(text: str) -> float:
-    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds)."""
+    """Seconds in ``90s``, ``6m``, ``1.5h`` or ``2d`` (a bare number is seconds), at most `LONGEST_DAYS`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(text))
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else 0.0
     if seconds <= 0:
         raise ValueError(f"{text!r} is not a time; write for example 90s, 6m or 2h")
+    if seconds > LONGEST_DAYS * 86400:
+        raise ValueError(f"{text[:20]!r} is too long; the most is {LONGEST_DAYS}d, or give --epochs or --steps")
     return seconds
+
+
+def expanded(path: str) -> str:
+    """``path`` with the home directory in the place of a leading ``~``, which no shell expands in ``--out=~/run``.
+
+    Raises:
+        ValueError: nobody knows the home directory.
+    """
+    if path != "~" and not path.startswith(("~/", f"~{os.sep}")):
+        return os.path.expanduser(path)  # of another user; of nobody it stays what it is
+    if not (home := home_directory()):
+        raise ValueError(f"{path!r}: there is no home directory here; write the whole path, or set HOME")
+    return home + path[1:]
+
+
+def home_directory() -> str | None:
+    """The user's, or None in a container or service whose user has neither HOME nor an entry among the users."""
+    home = os.path.expanduser("~")
+    return home if os.path.isabs(home) and os.environ.get("HOME") != "" else None
 
 
 def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict[str, Any]:
@@ -164,7 +190,8 @@ def _checked(option: Option, value: Any) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, Collection) and not isinstance(item, str) for item in items):
             raise ValueError("expected a list of names")
-        return tuple(map(str, items))
+        names = tuple(map(str, items))
+        return tuple(map(expanded, names)) if option.path else names
     if isinstance(value, Collection) and not isinstance(value, str):  # and not shown: YAML's aliases nest without end
         raise ValueError("expected one value, got several")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:  # of thousands of digits, which can't be shown
@@ -181,7 +208,7 @@ def _checked(option: Option, value: Any) -> Any:
         raise ValueError("is empty")
     elif option.name == "time_budget":
         parse_duration(value)
-    value = kind(value)
+    value = expanded(kind(value)) if option.path else kind(value)
     if option.choices and value not in option.choices:
         raise ValueError(f"{value!r} is not one of {', '.join(option.choices)}")
     if option.low is not None and value < option.low:
@@ -219,7 +246,7 @@ def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[s
     """
     origin = origin or f"--config {path}"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(expanded(path), encoding="utf-8") as file:
             values = parse_yaml(file.read(), origin)
     except OSError as error:
         raise UserError(f"{origin}: {error.strerror}") from None

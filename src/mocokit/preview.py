@@ -1,5 +1,6 @@
 """Look at images, at the views that pretraining makes of them, and at the metrics of a run; for notebooks."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def read_metrics(run: str | Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: ``run`` has no metrics.
     """
-    rows = read_rows(RunDirectory(Path(run)).metrics)
+    rows = read_rows(RunDirectory(Path(os.path.expanduser(run))).metrics)
     if not rows:
         raise UserError(f"{run}: no metrics here; name the directory of a run that has started")
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -54,10 +55,27 @@ def parse(text: str, origin: str) -> Resolved:
     return Resolved(config, reasons)
 
 
-def differences(given: Mapping[str, Any], saved: Resolved) -> list[str]:
-    """How a new command line differs from the one that made a run: one phrase an option, none if it resumes."""
+def differences(given: Mapping[str, Any], recipe: Mapping[str, Any], saved: Resolved) -> list[str]:
+    """How a new command line, and the ``recipe`` that it names, differ from those that made a run: one phrase an
+    option, none if it resumes.
+
+    What images there are is not compared here, nor how their place, or the recipe's, is written. On another device the
+    precision may be another, if it was chosen for the first one.
+    """
     config = dataclasses.asdict(saved.config)
     names = [n for n in FIELDS if FIELDS[n].identity]
+    if moves(given, saved) and "precision" in saved.reasons:
+        names.remove("precision")
+    if Path(given.get("recipe", "")).name == Path(config["recipe"]).name:
+        names.remove("recipe")
     changed = [f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]]
     dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
-    return changed + dropped
+    by_recipe = [n for n, reason in saved.reasons.items() if reason.startswith("recipe ") and FIELDS[n].identity]
+    now = {n: recipe.get(n) for n in by_recipe}
+    edited = [f"{flag(n)} {v} by the recipe (was {config[n]})" for n, v in now.items() if v != config[n]]
+    return changed + dropped + edited
+
+
+def moves(given: Mapping[str, Any], saved: Resolved) -> bool:
+    """Whether the user asks for another device than a run has been on."""
+    return bool(given.get("device", saved.config.device) != saved.config.device)

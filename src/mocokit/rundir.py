@@ -1,14 +1,23 @@
 """The run directory: where each file of a run lies."""
 
+import errno
 import json
+import os
+import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from mocokit.console import say
 from mocokit.errors import UserError
 from mocokit.files import write_json
 from mocokit.resolved import Resolved, parse
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
 
 class RunDirectory:
@@ -24,6 +33,7 @@ class RunDirectory:
         self.tensorboard = path / "tensorboard"
         self.skipped = path / "skipped.csv"  # images that could not be used, and why
         self.data = path / "data.json"  # fingerprint and number of images, fingerprint of a fine-tuning's first weights
+        self.lock, self.owner = path / ".lock", path / ".owner.json"  # while a command writes here; which one
 
     def result(self, verb: str) -> Path:
         """The file with the result of one verb."""
@@ -35,12 +45,81 @@ class RunDirectory:
         Raises:
             UserError: the path is no directory, or can't be read.
         """
-        before = (self.skipped, self.data)
+        check_no_file("--out", self.path)
+        before = (self.skipped, self.data, self.lock, self.owner)
         try:
             entries = list(self.path.iterdir()) if self.path.exists() else []
         except OSError as error:
             raise UserError(f"--out {self.path}: {error.strerror}; choose another --out") from None
         return all(entry in before or entry.suffix == ".tmp" for entry in entries)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other command writes here. The operating system ends the lock of a process that is killed.
+
+        Raises:
+            UserError: another command does; or did on another machine, from where nobody can tell that it has ended.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        lock = FileLock(self.lock)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            way_out = "wait for it, stop it, or give another --out"
+            raise UserError(f"{self.path}: {self._describe_owner()} writes there; {way_out}") from None
+        except OSError as error:  # of a folder that can't be written: nothing is, and who tries to tells why
+            if error.errno in NO_LOCKS:
+                say(f"{self.path}: can't be locked ({error.strerror}); start no second command on it")
+            yield
+            return
+        try:
+            self._take_over()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self.owner.unlink()
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                self.lock.unlink()
+            lock.release()
+            for folder in made:
+                with suppress(OSError):  # it holds something now
+                    folder.rmdir()
+
+    def _take_over(self) -> None:
+        """Become the owner, also in the place of one that has died; the lock is held."""
+        owner, here = _read_dict(self.owner), socket.gethostname()
+        if owner and owner.get("host") != here:
+            raise UserError(
+                f"{self.path}: {self._describe_owner()} writes there, or was killed; if it has ended, "
+                f"remove {self.owner} and run the same command again"
+            )
+        if owner:
+            say(f"{self.path}: {self._describe_owner()} was killed; its place is taken")
+        with suppress(OSError):
+            write_json(self.owner, {"pid": os.getpid(), "host": here})
+
+    def _describe_owner(self) -> str:
+        owner = _read_dict(self.owner)
+        return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
+
+    def clear(self) -> None:
+        """Remove all that a run has left; last what makes the directory a run, so that a killed command goes on.
+
+        Raises:
+            UserError: a command writes into a directory inside.
+        """
+        for inside in self.path.glob(f"*/{self.lock.name}"):
+            with RunDirectory(inside.parent).locked():
+                pass
+        last = (self.config, self.finetuning)
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry in last):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry not in (self.lock, self.owner):
+                entry.unlink()
 
     def read_config(self) -> Resolved:
         """The configuration; a `UserError` if this is not a run directory or it is damaged."""
@@ -51,6 +130,10 @@ class RunDirectory:
         except UnicodeDecodeError:
             raise UserError(f"{self.config}: not a text file") from None
         return parse(text, str(self.config))
+
+    def read_image_size(self) -> int | None:
+        """Side of the encoder's images in the run that is here, or None if there is none."""
+        return None if self.is_empty() or not self.config.exists() else self.read_config().config.image_size
 
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
         """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
@@ -74,7 +157,16 @@ class RunDirectory:
         except OSError as error:
             where, why = error.filename or self.path, error.strerror or error
             way_out = "make room or fix the folder's permissions and run the same command again"
+            if isinstance(error, NotADirectoryError | FileExistsError):
+                way_out = "a file is in the way; name another place"
             raise UserError(f"{where}: {why}; what was written before is kept; {way_out}") from error
+
+
+def check_no_file(option: str, folder: Path) -> None:
+    """Refuse a folder in whose place, or above it, there is something else."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if os.path.lexists(there) and not there.is_dir():
+        raise UserError(f"{option} {folder}: {there} is no folder; choose another {option}")
 
 
 def _read_dict(path: Path) -> dict[str, Any]:

@@ -184,12 +184,42 @@ def test_a_budget_is_divided_between_steps_checks_and_final_figures() -> None:
 
 def test_the_final_figures_take_fewer_images_where_all_would_take_too_long() -> None:
     resolved = completed(Machine(labelled_images=50_000), time_budget="100s", precision="fp32")
-    assert resolved.config.knn_images == 3599  # 7.5 s for each encoder, less what needs no labels
+    assert resolved.config.knn_images == 3600  # 7.5 s for each encoder, less what needs no labels
     assert "1.0 ms an image, twice" in resolved.reasons["knn_images"]
     without = completed(Machine(labelled_images=0, image=1.0), time_budget="1000s", precision="fp32")
     assert without.config.knn_images == 0
 
 
-def test_a_budget_that_is_too_short_is_refused() -> None:
-    with pytest.raises(UserError, match="--time-budget 3s: loading and evaluating alone take about"):
-        completed(Machine(), time_budget="3s", precision="fp32")
+SHORT = {"time_budget": "20s", "precision": "fp32", "monitor_every": None}
+
+
+def test_where_a_budget_is_short_checks_go_first_then_final_figures(capfd) -> None:
+    """20 s: 18.6 are used, of which training gets a third at least."""
+    one = completed(Machine(image=0.001, check_images=5000), **SHORT)  # two checks of 5 s, 2 x 2.3 s for the end
+    assert one.config.monitor_every == 0
+    assert one.config.knn_images == 0 or one.config.knn_images >= 500
+    assert "--time-budget 20s is short for this machine: no checks during training\n" in capfd.readouterr().err
+    assert one.config.steps == pytest.approx((18.6 - 2.6) / 0.1, rel=0.05)
+
+    two = completed(Machine(image=0.01, check_images=500), **SHORT)  # 2 x 13 s for the end, with 500 images
+    assert "no checks during training, final figures of 125 images" in capfd.readouterr().err
+    assert (two.config.monitor_every, two.config.knn_images) == (0, 125)
+    assert two.config.steps == pytest.approx((18.6 - 2 * 5.5) / 0.1, rel=0.05)
+
+
+def test_what_the_user_asked_for_is_not_cut() -> None:
+    options = SHORT | {"monitor_every": 1, "knn_images": 500}
+    with pytest.raises(UserError, match=r"alone take about \d+ s here; give more time, or --steps"):
+        completed(Machine(image=0.01), **options)
+
+
+def test_a_budget_that_is_too_short_for_one_step_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--time-budget 3s: loading and evaluating alone take about"):
+        completed(Machine(image=0.01), time_budget="3s", precision="fp32")
+
+
+def test_a_slow_machine_does_not_spend_its_budget_on_timing_steps() -> None:
+    slow = Machine(lambda config: 0.25 * config.batch_size)  # 16 images in 4 s, the batch in 8 s
+    resolved = completed(slow, replace(FACTS, processes=1), **SHORT | {"time_budget": "60s", "batch_size": 32})
+    assert [config.batch_size for config in slow.asked] == [16]
+    assert resolved.config.steps == int((0.93 * 60 - 4.6) / 8)

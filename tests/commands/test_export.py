@@ -109,7 +109,7 @@ def test_timm_needs_no_onnx(run):
     [
         ({"format": "coreml"}, "--format: 'coreml' is not one of timm, onnx"),
         ({"format": "timm", "data": "nowhere"}, "nowhere"),
-        ({"format": "timm", "output": "run/config.yaml"}, "--output run/config.yaml: is a file; name a directory"),
+        ({"format": "timm", "output": "run/config.yaml"}, "run/config.yaml is no folder; choose another --output"),
         ({"format": "timm", "output": "run/config.yaml/x"}, "config.yaml"),
     ],
 )

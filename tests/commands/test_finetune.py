@@ -25,6 +25,7 @@ from mocokit.evaluation.features import extract
 from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import split_labelled
 from mocokit.model.encoder import Encoder
+from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import read_rows
 from tests.helpers import class_folders, write_images
@@ -215,6 +216,11 @@ def test_another_training_is_refused_and_overwrite_replaces(tiny_run: TinyRun, r
     mocokit.finetune(str(run), data, **options, lr=0.5, overwrite=True)
     assert not (run / "finetune" / "features.npz").exists()  # of the old encoder
     assert "lr: 0.5" in (run / "finetune" / "finetune.yaml").read_text()
+
+
+def test_a_second_command_is_refused(tiny_run: TinyRun, run):
+    with RunDirectory(run / "finetune").locked(), pytest.raises(UserError, match=r"process \d+ on .* writes there"):
+        mocokit.finetune(str(run), str(tiny_run.data), **SHORT)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -110,13 +110,6 @@ def test_table_on_stderr(run, squares, capfd):
     assert stderr.count("%") == 12
 
 
-def test_a_result_that_cannot_be_written_is_one_line(run, squares):
-    shutil.rmtree(run / "results")
-    (run / "results").write_text("in the way")
-    with pytest.raises(UserError, match="results"):
-        mocokit.knn(str(run), str(squares))
-
-
 def test_data_with_another_number_of_channels_is_refused(run, tmp_path):
     import tifffile
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.commands.launch import _judge
+from mocokit.commands.launch import _environment_of_each, _judge
 from mocokit.errors import Interrupted, UserError
+from mocokit.rundir import RunDirectory
 from tests.runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
 LONG = TINY | {"epochs": 60, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 300 steps
@@ -124,6 +125,44 @@ def test_no_process_goes_on_from_a_run_that_another_is_about_to_overwrite(tmp_pa
         for process in started:
             process.kill()
     assert [row.split(",")[0] for row in (out / "metrics.csv").read_text().splitlines()] == before
+
+
+@pytest.mark.slow
+def test_all_processes_refuse_a_directory_that_another_command_writes_to(tmp_path):
+    data, out, port = tiny_data(tmp_path), tmp_path / "run", free_port()
+    with RunDirectory(out).locked():
+        started = [
+            subprocess.Popen(
+                command(*arguments(data, out, **TINY)), env=meeting(2, rank, port), stderr=subprocess.PIPE, text=True
+            )
+            for rank in range(2)
+        ]
+        for process in started:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 2
+            assert f"{out}: process {os.getpid()} on " in errors.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_nothing_is_imported_from_the_current_folder(tmp_path):
+    data, here = tiny_data(tmp_path), tmp_path / "here"
+    (here / "torch").mkdir(parents=True)
+    for name in ("torch/__init__.py", "mocokit.py"):
+        (here / name).write_text("raise SystemExit('from the current folder')")
+    options = TINY | {"epochs": 1, "monitor_every": 0, "devices": 2}
+    start = [sys.executable, "-P", "-m", "mocokit", *map(str, arguments(data, tmp_path / "run", **options))]
+    done = subprocess.run(start, cwd=here, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with _environment_of_each(2):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["PYTHONSAFEPATH"]) == ("3", "1")
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_how_processes_ended_is_told():

@@ -29,10 +29,11 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
     scored = 3 * min(1000, bank)
     assert final_evaluator(store, config).images_read == scored + bank + queries
     few = dataclasses.replace(config, knn_images=5)
-    assert final_evaluator(store, few).images_read == scored + 10
+    assert final_evaluator(store, few).images_read == 3 * 10 + 10
+    assert final_evaluator(store, dataclasses.replace(config, knn_images=500)).images_read == scored + bank + queries
     assert check_evaluator(store, config).images_read <= final_evaluator(store, config).images_read
     measure = RunMeasurements(store, store.splits["train"])
-    assert measure.images_of_final(few) == scored + 10
+    assert measure.images_of_final(few) == 40
     assert measure.images_of_check(config) == check_evaluator(store, config).images_read
 
 

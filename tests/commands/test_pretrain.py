@@ -311,10 +311,12 @@ def test_an_awkward_folder_is_refused_with_a_count_and_a_way_out_then_trains(awk
     assert main(arguments) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert f"{len(broken)} of {found} images" in line
-    assert "--max-skipped" in line
+    assert line.endswith(f"--max-skipped; {out / 'skipped.csv'} lists them")
     assert skipped(out) == broken
     assert main([*arguments, "--max-skipped", "0.3", "--json"]) == 0  # in the same place: it is no run yet
-    result = json.loads(capfd.readouterr().out)
+    stdout, stderr = capfd.readouterr()
+    assert f"{out / 'skipped.csv'} lists the images that can't be used" in stderr
+    result = json.loads(stdout)
     assert (result["images"], result["skipped"]) == (len(good_files()), len(broken))
     assert skipped(out) == broken
     spec, _ = read_header(out)
@@ -325,6 +327,26 @@ def test_an_awkward_folder_is_refused_with_a_count_and_a_way_out_then_trains(awk
     assert 4000 < high < 5000
     features = mocokit.load(out).embed([folder / name for name in good_files()])
     assert torch.isfinite(features).all()
+
+
+def test_a_list_of_unusable_images_is_named_only_where_it_is(awkward, tiny_run: TinyRun, tmp_path, monkeypatch, capfd):
+    folder, broken = awkward
+    monkeypatch.chdir(tmp_path)
+    for verb in (["pretrain", str(folder)], ["knn", str(tiny_run.path), str(folder)]):
+        assert main(verb) == 2
+        line = capfd.readouterr().err.splitlines()[-1]
+        assert ("skipped.csv" in line) == (verb[0] == "pretrain")
+    assert skipped(Path("runs/pictures")) == broken
+    run = tmp_path / "run"
+    pretrain(tiny_run.data, run)
+    before = (run / "skipped.csv").read_bytes()
+    assert main(["pretrain", str(folder), "--out", str(run)]) == 2
+    assert "skipped.csv" not in capfd.readouterr().err  # that of another run stays
+    assert (run / "skipped.csv").read_bytes() == before
+    assert main(["scorecard", str(tiny_run.path), str(folder), "--max-skipped=0.3", "--device=cpu"]) == 0
+    err = capfd.readouterr().err
+    assert f"{len(broken)} skipped (the first is " in err
+    assert "skipped.csv" not in err
 
 
 def skipped(run: Path) -> set[str]:

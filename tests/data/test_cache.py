@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mocokit.data.cache import _default_directory, cache_directory
 from mocokit.errors import UserError
 from tests.data.stores import open_images
 from tests.helpers import archive, class_folders, write_images
@@ -54,6 +55,8 @@ except UserError as error:
         ({"MOCOKIT_CACHE": "a", "XDG_CACHE_HOME": "b"}, "a"),
         ({"XDG_CACHE_HOME": "b"}, "b/mocokit"),
         ({}, "home/.cache/mocokit"),
+        ({"MOCOKIT_CACHE": "~/mine"}, "home/mine"),
+        ({"XDG_CACHE_HOME": "~"}, "home/mocokit"),
     ],
 )
 def test_where_the_cache_is(
@@ -62,9 +65,35 @@ def test_where_the_cache_is(
     for name in ("MOCOKIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    _default_directory.cache_clear()
     for name, value in variables.items():
-        monkeypatch.setenv(name, str(tmp_path / value))
+        monkeypatch.setenv(name, value if value.startswith("~") else str(tmp_path / value))
     assert open_images(class_folders(tmp_path / "data")).path.parent == tmp_path / expected / "images"
+
+
+@pytest.mark.parametrize("home", ["", "/nowhere", None])
+def test_without_a_home_the_cache_is_temporary_which_is_told_once(tmp_path, monkeypatch, capfd, home):
+    for name in ("MOCOKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path if home is None else path.replace("~", home))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _default_directory.cache_clear()
+    try:
+        expected = tmp_path / f"mocokit-{os.getuid()}"
+        assert cache_directory() == cache_directory() == expected
+        assert expected.is_dir()
+        told = capfd.readouterr().err
+        assert told.count("\n") == 1
+        assert f"decoded images are kept in {expected}; MOCOKIT_CACHE names" in told
+    finally:
+        _default_directory.cache_clear()
+    monkeypatch.setenv("MOCOKIT_CACHE", "~/x")
+    if home != "/nowhere":
+        with pytest.raises(UserError, match=r"MOCOKIT_CACHE .*no home directory here; write the whole path"):
+            cache_directory()
 
 
 SLOW_BUILD = """

@@ -9,7 +9,7 @@ import pytest
 from mocokit.data.image_index import ImageIndex
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
-from tests.helpers import archive, encode, noise
+from tests.helpers import archive, encode, noise, write_images
 
 PNG = encode(noise(0))
 
@@ -77,6 +77,16 @@ def test_cifar10_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatch,
     assert [len(image_index.splits[split]) for split in ("train", "test")] == [4, 2]
     assert classes_of(image_index, "test") == ["dog", "cat"]
     assert source.read(0)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_folder_named_like_a_data_set_is_asked_for_by_its_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "cifar10"):
+        write_images(tmp_path / name, ["a.png"])
+        why = rf"{name}: is both a data set .* and the folder {tmp_path / name}; write \./{name} for the folder"
+        with pytest.raises(UserError, match=why):
+            open_source(name)
+        assert open_source(f"./{name}").read_index().names == ["a.png"]
 
 
 def test_a_missing_path_suggests_a_near_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +103,13 @@ def test_a_tracker_that_is_not_installed_is_one_line(name):
         pytest.skip(f"{name} is installed")
     with pytest.raises(UserError, match=rf"--logger {name} needs {name}: pip install 'mocokit\[{name}\]'"):
         check_tracker(name)
+
+
+@pytest.mark.parametrize("name", ["memory::run", "zip::run", "a::b", "http-run"])
+def test_names_that_look_like_addresses_are_folders(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    logger = tensorboard(Path(name) / "tensorboard", 0)
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.finalize("finished")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert list((tmp_path / name / "tensorboard").glob("events.*"))

@@ -158,7 +158,7 @@ def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_p
     other = tiny_data(tmp_path / "other", height=9, width=8)
     elsewhere = mocokit("pretrain", other, "--out", out, *flags)
     assert elsewhere.returncode == 2
-    assert "--data" in elsewhere.stderr
+    assert "other images" in elsewhere.stderr
     impossible = mocokit("pretrain", data, "--out", out, *FLAGS, "--batch-size=999", "--overwrite")
     assert impossible.returncode == 2
     assert (out / "encoder.safetensors").exists()  # the old run goes only when the new one can start

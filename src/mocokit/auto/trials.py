@@ -20,7 +20,10 @@ PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has f
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
 CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
+CALIBRATION_STEPS, MOST_CALIBRATION_SHARE = 4, 0.2  # that it takes with views of each size; share it may come to
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
+TRAINING_SHARE = 1 / 3  # of a budget after loading, at least, before checks and figures are cut
+FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for more
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
 
@@ -86,7 +89,7 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
     Whether it is depends on the CPU and on the network's width (docs/LOG.md).
     """
     config = resolved.config
-    if config.time_budget is None and config.steps < PRECISION_STEPS:
+    if parse_duration(config.time_budget) < PRECISION_RUN if config.time_budget else config.steps < PRECISION_STEPS:
         return resolved
 
     def step(batch_size: int, precision: Precision, seconds: float) -> float:
@@ -109,7 +112,9 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
     the compiler pays."""
     config = resolved.config
-    if config.time_budget is None and config.steps < COMPILE_STEPS:
+    sizes = len(measure.view_sizes(config))
+    least = sizes * COMPILE_RUN[config.device]
+    if parse_duration(config.time_budget) < least if config.time_budget else config.steps < COMPILE_STEPS:
         return resolved
 
     def step(compile: bool, cuda_graphs: bool = False) -> float:
@@ -117,8 +122,7 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
         return measure.seconds_per_step(trial, TRIAL_SECONDS)
 
     plain = step(compile=False)
-    sizes = len(measure.view_sizes(config))
-    if _length(config, plain) < max(sizes * COMPILE_RUN[config.device], COMPILE_STEPS * plain):
+    if _length(config, plain) < max(least, COMPILE_STEPS * plain):
         return resolved
     say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
     as_it_is = f"{1000 * plain:.0f} ms as it is"
@@ -152,29 +156,66 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     config = resolved.config
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
-    step = measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
+    step = _time_step(config, facts, measure, budget)
     image = measure.seconds_per_image(config)
     check = image * measure.images_of_check(config)
     resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)
-    final = 2 * image * measure.images_of_final(resolved.config)
-    left = BUDGET_USE * budget - (time.perf_counter() - started) - final
+    left = BUDGET_USE * budget - (time.perf_counter() - started)
+    resolved, left, checks = _divide(resolved, measure, image, check, left)
     per_epoch = facts.images // config.batch_size
-    checks = max(2, min(10, int(0.05 * left / check)))  # the first and the last in any case
     steps = int((left - checks * check) / step)
     if steps < 1:
         raise UserError(
-            f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s; "
-            f"give more time"
+            f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s "
+            f"here; give more time, or --steps instead; images once decoded are quick to load"
         )
     if steps > per_epoch:
         steps -= steps % per_epoch  # whole epochs
     epochs = -(-steps // per_epoch)
     reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
     resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
-    if "monitor_every" in resolved.reasons:
+    if checks and "monitor_every" in resolved.reasons:
         every = max(1, -(-epochs // (checks - 1)))
         resolved = resolved.derive(f"{check:.1f} s a check", monitor_every=every)
     return resolved
+
+
+def _time_step(config: PretrainConfig, facts: Facts, measure: Measurements, budget: float) -> float:
+    """Seconds of a step; from small ones where those of the whole batch would use the budget up."""
+    few = min(config.batch_size, TRIAL_IMAGES * facts.processes)
+    if facts.device == "cpu" and not config.compile:
+        rough = measure.seconds_per_step(dataclasses.replace(config, batch_size=few), 0.0) * config.batch_size / few
+        if CALIBRATION_STEPS * len(measure.view_sizes(config)) * rough > MOST_CALIBRATION_SHARE * budget:
+            return rough
+    return measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
+
+
+def _divide(
+    resolved: Resolved, measure: Measurements, image: float, check: float, seconds: float
+) -> tuple[Resolved, float, int]:
+    """The seconds that remain beside the final figures, and the number of checks among them.
+
+    Where these leave too little to train, there are no checks, then smaller final figures, unless the user set them.
+    """
+    config, enough, dropped = resolved.config, TRAINING_SHARE * seconds, []
+    left = seconds - 2 * image * measure.images_of_final(config)
+    checks = max(2, min(10, int(0.05 * left / check))) if config.monitor_every else 0  # the first and last in any case
+    if left - checks * check < enough and "monitor_every" in resolved.reasons:
+        checks = 0
+        resolved = resolved.derive("the time budget is short", monitor_every=0)
+        dropped.append("no checks during training")
+    most = config.knn_images or 2 * LEAST_KNN_IMAGES
+    while left - checks * check < enough and most > FEWEST_KNN_IMAGES and "knn_images" in resolved.reasons:
+        most = max(FEWEST_KNN_IMAGES, most // 2)
+        fewer = resolved.derive("the time budget is short", knn_images=most)
+        cut = seconds - 2 * image * measure.images_of_final(fewer.config)
+        if cut > left:
+            resolved, left = fewer, cut
+    if resolved.config.knn_images != config.knn_images:
+        dropped.append(f"final figures of {resolved.config.knn_images} images")
+    if dropped:
+        say(f"--time-budget {config.time_budget} is short for this machine: {', '.join(dropped)}")
+    return resolved, left, checks
 
 
 def _fit_final_figures(resolved: Resolved, measure: Measurements, image: float, seconds: float) -> Resolved:
@@ -182,9 +223,9 @@ def _fit_final_figures(resolved: Resolved, measure: Measurements, image: float, 
     config = resolved.config
     if config.knn_images or "knn_images" not in resolved.reasons:
         return resolved
-    least = measure.images_of_final(dataclasses.replace(config, knn_images=1))  # almost without kNN
-    room = seconds / 2 / image - least
-    if measure.images_of_final(config) - least <= max(room, 0):  # without labels there is no kNN
+    least = measure.images_of_final(dataclasses.replace(config, knn_images=LEAST_KNN_IMAGES))
+    room = seconds / 2 / image
+    if measure.images_of_final(config) <= max(room, least):  # without labels there is no kNN
         return resolved
     reason = f"{1000 * image:.1f} ms an image, twice; for all of them see mocokit knn"
-    return resolved.derive(reason, knn_images=max(LEAST_KNN_IMAGES, int(room / 2)))
+    return resolved.derive(reason, knn_images=LEAST_KNN_IMAGES + int(max(room - least, 0) / 2))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mocokit.files import remove_temporary
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, validate
-from mocokit.rundir import RunDirectory
+from mocokit.rundir import RunDirectory, check_no_file
 
 IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")  # all that features depend on
 
@@ -68,8 +68,10 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
-        for file in (*feature_files(path), skipped_csv, RunDirectory(Path(config.run)).result("embed")):
+        for file in (*feature_files(path), skipped_csv):
             remove_temporary(file)  # of a killed command
+    with suppress(OSError):
+        remove_temporary(RunDirectory(Path(config.run)).result("embed"))
 
     pace = None
     if overwrite or not _is_complete(path, metadata):
@@ -100,6 +102,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
     check_format(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file")
+    check_no_file("--output", path.parent)
     existing = [file for file in feature_files(path) if file.exists()]
     if existing and not (overwrite or parts_directory(path).exists()):
         raise _exists(path, existing[0])

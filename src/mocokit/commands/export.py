@@ -17,7 +17,7 @@ from mocokit.deploy.encoder_file import encoder_path, load, read_header
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
 from mocokit.options import documented, fields_of, validate
-from mocokit.rundir import RunDirectory
+from mocokit.rundir import RunDirectory, check_no_file
 
 CHECK_IMAGES = 64  # that the export is checked with
 ONNX_FILE = "encoder.onnx"
@@ -68,8 +68,7 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
 
 
 def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: is a file; name a directory")
+    check_no_file("--output", folder)
     existing = [folder / name for name in names if (folder / name).exists()]
     if existing and not overwrite:
         raise UserError(f"{existing[0]}: is already there; --overwrite replaces it, --output writes elsewhere")

@@ -1,7 +1,6 @@
 """``mocokit finetune RUN DATA``: encoder and classifier trained on labels, next to the same from random weights."""
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs
-from mocokit.commands.results import record
+from mocokit.commands.results import keep, record
 from mocokit.config import FinetuneConfig
-from mocokit.console import progress, say
+from mocokit.console import command, progress, say
 from mocokit.deploy.encoder_file import encoder_path, save_encoder
 from mocokit.deploy.feature_file import encoder_fingerprint
 from mocokit.errors import Interrupted, UserError
@@ -31,7 +30,7 @@ from mocokit.training.log import Row, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 # May differ when a training goes on; of run and data the content counts.
-FREE = {"run", "data", "max_skipped", "out", "baseline"}
+FREE = {"run", "data", "max_skipped", "out", "baseline", "device"}
 
 
 @documented(FinetuneConfig)
@@ -80,8 +79,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
-    if Path(run).is_dir():
-        RunDirectory(home).write_result(VERB, result)
+    keep(VERB, run, result)
     _conclude(result, data)
     return result
 
@@ -110,6 +108,10 @@ class _Training:
 
     def result(self, started: float, overwrite: bool) -> dict[str, Any]:
         """Train unless that is done, or go on; what came of it, as in the directory's ``results/finetune.json``."""
+        with self.run.locked():
+            return self._result(started, overwrite)
+
+    def _result(self, started: float, overwrite: bool) -> dict[str, Any]:
         run, inputs = self.run, self.inputs
         encoder = Encoder.create(inputs.spec, inputs.seed) if self.config.from_scratch else inputs.encoder
         identity = {"fingerprint": inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
@@ -124,8 +126,10 @@ class _Training:
         elif (result := run.read_result(VERB)) and run.encoder.exists():
             say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
             return result
+        elif saved["device"] != self.config.device:
+            say(f"{run.path}: goes on on {self.config.device} (was {saved['device']})")
         figures = self._train(encoder, overwrite)
-        return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint)
+        return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint, must_keep=True)
 
     def _changed(self, saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
         """What is another in the directory's training: one phrase each, none if it is this one."""
@@ -139,7 +143,7 @@ class _Training:
         """Write what identifies the training, its options last; an old training goes only now."""
         with self.run.writing():
             if self.run.finetuning.exists():
-                shutil.rmtree(self.run.path)
+                self.run.clear()
             write_json(self.run.data, identity | {"images": len(self.labelled.train)})
             options = dataclasses.asdict(self.config) | {"versions": versions()}
             write_text(self.run.finetuning, yaml.safe_dump(options, sort_keys=False))
@@ -221,4 +225,4 @@ def _conclude(result: dict[str, Any], data: str) -> None:
                 f"{label:12} top-1 {figures['top1']:7.2%} [{low:.2%}, {high:.2%}]  top-5 {figures['top5']:7.2%}  "
                 f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
             )
-    say(f"next: mocokit embed {result['directory']} {data} -o features.parquet")
+    say(f"next: {command('embed', [result['directory'], data], '-o features.parquet')}")

@@ -52,7 +52,7 @@ def launch(verb: str, options: Mapping[str, Any], processes: int, overwrite: boo
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell what happened
         try:
-            with _threads_for_each(processes), _handlers_restored():
+            with _environment_of_each(processes), _handlers_restored():
                 elastic_launch(config, sys.executable)(*arguments, *["--overwrite"] * overwrite)
         except SignalException:
             raise Interrupted("stopped; run the same command to go on") from None
@@ -77,15 +77,19 @@ def _judge(exit_codes: Mapping[int, int]) -> UserError | Interrupted:
 
 
 @contextmanager
-def _threads_for_each(processes: int) -> Iterator[None]:
-    """The processes share the cores, unless the user says how many threads each has."""
-    before = os.environ.get("OMP_NUM_THREADS")
+def _environment_of_each(processes: int) -> Iterator[None]:
+    """The processes share the cores, unless the user says how many threads each has; and they import nothing from the
+    current folder, where ``python -m`` would look first."""
+    before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+        for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH"):
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 @contextmanager

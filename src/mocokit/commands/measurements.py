@@ -1,7 +1,7 @@
 """What is measured on a run's images: encoders, during training and at its end, and how long it all takes here."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
@@ -9,7 +9,7 @@ from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
 from mocokit.data.view_params import augmentations, view_sizes
 from mocokit.errors import UserError
-from mocokit.evaluation.evaluator import Evaluator
+from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, encoder_spec
@@ -17,7 +17,7 @@ from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.timing import seconds_per_step
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
-TIMED_IMAGES = 256  # of the bank and of the queries in an evaluation that is timed
+TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
 
 
 def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
@@ -33,8 +33,10 @@ def check_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
 
 def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """What is measured at the end: all images, unless the configuration says less."""
-    evaluator = full_evaluator(store, config)
-    return evaluator.sample(config.knn_images, config.knn_images) if config.knn_images else evaluator
+    evaluator, most = full_evaluator(store, config), config.knn_images
+    if not most:
+        return evaluator
+    return replace(evaluator.sample(most, most), score_images=min(SCORE_IMAGES, 2 * most))
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class RunMeasurements:
         """From a second evaluation on few images."""
         encoder = Encoder.create(encoder_spec(self.store, config)).to(config.device)
         few = full_evaluator(self.store, config).sample(TIMED_IMAGES, TIMED_IMAGES)
+        few = replace(few, score_images=TIMED_IMAGES)
         few.evaluate(encoder)
         begun = time.perf_counter()
         few.evaluate(encoder)

@@ -1,21 +1,23 @@
 """``mocokit pretrain DATA``: open the data, complete the configuration, train, measure, write."""
 
-import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mocokit import distributed
-from mocokit.auto.defaults import Facts, check_shares, image_size_chooser
+from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
+from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
-from mocokit.console import LINE_SECONDS, mute, progress, say
+from mocokit.console import LINE_SECONDS, command, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
+from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
@@ -28,7 +30,7 @@ from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, 
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
-from mocokit.resolved import Resolved, differences, dump
+from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import Row, check_tracker, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
@@ -79,45 +81,6 @@ class Request:
         return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
 
 
-def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, Any]:
-    """The command in one process, or in one of several: the first one decides, writes and speaks."""
-    given = request.given
-    keep_freed_memory()
-    limit_threads()
-    if distributed.rank() > 0:
-        mute()
-    with distributed.local_rank_zero_first(), progress("decoding images") as report:
-        data = open_data(request, report=report)
-    say(data.store.summary())
-    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
-    saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
-    if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
-        say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
-        return finished if distributed.rank() == 0 else {}
-    resolved = saved or complete_config(request, data, started)
-    config = _with_free_options(resolved, given)
-    task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
-    if not saved:
-        _describe(resolved)
-        _on_first(lambda: _begin(run, resolved, data))
-    skipped = _train(task, data, run)
-    if distributed.rank() > 0:
-        return {}
-    _write_encoder(task, data.store, run)
-    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
-    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint)
-    _conclude(run, result, given["data"], config)
-    return result
-
-
-def _on_first(decide: Callable[[], Any]) -> Any:
-    """What the first process decides, in all of them."""
-    return distributed.broadcast_object(decide() if distributed.rank() == 0 else None)
-
-
-# Open the data --------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RunData:
     """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
@@ -131,11 +94,82 @@ class RunData:
         return self.store.name
 
 
+def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, Any]:
+    """The command in one process, or in one of several: the first one decides, writes and speaks."""
+    given = request.given
+    keep_freed_memory()
+    limit_threads()
+    if distributed.rank() > 0:
+        mute()
+    source = open_source(given["data"])
+    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
+    size = _on_first(lambda: None if overwrite else run.read_image_size())
+    with distributed.local_rank_zero_first(), progress("decoding images") as report:
+        try:
+            data = open_data(request, source, report=report, image_size=size)
+        except TooManySkipped as error:
+            raise _with_list(error, run) from None
+    say(data.store.summary())
+    with _locked(run):
+        return _in_directory(run, request, data, overwrite, started)
+
+
+def _in_directory(
+    run: RunDirectory, request: Request, data: RunData, overwrite: bool, started: float
+) -> dict[str, Any]:
+    """What no other command may do at the same time: begin or go on, train, measure, write."""
+    given = request.given
+    saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.fingerprint, overwrite))
+    if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
+        say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
+        return finished if distributed.rank() == 0 else {}
+    resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
+    config = with_free_options(resolved, given)
+    task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
+    if not saved:
+        _describe(resolved)
+        _on_first(lambda: _begin(run, resolved, data))
+    skipped = _train(task, data, run)
+    if distributed.rank() > 0:
+        return {}
+    _write_encoder(task, data.store, run)
+    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
+    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
+    _conclude(run, result, given["data"], config)
+    return result
+
+
+def _on_first(decide: Callable[[], Any]) -> Any:
+    """What the first process decides, in all of them; what it refuses, all refuse."""
+    decided, refusal = None, None
+    if distributed.rank() == 0:
+        try:
+            decided = decide()
+        except UserError as error:
+            refusal = error
+    decided, refusal = distributed.broadcast_object((decided, refusal))
+    if refusal is not None:
+        raise refusal
+    return decided
+
+
+@contextmanager
+def _locked(run: RunDirectory) -> Iterator[None]:
+    """Inside, no other command writes into the run directory; of several processes the first one sees to it."""
+    with ExitStack() as stack:
+        _on_first(lambda: stack.enter_context(run.locked()))
+        yield
+
+
+# Open the data --------------------------------------------------------------------------------------------
+
+
 def open_data(
     request: Request,
     source: Source | None = None,
     cache: Path | None = None,
     report: Callable[[int, int], None] | None = None,
+    image_size: int | None = None,
 ) -> RunData:
     """Decode the images unless the cache has them.
 
@@ -144,6 +178,7 @@ def open_data(
         source: the images, if they are at hand.
         cache: where decoded images are kept, if not in the usual cache directory.
         report: called with the images done and in total.
+        image_size: of the run that is resumed, maybe on a device for which another would be chosen.
 
     Raises:
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
@@ -151,21 +186,27 @@ def open_data(
     given, recipe = request.given, request.recipe
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
-    size = given.get("image_size", recipe.get("image_size"))
+    size = given.get("image_size", recipe.get("image_size", image_size))
     options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
+    if not given.get("stream", recipe.get("stream", False)):
+        store = open_store(source or given["data"], **options)
+        return RunData(store, store.splits["train"])
+    if "limit" in given:
+        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
+    store, images = open_streaming(given["data"], **options)
+    say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
+    return RunData(store, images)
+
+
+def _with_list(error: TooManySkipped, run: RunDirectory) -> TooManySkipped:
+    """The refusal that also says where all unusable images are listed: where the run would be, if nothing is there."""
+    if distributed.rank() > 0 or not run.is_empty():
+        return error
     try:
-        if not given.get("stream", recipe.get("stream", False)):
-            store = open_store(source or given["data"], **options)
-            return RunData(store, store.splits["train"])
-        if "limit" in given:
-            raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-        store, images = open_streaming(given["data"], **options)
-        say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
-        return RunData(store, images)
-    except TooManySkipped as error:
-        if "out" in given:
-            write_skipped(RunDirectory(Path(given["out"])).skipped, error.skipped)
-        raise
+        write_skipped(run.skipped, error.skipped)
+    except OSError:
+        return error
+    return TooManySkipped(f"{error}; {run.skipped} lists them", error.skipped)
 
 
 # Complete the configuration -------------------------------------------------------------------------------
@@ -189,35 +230,6 @@ def complete_config(request: Request, data: RunData, started: float) -> Resolved
     return distributed.broadcast_object(resolved)
 
 
-def _with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
-    """The configuration; what does not change the result may differ from the run that is resumed."""
-    free = {name: value for name, value in given.items() if not FIELDS[name].identity}
-    config = replace(resolved.config, **free)
-    pick_device(config.device)
-    check_shares(config, distributed.world_size())
-    return config
-
-
-def _saved(run: RunDirectory, given: Mapping[str, Any], store: Store, overwrite: bool) -> Resolved | None:
-    """The configuration of the run to resume, or None where there is none (any more)."""
-    if run.is_empty() or (overwrite and run.config.exists()):
-        return None
-    if not run.config.exists():
-        raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
-    saved = run.read_config()
-    if changed := differences(given, saved):
-        raise UserError(
-            f"{run.path} holds a run with other options: {'; '.join(changed)}. Give another --out, "
-            f"or --overwrite to replace it"
-        )
-    if run.read_fingerprint() != store.fingerprint:
-        raise UserError(
-            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, "
-            f"or --overwrite to replace it"
-        )
-    return saved
-
-
 def _describe(resolved: Resolved) -> None:
     say("what is not given is derived:")
     for name, reason in resolved.reasons.items():
@@ -232,10 +244,12 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
     """
     try:
         if run.config.exists():
-            shutil.rmtree(run.path)
+            run.clear()
         write_skipped(run.skipped, data.store.skipped)
         write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
+        if data.store.skipped:
+            say(f"{run.skipped} lists the images that can't be used")
     except OSError as error:
         raise UserError(f"--out {run.path}: can't write there ({error.strerror}); choose another --out") from None
 
@@ -344,10 +358,10 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"verdict: {result['verdict']}")
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
-        say(f"next: mocokit embed {run.path} {data} -o features.parquet")
+        say(f"next: {command('embed', [run.path, data], '-o features.parquet')}")
     elif result["knn"]:
-        say(f"next: mocokit knn {run.path} {data}")
+        say(f"next: {command('knn', [run.path, data])}")
     else:
-        say(f"next: in Python, mocokit.load('{run.path}').embed(['image.jpg'])")
+        say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
     if result["verdict"].startswith("not learning"):
         say("if it should be: train longer (--time-budget, --epochs), or more images")

@@ -1,6 +1,7 @@
 """``mocokit probe RUN DATA``: linear classification on frozen features, compared with the random initialisation."""
 
 import math
+import tempfile
 import time
 from pathlib import Path
 from statistics import fmean
@@ -61,9 +62,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         "ci95_of": drawn,
         "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)},
     }
-    if config.protocol == "sgd":  # kept when a fast probe replaces probe.json
-        record("probe_sgd", run, config, figures, started, inputs.store.fingerprint)
-    return record("probe", run, config, figures, started, inputs.store.fingerprint)
+    also = ("probe_sgd",) if config.protocol == "sgd" else ()  # kept when a fast probe replaces probe.json
+    return record("probe", run, config, figures, started, inputs.store.fingerprint, *also)
 
 
 def _has_few_labels(config: ProbeConfig) -> bool:
@@ -110,7 +110,8 @@ def _train_sgd(
     from mocokit.training.linear_probe import sgd  # Lightning takes a second to import
 
     run, classifiers = RunDirectory(Path(config.run)), []
-    logged = run if name == "encoder" and run.path.is_dir() and not _has_few_labels(config) else None
+    logs = name == "encoder" and not _has_few_labels(config)
+    logged = run if logs and _may_write(run) else None
     chance, total = math.log(classes), len(repeats) * config.epochs
     with progress(f"{name}, epochs") as report, run.writing():
         for repeat, (train, val) in enumerate(repeats):
@@ -125,3 +126,15 @@ def _train_sgd(
             if (loss := trained.loss) > chance:
                 say(f"{name}: the last epoch's loss {loss:.2f} is above chance ({chance:.2f}); try a lower --lr")
     return classifiers
+
+
+def _may_write(run: RunDirectory) -> bool:
+    """Whether ``run`` is a directory that takes the rows of epochs; told where it does not."""
+    if not run.path.is_dir():
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=run.path):
+            return True
+    except OSError as error:
+        say(f"{run.path}: can't be written ({error.strerror}), so there are no rows of the epochs")
+        return False

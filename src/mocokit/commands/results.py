@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mocokit.console import say
+from mocokit.files import write_json
 from mocokit.machine import versions
 from mocokit.rundir import RunDirectory
 
@@ -16,11 +18,14 @@ def record(
     figures: dict[str, Any],
     started: float,
     data_fingerprint: str | None = None,
+    *also: str,
+    must_keep: bool = False,
 ) -> dict[str, Any]:
-    """The result of a verb, also written to ``RUN/results/VERB.json`` where ``run`` is a run directory.
+    """The result of a verb, also written to ``RUN/results/VERB.json`` (and ``also``) where ``run`` is a run directory.
 
     Beside ``figures``, the verb's own keys, come ``wall_s`` (since ``started``, of `time.perf_counter`), ``config`` (a
-    dataclass of options), ``data_fingerprint`` and ``versions``. A `UserError` if the directory can't be written.
+    dataclass of options), ``data_fingerprint`` and ``versions``. Where the directory can't be written, the user is
+    told; a `UserError` where the run is not complete without its result (``must_keep``).
     """
     result = figures | {
         "wall_s": round(time.perf_counter() - started, 1),
@@ -28,6 +33,21 @@ def record(
         "data_fingerprint": data_fingerprint,
         "versions": versions(),
     }
-    if run is not None and Path(run).is_dir():
+    if run is not None and must_keep:
         RunDirectory(Path(run)).write_result(verb, result)
+    elif run is not None:
+        keep(verb, run, result, *also)
     return result
+
+
+def keep(verb: str, run: str, result: dict[str, Any], *also: str) -> None:
+    """Write the result of a verb that only reads ``run``, if that is a directory and may be written; ``also`` are more
+    names to write it under."""
+    if not Path(run).is_dir():
+        return
+    for file in (RunDirectory(Path(run)).result(name) for name in (verb, *also)):
+        try:
+            write_json(file, result)
+        except OSError as error:
+            say(f"{file}: can't be written ({error.strerror or error}); the result is printed only, whole with --json")
+            return

@@ -18,6 +18,7 @@ from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
 from mocokit.options import documented, fields_of, validate
+from mocokit.rundir import check_no_file
 
 PRINTED_PAIRS = 20  # on stderr, at most
 
@@ -79,6 +80,7 @@ def _check(config: SearchConfig, overwrite: bool) -> None:
         path = Path(config.montage)
         if path.suffix.lower() != ".png" or path.is_dir():
             raise UserError(f"--montage {path}: is a folder or no .png; name a .png file")
+        check_no_file("--montage", path.parent)
         if path.exists() and not overwrite:
             raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
 

@@ -3,8 +3,10 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,6 +14,7 @@ from filelock import FileLock, Timeout
 from mocokit.console import say
 from mocokit.errors import UserError
 from mocokit.files import sync_directory
+from mocokit.options import expanded, home_directory
 
 _BUILDING = ".building"
 _DISK_ERRORS = {
@@ -21,14 +24,35 @@ _DISK_ERRORS = {
 
 
 def cache_directory() -> Path:
-    """$MOCOKIT_CACHE, else $XDG_CACHE_HOME/mocokit, else ~/.cache/mocokit; created if needed."""
-    if named := os.environ.get("MOCOKIT_CACHE"):
-        root = Path(named).expanduser()
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mocokit"
+    """$MOCOKIT_CACHE, else $XDG_CACHE_HOME/mocokit, else ~/.cache/mocokit; created if needed.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        if named := os.environ.get("MOCOKIT_CACHE"):
+            root = Path(expanded(named))
+        elif above := os.environ.get("XDG_CACHE_HOME"):
+            root = Path(expanded(above)) / "mocokit"
+        else:
+            root = _default_directory()
+    except ValueError as error:
+        raise UserError(f"MOCOKIT_CACHE or XDG_CACHE_HOME: {error}") from None
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     return root.resolve()
+
+
+@cache
+def _default_directory() -> Path:
+    """Below the home directory; where there is none, among the temporary files, which is told once."""
+    home = home_directory()
+    if home and os.path.isdir(home):
+        return Path(home) / ".cache" / "mocokit"
+    user = os.getuid() if hasattr(os, "getuid") else "cache"
+    root = Path(tempfile.gettempdir()) / f"mocokit-{user}"
+    say(f"there is no home directory, so decoded images are kept in {root}; MOCOKIT_CACHE names another place")
+    return root
 
 
 @contextmanager

@@ -30,13 +30,18 @@ ACCEPTED = (
 
 def open_source(data: str) -> Source:
     """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind."""
+    if data in BUNDLED and os.path.isdir(data):
+        raise UserError(
+            f"{data}: is both a data set that comes with mocokit and the folder {os.path.abspath(data)}; "
+            f"write ./{data} for the folder, or start elsewhere for the data set"
+        )
     if data in BUNDLED:
         return BundledSource(data, BUNDLED[data])
     if data.startswith(HUB):
         return ShardSource(data, *hub_shards(data))
     if "://" in data:
         return ShardSource(data, remote_shards(data))
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character

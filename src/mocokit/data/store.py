@@ -108,7 +108,9 @@ class Store:
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
         labels = f"{len(self.label_names)} classes" if self.label_names else "no labels"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
-        skipped = f", {len(self.skipped)} skipped (see skipped.csv)" if self.skipped else ""
+        skipped = ""
+        if self.skipped:
+            skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
         ignored = f", {self.ignored} outside train and test not used" if self.ignored else ""
         cached = ", from the cache" if self.from_cache else ""
         return f"{self.name}: {counts} images, {kind}, {labels}{skipped}{ignored}{cached}"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def _digest(header: dict[str, str], weights: dict[str, torch.Tensor]) -> str:
 
 def encoder_path(path: str | Path) -> Path:
     """The encoder file that ``path`` means: itself, or the one in that run directory; a UserError if there is none."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     file = path / "encoder.safetensors" if path.is_dir() else path
     if file.is_file():
         return file

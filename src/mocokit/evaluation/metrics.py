@@ -94,7 +94,7 @@ def repeated_interval(values: Sequence[float], intervals: Sequence[Sequence[floa
     """
     from scipy.stats import sem, t
 
-    mean, (low, high) = np.mean(values), np.mean(intervals, axis=0)
+    mean, (low, high) = float(np.mean(values)), np.mean(intervals, axis=0)
     repeats = len(values)
     half_width = t.ppf(0.975, repeats - 1) * sem(values) if repeats > 1 else 0.0
     return _around(mean, np.hypot(half_width, [mean - low, high - mean]))

@@ -25,7 +25,7 @@ def _feed(hashed: hashlib.blake2b, value: Any) -> None:
     # Each line says how much follows, so that no two values feed the same bytes.
     if isinstance(value, Tensor):
         hashed.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-        hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hashed.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, Mapping):
         hashed.update(f"mapping {len(value)}\n".encode())
         for name, item in value.items():

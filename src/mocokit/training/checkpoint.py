@@ -55,7 +55,8 @@ class Checkpoints:
         if not distributed.broadcast_object(self.path.exists()):
             return
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            with self.path.open("rb") as file:  # opened here: some names look like addresses
+                state = torch.load(file, map_location="cpu", weights_only=True)
             found = state.pop(DIGEST, None) if isinstance(state, dict) else None
             if found is None:
                 raise ValueError("it has no digest: of another version, or no checkpoint of mocokit")

@@ -68,7 +68,8 @@ def _text(value: Any) -> Any:
 def tensorboard(folder: Path, step: int) -> TensorBoardLogger:
     """TensorBoard's event files in ``folder``; what it has after ``step`` is hidden."""
     # Step 0 is purged, too: no rows of an earlier run in the same place show in between.
-    return TensorBoardLogger(folder, name="", version="", purge_step=step + 1 if step else 0)
+    # Absolute, since memory::run is the name of a folder like any other, and the logger takes it for an address.
+    return TensorBoardLogger(folder.absolute(), name="", version="", purge_step=step + 1 if step else 0)
 
 
 def check_tracker(name: str | None) -> None:

@@ -1,0 +1,69 @@
+"""Whether a command goes on with the run in its directory, and with which options."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mocokit import distributed
+from mocokit.auto.defaults import check_shares
+from mocokit.config import FIELDS, PretrainConfig
+from mocokit.console import say
+from mocokit.errors import UserError
+from mocokit.machine import computes_in_bf16, pick_device, usable_cores
+from mocokit.resolved import Resolved, differences, moves
+from mocokit.rundir import RunDirectory
+
+
+def saved_configuration(
+    run: RunDirectory, given: Mapping[str, Any], recipe: Mapping[str, Any], fingerprint: str, overwrite: bool
+) -> Resolved | None:
+    """The configuration of the run to resume, or None where there is none (any more).
+
+    Raises:
+        UserError: the directory holds something else, or a run with other options or on images of another
+            ``fingerprint``.
+    """
+    if run.is_empty() or (overwrite and run.config.exists()):
+        return None
+    if not run.config.exists():
+        raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
+    saved = run.read_config()
+    if changed := differences(given, recipe, saved):
+        raise UserError(
+            f"{run.path} holds a run with other options: {'; '.join(changed)}. Give another --out, "
+            f"or --overwrite to replace it"
+        )
+    if run.read_fingerprint() != fingerprint:
+        raise UserError(
+            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, "
+            f"or --overwrite to replace it"
+        )
+    return saved
+
+
+def on_its_device(saved: Resolved, given: Mapping[str, Any], run: RunDirectory) -> Resolved:
+    """The configuration of a run that goes on; on another device what was chosen for the first one is chosen anew."""
+    if not moves(given, saved):
+        return saved
+    before, device = saved.config, given["device"]
+    follows = {
+        "precision": "bf16" if device == "cuda" and computes_in_bf16(device) else "fp32",
+        "compile": False,
+        "cuda_graphs": False,
+        "workers": max(1, usable_cores() // distributed.local_world_size()),
+    }
+    values = {name: given.get(name, value) for name, value in follows.items() if name in saved.reasons}
+    changes = [f"{n} {v} (was {getattr(before, n)})" for n, v in values.items() if v != getattr(before, n)]
+    say(f"{run.path}: goes on on {device} (was {before.device}): {', '.join(changes) or 'nothing else changes'}")
+    return saved.derive(f"for {device}", device=device, **values)
+
+
+def with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration; what does not change the result may differ from the run that is resumed."""
+    free = {name: value for name, value in given.items() if not FIELDS[name].identity}
+    config = replace(resolved.config, **free)
+    pick_device(config.device)
+    if config.cuda_graphs and config.device != "cuda":
+        raise UserError("--cuda-graphs needs --device cuda; give --no-cuda-graphs")
+    check_shares(config, distributed.world_size())
+    return config
