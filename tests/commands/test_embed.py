@@ -227,7 +227,7 @@ import pandas  # pyarrow would, in every child
 from mocokit.cli import main
 from mocokit.deploy import parts
 
-run, images, suffix, step = sys.argv[1:]
+run, images, suffix, step, by = sys.argv[1:]
 parts.PART_ROWS = 4
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "tempfile.mkstemp")
 
@@ -241,30 +241,41 @@ def embed(output, kill_at=None):
         nonlocal changes
         changes += event in CHANGES
         if event in CHANGES and changes == kill_at:
+            if by == "SIGINT":
+                raise KeyboardInterrupt  # as at a Ctrl-C
             os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(watch)
-    os._exit(main(["embed", run, images, "-o", output, "--batch-size", "4", "--max-skipped", "0.2", "--workers", "0"]))
+    code = main(["embed", run, images, "-o", output, "--batch-size", "4", "--max-skipped", "0.2", "--workers", "0"])
+    if kill_at == "end":
+        os.kill(os.getpid(), signal.SIGKILL)  # all is done, and nobody has heard of it
+    os._exit(code)
 
 assert embed(f"whole/f{suffix}") == 0
 for change in range(1, 1000, int(step)):
     code = embed(f"{change}/f{suffix}", kill_at=change)
     if code == 0:
         break
-    assert code == -signal.SIGKILL, code
+    assert code == (130 if by == "SIGINT" else -signal.SIGKILL), code
     assert embed(f"{change}/f{suffix}") == 0
+assert embed(f"end/f{suffix}", kill_at="end") == -signal.SIGKILL
+assert embed(f"end/f{suffix}") == 0
 print(change)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "step"), [(".parquet", 3), (".npz", 4), (".npy", 1)])
-def test_killed_at_any_change_on_disk_and_run_again_gives_the_same_bytes(run, images, tmp_path, suffix, step):
-    """SIGKILL right before the n-th file or folder is made, renamed or removed, for each ``step``-th n."""
+@pytest.mark.parametrize(
+    ("suffix", "step", "by"),
+    [(".parquet", 3, "SIGKILL"), (".npz", 4, "SIGKILL"), (".npy", 1, "SIGKILL"), (".npy", 2, "SIGINT")],
+)
+def test_killed_at_any_change_on_disk_and_run_again_gives_the_same_bytes(run, images, tmp_path, suffix, step, by):
+    """A signal right before the n-th file or folder is made, renamed or removed, for each ``step``-th n, or when all is
+    done."""
     for image in sorted(images.iterdir())[11:]:
         image.unlink()
     work = tmp_path / "work"
     work.mkdir()
-    command = [sys.executable, "-c", KILLING, str(run), str(images), suffix, str(step)]
+    command = [sys.executable, "-c", KILLING, str(run), str(images), suffix, str(step), by]
     result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 15
@@ -288,8 +299,30 @@ def test_a_finished_output_is_recognised_by_its_parts(run, images, tmp_path, mon
     assert {name: again[name] for name in same} == {name: first[name] for name in same}
     assert (tmp_path / "f.npy").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(UserError, match="--overwrite"):
-        mocokit.embed(*arguments, max_skipped=0.1)
+
+
+def test_a_finished_output_is_left_as_it_is_unless_the_features_would_be_others(
+    run, images, tmp_path, monkeypatch, capfd
+):
+    for suffix in (".parquet", ".npz", ".npy"):
+        output = tmp_path / f"f{suffix}"
+        first = mocokit.embed(str(run), str(images), str(output), max_skipped=0.1)
+        before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in tmp_path.glob(f"f{suffix}*")}
+        with monkeypatch.context() as patch:
+            patch.setattr(encoding, "_features", None)  # nothing is encoded
+            again = mocokit.embed(str(run), str(images), str(output), max_skipped=0.1)
+        assert f"{output} is finished; give another --output, or --overwrite to do it again" in capfd.readouterr().err
+        assert {name: again[name] for name in ("rows", "skipped")} == {
+            name: first[name] for name in ("rows", "skipped")
+        }
+        assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in before} == before
+        with pytest.raises(UserError, match=rf"f\{suffix} exists; .* --overwrite"):
+            mocokit.embed(str(run), str(images), str(output), dtype="float16", max_skipped=0.1)
+        assert output.read_bytes() == before[output][0]
+    (tmp_path / "f.npy.csv").unlink()  # a part of it is missing: it is written again
+    mocokit.embed(str(run), str(images), str(tmp_path / "f.npy"), max_skipped=0.1)
+    assert {file: file.read_bytes() for file in before} == {file: content for file, (content, _) in before.items()}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_that_appeared_since_the_interruption_is_not_overwritten(run, images, tmp_path, monkeypatch):
@@ -410,5 +443,5 @@ def test_json(run, tiny_run, tmp_path, capfd):
     stdout, stderr = capfd.readouterr()
     assert (json.loads(stdout)["path"], json.loads(stdout)["rows"]) == (str(output), len(read(output)))
     assert "images/s" in stderr
-    assert main(["embed", str(run), str(tiny_run.data), "-o", str(output)]) == 2
+    assert main(["embed", str(run), str(tiny_run.data), "-o", str(output), "--dtype", "float16"]) == 2
     assert capfd.readouterr().err.count("\n") == 1

@@ -34,8 +34,8 @@ IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")  # 
 def embed(run: str, data: str, output: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
 
-    An interrupted call goes on where it was when it is made again. Images that can't be used are listed in
-    ``OUTPUT.skipped.csv``.
+    An interrupted or killed call goes on where it was when it is made again; a finished one is left as it is. Images
+    that can't be used are listed in ``OUTPUT.skipped.csv``.
 
     Args:
         run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
@@ -49,7 +49,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         embedded; None if all was there), ``wall_s``, ``config``, ``data_fingerprint`` (of the files), ``versions``.
 
     Raises:
-        UserError: no encoder there, unusable images, an output that exists, or a wrong option.
+        UserError: no encoder there, unusable images, an output that another command wrote, or a wrong option.
         Interrupted: Ctrl-C; the parts that are done stay.
     """
     started = time.perf_counter()
@@ -65,6 +65,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
     metadata = _metadata(config, encoder, source)
+    finished = not overwrite and _is_complete(path, metadata)
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
@@ -74,7 +75,9 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         remove_temporary(RunDirectory(Path(config.run)).result("embed"))
 
     pace = None
-    if overwrite or not _is_complete(path, metadata):
+    if finished:
+        say(f"{path} is finished; give another --output, or --overwrite to do it again")
+    else:
         say(_summary(source, index, len(order), parts.done))
         pace = _embed_rest(encoder, source, index, order, parts, config)
         skipped = index.refused + parts.skipped()
@@ -104,7 +107,7 @@ def _check_output(path: Path, overwrite: bool) -> None:
         raise UserError(f"--output {path}: is a folder; name a file")
     check_no_file("--output", path.parent)
     existing = [file for file in feature_files(path) if file.exists()]
-    if existing and not (overwrite or parts_directory(path).exists()):
+    if existing and not (overwrite or parts_directory(path).exists() or _written_metadata(path)):
         raise _exists(path, existing[0])
 
 
@@ -113,13 +116,22 @@ def _exists(path: Path, file: Path) -> UserError:
 
 
 def _is_complete(path: Path, metadata: dict[str, Any]) -> bool:
-    """Whether ``path`` is what this command writes, killed before it could remove its parts; else it may not exist."""
+    """Whether ``path`` is what this command writes, finished earlier or killed on the way out; nothing else may be
+    there."""
     if not path.exists():
         return False
-    found = open_features(path).metadata or {}
+    found = _written_metadata(path)
     if any(found.get(name) != metadata[name] for name in IDENTITY):
         raise _exists(path, path)
-    return True
+    return all(file.exists() for file in feature_files(path))
+
+
+def _written_metadata(path: Path) -> dict[str, Any]:
+    """What mocokit wrote of the feature file ``path``; empty of any other file, a damaged one or none."""
+    try:
+        return open_features(path).metadata or {}
+    except UserError:
+        return {}
 
 
 def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str, Any]:
