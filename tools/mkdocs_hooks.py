@@ -33,7 +33,7 @@ def guide() -> str:
 def options(verb: str) -> str:
     """A table of all options of a verb."""
     fields = fields_of(VERBS[verb])
-    arguments = " ".join(name.upper() for name, option in fields.items() if option.positional)
+    arguments = "".join(f"{name.upper()} " for name, option in fields.items() if option.positional)
     rows = [_row(option) for option in fields.values()]
     more = ["| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"]
     more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
@@ -46,7 +46,7 @@ def options(verb: str) -> str:
             "",
             str(VERBS[verb].__doc__),
             "",
-            f"```bash\nmocokit {verb} {arguments} [options]\n```",
+            f"```bash\nmocokit {verb} {arguments}[options]\n```",
             "",
             f"In Python: [`mocokit.{verb}`](../api.md#mocokit.{verb}), with `batch_size` for `--batch-size`.",
             "In a YAML file: `batch_size: 64`; switches are `true` or `false`.",

@@ -57,8 +57,9 @@ def function_text(name: str, imports: set[tuple[str, str]]) -> str:
         default = "" if p.default is p.empty else f" = {_value_text(p.default)}"
         lines.append(f"    {p.name}: {annotation_text(p.annotation, imports)}{default},")
     documentation = textwrap.indent(f'"""{inspect.getdoc(function)}\n"""', "    ")
-    lines += [f") -> {annotation_text(signature.return_annotation, imports)}:", documentation]
-    return "\n".join(lines)
+    lines.append(f") -> {annotation_text(signature.return_annotation, imports)}:")
+    whole = lines[0] + ", ".join(line.strip(" ,") for line in lines[1:-1]) + lines[-1]
+    return "\n".join([*([whole] if len(whole) <= 120 else lines), documentation])  # as ruff formats it
 
 
 def stub() -> str:

@@ -9,6 +9,7 @@ HOMES = {
     "Encoder": "mocokit.model.encoder",
     "MoCoEncoder": "mocokit.estimator",
     "UserError": "mocokit.errors",
+    "cache": "mocokit.commands.cache",
     "draw_views": "mocokit.preview",
     "embed": "mocokit.commands.embed",
     "export": "mocokit.commands.export",

@@ -13,6 +13,22 @@ from mocokit.preview import read_metrics as read_metrics
 
 __version__: str
 
+def cache(*, clear: bool = False) -> dict[str, Any]:
+    """List the decoded images, and what was downloaded, in the cache directory, or remove them.
+
+    Removed images are decoded again when a command needs them; what a command uses at the moment stays.
+
+    Args:
+        clear: remove all that no command uses (default false).
+
+    Returns:
+        ``path``; ``entries``, each ``{name, bytes, age_s, in_use}``, the largest first, and their ``bytes`` together;
+        ``removed``, names; ``wall_s``, ``config``, ``data_fingerprint`` (None), ``versions``.
+
+    Raises:
+        UserError: the cache directory can't be written.
+    """
+
 def embed(
     run: str,
     data: str,
@@ -28,8 +44,8 @@ def embed(
 ) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
 
-    An interrupted call goes on where it was when it is made again. Images that can't be used are listed in
-    ``OUTPUT.skipped.csv``.
+    An interrupted or killed call goes on where it was when it is made again; a finished one is left as it is. Images
+    that can't be used are listed in ``OUTPUT.skipped.csv``.
 
     Args:
         run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
@@ -49,7 +65,7 @@ def embed(
         embedded; None if all was there), ``wall_s``, ``config``, ``data_fingerprint`` (of the files), ``versions``.
 
     Raises:
-        UserError: no encoder there, unusable images, an output that exists, or a wrong option.
+        UserError: no encoder there, unusable images, an output that another command wrote, or a wrong option.
         Interrupted: Ctrl-C; the parts that are done stay.
     """
 

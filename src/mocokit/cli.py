@@ -39,10 +39,10 @@ def main_parser() -> argparse.ArgumentParser:
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """Everything after the verb, derived from its configuration class."""
     fields = fields_of(VERBS[verb])
-    positional = " ".join(name.upper() for name, option in fields.items() if option.positional)
+    positional = "".join(f"{name.upper()} " for name, option in fields.items() if option.positional)
     parser = _Parser(
         prog=f"mocokit {verb}",
-        usage=f"mocokit {verb} {positional} [options]",
+        usage=f"mocokit {verb} {positional}[options]",
         description=VERBS[verb].__doc__,
         allow_abbrev=False,
     )

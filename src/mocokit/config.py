@@ -212,6 +212,13 @@ class ExportConfig:
     data: Annotated[str | None, Option("images to check the export with; default synthetic ones", path=True)] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """List or remove the decoded images that are kept."""
+
+    clear: Annotated[bool, Option("remove all that no command uses")] = False
+
+
 VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "pretrain": PretrainConfig,
     "knn": KnnConfig,
@@ -221,5 +228,6 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "embed": EmbedConfig,
     "search": SearchConfig,
     "export": ExportConfig,
+    "cache": CacheConfig,
 }
 FIELDS = fields_of(PretrainConfig)

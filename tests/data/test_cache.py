@@ -1,7 +1,9 @@
 """An entry of the cache is built by one process and seen only whole, whatever happens to the others."""
 
 import contextlib
+import gc
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -11,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.data.cache import _default_directory, cache_directory
+from mocokit.data.cache import _alone, _default_directory, cache_directory, entries, hold, locked, remove
 from mocokit.errors import UserError
-from tests.data.stores import open_images
+from tests.data.stores import all_pixels, open_images
 from tests.helpers import archive, class_folders, write_images
 
 
@@ -225,3 +227,54 @@ def test_a_killed_builder_does_not_stop_the_one_that_waits(tmp_path: Path, cache
     shutil.move(path, cache / "images" / f".{Path(path).name}.building")
     other = open_images(write_images(tmp_path / "other", ["1.png"]))
     assert list((cache / "images").iterdir()) == [other.path]
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next_command_that_opens_anything(tmp_path, cache, capfd):
+    store = open_images(class_folders(tmp_path / "data"))
+    leftover = cache / "images" / ".birds-0123-4567.building"
+    leftover.mkdir()
+    (leftover / "staging.bin").write_bytes(b"half")
+    assert open_images(tmp_path / "data").from_cache
+    assert list((cache / "images").iterdir()) == [store.path]
+    told = capfd.readouterr().err
+    assert told == f"{cache / 'images'}: removed what killed commands left half decoded (1, first birds-0123)\n"
+
+
+def test_an_entry_that_is_used_or_built_is_not_removed(tmp_path, cache):
+    """Nor is one that is being removed opened."""
+    store = open_images(class_folders(tmp_path / "data"))
+    entry, pixels = store.path, all_pixels(store)
+    assert [(found.path, found.in_use) for found in entries(cache)] == [(entry, True)]
+    assert not remove(entry)
+    elsewhere = pickle.loads(pickle.dumps(store.splits["train"]))
+    del store
+    gc.collect()
+    assert not remove(entry)
+    assert (elsewhere.batch(range(len(elsewhere))) == pixels).all()
+    del elsewhere
+    gc.collect()
+    with locked(cache / "images", entry.name.rpartition("-")[0]):
+        assert not remove(entry)
+    with _alone(entry), pytest.raises(BlockingIOError):
+        hold(entry)
+    assert [(found.path, found.in_use) for found in entries(cache)] == [(entry, False)]
+    assert remove(entry)
+    assert list((cache / "images").iterdir()) == []
+    assert not remove(entry)
+
+
+def test_a_removal_that_is_killed_is_a_leftover(tmp_path, cache, monkeypatch):
+    entry = open_images(class_folders(tmp_path / "data")).path
+    gc.collect()
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(entry)
+    assert [path.name for path in (cache / "images").iterdir()] == [f".{entry.name}.building"]
+    assert not open_images(tmp_path / "data").from_cache
+    assert list((cache / "images").iterdir()) == [entry]

@@ -1,13 +1,16 @@
-"""The cache directory: where it is, and how its entries are built, each by one process and seen only whole."""
+"""The cache directory: where it is, and its entries, each built by one process, seen only whole, and removed only while
+no command uses it."""
 
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +19,10 @@ from mocokit.errors import UserError
 from mocokit.files import sync_directory
 from mocokit.options import expanded, home_directory
 
+if sys.platform != "win32":
+    import fcntl
+
+IMAGES, DOWNLOADS = "images", "cifar10"  # folders of the entries, and of what torchvision downloads
 _BUILDING = ".building"
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
@@ -73,10 +80,7 @@ def cache_errors(root: Path) -> Iterator[None]:
 @contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock on the entries of the data set ``name`` in ``folder``; it ends with the process that holds it."""
-    root = folder.parent
-    with cache_errors(root):
-        (root / "locks").mkdir(exist_ok=True)
-        _remove_leftovers(folder)
+    with cache_errors(folder.parent):
         lock = _lock(folder, name)
         try:
             lock.acquire(blocking=False)
@@ -113,12 +117,103 @@ def building(folder: Path, name: str, entry: str) -> Iterator[Path]:
 
 
 def _lock(folder: Path, name: str) -> FileLock:
-    return FileLock(folder.parent / "locks" / f"{name}.lock")
+    locks = folder.parent / "locks"
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / f"{name}.lock")
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the half-built entries of killed processes; those that are still being built are locked."""
-    for leftover in folder.glob(f".*{_BUILDING}"):
-        name = leftover.name[1:].rpartition("-")[0]
-        with suppress(Timeout), _lock(folder, name).acquire(blocking=False):
-            shutil.rmtree(leftover, ignore_errors=True)
+def _data_set(entry: Path) -> str:
+    """The name that an entry's lock has, also while it is built."""
+    return entry.name.removeprefix(".").rpartition("-")[0]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-built entries of killed processes, and say so; those that are still being built are locked."""
+    removed = []
+    for leftover in sorted(folder.glob(f".*{_BUILDING}")):
+        name = _data_set(leftover)
+        with suppress(Timeout, OSError), _lock(folder, name).acquire(blocking=False):
+            shutil.rmtree(leftover)
+            removed.append(name)
+    if removed:
+        say(f"{folder}: removed what killed commands left half decoded ({len(removed)}, first {removed[0]})")
+
+
+def hold(entry: Path) -> int | None:
+    """Keep an entry from being removed as long as the descriptor that is returned is open, at most as long as this
+    process lives.
+
+    Raises:
+        OSError: there is no such entry, or it is being removed.
+    """
+    if sys.platform == "win32":  # which removes nothing that is mapped
+        return None
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+class Entry(NamedTuple):
+    """Something in the cache directory: its folder, size in bytes, when it was made (of `time.time`), and whether a
+    command uses or builds it."""
+
+    path: Path
+    nbytes: int
+    made: float
+    in_use: bool
+
+
+def entries(root: Path) -> list[Entry]:
+    """What is in the cache directory, the largest first."""
+    listed = []
+    for path in (*(root / IMAGES).glob("*"), root / DOWNLOADS):
+        with suppress(OSError):  # removed meanwhile
+            sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+            in_use = path.name.endswith(_BUILDING) or not _unused(path)
+            listed.append(Entry(path, sum(sizes), path.stat().st_mtime, in_use))
+    return sorted(listed, key=lambda entry: (-entry.nbytes, entry.path))
+
+
+def _unused(entry: Path) -> bool:
+    with suppress(BlockingIOError), _alone(entry):
+        return True
+    return False
+
+
+@contextmanager
+def _alone(entry: Path) -> Iterator[None]:
+    """Inside, nobody can `hold` the entry; BlockingIOError if somebody does."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(entry, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove(entry: Path) -> bool:
+    """Remove an entry unless a command uses or builds it; whether it is gone. A killed removal is a leftover."""
+    if entry.name == DOWNLOADS:  # which is read whole when it is opened
+        shutil.rmtree(entry, ignore_errors=True)
+        return not entry.exists()
+    leftover = entry.with_name(f".{entry.name}{_BUILDING}")
+    with suppress(Timeout, OSError), _lock(entry.parent, _data_set(entry)).acquire(blocking=False), _alone(entry):
+        shutil.rmtree(leftover, ignore_errors=True)
+        entry.rename(leftover)
+        shutil.rmtree(leftover)
+        return True
+    return False

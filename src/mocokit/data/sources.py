@@ -13,7 +13,7 @@ import numpy as np
 
 from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
-from mocokit.data.cache import cache_directory
+from mocokit.data.cache import DOWNLOADS, cache_directory
 from mocokit.data.decode import BadImage
 from mocokit.data.decode_pool import Encoded
 from mocokit.data.folder import FolderSource
@@ -118,7 +118,7 @@ def _cifar10_part(train: bool) -> Any:
     """As torchvision's data set, with ``data`` [N, 32, 32, 3] and ``targets``."""
     from torchvision.datasets import CIFAR10
 
-    root = cache_directory() / "cifar10"
+    root = cache_directory() / DOWNLOADS
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to --json
         with contextlib.suppress(RuntimeError):  # not there, or damaged
             return CIFAR10(root, train=train)

@@ -4,7 +4,9 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Progress, TooManySkipped, build, check_skipped, prepare
-from mocokit.data.cache import building, cache_directory, cache_errors, locked
+from mocokit.data.cache import IMAGES, building, cache_directory, cache_errors, hold, locked, remove_leftovers
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
@@ -36,6 +38,8 @@ class ImageSet:
     def __init__(self, path: Path, split: str) -> None:
         """Open ``split`` of the cache entry ``path``; OSError or ValueError if it is damaged."""
         self.path, self.split = path, split
+        if (held := hold(path)) is not None:
+            weakref.finalize(self, os.close, held)
         facts = json.loads((path / FACTS).read_text())
         counts: dict[str, int] = facts["splits"]
         end = list(accumulate(counts.values()))[list(counts).index(split)]
@@ -150,7 +154,8 @@ def open_store(
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
     source = open_source(data) if isinstance(data, str) else data
-    folder = (cache or cache_directory()) / "images"
+    folder = (cache or cache_directory()) / IMAGES
+    remove_leftovers(folder)
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
 
     def wanted(median: float | None) -> dict[str, Any] | None:
