@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -314,3 +317,46 @@ def test_an_encoder_that_gives_no_numbers_is_refused_by_every_verb(tiny_run: Tin
     line = refused(capfd, verb, file, *(names.get(word, word) for word in rest))
     assert line == f"mocokit: {file} gives features that are infinite or not a number; train it again with a lower --lr"
     assert not (tmp_path / "f.npy").exists()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are text")
+@pytest.mark.parametrize("ascii_only", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_names_that_are_not_utf8_are_taken_by_every_verb(tiny_run: TinyRun, tmp_path, ascii_only):
+    """Of a class, a file, the data, the run and what is written; also where the locale knows ASCII alone."""
+    place = tmp_path / os.fsdecode(b"b\xe9d")
+    data, run, names = place / "data", place / "run", os.fsdecode(b"\xff")
+    shutil.copytree(tiny_run.data, data)
+    shutil.copytree(tiny_run.path, run)
+    for split in ("train", "test"):
+        (data / split / "class0").rename(data / split / f"class{names}")
+    file = data / "train" / "class1" / f"{names}.png"
+    (data / "train" / "class1" / "000.png").rename(file)
+    commands = [
+        ["pretrain", data, *FLAGS, "--epochs=1", f"--out={place / 'new'}"],
+        *(["knn", run, data], ["probe", run, data], ["probe", run, data, "--protocol=sgd", "--epochs=1"]),
+        *(["finetune", run, data, "--epochs=1", "--no-baseline"], ["scorecard", run, data]),
+    ]
+    for suffix in ("parquet", "npz", "npy"):
+        output = place / f"f.{suffix}"
+        commands.append(["embed", run, data, "-o", output, "--workers=0"])
+        commands.append(["search", output, "0", file, "--duplicates=0.5", f"--montage={place / suffix}.png"])
+    commands.append(["export", run, "--format=timm", "--data", data])
+    program = f"""
+import sys
+from mocokit.cli import main
+for command in {[[str(word) for word in command] for command in commands]!a}:
+    code = main([*command, "--json"])
+    print("ended:", code, command[0], file=sys.stderr)
+"""
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"} if ascii_only else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | ascii_locale, timeout=300
+    )
+    codes = [line.split()[1:] for line in done.stderr.splitlines() if line.startswith("ended:")]
+    assert codes == [["0", command[0]] for command in commands], done.stderr
+    assert [json.loads(line).get("path") for line in done.stdout.splitlines()][6] == str(place / "f.parquet")
+    table = pq.read_table(pa.BufferReader((place / "f.parquet").read_bytes()))
+    assert set(table["label"].to_pylist()) == {"class\\udcff", "class1", "class2"}
+    assert "train/class1/\\udcff.png" in table["path"].to_pylist()
+    assert "takes no name that is not UTF-8; all rows are in the CSV file" in done.stderr
+    assert not (place / "new" / "tensorboard").exists()

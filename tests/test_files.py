@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from mocokit.files import remove_temporary, replacing, write_json, write_text
+from mocokit.files import is_utf8, remove_temporary, replacing, utf8_path, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
@@ -58,6 +58,20 @@ def test_json_round_trips(tmp_path):
     text = (tmp_path / "value.json").read_text(encoding="utf-8")
     assert json.loads(text) == value
     assert text.endswith("}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names there are text")
+@pytest.mark.parametrize("name", ["a.txt", "caf\u00e9 \U0001f98b.txt", "b\udce9d.txt"])
+def test_readers_that_take_utf8_alone_get_a_name_that_is(tmp_path, name):
+    try:
+        (tmp_path / name).write_text("content")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    place = utf8_path(tmp_path / name)
+    assert is_utf8(place)
+    assert is_utf8(name) == (place == str(tmp_path / name))
+    with open(place, encoding="utf-8") as first, open(place, encoding="utf-8") as second:
+        assert first.read() == second.read() == "content"
 
 
 def test_temporary_files_of_one_path_are_removed(tmp_path):

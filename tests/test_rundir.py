@@ -41,6 +41,9 @@ def test_results_round_trip_and_damaged_ones_count_as_none(tmp_path):
     for text in ("", "[1]", "{", "\x00", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"):
         run.result("knn").write_text(text)
         assert run.read_result("knn") is None
+    run.result("knn").write_text('{"a": 1, "b": null}')
+    assert run.read_result("knn", "a", "b") == {"a": 1, "b": None}
+    assert run.read_result("knn", "a", "c") is None
 
 
 def test_a_fingerprint_that_cannot_be_read_is_none(tmp_path):
@@ -71,6 +74,11 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path):
 def test_runs_are_named_after_data_and_recipe(data, recipe):
     assert run_name(data, "auto") == data
     assert run_name(data, recipe) == f"{data}-{'moco-v2' if recipe == 'moco-v2' else 'mine'}"
+
+
+def test_a_run_of_data_whose_name_is_not_utf8_has_a_name_that_is():
+    assert run_name(os.fsdecode(b"b\xe9d-\xff"), "auto") == "b_d-_"
+    assert run_name("b\u00e9d \U0001f98b", "auto") == "b\u00e9d \U0001f98b"
 
 
 HOLD = """

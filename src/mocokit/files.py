@@ -35,6 +35,22 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is text: of a file it may hold other bytes, which Python gives as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def utf8_path(path: Path) -> str:
+    """A name of an existing file for readers that take UTF-8 alone: where its own is not, that of a descriptor, which
+    stays open."""
+    place = str(path.absolute())
+    return place if is_utf8(place) else f"/dev/fd/{os.open(path, os.O_RDONLY)}"
+
+
 def remove_temporary(path: Path) -> None:
     """Remove the temporary files that processes killed inside `replacing` have left beside ``path``."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -140,9 +141,10 @@ class RunDirectory:
         found = _read_dict(self.data).get(of)
         return None if found is None else str(found)
 
-    def read_result(self, verb: str) -> dict[str, Any] | None:
-        """What a verb has written, or None if it has not or the file is damaged."""
-        return _read_dict(self.result(verb)) or None
+    def read_result(self, verb: str, *needed: str) -> dict[str, Any] | None:
+        """What a verb has written, or None if it has not, or the file is damaged or lacks what is ``needed``."""
+        found = _read_dict(self.result(verb))
+        return found if found and all(name in found for name in needed) else None
 
     def write_result(self, verb: str, value: dict[str, Any]) -> None:
         """Write the result of a verb, whole."""
@@ -179,5 +181,6 @@ def _read_dict(path: Path) -> dict[str, Any]:
 
 
 def run_name(data_name: str, recipe: str) -> str:
-    """Directory name of a run below ``runs/``."""
+    """Directory name of a run below ``runs/``; what is not UTF-8 in the data's name becomes "_"."""
+    data_name = re.sub("[\ud800-\udfff]", "_", data_name)
     return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"

@@ -59,11 +59,46 @@ def test_a_resumed_file_has_each_step_once(tmp_path_factory, stretches, draw: ra
         assert next(csv.reader(lines)) == list(COLUMNS)
 
 
+DAMAGED = {
+    "a word": b"step,loss\n1,high\n",
+    "a step that is none": b"step,loss\nfirst,1\n",
+    "more values than columns": b"step,loss\n1,2,3\n",
+    "a quote that is not closed": b'step,loss\n"1,2\n3,4\n',
+    "a value without end": b"step,loss\n1," + b"9" * 200_000 + b"\n",
+    "a step of 5,000 digits": b"step,loss\n" + b"9" * 5000 + b",1\n",
+    "no text": b"step,loss\n\xff,1\n",
+    "another column": b"step,cost\n1,2\n",
+    "no such rows": b"step,loss\n1,\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_rows_are_one_line(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.csv: not the rows that were written \(.*; restore the file") as error:
+        read_rows(path, "step", "loss")
+    assert "\n" not in str(error.value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="not the rows that were written"):
+        MetricsFile(path, 3, COLUMNS)
+
+
+def test_rows_with_the_values_that_are_needed(tmp_path):
+    path = tmp_path / "metrics.csv"
+    assert read_rows(path) == []
+    path.write_text("step,loss\n0,\n1,nan\n2,0.5\n")
+    assert [row["step"] for row in read_rows(path)] == ["0", "1", "2"]
+    assert [row["step"] for row in read_rows(path, "loss")] == ["1", "2"]
+
+
 def test_a_run_is_logged_by_all_loggers(tmp_path):
     kept = Kept()
     announced = []
     log = Log(
-        lambda step: [MetricsFile(tmp_path / "m.csv", step, COLUMNS), tensorboard(tmp_path / "tb", step), kept],
+        lambda step: [MetricsFile(tmp_path / "m.csv", step, COLUMNS), *tensorboard(tmp_path / "tb", step), kept],
         per_epoch=2, steps=3, batch_size=8, evaluate=lambda step: {"knn_top1": step / 10},
         weights=lambda: {"w": torch.zeros(3)}, announce=announced.append,
     )  # fmt: skip
@@ -105,10 +140,15 @@ def test_a_tracker_that_is_not_installed_is_one_line(name):
         check_tracker(name)
 
 
+def test_names_that_tensorboard_cannot_take_are_told(tmp_path, capfd):
+    assert tensorboard(tmp_path / "b\udce9d" / "tensorboard", 0) == []
+    assert "d/tensorboard: not written, since TensorBoard takes no name that is not UTF-8" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["memory::run", "zip::run", "a::b", "http-run"])
 def test_names_that_look_like_addresses_are_folders(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    logger = tensorboard(Path(name) / "tensorboard", 0)
+    [logger] = tensorboard(Path(name) / "tensorboard", 0)
     logger.log_metrics({"loss": 1.0}, 1)
     logger.finalize("finished")
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mocokit.errors import Interrupted, UserError
-from mocokit.files import replacing
+from mocokit.files import replacing, utf8_path
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
 
@@ -85,7 +85,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
     """
     file = encoder_path(path)
     with refusing_damage(f"{file}: not a mocokit encoder file", "name a run directory or its encoder file"):
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(utf8_path(file), framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:
             found = header.get("format", "none")
@@ -110,9 +110,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """
     spec, _ = read_header(path)
     file = encoder_path(path)
-    encoder = Encoder.create(spec)
     with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
-        with safe_open(file, framework="pt") as opened:
+        encoder = Encoder.create(spec)
+        with safe_open(utf8_path(file), framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             header = opened.metadata() or {}
         as_written = header.pop("digest", None) == _digest(header, weights)

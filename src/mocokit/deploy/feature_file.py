@@ -24,7 +24,7 @@ from pyarrow.fs import LocalFileSystem
 
 from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.errors import UserError
-from mocokit.files import replacing, write_json
+from mocokit.files import replacing, utf8_path, write_json
 from mocokit.model.encoder import Encoder
 
 FORMAT = "mocokit-features-1"
@@ -115,7 +115,11 @@ def _write_parquet(
 ) -> None:
     schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata)})
     repeated = ["split", "label", "predicted"]  # a dictionary of distinct values helps no other column
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=repeated) as writer:
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,  # opened here: pyarrow takes UTF-8 names alone
+        pq.ParquetWriter(file, schema, use_dictionary=repeated) as writer,
+    ):
         for block in blocks:
             writer.write_table(block.cast(schema), row_group_size=BLOCK_ROWS)
 
@@ -138,7 +142,7 @@ def _write_npy(path: Path, schema: pa.Schema, blocks: Iterator[pa.Table], rows: 
     _, csv_path, json_path = feature_files(path)
     columns_schema = schema.remove(schema.get_field_index("feature"))
     with replacing(path) as temporary, temporary.open("wb") as file:
-        with replacing(csv_path) as csv_file:
+        with replacing(csv_path) as csv_temporary, csv_temporary.open("wb") as csv_file:
             with pyarrow.csv.CSVWriter(csv_file, columns_schema) as writer:
                 for columns in _write_matrix(file, schema, blocks, rows):
                     writer.write_table(columns)
@@ -260,7 +264,7 @@ def _array_features(path: Path, matrix: np.ndarray, text: str | None, names: ds.
 
 def _open_parquet(path: Path) -> Features:
     """Its row groups are the blocks."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(utf8_path(path))
     rows = file.metadata.num_rows
     # Of the first vector: tables that other tools have rewritten have vectors of any length.
     dim = len(next(file.iter_batches(1, columns=["feature"]))["feature"][0]) if rows else 0
@@ -289,7 +293,7 @@ _CSV = ds.CsvFileFormat(
 def _names(path: Path, format: str | ds.FileFormat) -> ds.Dataset:
     """Paths and labels in a table, None where it has no such columns; read as they are needed."""
     schema = pa.schema([(name, pa.string()) for name in Named._fields])
-    return ds.dataset(str(path.absolute()), schema, format, LocalFileSystem())  # a name with a colon is no address
+    return ds.dataset(utf8_path(path), schema, format, LocalFileSystem())  # a name with a colon is no address
 
 
 def _parsed(text: str | bytes | None) -> dict[str, Any] | None:

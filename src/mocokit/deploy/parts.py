@@ -73,8 +73,8 @@ class Parts:
         return refusing_damage(f"{path} is damaged", f"remove {self.directory} and run the command again")
 
     def _metadata(self, path: Path) -> dict[str, Any]:
-        with self._reading(path):
-            return dict(json.loads(pq.read_schema(path).metadata[METADATA_KEY]))
+        with self._reading(path), path.open("rb") as file:  # opened here: pyarrow takes UTF-8 names alone
+            return dict(json.loads(pq.read_schema(file).metadata[METADATA_KEY]))
 
     @property
     def position(self) -> int:
@@ -97,8 +97,8 @@ class Parts:
             _, tables, skipped = zip(*self._held, strict=True)
             metadata = json.dumps({"identity": self._identity, "skipped": list(itertools.chain(*skipped))})
             part = self.directory / f"{self.done}-{stop}.parquet"
-            with RunDirectory(self.directory.parent).writing(), replacing(part) as path:
-                pq.write_table(pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: metadata}), path)
+            with RunDirectory(self.directory.parent).writing(), replacing(part) as path, path.open("wb") as file:
+                pq.write_table(pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: metadata}), file)
             self.done = stop
         self._held = []
         self._flushed = time.monotonic()
@@ -110,8 +110,8 @@ class Parts:
     def tables(self) -> Iterator[pa.Table]:
         """The rows on disk, in order; a damaged part raises a UserError."""
         for _, path in self._files():
-            with self._reading(path), pq.ParquetFile(path) as file:
-                table = file.read()
+            with self._reading(path), path.open("rb") as file:
+                table = pq.ParquetFile(file).read()
             yield table.replace_schema_metadata(None)
 
     def remove(self) -> None:

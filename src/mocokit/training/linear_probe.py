@@ -140,7 +140,7 @@ def sgd(
             return []
         return [
             MetricsFile(run.path / "probe-sgd.csv", step, COLUMNS),
-            tensorboard(run.tensorboard / "probe-sgd", step),
+            *tensorboard(run.tensorboard / "probe-sgd", step),
         ]
 
     log = Log(

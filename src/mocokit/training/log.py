@@ -12,8 +12,9 @@ from lightning_fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mocokit.console import say
 from mocokit.errors import UserError
-from mocokit.files import write_text
+from mocokit.files import is_utf8, write_text
 
 Row = dict[str, Any]
 
@@ -51,25 +52,47 @@ class MetricsFile(Logger):
         return buffer.getvalue()
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a metrics file, values as text; none if there is no file."""
+def read_rows(path: Path, *needed: str) -> list[Row]:
+    """All whole rows of a metrics file, values as text, each empty or a number; none if there is no file.
+
+    With ``needed`` columns only the rows that have values there, of which there is at least one.
+
+    Raises:
+        UserError: the file holds something else.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a row
-    return list(csv.DictReader(io.StringIO(whole)))
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a killed run may leave half a row
+        rows: list[Row] = list(csv.DictReader(io.StringIO(whole), strict=True))
+        for row in rows:
+            for value in row.values():
+                float(value or "nan")  # TypeError: of a row that is longer than the first line
+            int(row.get("step") or 0)
+        if needed and not (rows := [row for row in rows if all(row[name] for name in needed)]):
+            raise ValueError(f"no {' and '.join(needed)} in it")
+    except Exception as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:160]
+        raise UserError(
+            f"{path}: not the rows that were written ({reason}); restore the file, or start anew with --overwrite"
+        ) from None
+    return rows
 
 
 def _text(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def tensorboard(folder: Path, step: int) -> TensorBoardLogger:
-    """TensorBoard's event files in ``folder``; what it has after ``step`` is hidden."""
+def tensorboard(folder: Path, step: int) -> list[Logger]:
+    """TensorBoard's event files in ``folder``; what it has after ``step`` is hidden.
+
+    Where the folder's name is not UTF-8 there are none, which is told.
+    """
+    if not is_utf8(str(folder)):
+        say(f"{folder}: not written, since TensorBoard takes no name that is not UTF-8; all rows are in the CSV file")
+        return []
     # Step 0 is purged, too: no rows of an earlier run in the same place show in between.
     # Absolute, since memory::run is the name of a folder like any other, and the logger takes it for an address.
-    return TensorBoardLogger(folder.absolute(), name="", version="", purge_step=step + 1 if step else 0)
+    return [TensorBoardLogger(folder.absolute(), name="", version="", purge_step=step + 1 if step else 0)]
 
 
 def check_tracker(name: str | None) -> None:

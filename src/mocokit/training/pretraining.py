@@ -219,5 +219,5 @@ def loggers(config: PretrainConfig, run: RunDirectory, step: int) -> list[Logger
     """Where the rows of a run go from ``step`` on; of several processes the first one writes."""
     if distributed.rank() > 0:
         return []
-    own: list[Logger] = [MetricsFile(run.metrics, step, COLUMNS), tensorboard(run.tensorboard, step)]
+    own: list[Logger] = [MetricsFile(run.metrics, step, COLUMNS), *tensorboard(run.tensorboard, step)]
     return own + ([tracker(config.logger, Path(run.path))] if config.logger else [])
