@@ -100,6 +100,18 @@ def test_result(finished, tiny_run: TinyRun):
     assert alone["encoder"] == result["random_init"]
 
 
+@pytest.mark.parametrize("change", [{"encoder": 3}, {"encoder": {"top1": "high"}}, {"images": None}, {"directory": 1}])
+def test_a_result_of_another_structure_is_measured_again(finished, tiny_run: TinyRun, tmp_path, change):
+    path, result = shutil.copytree(finished[0], tmp_path / "run"), finished[1]
+    (path / "finetune" / RESULT).write_text(json.dumps(result | change))
+    again = mocokit.finetune(str(path), str(tiny_run.data), **SHORT | {"epochs": 15, "lr": 3e-3})
+    for who in ("encoder", "random_init"):
+        assert {n: v for n, v in again[who].items() if n != "train_s"} == {
+            n: v for n, v in result[who].items() if n != "train_s"
+        }
+    assert json.loads((path / "finetune" / RESULT).read_text()) == again
+
+
 def test_the_result_is_an_encoder_for_other_verbs(finished, tiny_run: TinyRun, tmp_path):
     shutil.copytree(finished[0] / "finetune", tmp_path / "tuned")
     knn = mocokit.knn(str(tmp_path / "tuned"), str(tiny_run.data), k=5)

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -375,6 +376,19 @@ def test_python_api(tiny_run: TinyRun):
     features = encoder.embed([tiny_run.data / "test" / "class0" / "000.png"])
     assert features.shape == (1, 128)
     assert not features.requires_grad
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"verdict": 1}', '{"loss": "x"}'])
+def test_a_result_of_another_structure_is_measured_again(tiny_run: TinyRun, tmp_path, content):
+    path = shutil.copytree(tiny_run.path, tmp_path / "run")
+    (path / "results" / "pretrain.json").write_text(content)
+    again = mocokit.pretrain(tiny_run.data, out=path, **TINY)
+    figures = ("images", "steps", "loss", "verdict", "scorecard", "retrieval_ci95", "data_fingerprint")
+    assert {name: again[name] for name in figures} == {name: tiny_run.result[name] for name in figures}
+    assert [again["knn"][who]["top1"] for who in again["knn"]] == [
+        tiny_run.result["knn"][who]["top1"] for who in again["knn"]
+    ]
+    assert json.loads((path / "results" / "pretrain.json").read_text()) == again
 
 
 def test_python_api_refuses_like_the_command(tmp_path):

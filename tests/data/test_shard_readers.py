@@ -50,6 +50,12 @@ def test_one_image_without_a_label(tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "a.tar")).read_index().labels is None
 
 
+def test_structures_without_files_are_skipped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [{"bytes": 3}, {"bytes": None}]})
+    with pytest.raises(TooManySkipped, match=r"2 of 2 .* the first is a\.parquet/00000000: no image in this row"):
+        open_store(str(tmp_path / "a.parquet"), image_size=8, workers=0)
+
+
 def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": [FILES[0], None, b"", b"no image", *FILES[1:5]]})
     store = open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.5)

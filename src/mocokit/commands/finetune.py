@@ -80,7 +80,8 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
     keep(VERB, run, result)
-    _conclude(result, data)
+    for line in _lines(result, data):
+        say(line)
     return result
 
 
@@ -123,9 +124,9 @@ class _Training:
             raise UserError(
                 f"{run.path} holds a training with {what}. Give another --out, or --overwrite to replace it"
             )
-        elif (result := run.read_result(VERB)) and run.encoder.exists():
+        elif _is_whole(result := run.read_result(VERB)) and run.encoder.exists():
             say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
-            return result
+            return result or {}
         elif saved["device"] != self.config.device:
             say(f"{run.path}: goes on on {self.config.device} (was {saved['device']})")
         figures = self._train(encoder, overwrite)
@@ -179,7 +180,7 @@ class _Training:
         origin |= {"data_fingerprint": self.inputs.store.fingerprint, "versions": versions()}
         with run.writing():
             save_encoder(best, run.encoder, origin)
-        rows = [row for row in read_rows(run.metrics) if row["loss"]]
+        rows = read_rows(run.metrics, "loss", "images_per_second")
         epoch_images = task.per_epoch * task.batch_size
         training = {
             "val_top1": float(task.best_top1),
@@ -217,12 +218,22 @@ def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str
     return classification_metrics(encoder.probabilities(features), part.labels, names)
 
 
-def _conclude(result: dict[str, Any], data: str) -> None:
+def _lines(result: dict[str, Any], data: str) -> list[str]:
+    """What is told of a result."""
+    lines = []
     for label, figures in ((result["protocol"], result["encoder"]), ("from scratch", result["random_init"])):
         if figures:
             low, high = figures["ci95"]
-            say(
+            lines.append(
                 f"{label:12} top-1 {figures['top1']:7.2%} [{low:.2%}, {high:.2%}]  top-5 {figures['top5']:7.2%}  "
                 f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
             )
-    say(f"next: {command('embed', [result['directory'], data], '-o features.parquet')}")
+    return [*lines, f"next: {command('embed', [result['directory'], data], '-o features.parquet')}"]
+
+
+def _is_whole(result: dict[str, Any] | None) -> bool:
+    """Whether a result that was read is of the structure that is written; what is not is measured again."""
+    try:
+        return result is not None and bool(result["encoder"] and result["images"] and _lines(result, ""))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False

@@ -35,6 +35,8 @@ from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import Row, check_tracker, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
 
+FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorecard", "config")  # of a whole result
+
 
 @documented(PretrainConfig)
 def pretrain(data: str, *, overwrite: bool = False, started: float | None = None, **options: Any) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _in_directory(
     """What no other command may do at the same time: begin or go on, train, measure, write."""
     given = request.given
     saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.fingerprint, overwrite))
-    if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
+    if finished := _on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
     resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
@@ -326,7 +328,7 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
     random_init = evaluator.evaluate(untrained)
-    loss = float([row for row in read_rows(run.metrics) if row["loss"]][-1]["loss"])
+    loss = float(read_rows(run.metrics, "loss")[-1]["loss"])
     over_chance = loss / task.chance_level
     return {
         "run": str(run.path),

@@ -62,7 +62,8 @@ def _open_parquet(place: str) -> ShardIndex:
     def fetch(block: int) -> list[bytes | None]:
         with open_file(place) as file:
             rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
-        return [row.get("bytes") if isinstance(row, dict) else row for row in rows]
+        files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
+        return [file if isinstance(file, bytes) else None for file in files]
 
     return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes)
 
