@@ -366,6 +366,31 @@ def tables(run: Path) -> Attempt:
     return attempt
 
 
+def cached(run: Path) -> Attempt:
+    """What is kept of decoded images; a damaged entry is built again."""
+    images = pa.table({"image": [{"bytes": _png(number)} for number in range(6)], "label": pa.array([0, 1] * 3)})
+
+    def attempt(draw: Draw, folder: Path) -> Callable[[], object]:
+        pq.write_table(images, folder / "data.parquet")
+
+        def use() -> None:
+            store = open_store(str(folder / "data.parquet"), image_size=8, workers=0, cache=folder)
+            assert "6 train images, colour" in store.summary(), store.summary()
+            train = store.splits["train"]
+            assert (train.batch(range(6)).shape, len(train.names)) == ((6, 3, 8, 8), 6)
+
+        use()
+        path = draw(st.sampled_from(sorted(folder.glob("images/*/*"))))
+        if path.suffix == ".json" and draw(st.booleans()):
+            digest, _, text = path.read_text().partition("\n")
+            path.write_bytes(f"{digest}\n".encode() + changed_json(draw, json.loads(text)))
+        else:
+            path.write_bytes(damaged(draw, path.read_bytes()))
+        return use
+
+    return attempt
+
+
 KINDS: dict[str, Callable[[Path], Attempt]] = {
     "checkpoint": checkpoints,
     "encoder": encoders,
@@ -374,6 +399,7 @@ KINDS: dict[str, Callable[[Path], Attempt]] = {
     "metrics": rows,
     "features": features,
     "parquet": tables,
+    "cache": cached,
 }
 
 

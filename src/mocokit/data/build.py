@@ -20,7 +20,7 @@ from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 6  # part of every cache key: raise it when files or pixels change
+FORMAT = 7  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100
@@ -116,7 +116,26 @@ def build(
             "ignored": image_index.ignored,
         },
     }
-    (directory / FACTS).write_text(json.dumps(facts))
+    write_facts(directory, facts)
+
+
+def write_facts(directory: Path, facts: dict[str, Any]) -> None:
+    """Write what is known of an entry, under a digest of it and of its index."""
+    text = json.dumps(facts)
+    (directory / FACTS).write_text(f"{_digest(directory, text)}\n{text}")
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """Inverse of `write_facts`; ValueError if either file is not as it was written."""
+    digest, _, text = (directory / FACTS).read_text().partition("\n")
+    if digest != _digest(directory, text):
+        raise ValueError(f"{directory} is damaged")
+    facts: dict[str, Any] = json.loads(text)
+    return facts
+
+
+def _digest(directory: Path, text: str) -> str:
+    return hashlib.blake2b(text.encode() + (directory / INDEX).read_bytes(), digest_size=16).hexdigest()
 
 
 def check_skipped(skipped: list[Skipped], found: int, max_skipped: float) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import weakref
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,15 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Progress, TooManySkipped, build, check_skipped, prepare
+from mocokit.data.build import (
+    FORMAT,
+    INDEX,
+    PIXELS,
+    Progress,
+    TooManySkipped,
+    build,
+    check_skipped,
+    prepare,
+    read_facts,
+)
 from mocokit.data.cache import IMAGES, building, cache_directory, cache_errors, hold, locked, remove_leftovers
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
 
 __all__ = ["ImageSet", "Skipped", "Store", "TooManySkipped", "open_store", "write_skipped"]
-
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 class ImageSet:
@@ -40,7 +47,7 @@ class ImageSet:
         self.path, self.split = path, split
         if (held := hold(path)) is not None:
             weakref.finalize(self, os.close, held)
-        facts = json.loads((path / FACTS).read_text())
+        facts = read_facts(path)
         counts: dict[str, int] = facts["splits"]
         end = list(accumulate(counts.values()))[list(counts).index(split)]
         self._own = slice(end - counts[split], end)
@@ -202,7 +209,7 @@ def _key(value: Any) -> str:
 def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], max_skipped: float) -> Store | None:
     """The entry at ``path``, or None if it is damaged, or not what is wanted."""
     try:
-        facts = json.loads((path / FACTS).read_text())
+        facts = read_facts(path)
         if wanted(facts["median"]) not in facts["serves"]:
             return None
         fields, found = facts["store"], facts["found"]
@@ -211,7 +218,7 @@ def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], m
             fields[name] = fields[name] and tuple(fields[name])
         splits = {split: ImageSet(path, split) for split in facts["splits"]}
         store = Store(path=path, from_cache=True, splits=splits, **fields)
-    except _DAMAGE:
+    except Exception:  # whatever comes of damage
         return None
     check_skipped(store.skipped, found, max_skipped)
     return store
