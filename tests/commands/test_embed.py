@@ -323,6 +323,8 @@ def test_a_finished_output_is_left_as_it_is_unless_the_features_would_be_others(
     mocokit.embed(str(run), str(images), str(tmp_path / "f.npy"), max_skipped=0.1)
     assert {file: file.read_bytes() for file in before} == {file: content for file, (content, _) in before.items()}
     assert not list(tmp_path.glob(".*"))
+    with pytest.raises(UserError, match=r"2 of 42 images .* --max-skipped"):
+        mocokit.embed(str(run), str(images), str(tmp_path / "f.npy"), max_skipped=0.01)
 
 
 def test_a_file_that_appeared_since_the_interruption_is_not_overwritten(run, images, tmp_path, monkeypatch):

@@ -65,7 +65,9 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
     metadata = _metadata(config, encoder, source)
+    found = len(order) + len(index.refused)
     finished = not overwrite and _is_complete(path, metadata)
+    finished = finished and found - open_features(path).rows <= config.max_skipped * found  # else it is refused again
     writing = RunDirectory(path.parent).writing
     with writing():
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
@@ -81,7 +83,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         say(_summary(source, index, len(order), parts.done))
         pace = _embed_rest(encoder, source, index, order, parts, config)
         skipped = index.refused + parts.skipped()
-        rows = len(order) + len(index.refused) - len(skipped)
+        rows = found - len(skipped)
         _report_skipped(skipped_csv, skipped, rows, config)
         with writing():
             write_features(path, parts.tables(), rows, metadata)
@@ -91,7 +93,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         "path": str(path),
         "rows": rows,
         "dim": encoder.dim,
-        "skipped": len(order) + len(index.refused) - rows,
+        "skipped": found - rows,
         "images_per_second": pace and round(pace, 1),
     }
     say(f"{path}: {rows:,} rows of {encoder.dim} features" + (f", {pace:,.0f} images/s" if pace else ""))
