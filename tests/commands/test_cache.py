@@ -64,6 +64,18 @@ def test_entries_are_listed_and_cleared_but_those_in_use(root, tmp_path, capfd):
     assert not open_store(str(tmp_path / "birds"), image_size=8).from_cache
 
 
+def test_what_cannot_be_removed_is_told(root, tmp_path, capfd, monkeypatch):
+    entry = open_store(str(class_folders(tmp_path / "birds")), image_size=8).path
+    gc.collect()
+
+    def denied(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.rename", denied)
+    assert mocokit.cache(clear=True)["removed"] == []
+    assert f"1 could not be removed, the first is {entry}; check the permissions" in capfd.readouterr().err
+
+
 def test_sizes_and_ages_are_told_in_the_unit_that_suits(tmp_path):
     assert [_size(n) for n in (0, 999, 1000, 2_345_678, 10**12)] == [
         "0 bytes",

@@ -37,6 +37,8 @@ def cache(**options: Any) -> dict[str, Any]:
         removed = [entry for entry in found if remove(entry.path)]
         say(f"{root}: removed {_named(removed)}")
         found = [entry for entry in found if entry not in removed]
+        if stuck := [entry.path for entry in found if not entry.in_use]:
+            say(f"{len(stuck):,} could not be removed, the first is {stuck[0]}; check the permissions of its folder")
     say(f"{root}: {_named(found)}")
     for entry in found:
         used = "  in use" if entry.in_use else ""
