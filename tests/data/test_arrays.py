@@ -164,7 +164,19 @@ def test_splits_as_in_medmnist_and_keras(tmp_path: Path, images: str, labels: st
 @pytest.mark.parametrize("labels", [np.random.rand(6), np.ones((6, 14), int), np.full(6, 2)])
 def test_figures_and_several_labels_are_no_classes(tmp_path: Path, labels: np.ndarray) -> None:
     path = saved(tmp_path / "x.npz", images=noise(0, 6, 8, 8), labels=labels)
-    assert store_of(path).label_names is None
+    store = store_of(path)
+    assert store.label_names is None
+    (note,) = store.notes
+    assert note == "all labels are 2: a single class is none" or note.startswith(f"labels {labels.dtype} [6")
+
+
+def test_some_labels_are_missing(tmp_path: Path) -> None:
+    images = {"x_train": noise(0, 6, 8, 8), "x_test": noise(1, 2, 8, 8)}
+    store = store_of(saved(tmp_path / "x.npz", **images, y_train=np.array([2.0, 4, 2, 4, -1, np.nan])))
+    assert store.label_names == ("2", "4")
+    assert store.splits["train"].labels is not None
+    assert store.splits["train"].labels.tolist() == [0, 1, 0, 1, -1, -1]
+    assert store.notes == ("4 of 8 images have no label, first train/000004: left out of kNN, probe and fine-tuning",)
 
 
 def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def test_a_limited_set_is_balanced(counts: list[int], limit: int, seed: int) -> 
     np.testing.assert_array_equal(chosen, subset(np.arange(len(labels)), labels, limit, seed))
 
 
+def test_images_without_a_label_come_last() -> None:
+    labels = np.array([-1] * 20 + [0] * 3 + [1] * 3)
+    assert np.bincount(labels[subset(np.arange(26), labels, 4, 0)]).tolist() == [2, 2]
+    assert np.bincount(labels[subset(np.arange(26), labels, 16, 0)] + 1).tolist() == [10, 3, 3]
+
+
 def test_without_labels_the_limit_is_a_plain_random_subset() -> None:
     chosen = [subset(np.arange(100, 200), None, 10, seed) for seed in range(200)]
     counts = np.bincount(np.concatenate(chosen), minlength=200)[100:]

@@ -135,9 +135,8 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
 
 def _summary(source: Source, index: ImageIndex, total: int, done: int) -> str:
     counts = ", ".join(f"{len(indices):,} {split}" for split, indices in index.splits.items())
-    ignored = f", {index.ignored:,} outside train and test not used" if index.ignored else ""
     resumed = f"; {done:,} of {total:,} are done" if done else ""
-    return f"{source.name}: {counts} images{ignored}{resumed}"
+    return "\n".join([f"{source.name}: {counts} images{resumed}", *index.notes()])
 
 
 def _embed_rest(

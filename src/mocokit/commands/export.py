@@ -86,7 +86,7 @@ def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, 
             channels=spec.channels,
             progress=report,
         )
-    images = store.splits["train"]
+    images = store.main
     rows = np.arange(min(CHECK_IMAGES, len(images)))
     height, width = images.sizes[rows].min(axis=0)  # what all of them have
     return images.batch(rows)[:, :, :height, :width].transpose(0, 2, 3, 1), store.fingerprint

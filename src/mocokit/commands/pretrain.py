@@ -22,6 +22,7 @@ from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
@@ -88,6 +89,8 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
         data = open_data(request, report=report)
     say(data.store.summary())
+    if data.store.label_names and (reason := why_unmeasured(data.store)):
+        say(f"kNN is not measured: {reason}")
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(data.name, given.get('recipe', 'auto'))}"))
     saved = _on_first(lambda: _saved(run, given, data.store, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain") if saved and run.encoder.exists() else None):
@@ -151,7 +154,12 @@ def open_data(
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size"))
-    options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
+    options |= {
+        "image_size": size or image_size_chooser(request.device),
+        "progress": report,
+        "cache": cache,
+        "to_train": True,
+    }
     try:
         if not given.get("stream", recipe.get("stream", False)):
             store = open_store(source or given["data"], **options)

@@ -14,13 +14,13 @@ import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
 from mocokit.data.decode_pool import Decoded, decode_all, worker_count
-from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
+from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
 from mocokit.data.pixels import convert, convertible, stored_side
 from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 6  # part of every cache key: raise it when files or pixels change
+FORMAT = 7  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100
@@ -46,13 +46,15 @@ class _Staged(NamedTuple):
 
 
 def prepare(source: Source, limit: int | None, seed: int, measure: bool) -> tuple[ImageIndex, float | None]:
-    """The images to decode, and, to ``measure``, the median side of those to train on."""
+    """The images to decode, and, to ``measure``, the median side of those to train on (of test images, if only those
+    are there)."""
     image_index = source.read_index()
-    train = image_index.splits["train"]
+    split = main_split(image_index.splits)
+    rows = image_index.splits[split]
     if limit is not None:
-        train = subset(train, image_index.labels, limit, seed)
-    median = median_side(source, train) if measure else None
-    return replace(image_index, splits=image_index.splits | {"train": train}), median
+        rows = subset(rows, image_index.labels, limit, seed)
+    median = median_side(source, rows) if measure else None
+    return replace(image_index, splits=image_index.splits | {split: rows}), median
 
 
 def build(
@@ -88,8 +90,8 @@ def build(
     check_skipped(skipped, found, max_skipped)
     rows = np.array([image.position for image in kept], dtype=np.int64)
     counts = {split: count for split in splits if (count := int(np.isin(rows, splits[split]).sum()))}
-    if "train" not in counts:
-        raise UserError(f"no usable training images in {source.name}")
+    if main_split(splits) not in counts:
+        raise UserError(f"no usable {main_split(splits)} images in {source.name}")
 
     intensity_range = _intensity_range(kept, options["intensity_range"])
     _write_pixels(staging, directory / PIXELS, staged, channels, intensity_range)
@@ -113,7 +115,7 @@ def build(
             "intensity_range": intensity_range,
             "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
             "skipped": skipped,
-            "ignored": image_index.ignored,
+            "notes": image_index.notes(),
         },
     }
     (directory / FACTS).write_text(json.dumps(facts))
@@ -131,7 +133,8 @@ def check_skipped(skipped: list[Skipped], found: int, max_skipped: float) -> Non
 
 
 def subset(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
-    """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be."""
+    """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be; images without a
+    label come last."""
     generator = np.random.default_rng(derive_seed(seed, "limit"))
     shuffled = generator.permutation(indices)
     if labels is not None:
@@ -140,7 +143,7 @@ def subset(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int
         rounds = np.empty(len(shuffled), dtype=np.int64)
         for value in np.unique(values):
             members = np.flatnonzero(values == value)
-            rounds[members] = np.arange(len(members))
+            rounds[members] = np.arange(len(members)) if value >= 0 else len(shuffled)
         shuffled = shuffled[np.argsort(rounds, kind="stable")]
     return np.sort(shuffled[:limit])
 

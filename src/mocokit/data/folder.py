@@ -5,10 +5,20 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mocokit.data.decode_pool import ImageFile
-from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_hidden, is_image_name
+from mocokit.data.image_index import (
+    ImageIndex,
+    Skipped,
+    count,
+    index_by_folders,
+    is_hidden,
+    is_image_name,
+    is_run,
+    listed,
+)
 from mocokit.errors import UserError
 
 
@@ -24,6 +34,8 @@ class FolderSource:
         self._images: dict[str, tuple[int, int]] = {}  # size and modification time by relative path
         self._refused: list[Skipped] = []
         self._entered: set[str] = set()
+        self._remarks: list[str] = []
+        self._empty: list[str] = []  # folders
 
     def fingerprint(self) -> str:
         """From path, size and time of each image."""
@@ -37,7 +49,10 @@ class FolderSource:
         self._walk()
         image_index = index_by_folders(self._images, self._refused, self.root)
         self._names = image_index.names
-        return image_index
+        remarks = [*self._remarks, *image_index.remarks]
+        if self._empty:
+            remarks.append(f"{count(len(self._empty), 'empty folder', 'empty folders')}: {listed(sorted(self._empty))}")
+        return replace(image_index, remarks=tuple(remarks))
 
     def file(self, index: int) -> ImageFile:
         """Image ``index``, not yet read."""
@@ -71,17 +86,23 @@ class FolderSource:
                 continue
             self._entered.add(real)
             try:
-                with os.scandir(real) as entries:
-                    for entry in entries:
-                        path = os.path.join(folder, entry.name)
-                        if is_hidden(entry.name):
-                            continue
-                        if entry.is_symlink():
-                            links.append(path)
-                        elif entry.is_dir():
-                            pending.append(path)
-                        elif is_image_name(entry.name):
-                            self._add(path, entry.stat())
+                with os.scandir(real) as scanned:
+                    entries = list(scanned)
+                if not entries:
+                    self._empty.append(folder)
+                if folder and is_run([entry.name for entry in entries]):
+                    self._remarks.append(f"{folder} left out: a run of mocokit's")
+                    continue
+                for entry in entries:
+                    path = os.path.join(folder, entry.name)
+                    if is_hidden(entry.name):
+                        continue
+                    if entry.is_symlink():
+                        links.append(path)
+                    elif entry.is_dir():
+                        pending.append(path)
+                    elif is_image_name(entry.name):
+                        self._add(path, entry.stat())
             except OSError as error:
                 self._refuse(folder, f"folder cannot be read: {error.strerror}")
         return links

@@ -43,6 +43,8 @@ def open_source(data: str) -> Source:
         raise UserError(f"no such data: {data}{_suggestion(path)}; accepted are {ACCEPTED}") from error
     is_file, is_folder = stat.S_ISREG(mode), stat.S_ISDIR(mode)
     if (is_file or is_folder) and (shards := local_shards(path)):
+        if is_folder and len(shards) == 1 and not local_shards(Path(shards[0].place)):  # splits and classes are in it
+            return ArchiveSource(Path(shards[0].place))
         return ShardSource(str(path), shards)
     if is_folder:
         return FolderSource(path)

@@ -77,7 +77,7 @@ def open_streaming(data: str, *, seed: int, max_skipped: float, **options: Any) 
     source = open_source(data)
     listing = source.read_index()
     store = open_store(_Sample(source, listing, seed), seed=seed, max_skipped=max_skipped, **options)
-    indices = listing.splits["train"]
+    indices = listing.splits["train"]  # there are some, or the store had been refused
     images = StreamingImages(
         source,
         listing.names,

@@ -78,7 +78,7 @@ def _columns(
     """The other columns: what the index and the classifier say about the ``chosen`` images."""
     labels: list[str | None] = [None] * len(chosen)
     if index.labels is not None and index.label_names is not None:
-        labels = [index.label_names[value] for value in index.labels[chosen]]
+        labels = [index.label_names[value] if value >= 0 else None for value in index.labels[chosen].tolist()]
     columns: dict[str, list[Any]] = {
         "path": [printable(index.names[i]) for i in chosen],
         "split": split_of[chosen].tolist(),
