@@ -70,7 +70,8 @@ class ImageIndex:
             return []
         given = {split: self.labels[rows] for split, rows in self.splits.items()}
         found = {split: np.unique(labels[labels >= 0]) for split, labels in given.items()}
-        lines, train = [], found.pop("train", np.empty(0, dtype=np.int64))
+        lines: list[str] = []
+        train = found.pop("train", np.empty(0, dtype=np.int64))
         sizes = np.bincount(given["train"][given["train"] >= 0]) if len(train) else train
         if single := [self.label_names[value] for value in np.flatnonzero(sizes == 1)]:
             has = "has a single training image" if len(single) == 1 else "have a single training image each"

@@ -215,7 +215,9 @@ class ShardSource:
 
     def _folders(self) -> pa.Array | None:
         """The folders in tar shards as classes, unless each shard has but one: then it was packed so."""
-        parts = [index.folders or [None] * len(index.blocks) for index in self._indices if len(index.blocks)]
+        parts: list[list[str | None]] = [
+            index.folders or [None] * len(index.blocks) for index in self._indices if len(index.blocks)
+        ]
         if all(len(set(part) - {None}) < 2 for part in parts):
             return None
         return pa.array([folder for part in parts for folder in part], pa.large_string())
