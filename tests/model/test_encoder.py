@@ -118,6 +118,24 @@ def test_what_is_no_image_is_one_clear_line(image, words, rgb):
     assert "\n" not in str(caught.value)
 
 
+def test_a_picture_has_the_same_features_in_every_container(rgb, tmp_path):
+    picture = noise(0, 20, 20)
+    deep = picture.astype(np.uint16) * 257
+    (tmp_path / "8.png").write_bytes(encode(picture))
+    (tmp_path / "16.png").write_bytes(png16(deep))
+    unit = picture.astype(np.float32) / 255
+    tensor = torch.from_numpy(unit).permute(2, 0, 1)
+    same = [picture, deep, unit, unit.astype(np.float64), tensor, tmp_path / "8.png", tmp_path / "16.png"]
+    features = rgb.embed(same)
+    torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-4, rtol=1e-4)
+
+
+def test_numbers_that_can_mean_several_things_are_refused(rgb):
+    for image in (noise(0).astype(np.float32), noise(0).astype(np.int64), noise(0).astype(np.float32) / 255 - 0.5):
+        with pytest.raises(UserError, match="0 to 1 "):
+            rgb.embed(image)
+
+
 def test_a_broken_file_among_good_ones_is_named(rgb, tmp_path):
     (tmp_path / "good.png").write_bytes(encode(noise(0)))
     (tmp_path / "bad.png").write_bytes(encode(noise(0))[:-60])

@@ -146,6 +146,11 @@ class ArraySource:
         if not _are_images(array):
             objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
             raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
+        if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
+            raise UserError(
+                f"{self.path}: {key} {_kind(array)} seems to be one picture, where {_SHAPES} is expected; "
+                "stack the pictures with numpy.stack, or save array[None] for this one"
+            )
         if channels_first(array.shape):
             raise UserError(
                 f"{self.path}: {key} {_kind(array)} seems to have its channels first, where {_SHAPES} is expected; "

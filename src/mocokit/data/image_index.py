@@ -12,7 +12,7 @@ from mocokit.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".heic", ".heif"),
 )
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
@@ -38,6 +38,7 @@ class ImageIndex:
     label_names: tuple[str, ...] | None = None  # the class of each label value; None without classes
     refused: list[Skipped] = field(default_factory=list)  # what was found but must not be read
     ignored: int = 0  # number of images outside the folders of splits, which are not used
+    notes: list[str] = field(default_factory=list)  # lines on what else was found, and is not read
     blocks: np.ndarray | None = None  # int64 [len(names)], ascending: equal for images that are best read together
 
 
@@ -92,7 +93,8 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
     """
     names, refused = sorted(names), sorted(refused)
     if not names:
-        why = f" that may be read ({refused[0].name}: {refused[0].reason})" if refused else ""
+        first = f"{len(refused):,} refused, the first is {refused[0].name}: {refused[0].reason}" if refused else ""
+        why = f" that may be read ({first})" if refused else ""
         raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
     paths = [name.split("/") for name in names]
     depth, has_splits = _split_depth(paths)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import fsspec
 import numpy as np
 
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
 from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name, reading
 from mocokit.data.shard_readers import LABELS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
@@ -137,9 +137,9 @@ class ShardSource:
         row = index - self._starts[shard]
         content = self._block(shard, int(blocks[row]))[row - int(np.searchsorted(blocks, blocks[row]))]
         if not content:
-            raise BadImage("no image in this row")
+            raise BadImage("no image in this row; if rows hold paths of files, name the folder of these files")
         if len(content) > MAX_FILE_BYTES:
-            raise BadImage("larger than 1 GiB")
+            raise BadImage(TOO_MANY_BYTES)
         return content
 
     def _block(self, shard: int, number: int) -> list[bytes | None]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Progress, TooManySkipped, build, check_skipped, prepare
 from mocokit.data.cache import building, cache_directory, cache_errors, locked
+from mocokit.data.decode_pool import max_pixels_of
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.files import replacing
@@ -102,16 +103,18 @@ class Store:
     intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
     from_cache: bool  # whether nothing had to be decoded
     splits: dict[str, ImageSet]  # "train", and "val" and "test" if there are such images
+    notes: Sequence[str] = ()  # lines on how images were read that their owner may not expect
 
     def summary(self) -> str:
-        """What was found, in one line."""
+        """What was found, in one line, and a line for each of the notes."""
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
         labels = f"{len(self.label_names)} classes" if self.label_names else "no labels"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
         skipped = f", {len(self.skipped)} skipped (see skipped.csv)" if self.skipped else ""
         ignored = f", {self.ignored} outside train and test not used" if self.ignored else ""
         cached = ", from the cache" if self.from_cache else ""
-        return f"{self.name}: {counts} images, {kind}, {labels}{skipped}{ignored}{cached}"
+        line = f"{self.name}: {counts} images, {kind}, {labels}{skipped}{ignored}{cached}"
+        return "\n".join([line, *self.notes])
 
 
 def open_store(
@@ -149,7 +152,8 @@ def open_store(
     """
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / "images"
-    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
+    key = _key([source.fingerprint(), max_pixels_of(source)])
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
 
     def wanted(median: float | None) -> dict[str, Any] | None:
         """What the pixels depend on, as JSON gives it back; None if the median of the images is needed for that."""
