@@ -146,7 +146,7 @@ def test_ycbcr_and_lab_and_hsv() -> None:
         colour, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     np.testing.assert_allclose(decode(encode(lab, "TIFF"))[:, 0, 0], (200, 100, 50), atol=3)
-    hsv = pillow._flatten(colour.convert("HSV"))  # no file format holds it
+    hsv = pillow._flatten(colour.convert("HSV"), colour.size)  # no file format holds it
     np.testing.assert_allclose(hsv[:, 0, 0], (200, 100, 50), atol=3)
 
 

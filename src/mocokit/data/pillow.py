@@ -15,6 +15,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
 ORIENTATION = 274  # the tag
 
+_STRIP_PIXELS = 2**22
 _limit = MAX_PIXELS  # while an image is decoded
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _OPTIONAL_ALPHA = ("BMP", "DIB", "TGA")  # whose fourth byte is often unused: all zero means opaque, as in viewers
@@ -139,28 +140,40 @@ def decode_pillow(image: Image.Image, max_side: int | None) -> np.ndarray:
         image = image.convert("RGB")
     if size != image.size and image.mode.startswith("I;16"):  # as an array a large one would be there four times
         image = image.convert("I").convert("F").resize(size, Image.Resampling.BILINEAR)
-    return oriented(_resize(_flatten(image), size), orientation)
+    return oriented(_flatten(image, size), orientation)
 
 
-def _flatten(image: Image.Image) -> np.ndarray:
-    """Any Pillow mode to gray or RGB, [C, H, W] uint8 or float32."""
+def _flatten(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Any Pillow mode to gray or RGB of a size, [C, H, W] uint8 or float32."""
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return np.asarray(image).astype(np.float32)[None]
+        return _resize(np.asarray(image).astype(np.float32)[None], size)
     if mode == "LAB":
         image = _lab_to_rgb(image)
     elif mode in ("LA", "La") or (mode in ("1", "L") and image.has_transparency_data):
         gray, alpha = image.convert("LA").split()
         image = Image.composite(gray, Image.new("L", image.size, 255), alpha)
     elif mode in ("PA", "RGBA", "RGBa") or image.has_transparency_data:
-        colour = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(colour)
+        image = _on_white(image)
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
+    if size != image.size:  # before it is an array, which of a large image would be there twice
+        image = image.resize(size, Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return pixels[:1] if mode in ("P", "PA") and (pixels == pixels[0]).all() else pixels
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with alpha as RGB, strip by strip: of a large one, copies would fill the memory."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        white.alpha_composite(strip)
+        flat.paste(white.convert("RGB"), (0, top))
+    return flat
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
