@@ -84,10 +84,10 @@ class PretrainConfig:
 
     time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
     limit: Limit = None
-    follow_links: FollowLinks = False
-    max_pixels: MaxPixels = 100_000_000
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
     seed: Seed = 0
 
     device: Annotated[DeviceName, Option("where to compute")]

@@ -78,7 +78,7 @@ def test_deep_images_are_scaled_by_the_range_of_the_run():
     torch.testing.assert_close(known.embed(bright), known.embed(in_eight_bits), rtol=0, atol=1e-5)
     assert not torch.allclose(known.embed(bright), known.embed(bright // 2), atol=1e-3)
     unknown = Encoder.create(spec(1)).eval()
-    assert torch.allclose(unknown.embed(bright), unknown.embed(bright.astype(np.float32) / 2), atol=1e-3)
+    assert not torch.allclose(unknown.embed(bright), unknown.embed(bright * 16), atol=1e-3)  # white is 65535
 
 
 def test_gray_and_colour_convert_into_each_other(rgb, gray):

@@ -16,7 +16,7 @@ from mocokit.data.decode import BadImage, image_size
 from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
 from mocokit.data.notes import Notes
-from mocokit.data.pixels import ASSUMED, FEW_LEVELS, assumed_range, convert, convertible, stored_side
+from mocokit.data.pixels import ASSUMED, DULL, FEW_LEVELS, assumed_range, convert, convertible, stored_side
 from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
@@ -93,8 +93,10 @@ def build(
             reasons[image.position] = f"{image.shape[0]} channels among images with {channels}"
         elif assumed and image.sample is not None:
             try:
-                assumed_range(*image.extremes)
+                white = assumed_range(*image.extremes)[1]
                 notes.add(ASSUMED, image_index.names[image.position])
+                if (image.extremes[1] - image.extremes[0]) * 256 < FEW_LEVELS * white:
+                    notes.add(DULL, image_index.names[image.position])
             except BadImage as error:
                 reasons[image.position] = str(error)
         if image.position not in reasons:

@@ -110,7 +110,7 @@ def decode_for_model(
                 if noted and pixels.dtype != np.uint8:
                     if intensity_range is None:
                         noted(position, ASSUMED)
-                    elif np.ptp(converted) < FEW_LEVELS:
+                    if np.ptp(converted) < FEW_LEVELS:
                         noted(position, DULL)
                 yield converted
 

@@ -22,7 +22,7 @@ def stored_side(image_size: int) -> int:
 # What is told of images that `assumed_range` scales, and of those that another range leaves dull.
 ASSUMED = "of more than 8 bits where 8-bit ones are expected: 0 to 1, or else 0 to 65535, become 0 to 255"
 FEW_LEVELS = 16
-DULL = f"with fewer than {FEW_LEVELS} gray levels in the range that the encoder was trained with"
+DULL = f"that use fewer than {FEW_LEVELS} of the 256 gray levels of their range"
 
 
 def assumed_range(low: float, high: float) -> tuple[float, float]:
