@@ -334,10 +334,7 @@ def test_an_awkward_folder_is_refused_with_a_count_and_a_way_out_then_trains(awk
     assert skipped(out) == broken
     spec, _ = read_header(out)
     assert spec.channels == 3
-    assert spec.intensity_range is not None
-    low, high = spec.intensity_range  # of the float file, which holds a seventh of the 16-bit values, and of those
-    assert 100 / 7 <= low < 100
-    assert 4000 < high < 5000
+    assert spec.intensity_range is None  # there are 8-bit images among them
     features = mocokit.load(out).embed([folder / name for name in good_files()])
     assert torch.isfinite(features).all()
 

@@ -329,3 +329,9 @@ def test_images_in_memory(tmp_path: Path) -> None:
 def test_what_is_no_image(image: np.ndarray) -> None:
     with pytest.raises(BadImage, match=r"where .H, W. or .H, W, C. is expected"):
         pixels(image)
+
+
+def test_one_picture_is_not_taken_for_many(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", noise(0, 64, 64))
+    with pytest.raises(UserError, match=r"\[64, 64, 3\] seems to be one picture.* save array\[None\]"):
+        open_source(str(tmp_path / "one.npy")).read_index()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,11 +46,11 @@ def test_started_anew_instead_of_forked(monkeypatch: pytest.MonkeyPatch) -> None
 CRASH = b"crash"
 
 
-def decode_or_die(data: bytes, max_side: int | None) -> np.ndarray:
+def decode_or_die(data: bytes, *options: Any) -> np.ndarray:
     if data.startswith(CRASH):
         assert multiprocessing.parent_process() is not None
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(data, max_side)
+    return decode(data, *options)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the replaced decoder reaches workers only by a fork")

@@ -40,12 +40,56 @@ def test_symbolic_links(tmp_path: Path) -> None:
     image_index = index_of(root)
     assert image_index.names == ["file.png", "hidden/3.png", "real/1.png", "real/2.png"]
     reasons = dict(image_index.refused)
-    assert sorted(reasons) == ["broken.png", "loop", "out.png", "outfolder", "real/up", "self"]
+    assert sorted(reasons) == ["broken.png", "loop", "out.png", "outfolder/secret.png", "real/up", "self"]
     assert "loops" in reasons["loop"]
     assert "loops" in reasons["real/up"]
     assert "loops" in reasons["self"]
-    assert "leads out" in reasons["out.png"]
-    assert "leads out" in reasons["outfolder"]
+    assert "leads out of the folder; --follow-links" in reasons["out.png"]
+    assert "leads out of the folder; --follow-links" in reasons["outfolder/secret.png"]
+
+
+def test_links_that_lead_out_count_what_is_behind_them_or_are_followed(tmp_path: Path) -> None:
+    outside = write_images(tmp_path / "outside", ["ant/1.png", "ant/more/2.png", "bee/3.png", "one.png"])
+    (outside / "ant" / "back").symlink_to(outside)
+    root = write_images(tmp_path / "data", ["cow/4.png"])
+    for name in ("ant", "bee", "one.png"):
+        (root / name).symlink_to(outside / name)
+    assert [skipped.name for skipped in index_of(root).refused] == [
+        "ant/1.png", "ant/more/2.png", "bee/3.png", "one.png",
+    ]  # fmt: skip
+    followed = open_source(str(root), follow_links=True)
+    names = ["ant/1.png", "ant/more/2.png", "bee/3.png", "cow/4.png", "one.png"]
+    assert set(names) <= set(followed.read_index().names)
+    assert followed.fingerprint() != open_source(str(root)).fingerprint()
+
+
+def test_a_snapshot_in_the_cache_of_hugging_face_needs_no_option(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    for number, kind in enumerate(("ant", "bee")):
+        (blobs / f"{number:040x}").write_bytes(PNG)
+        (snapshot / kind).mkdir(parents=True)
+        (snapshot / kind / "1.png").symlink_to(f"../../../blobs/{number:040x}")
+    for folder, names in ((snapshot, ["ant/1.png", "bee/1.png"]), (snapshot / "ant", ["1.png"])):
+        found = index_of(folder)
+        assert (found.names, found.refused) == (names, [])
+    # By its name in the cache, each image is there once.
+    assert index_of(tmp_path).names == ["snapshots/abc/ant/1.png", "snapshots/abc/bee/1.png"]
+
+
+def test_images_are_found_by_content_and_others_are_counted(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", ["1.png"])
+    (root / "0123abcd").write_bytes(PNG)
+    (root / "2.png_large").write_bytes(PNG)
+    for name in ("b.psd", "a.PSD", "LICENSE", "notes.txt"):
+        (root / name).write_bytes(b"something else entirely")
+    found = index_of(root)
+    assert found.names == ["0123abcd", "1.png", "2.png_large"]
+    line = "not read, as they are no images: 2 .psd, 1 without an ending, 1 .txt; the first is LICENSE"
+    assert found.notes == (line,)
+    packed = index_of(archive(root, tmp_path / "data.zip"))
+    assert (packed.names, sorted(packed.notes[0])) == (found.names, sorted(found.notes[0]))
+    assert index_of(archive(root, tmp_path / "data.tar")).names == found.names
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_layouts(
     assert {split: len(indices) for split, indices in image_index.splits.items()} == splits
     assert image_index.label_names == label_names
     assert len(names) - sum(splits.values()) == ignored
-    assert ignored == 0 or f"{ignored} images outside the folders of splits" in " ".join(image_index.notes())
+    assert ignored == 0 or f"{ignored} images outside the folders of splits" in " ".join(image_index.all_notes())
     if label_names:
         for split in splits:
             folders = [Path(name).parent.name for name in names_of(image_index, split)]
@@ -93,7 +93,7 @@ def test_any_layout_uses_each_image_at_most_once(folders: list[list[str]]) -> No
     image_index = index_by_folders(names, [], Path("data"))
     used = np.concatenate(list(image_index.splits.values()))
     assert len(set(used.tolist())) == len(used)
-    assert len(used) == len(names) or "outside the folders of splits not used" in " ".join(image_index.notes())
+    assert len(used) == len(names) or "outside the folders of splits not used" in " ".join(image_index.all_notes())
     assert all(len(rows) > 0 for rows in image_index.splits.values())
     if image_index.labels is not None:
         assert set(image_index.labels[used].tolist()) - {-1} == set(range(len(image_index.label_names or ())))
@@ -136,7 +136,7 @@ CLASSES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range
     ],
 )  # fmt: skip
 def test_what_is_guessed_or_left_out_is_said(names: list[str], notes: list[str]) -> None:
-    assert index_by_folders(names, [], Path("data")).notes() == notes
+    assert index_by_folders(names, [], Path("data")).all_notes() == notes
 
 
 def test_names_of_classes_in_either_unicode_form_are_one() -> None:
@@ -158,4 +158,4 @@ def test_runs_inside_the_data_and_empty_folders_are_told(tmp_path: Path) -> None
     (tmp_path / "cat").mkdir()
     image_index = index_of(tmp_path)
     assert image_index.names == ["a.png", "b.png"]
-    assert image_index.notes() == ["runs/data left out: a run of mocokit's", "1 empty folder: cat"]
+    assert image_index.all_notes() == ["1 empty folder: cat", "1 run of mocokit left out: runs/data"]

@@ -18,10 +18,22 @@ def test_numbers_that_are_named_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("values", "notes"),
-    [([7, 7, None], ["all labels are 7: a single class is none"]), ([None, None], []), ([-1, -1], []), ([], [])],
+    [
+        ([7, 7, None], ["all labels are 7: a single class is none"]),
+        ([None, -1], ["all labels are null or -1, which stand for none"]),
+        ([], []),
+    ],
 )
 def test_fewer_than_two_classes_are_none(values: list[int | None], notes: list[str]) -> None:
     assert number_labels(pa.array(values, pa.int64()), None, "x") == (None, None, notes)
+
+
+def test_minus_one_and_one_are_classes_only_by_themselves() -> None:
+    labels, classes, (note,) = number_labels(pa.array([-1, 1, None]), None, "x")
+    assert (labels.tolist(), classes) == ([0, 1, -1], ("-1", "1"))
+    assert note.startswith("labels -1 and 1 are two classes")
+    assert number_labels(pa.array([-1, 1, 0]), None, "x")[0].tolist() == [-1, 1, 0]
+    assert number_labels(pa.array([-1, 1]), ["a", "b"], "x")[0].tolist() == [-1, 1]
 
 
 def test_parts_of_several_kinds_are_texts() -> None:

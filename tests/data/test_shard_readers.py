@@ -83,7 +83,7 @@ def test_a_column_that_is_left_out_is_named(tmp_path: Path, columns: dict[str, A
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], **columns})
     image_index = open_source(str(tmp_path / "a.parquet")).read_index()
     assert image_index.labels is None
-    (line,) = image_index.notes()
+    (line,) = image_index.all_notes()
     assert line.startswith(note)
 
 
@@ -91,7 +91,7 @@ def test_a_column_by_another_name(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "Category": list("aab"), "label": [0.5, 0.1, 1.0]})
     image_index = open_source(str(tmp_path / "a.parquet")).read_index()
     assert image_index.label_names == ("a", "b")
-    assert "labels are from the column Category" in image_index.notes()
+    assert "labels are from the column Category" in image_index.all_notes()
 
 
 def test_one_image_without_a_label(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_one_image_without_a_label(tmp_path: Path) -> None:
     )
     image_index = open_source(str(tmp_path / "a.tar")).read_index()
     np.testing.assert_array_equal(image_index.labels, [0, -1, 1])
-    assert "1 of 3 images has no label, first a.tar/00000001" in " ".join(image_index.notes())
+    assert "1 of 3 images has no label, first a.tar/00000001" in " ".join(image_index.all_notes())
 
 
 def test_labels_in_json_members(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_labels_in_json_members(tmp_path: Path) -> None:
         image_index = open_source(str(path)).read_index()
         assert image_index.label_names == ("4", "7")
         np.testing.assert_array_equal(image_index.labels, [0, -1, 1])
-        assert "labels are from label in the .json files" in image_index.notes()
+        assert "labels are from label in the .json files" in image_index.all_notes()
     write_tar(tmp_path / "a.tar", {"1.png": FILES[0], "1.json": b'{"width": 8}'})
     assert (
         "no labels among width in the .json files; call the class label"
-        in open_source(str(tmp_path / "a.tar")).read_index().notes()
+        in open_source(str(tmp_path / "a.tar")).read_index().all_notes()
     )
 
 
@@ -153,7 +153,7 @@ def test_splits_inside_of_several_tars(tmp_path: Path) -> None:
         "train": [0, 1, 4, 5], "test": [2, 3, 6, 7],
     }  # fmt: skip
     np.testing.assert_array_equal(image_index.labels, [0, 1] * 4)
-    assert image_index.notes() == ["splits by name: train is train/; test is eval/"]
+    assert image_index.all_notes() == ["splits by name: train is train/; test is eval/"]
 
 
 def test_feature_files_among_shards_are_left_out(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_feature_files_among_shards_are_left_out(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "features.parquet")
     image_index = open_source(str(tmp_path)).read_index()
     assert len(image_index.names) == 3
-    assert image_index.notes()[0] == "features.parquet left out: a feature file that mocokit wrote"
+    assert image_index.all_notes()[0] == "features.parquet left out: a feature file that mocokit wrote"
 
 
 def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:

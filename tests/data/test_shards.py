@@ -111,7 +111,7 @@ def test_splits_by_file_and_folder(tmp_path: Path) -> None:
     write_shards(tmp_path / "set" / "validation", "bytes", stem="part", shards=1)
     image_index = open_source(str(tmp_path / "set")).read_index()
     assert {split: len(rows) for split, rows in image_index.splits.items()} == {"train": 6, "val": 6}
-    assert "splits by name: train is train-0.parquet, train-1.parquet; val is part-0.parquet" in image_index.notes()
+    assert "splits by name: train is train-0.parquet, train-1.parquet; val is part-0.parquet" in image_index.all_notes()
 
 
 @pytest.mark.parametrize(

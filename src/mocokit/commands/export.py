@@ -11,6 +11,7 @@ from torch import nn
 from mocokit.commands.results import record
 from mocokit.config import ExportConfig
 from mocokit.console import progress, say
+from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.deploy import export_onnx, export_timm
 from mocokit.deploy.encoder_file import encoder_path, load, read_header
@@ -79,7 +80,7 @@ def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, 
         return synthetic_images(spec.channels), None
     with progress("decoding images") as report:
         store = open_store(
-            config.data,
+            open_source(config.data, config.follow_links, config.max_pixels),
             image_size=spec.image_size,
             limit=CHECK_IMAGES,
             intensity_range=spec.intensity_range,

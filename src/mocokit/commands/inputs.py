@@ -5,6 +5,7 @@ from functools import cached_property
 
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
+from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
@@ -46,7 +47,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     device = pick_device(config.device)
     with progress("decoding images") as report:
         store = open_store(
-            config.data,
+            open_source(config.data, config.follow_links, config.max_pixels),
             image_size=spec.image_size,
             limit=config.limit,
             seed=config.seed,

@@ -16,6 +16,7 @@ from mocokit.commands.results import record
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
+from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
@@ -160,13 +161,16 @@ def open_data(
         "cache": cache,
         "to_train": True,
     }
+    source = source or open_source(
+        given["data"], *(given.get(name, FIELDS[name].default) for name in ("follow_links", "max_pixels"))
+    )
     try:
         if not given.get("stream", recipe.get("stream", False)):
-            store = open_store(source or given["data"], **options)
+            store = open_store(source, **options)
             return RunData(store, store.splits["train"])
         if "limit" in given:
             raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-        store, images = open_streaming(given["data"], **options)
+        store, images = open_streaming(source, **options)
         say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
         return RunData(store, images)
     except TooManySkipped as error:

@@ -108,8 +108,8 @@ class ArraySource:
         splits = dict(zip(parts, np.split(np.arange(len(names)), self._starts[1:-1]), strict=True))
         found = [None if isinstance(column, str) else column for column in columns]
         labels, label_names, more = number_labels(join_labels(found, map(len, self._parts)), None, self.path)
-        remarks = [column for column in columns if isinstance(column, str)]
-        return ImageIndex(names, splits, labels, label_names, remarks=tuple(remarks + more))
+        notes = [column for column in columns if isinstance(column, str)]
+        return ImageIndex(names, splits, labels, label_names, notes=tuple(notes + more))
 
     def read(self, index: int) -> np.ndarray:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -155,6 +155,11 @@ class ArraySource:
         if not _are_images(array):
             objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
             raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
+        if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
+            raise UserError(
+                f"{self.path}: {key} {_kind(array)} seems to be one picture, where {_SHAPES} is expected; "
+                "stack the pictures with numpy.stack, or save array[None] for this one"
+            )
         if channels_first(array.shape):
             raise UserError(
                 f"{self.path}: {key} {_kind(array)} seems to have its channels first, where {_SHAPES} is expected; "

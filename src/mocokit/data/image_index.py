@@ -10,11 +10,17 @@ from unicodedata import normalize
 
 import numpy as np
 
+from mocokit.data.notes import count, listed
 from mocokit.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".jpx", ".tga", ".heic", ".heif"),
+)
+# Files that often lie beside images; not opened to see whether they are some.
+NO_IMAGES = (
+    *(".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".html", ".py", ".pdf"),
+    *(".npy", ".npz", ".parquet", ".zip", ".tar", ".gz", ".xz", ".bz2", ".7z", ".rar", ".ckpt", ".safetensors", ".pt"),
 )
 SPLITS = ("train", "val", "test")
 
@@ -25,9 +31,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys((*_TEST, *_EVAL), "test"),
 }
 _UNLABELLED = ("unlabeled", "unlabelled", "unsupervised")  # folders of images to train on that are no class
-_SYSTEM = ("__MACOSX", "Thumbs.db", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+_SYSTEM = {"__MACOSX", "Thumbs.db", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _COPIES = ("@eadir", "thumbnails", "_thumbs", "#recycle")  # folders of smaller or deleted copies of other images
-_NAMED = 3  # classes that a line names
 
 
 class Skipped(NamedTuple):
@@ -46,12 +51,12 @@ class ImageIndex:
     labels: np.ndarray | None = None  # int64 [len(names)], -1 where an image has none; None without classes
     label_names: tuple[str, ...] | None = None  # the class of each label value; None without classes
     refused: list[Skipped] = field(default_factory=list)  # what was found but must not be read
+    notes: tuple[str, ...] = ()  # how names were understood, what was left out: a line each
     blocks: np.ndarray | None = None  # int64 [len(names)], ascending: equal for images that are best read together
-    remarks: Sequence[str] = ()  # how names were understood, what was left out: a line each
 
-    def notes(self) -> list[str]:
-        """What to know before figures are trusted, a line each: the remarks, and what is odd about the labels."""
-        return [*self.remarks, *self._unlabelled(), *self._lone_classes()]
+    def all_notes(self) -> list[str]:
+        """What to know before figures are trusted, a line each: the notes, and what is odd about the labels."""
+        return [*self.notes, *self._unlabelled(), *self._lone_classes()]
 
     def _unlabelled(self) -> list[str]:
         if self.labels is None:
@@ -79,8 +84,7 @@ class ImageIndex:
         for split, values in found.items():
             pairs = ((f"in {split} only", values, train), (f"in train only, not in {split}", train, values))
             for where, some, others in pairs if len(train) and len(values) else ():
-                lone = [self.label_names[value] for value in some if value not in others]
-                if lone:
+                if lone := [self.label_names[value] for value in np.setdiff1d(some, others)]:
                     lines.append(f"{count(len(lone), 'class', 'classes')} {where}: {listed(lone)}")
         return lines
 
@@ -120,20 +124,14 @@ def main_split(splits: Iterable[str]) -> str:
     return min(splits, key=SPLITS.index)
 
 
-def count(number: int, one: str, several: str) -> str:
-    """Such as "1 class", "1,000 classes"."""
-    return f"{number:,} {one if number == 1 else several}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names and how many more there are."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def has_image_suffix(name: str) -> bool:
+    """Whether a file's name or path ends as those of images do."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_image_name(name: str) -> bool:
     """Whether a path with slashes looks like an image file that is not hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not any(map(is_hidden, name.split("/")))
+    return has_image_suffix(name) and not any(map(is_hidden, name.split("/")))
 
 
 def is_hidden(part: str) -> bool:
@@ -165,7 +163,7 @@ def splits_of_words(words: Collection[str | None]) -> dict[str, str]:
     return found
 
 
-def splits_remark(names: Mapping[str, Sequence[str]]) -> list[str]:
+def splits_note(names: Mapping[str, Sequence[str]]) -> list[str]:
     """A line that says which names were taken as which split; ``names`` are those of each split."""
     taken = [f"{split} is {listed(names[split])}" for split in SPLITS if split in names]
     return [f"splits by name: {'; '.join(taken)}"]
@@ -183,9 +181,10 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
     """
     names, refused = sorted(names), sorted(refused)
     if not names:
-        why = f" that may be read ({refused[0].name}: {refused[0].reason})" if refused else ""
+        first = f"{len(refused):,} refused, the first is {refused[0].name}: {refused[0].reason}" if refused else ""
+        why = f" that may be read ({first})" if refused else ""
         raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
-    names, remarks = _without_copies(names)
+    names, notes = _without_copies(names)
     paths = [name.split("/") for name in names]
     depth, split_folders = _split_depth(paths)
     beside = None if "train" in split_folders.values() else "train"  # of images next to folders such as test
@@ -195,17 +194,17 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
             split_folders.get(path[depth]) if len(path) > depth + 1 else beside if len(path) == depth + 1 else None
             for path in paths
         ]
-        remarks += _folders_remark(split_folders, beside is not None and beside in split_of)
+        notes += _folders_note(split_folders, beside is not None and beside in split_of)
         if outside := [name for name, split in zip(names, split_of, strict=True) if split is None]:
             what = count(len(outside), "image", "images")
-            remarks.append(f"{what} outside the folders of splits not used, first {outside[0]}")
+            notes.append(f"{what} outside the folders of splits not used, first {outside[0]}")
     splits = {
         split: np.array([index for index, its in enumerate(split_of) if its == split], dtype=np.int64)
         for split in SPLITS
         if split in split_of
     }
     labels, label_names, more = _labels(paths, splits, depth + bool(split_folders))
-    return ImageIndex(names, splits, labels, label_names, refused, remarks=tuple(remarks + more))
+    return ImageIndex(names, splits, labels, label_names, refused, notes=tuple(notes + more))
 
 
 def _words(name: str) -> list[str]:
@@ -214,9 +213,11 @@ def _words(name: str) -> list[str]:
 
 def _without_copies(names: list[str]) -> tuple[list[str], list[str]]:
     """The names outside folders of copies, and a line about the others; all, if there are no others."""
-    copies = [name for name in names if any(map(holds_copies, name.split("/")[:-1]))]
-    if not 0 < len(copies) < len(names):
+    folders = {name.rpartition("/")[0] for name in names}
+    of_copies = {folder for folder in folders if any(map(holds_copies, folder.split("/")))}
+    if not 0 < len(of_copies) < len(folders):
         return names, []
+    copies = [name for name in names if name.rpartition("/")[0] in of_copies]
     left = set(copies)
     what = f"{count(len(copies), 'image', 'images')} in folders of copies such as thumbnails"
     return [name for name in names if name not in left], [f"{what} left out, first {copies[0]}"]
@@ -253,14 +254,14 @@ def _split_folders(folders: set[str]) -> dict[str, str]:
     return splits
 
 
-def _folders_remark(splits: dict[str, str], beside: bool) -> list[str]:
+def _folders_note(splits: dict[str, str], beside: bool) -> list[str]:
     """Nothing, if the folders are named as the splits are."""
     if not beside and all(folder.lower() == split for folder, split in splits.items()):
         return []
     names: dict[str, list[str]] = {"train": ["the images beside them"]} if beside else {}
     for folder in sorted(splits):
         names.setdefault(splits[folder], []).append(f"{folder}/")
-    return splits_remark(names)
+    return splits_note(names)
 
 
 def _labels(
@@ -279,5 +280,5 @@ def _labels(
     labels = np.full(len(paths), -1, dtype=np.int64)
     labels[list(class_of)] = [value[name] for name in class_of.values()]
     odd = [name for name in value if name.lower() in _SPLIT_WORDS]
-    remark = f"a class, not a split, as other folders are beside it: {listed(odd)}"
-    return labels, tuple(value), [remark] if odd else []
+    note = f"a class, not a split, as other folders are beside it: {listed(odd)}"
+    return labels, tuple(value), [note] if odd else []

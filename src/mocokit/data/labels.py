@@ -63,7 +63,7 @@ def number_labels(
     values: pa.ChunkedArray | pa.Array | None, names: Sequence[str] | None, place: object
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None, list[str]]:
     """Number the classes among ``values``, which `label_values` gave: labels [N] int64, what each number stands for,
-    and a line if there is but one.
+    and a line on what may not be expected.
 
     Numbers that ``names`` name stay as they are; others are numbered in their order, and texts in theirs. Texts that
     look alike are one class (Unicode's NFC). Without two classes there are no labels: None.
@@ -75,7 +75,8 @@ def number_labels(
         return None, None, []
     is_number = pa.types.is_integer(values.type)
     distinct = pc.unique(values).drop_null().to_pylist()
-    if is_number and set(distinct) != _BINARY:
+    is_binary = is_number and names is None and set(distinct) == _BINARY
+    if is_number and not is_binary:
         distinct = [value for value in distinct if value != UNLABELLED]
     if is_number and names is not None:
         if unnamed := [value for value in distinct if not 0 <= value < len(names)]:
@@ -87,8 +88,11 @@ def number_labels(
         name_of = {value: value if is_number else normalize("NFC", value) for value in distinct}
         number_of = {name: number for number, name in enumerate(sorted(set(name_of.values())))}
         classes = tuple(map(str, number_of))
-    if not distinct or len(classes) < 2:
-        return None, None, [f"all labels are {classes[0]}: a single class is none"] if distinct else []
+    if not distinct:
+        return None, None, ["all labels are null or -1, which stand for none"] if len(values) else []
+    if len(classes) < 2:
+        return None, None, [f"all labels are {classes[0]}: a single class is none"]
     position = pc.index_in(values, value_set=pa.array(distinct, values.type)).fill_null(len(distinct))
     numbers = np.array([*(number_of[name_of[value]] for value in distinct), UNLABELLED], dtype=np.int64)
-    return numbers[position.to_numpy()], classes, []
+    notes = ["labels -1 and 1 are two classes; without a label an image would have none"] if is_binary else []
+    return numbers[position.to_numpy()], classes, notes

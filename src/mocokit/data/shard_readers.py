@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.image_index import Skipped, is_image_name, listed, reading, split_word
+from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
 from mocokit.data.labels import LABELS, label_column, label_values
+from mocokit.data.notes import listed
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -41,7 +42,7 @@ class ShardIndex:
     folders: list[str | None] | None = None  # of each image in a tar without labels, where it may be the class
     splits: list[str | None] | None = None  # of each image in a tar the folder that is named as a split
     refused: list[Skipped] = field(default_factory=list)  # members that must not be read
-    remarks: tuple[str, ...] = ()  # which labels or images were left out and why
+    notes: tuple[str, ...] = ()  # which labels or images were left out and why
 
 
 def shard_kind(place: str) -> str:
@@ -60,10 +61,10 @@ def _open_parquet(place: str) -> ShardIndex:
         parquet = pq.ParquetFile(file)
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if _OWN in (schema.metadata or {}):
-            remark = f"{Path(place).name} left out: a feature file that mocokit wrote"
-            return ShardIndex(np.empty(0, np.int64), lambda block: [], remarks=(remark,))
+            note = f"{Path(place).name} left out: a feature file that mocokit wrote"
+            return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
         column = _image_column(schema, place)
-        label, labels, remarks = _labels(parquet, column)
+        label, labels, notes = _labels(parquet, column)
         classes = _class_names(schema, label) if label else None
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
@@ -72,7 +73,7 @@ def _open_parquet(place: str) -> ShardIndex:
             rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
         return [row.get("bytes") if isinstance(row, dict) else row for row in rows]
 
-    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, remarks=remarks)
+    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
 
 
 def _image_column(schema: pa.Schema, place: str) -> str:
@@ -107,8 +108,8 @@ def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The names of the values of ``label``, as `datasets` stores them in the schema."""
     with suppress(KeyError, TypeError, ValueError):
-        notes = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(map(str, notes["info"]["features"][label]["names"]))
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(map(str, info["info"]["features"][label]["names"]))
     return None
 
 
@@ -116,7 +117,7 @@ def _open_tar(place: str) -> ShardIndex:
     """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images."""
     images: dict[TarMember, str] = {}  # and their keys
     texts: dict[str, str] = {}
-    notes: dict[str, dict[str, Any]] = {}
+    objects: dict[str, dict[str, Any]] = {}
     refused = []
     with open_file(place) as file:
         for member in tar_members(file):
@@ -134,9 +135,9 @@ def _open_tar(place: str) -> ShardIndex:
                 if end == "cls":
                     texts[key] = text
                 else:
-                    notes[key] = _object(text)
+                    objects[key] = _object(text)
     extents = np.array([member[1:3] for member in images], dtype=np.int64).reshape(-1, 2)
-    labels, remarks = _tar_labels(list(images.values()), texts, notes)
+    labels, notes = _tar_labels(list(images.values()), texts, objects)
     names = [member.name for member in images]
     folders = None if labels is not None else _class_folders(names, place)
     splits = _split_folders(names)
@@ -150,7 +151,7 @@ def _open_tar(place: str) -> ShardIndex:
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, folders, splits, refused, remarks)
+    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, folders, splits, refused, notes)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _tar_labels(
-    keys: list[str], texts: dict[str, str], notes: dict[str, dict[str, Any]]
+    keys: list[str], texts: dict[str, str], objects: dict[str, dict[str, Any]]
 ) -> tuple[pa.Array | pa.ChunkedArray | None, tuple[str, ...]]:
     """The labels of the images with these ``keys``, and a line on what was not taken."""
     if texts:
@@ -170,12 +171,12 @@ def _tar_labels(
         with suppress(pa.ArrowInvalid):  # texts
             labels = labels.cast(pa.int64())
         return labels, ()
-    found = [notes.get(key, {}) for key in keys]
-    fields = dict.fromkeys(field for note in found for field in note)
+    found = [objects.get(key, {}) for key in keys]
+    fields = dict.fromkeys(field for its in found for field in its)
     refused = []
     for field_name in label_column(fields):
         try:
-            values = label_values(pa.array([note.get(field_name) for note in found]))
+            values = label_values(pa.array([its.get(field_name) for its in found]))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             values = "values of several kinds"
         if not isinstance(values, str):

@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
 from mocokit.data.image_index import (
     SPLITS,
     ImageIndex,
@@ -24,13 +24,13 @@ from mocokit.data.image_index import (
     is_hidden,
     is_image_name,
     is_run,
-    listed,
     reading,
     split_word,
+    splits_note,
     splits_of_words,
-    splits_remark,
 )
 from mocokit.data.labels import join_labels, label_column, number_labels
+from mocokit.data.notes import listed
 from mocokit.data.shard_readers import LABEL_MEMBERS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError
@@ -116,9 +116,9 @@ class ShardSource:
     decoded = False
 
     def __init__(
-        self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None, remarks: tuple[str, ...] = ()
+        self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None, notes: tuple[str, ...] = ()
     ) -> None:
-        self.data, self.shards, self.classes, self.remarks = data, shards, classes, remarks
+        self.data, self.shards, self.classes, self.notes = data, shards, classes, notes
         path = data if data.startswith(HUB) or is_remote(data) else str(Path(data).resolve())
         self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
         self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
@@ -151,9 +151,9 @@ class ShardSource:
         names = _Names([Path(shard.place).name for shard in self.shards], self._starts)
         refused = [skipped for index in self._indices for skipped in index.refused]
         labels, label_names, more = self._labels()
-        remarks = dict.fromkeys([*self.remarks, *self._splits_remark(), *inside, *more])
+        notes = dict.fromkeys([*self.notes, *self._splits_note(), *inside, *more])
         blocks = np.cumsum(is_first) - 1
-        return ImageIndex(names, splits, labels, label_names, refused, blocks=blocks, remarks=tuple(remarks))
+        return ImageIndex(names, splits, labels, label_names, refused, blocks=blocks, notes=tuple(notes))
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
@@ -161,9 +161,9 @@ class ShardSource:
         row = index - self._starts[shard]
         content = self._block(shard, int(blocks[row]))[row - int(np.searchsorted(blocks, blocks[row]))]
         if not content:
-            raise BadImage("no image in this row")
+            raise BadImage("no image in this row; if rows hold paths of files, name the folder of these files")
         if len(content) > MAX_FILE_BYTES:
-            raise BadImage("larger than 1 GiB")
+            raise BadImage(TOO_MANY_BYTES)
         return content
 
     def _block(self, shard: int, number: int) -> list[bytes | None]:
@@ -176,12 +176,12 @@ class ShardSource:
         recent.move_to_end(key)
         return recent[key]
 
-    def _splits_remark(self) -> list[str]:
+    def _splits_note(self) -> list[str]:
         """Which shards were taken as which split, unless all are to train on."""
         names: dict[str, list[str]] = {}
         for shard in self.shards:
             names.setdefault(shard.split, []).append(Path(shard.place).name)
-        return splits_remark(names) if set(names) != {"train"} else []
+        return splits_note(names) if set(names) != {"train"} else []
 
     def _splits_inside(self, split_of: np.ndarray) -> list[str]:
         """Take folders in tar shards for splits, if they are named as training and other images, and say so in a line.
@@ -198,12 +198,12 @@ class ShardSource:
         names: dict[str, list[str]] = {}
         for word, split in sorted(meant.items()):
             names.setdefault(split, []).append(f"{word}/")
-        return splits_remark(names)
+        return splits_note(names)
 
     def _labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None, list[str]]:
         """Labels [N] int64, classes, and what was left out, a line each."""
         indices = [index for index in self._indices if len(index.blocks)]
-        remarks = [remark for index in self._indices for remark in index.remarks]
+        notes = [note for index in self._indices for note in index.notes]
         values = join_labels([index.labels for index in indices], [len(index.blocks) for index in indices])
         if values is None:
             values = self._folders()
@@ -211,7 +211,7 @@ class ShardSource:
         if len(named) > 1:
             raise UserError(f"{self.data}: its shards name different classes, so their labels do not compare")
         labels, classes, more = number_labels(values, named.pop(), self.data)
-        return labels, classes, remarks + more
+        return labels, classes, notes + more
 
     def _folders(self) -> pa.Array | None:
         """The folders in tar shards as classes, unless each shard has but one: then it was packed so."""

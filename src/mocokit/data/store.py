@@ -17,6 +17,7 @@ import numpy as np
 
 from mocokit.data.build import FACTS, FORMAT, INDEX, PIXELS, Progress, TooManySkipped, build, check_skipped, prepare
 from mocokit.data.cache import building, cache_directory, cache_errors, locked
+from mocokit.data.decode_pool import max_pixels_of
 from mocokit.data.image_index import Skipped, Source, main_split
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
@@ -99,7 +100,7 @@ class Store:
     channels: int  # of every image
     label_names: tuple[str, ...] | None  # the class of each label value, or None without labels
     skipped: list[Skipped]  # the images that cannot be used, and why
-    notes: tuple[str, ...]  # what to know about splits and labels, a line each
+    notes: tuple[str, ...]  # what to know about splits, labels and pixels, a line each
     fingerprint: str  # digest of pixels and labels, equal on every machine
     intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
     from_cache: bool  # whether nothing had to be decoded
@@ -157,7 +158,8 @@ def open_store(
     """
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / "images"
-    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
+    key = _key([source.fingerprint(), max_pixels_of(source)])
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
 
     def wanted(median: float | None) -> dict[str, Any] | None:
         """What the pixels depend on, as JSON gives it back; None if the median of the images is needed for that."""
@@ -179,28 +181,30 @@ def open_store(
         entries = (_load(path, wanted, max_skipped) for path in sorted(folder.glob(f"{name}-*")))
         return next(filter(None, entries), None)
 
-    if store := find():
-        if to_train:
-            check_trainable(store.splits, source.name)
-        return store
-    with cache_errors(folder):
-        folder.mkdir(exist_ok=True)
-    with locked(folder, name):
-        if store := find():  # built by another process in the meantime
-            return store
-        image_index, median = prepare(source, limit, seed, measure=callable(image_size))
-        if to_train:
-            check_trainable(image_index.splits, source.name)
-        options = wanted(median)
-        assert options is not None
-        with cache_errors(folder), building(folder, name, _key(options)) as directory:
-            build(source, image_index, median, options, directory, max_skipped, workers, progress)
-        store = find()
-    assert store is not None, f"an entry of {folder} was removed while it was opened"
-    return replace(store, from_cache=False)
+    def ensure() -> Store:
+        with cache_errors(folder):
+            folder.mkdir(exist_ok=True)
+        with locked(folder, name):
+            if store := find():  # built by another process in the meantime
+                return store
+            image_index, median = prepare(source, limit, seed, measure=callable(image_size))
+            if to_train:
+                _check_trainable(image_index.splits, source.name)
+            options = wanted(median)
+            assert options is not None
+            with cache_errors(folder), building(folder, name, _key(options)) as directory:
+                build(source, image_index, median, options, directory, max_skipped, workers, progress)
+            store = find()
+        assert store is not None, f"an entry of {folder} was removed while it was opened"
+        return replace(store, from_cache=False)
+
+    store = find() or ensure()
+    if to_train:
+        _check_trainable(store.splits, source.name)
+    return store
 
 
-def check_trainable(splits: Iterable[str], name: str) -> None:
+def _check_trainable(splits: Iterable[str], name: str) -> None:
     """Raise a UserError unless training images are among the ``splits`` of the data set ``name``."""
     if "train" not in splits:
         only = " and ".join(splits)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mocokit.data.image_index import SPLITS, listed
+from mocokit.data.image_index import SPLITS
+from mocokit.data.notes import listed
 from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
