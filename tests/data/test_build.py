@@ -157,7 +157,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, cache: Path) -> None:
 
 
 def test_no_usable_image_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no usable training images"):
+    with pytest.raises(UserError, match="no usable train images"):
         open_images(with_bad_images(tmp_path / "data", good=0, bad=2), max_skipped=1.0)
 
 

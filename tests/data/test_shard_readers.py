@@ -170,7 +170,7 @@ def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.5)
     assert len(store.splits["train"]) == 5
     assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
-    assert store.skipped[0].reason == "no image in this row"
+    assert store.skipped[0].reason.startswith("no image in this row; if rows hold paths of files, name the folder")
     with pytest.raises(TooManySkipped, match=r"37\.5%"):
         open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.1)
 

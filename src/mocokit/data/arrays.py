@@ -4,7 +4,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,8 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 
 _KINDS = "buif"  # of dtypes that can be pixels: bool, whole numbers, floats
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of MedMNIST and of Keras
-_Labels = pa.Array | str | None  # of a split's images; or why they are not used; or there are none
+_PICTURE_SIDE = 16  # at least, of an array [H, W, 3] that is taken for one picture, not for H images 3 pixels wide
+_Labels: TypeAlias = Any  # `pa.Array | str | None`: of a split's images; or why they are not used; or there are none
 _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
@@ -155,7 +156,7 @@ class ArraySource:
         if not _are_images(array):
             objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
             raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
-        if array.ndim == 3 and array.shape[2] <= 4 < array.shape[1]:
+        if array.ndim == 3 and array.shape[2] in (3, 4) and min(array.shape[:2]) >= _PICTURE_SIDE:
             raise UserError(
                 f"{self.path}: {key} {_kind(array)} seems to be one picture, where {_SHAPES} is expected; "
                 "stack the pictures with numpy.stack, or save array[None] for this one"

@@ -124,8 +124,9 @@ def decode_all(
     """
     with closing(_results(images, max_side, workers, max_pixels)) as results:
         for position, (decoded, notes) in enumerate(results):
-            for text in notes if noted else ():
-                noted(position, text)
+            if noted:
+                for text in notes:
+                    noted(position, text)
             yield decoded
 
 

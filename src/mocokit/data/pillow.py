@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from mocokit.data.nodata import fill_nodata
 
 MAX_PIXELS = 100_000_000
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
 ORIENTATION = 274  # the tag
 
 _STRIP_PIXELS = 2**22

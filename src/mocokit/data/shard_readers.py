@@ -93,7 +93,7 @@ def _image_column(schema: pa.Schema, place: str) -> str:
 def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple[str, ...]]:
     """The column of labels and its values, and a line on what was not taken; (None, None, ...) if there is none."""
     others = [name for name in parquet.schema_arrow.names if name != image]
-    refused = []
+    refused: list[str] = []
     for name in label_column(others):
         values = label_values(parquet.read([name])[name])
         if not isinstance(values, str):
@@ -173,7 +173,7 @@ def _tar_labels(
         return labels, ()
     found = [objects.get(key, {}) for key in keys]
     fields = dict.fromkeys(field for its in found for field in its)
-    refused = []
+    refused: list[str] = []
     for field_name in label_column(fields):
         try:
             values = label_values(pa.array([its.get(field_name) for its in found]))
