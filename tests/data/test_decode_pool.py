@@ -150,6 +150,15 @@ def test_deep_images_are_scaled_from_the_range_of_the_encoder(tmp_path):
     intensity_range = (100.0, 5000.0)
     images = streamed(tmp_path, channels=1, intensity_range=intensity_range)
     assert_equals_store(tmp_path, images, channels=1, intensity_range=intensity_range)
+    notes: list[str] = []
+    files = [path.read_bytes() for path in sorted(tmp_path.glob("*.png"))]
+    list(
+        decode_for_model(
+            files, image_size=8, channels=1, intensity_range=intensity_range, noted=lambda _, t: notes.append(t)
+        )
+    )
+    told = "of more than 8 bits: 100 to 5000 become 0 to 255 (the range of the encoder or the call), others are clipped"
+    assert notes == [told] * 3
     brightest = [int(pixels.max()) for pixels in streamed(tmp_path, channels=1).values()]
     assert brightest == [8, 15, 23]  # without one, 65535 is white: 1999, 3999 and 5999 at most
 

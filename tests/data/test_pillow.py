@@ -9,7 +9,7 @@ from PIL import Image
 
 from mocokit.data import pillow
 from mocokit.data.decode import BadImage, decode
-from mocokit.data.pillow import looks_like_an_image
+from mocokit.data.pillow import looks_like_an_image, open_image, translated_errors
 from tests.helpers import encode, noise
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(500)
@@ -58,3 +58,14 @@ def test_images_are_known_by_their_content() -> None:
     assert looks_like_an_image(HEIC[:16])
     for other in (b"", b"BM, a firm\nof lawyers", b"%PDF-1.7", b"RIFF\0\0\0\0WAVEfmt ", b"PK\3\4"):
         assert not looks_like_an_image(other[:16]), other
+
+
+def test_decoders_that_need_much_memory_get_smaller_images() -> None:
+    for kind in ("WEBP", "JPEG2000"):
+        data = encode(noise(0, 8, 8), kind)
+        with translated_errors(128):
+            assert open_image(data).size == (8, 8)
+        with pytest.raises(BadImage, match="megapixels of 8 bytes"), translated_errors(127):
+            open_image(data)
+    with translated_errors(64):
+        assert open_image(encode(noise(0, 8, 8))).size == (8, 8)

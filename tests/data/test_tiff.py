@@ -104,3 +104,11 @@ def test_a_codec_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch
     data = tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb")
     with pytest.raises(BadImage, match=r"needs imagecodecs: pip install 'mocokit\[tiff\]'"):
         decode(data)
+
+
+def test_deep_pages_count_as_what_they_take() -> None:
+    pages = np.zeros((4, 8, 8), np.uint16)
+    assert decode(tiff(pages, photometric="minisblack"), max_pixels=256).shape == (4, 8, 8)
+    with pytest.raises(BadImage, match="megapixels of 16 bytes; --max-pixels"):
+        decode(tiff(pages, photometric="minisblack"), max_pixels=255)
+    assert decode(tiff(pages.astype(np.uint8), photometric="minisblack"), max_pixels=64).shape == (4, 8, 8)

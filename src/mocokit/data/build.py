@@ -16,7 +16,18 @@ from mocokit.data.decode import BadImage, image_size
 from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
 from mocokit.data.notes import Notes, count
-from mocokit.data.pixels import ASSUMED, DULL, FEW_LEVELS, assumed_range, convert, convertible, in_unit, stored_side
+from mocokit.data.pixels import (
+    ASSUMED,
+    DULL,
+    ENCODER_RANGE,
+    FEW_LEVELS,
+    assumed_range,
+    convert,
+    convertible,
+    in_unit,
+    scaled,
+    stored_side,
+)
 from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
@@ -229,12 +240,11 @@ def _intensity_range(
     samples = [image.sample for image in kept if image.sample is not None]
     if assumed or not samples:
         return None, []
-    what = f"{count(len(samples), 'image', 'images')} of more than 8 bits"
     values = np.concatenate(samples)
     first = next(names[image.position] for image in kept if image.sample is not None)
     if given:
         low, high = given
-        origin = "the range of the encoder or the call"
+        origin = ENCODER_RANGE
     else:
         # Outwards, so that few pixels keep their minimum and maximum.
         low = float(np.percentile(values, PERCENTILES[0], method="lower"))
@@ -242,7 +252,7 @@ def _intensity_range(
         origin = f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of their pixels"
         if low == high:  # nearly all pixels are equal: the others are what is in the images
             low, high, origin = float(values.min()), float(values.max()), "all there is"
-    lines = [f"{what}: {low:g} to {high:g} become 0 to 255 ({origin}), others are clipped; the first is {first}"]
+    lines = [f"{count(len(samples), 'image', 'images')} {scaled(low, high, origin)}; the first is {first}"]
     most = np.percentile(values, (1, 99)).tolist()
     levels = 256 * (min(most[1], high) - max(most[0], low)) / (high - low) if high > low else 0
     if levels < FEW_LEVELS:

@@ -44,7 +44,7 @@ TOO_MANY_BYTES = f"larger than {MAX_FILE_BYTES >> 20} MiB"
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_RGB, _PNG_GRAY_ALPHA, _PNG_RGBA = 2, 4, 6
-_MOST_DEEP_ALPHA = 16_000_000  # pixels, which are decoded whole
+_MOST_DEEP_ALPHA = 12_000_000  # pixels, which are decoded whole
 
 
 def decode(

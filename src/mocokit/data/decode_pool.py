@@ -22,7 +22,7 @@ import numpy as np
 
 from mocokit.data.decode import MAX_FILE_BYTES, MAX_PIXELS, TOO_MANY_BYTES, BadImage, decode, filled, shrink
 from mocokit.data.image_index import Source
-from mocokit.data.pixels import ASSUMED, DULL, FEW_LEVELS, convert, convertible, stored_side
+from mocokit.data.pixels import ASSUMED, DULL, ENCODER_RANGE, FEW_LEVELS, convert, convertible, scaled, stored_side
 from mocokit.machine import usable_cores
 
 
@@ -108,8 +108,7 @@ def decode_for_model(
                     yield error
                     continue
                 if noted and pixels.dtype != np.uint8:
-                    if intensity_range is None:
-                        noted(position, ASSUMED)
+                    noted(position, scaled(*intensity_range, ENCODER_RANGE) if intensity_range else ASSUMED)
                     if np.ptp(converted) < FEW_LEVELS:
                         noted(position, DULL)
                 yield converted

@@ -19,6 +19,7 @@ _STRIP_PIXELS = 2**22
 _limit = MAX_PIXELS  # while an image is decoded
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _OPTIONAL_ALPHA = ("BMP", "DIB", "TGA")  # whose fourth byte is often unused: all zero means opaque, as in viewers
+_HUNGRY = ("WEBP", "JPEG2000")  # whose decoders hold 16 to 24 bytes a pixel
 _NODATA = "with pixels without data, which get the least value of their image"
 
 try:
@@ -67,7 +68,7 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Decoders of untrusted bytes raise anything (struct.error, KeyError, MemoryError): all are BadImage.
 
-    Inside, images of more than ``max_pixels``, or four times as many samples, are refused by their header.
+    Inside, images of more than ``max_pixels``, or four times as many bytes, are refused by their header.
     """
     global _limit
     truncated, bomb, before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, _limit
@@ -89,8 +90,8 @@ def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, _limit = truncated, bomb, before
 
 
-def too_large(most: int) -> BadImage:
-    return BadImage(f"more than {most / 1e6:g} megapixels; --max-pixels allows more")
+def too_large(most: float, what: str = "") -> BadImage:
+    return BadImage(f"more than {most / 1e6:g} megapixels{what}; --max-pixels allows more")
 
 
 def is_heif(data: bytes) -> bool:
@@ -117,14 +118,16 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         if is_heif(data) and pillow_heif is None:
             raise BadImage("a HEIC image, which needs pillow-heif: pip install 'mocokit[heic]'") from None
         raise
-    check_size(*image.size)
+    check_size(*image.size, 8 if image.format in _HUNGRY else 1)
     return image
 
 
-def check_size(width: int, height: int, bands: int = 1) -> None:
-    if width * height * max(1, bands / 4) > _limit:
-        raise too_large(_limit)
-    if width * height * bands == 0:
+def check_size(width: int, height: int, nbytes: int = 1) -> None:
+    """Refuse images of more pixels than are allowed, and fewer of more than four bytes a pixel; and those of none."""
+    share = max(1, nbytes / 4)
+    if width * height * share > _limit:
+        raise too_large(_limit / share, f" of {nbytes} bytes" * (share > 1))
+    if width * height * nbytes == 0:
         raise BadImage("no pixels")
 
 

@@ -22,8 +22,14 @@ def stored_side(image_size: int) -> int:
 # What is told of images that `assumed_range` scales, and of those that another range leaves dull.
 ASSUMED = "of more than 8 bits: 0 to 1, or else 0 to 65535, become 0 to 255"
 FEW_LEVELS = 16
+ENCODER_RANGE = "the range of the encoder or the call"
 _ROUNDED = 1 + 1e-5  # shrinking rounds
 DULL = f"with fewer than {FEW_LEVELS} of the 256 gray levels of their range"
+
+
+def scaled(low: float, high: float, origin: str) -> str:
+    """What is told of images that a range, which is from ``origin``, scales."""
+    return f"of more than 8 bits: {low:g} to {high:g} become 0 to 255 ({origin}), others are clipped"
 
 
 def in_unit(low: float, high: float) -> bool:

@@ -88,7 +88,8 @@ def _tiff_pages(data: bytes, note: Note) -> tuple[list[int], float | None]:
                 step //= size
                 if axis == "C":
                     chosen = [number * step for number in range(size)]
-        check_size(first.imagewidth, first.imagelength, len(chosen) * first.samplesperpixel)
+        nbytes = 1 if first.bitspersample <= 8 or len(chosen) == 1 else 4  # as float32
+        check_size(first.imagewidth, first.imagelength, len(chosen) * first.samplesperpixel * nbytes)
         return [pages[number].index for number in chosen], nodata
 
 
