@@ -13,6 +13,7 @@ import pytest
 from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from tests.helpers import archive, encode, noise, write_images
 
 PNG = encode(noise(0))
@@ -92,6 +93,18 @@ def test_images_are_found_by_content_and_others_are_counted(tmp_path: Path) -> N
     assert index_of(archive(root, tmp_path / "data.tar")).names == found.names
 
 
+def test_a_folder_of_other_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.psd").write_bytes(b"8BPS")
+    with pytest.raises(
+        UserError, match=r"no images in .*; not read, as they are no images: 1 \.psd; the first is a.psd$"
+    ):
+        index_of(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "images.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"to read x/images.tar.gz, name that file itself$"):
+        index_of(tmp_path)
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     write_images(tmp_path / "data", ["1.png"])
     (tmp_path / "link").symlink_to("data")
@@ -133,6 +146,7 @@ def test_unreadable_files_and_folders(tmp_path: Path) -> None:
     program = """
 import os, sys
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from mocokit.data.decode import BadImage
 if os.geteuid() == 0:
     os.setegid(65534); os.seteuid(65534)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mocokit.data.archives import ARCHIVE_SUFFIXES
+from mocokit.data.arrays import ARRAY_SUFFIXES
 from mocokit.data.decode_pool import ImageFile
 from mocokit.data.image_index import (
     NO_IMAGES,
@@ -59,6 +61,10 @@ class FolderSource:
 
     def read_index(self) -> ImageIndex:
         self._walk()
+        if not self._images and not self._refused and (others := self._others.lines()):
+            file = self._others.first_of((*ARCHIVE_SUFFIXES, *ARRAY_SUFFIXES))
+            way = f"; to read {file}, name that file itself" if file else ""
+            raise UserError(f"no images in {self.root}; {others[0]}{way}")
         image_index = index_by_folders(self._images, self._refused, self.root)
         self._names = image_index.names
         notes = [*image_index.notes, *self._others.lines()]

@@ -43,27 +43,28 @@ class OtherFiles:
     """Files that are not read, by their ending."""
 
     def __init__(self) -> None:
-        self._names: Counter[str] = Counter()
-        self._first: str | None = None
+        self._numbers: Counter[str] = Counter()
+        self._firsts: dict[str, str] = {}
 
     def add(self, name: str) -> None:
         """Count the file of this path with slashes."""
-        self._names[os.path.splitext(name)[1].lower() or "without an ending"] += 1
-        self._first = min(self._first or name, name)
+        ending = os.path.splitext(name)[1].lower() or "without an ending"
+        self._numbers[ending] += 1
+        self._firsts[ending] = min(self._firsts.get(ending, name), name)
 
     def kinds(self) -> list[tuple[str, int]]:
         """Endings and how many files have them, sorted."""
-        return sorted(self._names.items())
+        return sorted(self._numbers.items())
 
     def lines(self) -> list[str]:
         """One line, or none if there are no such files."""
-        if not self._first:
+        if not self._numbers:
             return []
-        kinds = [f"{number:,} {ending}" for ending, number in self._names.most_common(_KINDS)]
-        more = len(self._names) - len(kinds)
+        kinds = [f"{number:,} {ending}" for ending, number in self._numbers.most_common(_KINDS)]
+        more = len(self._numbers) - len(kinds)
         also = f" and {more:,} more kinds" if more else ""
-        return [f"not read, as they are no images: {', '.join(kinds)}{also}; the first is {self._first}"]
+        return [f"not read, as they are no images: {', '.join(kinds)}{also}; the first is {min(self._firsts.values())}"]
 
     def first_of(self, endings: tuple[str, ...]) -> str | None:
-        """The first of these files whose name ends so, if it is the first of all."""
-        return self._first if self._first and self._first.lower().endswith(endings) else None
+        """The first of these files whose name ends so."""
+        return min((name for name in self._firsts.values() if name.lower().endswith(endings)), default=None)
