@@ -38,6 +38,11 @@ def refused(capfd, *arguments: object) -> str:
     return line
 
 
+def test_a_list_of_files_is_refused_with_the_way_out(tmp_path, capfd):
+    root = write_images(tmp_path, ["1.png", "2.png"])
+    assert "name their folder" in refused(capfd, "pretrain", root / "1.png", root / "2.png", "--out", tmp_path / "run")
+
+
 # Help ----------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,8 @@ def embed(
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 256,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
@@ -58,6 +60,8 @@ def embed(
             (fp32, bf16; default fp32).
         batch_size: images encoded at once (default 256).
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         workers: processes that decode images; 0: none.
 
     Returns:
@@ -76,6 +80,8 @@ def export(
     format: Literal["timm", "onnx"],
     output: str | None = None,
     data: str | None = None,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
 ) -> dict[str, Any]:
     """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
 
@@ -85,6 +91,8 @@ def export(
         format: timm: weights for timm or torchvision; onnx: a graph (timm, onnx).
         output: directory; default RUN/export/FORMAT.
         data: images to check the export with; default synthetic ones.
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
 
     Returns:
         ``path`` of the directory (timm) or file (onnx), ``format``, ``max_abs_diff``: the largest difference from
@@ -104,6 +112,8 @@ def finetune(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     seed: int = 0,
     out: str | None = None,
     from_scratch: bool = False,
@@ -129,6 +139,8 @@ def finetune(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
         out: directory; default RUN/finetune or RUN/from-scratch.
         from_scratch: train from random weights only (default false).
@@ -158,6 +170,8 @@ def knn(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     seed: int = 0,
     k: int = 200,
     temperature: float = 0.1,
@@ -167,10 +181,12 @@ def knn(
     Args:
         run: a run directory or its ``encoder.safetensors``.
         data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; without either each training image is classified by the others.
+            validation) split the queries; if but one split has labels, each of its images is classified by the others.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
         k: nearest neighbours of each image (kNN) (default 200).
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
@@ -226,6 +242,8 @@ def pretrain(
     limit: int | None = None,
     stream: bool = False,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     seed: int = 0,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     devices: int = 1,
@@ -288,6 +306,8 @@ def pretrain(
         limit: use a random, class-balanced subset of N training images.
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
         device: where to compute (cpu, cuda, mps).
         devices: processes on this machine, one per GPU (default 1).
@@ -322,6 +342,8 @@ def probe(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     seed: int = 0,
     protocol: Literal["fast", "sgd"] = "fast",
     labels_per_class: int | None = None,
@@ -340,6 +362,8 @@ def probe(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
         protocol: fast: logistic regression on features extracted once; sgd: trained on augmented images (fast,
             sgd; default fast).
@@ -368,6 +392,8 @@ def scorecard(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     seed: int = 0,
     images: int = 1000,
 ) -> dict[str, Any]:
@@ -376,10 +402,12 @@ def scorecard(
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
             ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
-        data: images, as for `mocokit.pretrain`; the training split is scored.
+        data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
         images: most images that are scored; retrieval depends on it (default 1000).
 
@@ -402,6 +430,8 @@ def search(
     montage: str | None = None,
     run: str | None = None,
     data: str | None = None,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
     device: Literal["cpu", "cuda", "mps"] | None = None,
 ) -> dict[str, Any]:
     """Find the most similar images in a feature file, and pairs that are nearly the same.
@@ -415,6 +445,8 @@ def search(
         montage: PNG file of the queries with their neighbours.
         run: run directory that embeds the queries, if it has moved.
         data: images of the features, if they have moved.
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         device: where to compute; default the fastest here (cpu, cuda, mps).
 
     Returns:

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -78,8 +79,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
+        files = "; several files are not taken: name their folder" if os.path.exists(word) else ""
         switch = "; switches take no value, write --NAME or --no-NAME" if word in ("true", "false") else ""
-        parser.error(f"unknown argument {word}{f'; did you mean {near[0]}?' if near else switch}")
+        parser.error(f"unknown argument {word}{f'; did you mean {near[0]}?' if near else switch or files}")
     arguments.verb = verb
     return arguments
 

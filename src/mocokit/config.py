@@ -26,6 +26,8 @@ Data = Annotated[str, Option("images, named as for pretrain", positional=True, p
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
+FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
+MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", low=1)]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", low=1e-3)]
 
@@ -85,6 +87,8 @@ class PretrainConfig:
     limit: Limit = None
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
     seed: Seed = 0
 
     device: Annotated[DeviceName, Option("where to compute", identity=False)]
@@ -123,6 +127,8 @@ class ImagesConfig(RunConfig):
     data: Data
     limit: Limit = None
     max_skipped: MaxSkipped = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
     seed: Seed = 0
 
 
@@ -185,6 +191,8 @@ class EmbedConfig(RunConfig):
     ] = "fp32"
     batch_size: Annotated[int, Option("images encoded at once", low=1)] = 256
     max_skipped: MaxSkipped = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
     workers: Annotated[int | None, Option("processes that decode images; 0: none", low=0)] = None
 
 
@@ -199,6 +207,8 @@ class SearchConfig:
     montage: Annotated[str | None, Option("PNG file of the queries with their neighbours", path=True)] = None
     run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved", path=True)] = None
     data: Annotated[str | None, Option("images of the features, if they have moved", path=True)] = None
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
     device: Device = None
 
 
@@ -210,6 +220,8 @@ class ExportConfig:
     format: Annotated[Literal["timm", "onnx"], Option("timm: weights for timm or torchvision; onnx: a graph")]
     output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o", path=True)] = None
     data: Annotated[str | None, Option("images to check the export with; default synthetic ones", path=True)] = None
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Images:
         store: all its images.
         split: the name of this split.
         names: the path of each image inside the data.
-        labels: int64 [N], indices of `label_names`; None without labels.
+        labels: int64 [N], indices of `label_names`, -1 of an image without a label; None without labels.
         label_names: the classes; None without labels.
     """
 

@@ -62,6 +62,16 @@ def features(path: Path) -> np.ndarray:
     return np.stack(read(path)["feature"])
 
 
+def test_some_images_have_no_label(tiny_run, run, tmp_path, capfd):
+    shutil.copytree(tiny_run.data / "test", tmp_path / "data" / "test")
+    write_images(tmp_path / "data", ["test/a.png"])
+    mocokit.embed(str(run), str(tmp_path / "data"), str(tmp_path / "f.parquet"))
+    table = read(tmp_path / "f.parquet")
+    assert table["label"].isna().tolist() == [name == "test/a.png" for name in table["path"]]
+    assert set(table["split"]) == {"test"}
+    assert "1 of 49 images has no label, first test/a.png" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_are_those_of_encoder_embed(tiny_run, run, tmp_path, suffix, dtype):

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import mocokit
 from mocokit.cli import main
 from mocokit.errors import UserError
-from tests.helpers import archive, class_folders, encode, noise
+from tests.helpers import archive, class_folders, encode, noise, write_images
 from tests.runs import TinyRun
 
 WHO = ("encoder", "random_init", "pixels")
@@ -84,6 +84,37 @@ def test_without_a_test_split_each_image_is_left_out_of_its_own_vote(run, square
     result = mocokit.knn(str(run), str(only), k=3)
     assert result["pixels"]["top1"] == pytest.approx(right / len(x))
     assert result["pixels"]["top1"] < 1  # an image in its own vote would win it
+
+
+def test_images_without_a_label_are_not_asked(run, squares, capfd):
+    expected = mocokit.knn(str(run), str(squares), k=3)
+    (squares / "train" / "cover.png").write_bytes(encode(noise(0)))
+    (squares / "test" / "class0" / "more").mkdir()
+    (squares / "test" / "class0" / "more" / "deep.png").write_bytes(encode(noise(1)))
+    capfd.readouterr()
+    result = mocokit.knn(str(run), str(squares), k=3)
+    assert [result[who]["top1"] for who in ("encoder", "pixels")] == [
+        expected[who]["top1"] for who in ("encoder", "pixels")
+    ]
+    stderr = capfd.readouterr().err
+    assert "2 of 110 images have no label, first test/class0/more/deep.png: left out of kNN" in stderr
+    assert "48 images of test by 60 images of train" in stderr
+
+
+def test_a_test_split_alone_or_without_labels(run, squares, capfd):
+    expected = mocokit.knn(str(run), str(squares / "test"), k=3)["pixels"]["top1"]
+    shutil.rmtree(squares / "train")
+    assert mocokit.knn(str(run), str(squares), k=3)["pixels"]["top1"] == expected
+    assert "48 images of test, each by the others" in capfd.readouterr().err
+    write_images(squares, ["train/a.png", "train/b.png"])
+    assert mocokit.knn(str(run), str(squares), k=3)["pixels"]["top1"] == expected
+
+
+def test_classes_that_do_not_meet_are_refused(run, squares):
+    for folder in sorted((squares / "test").iterdir()):
+        folder.rename(folder.with_name(f"my{folder.name}"))
+    with pytest.raises(UserError, match=r"kNN needs labels: .* no class in common \(class0, .*both the same names"):
+        mocokit.knn(str(run), str(squares))
 
 
 def test_other_data_than_that_of_the_run(run, tmp_path):

@@ -130,6 +130,21 @@ def test_options_that_cannot_be(tiny_run: TinyRun, run):
     assert not (run / "results" / "probe.json").exists()
 
 
+def test_images_without_a_label_are_left_out(tiny_run: TinyRun, run, tmp_path):
+    expected = mocokit.probe(str(run), str(tiny_run.data))
+    shutil.copytree(tiny_run.data, tmp_path / "data")
+    write_images(tmp_path / "data", ["train/a.png", "test/b.png"], height=12, width=10)
+    result = mocokit.probe(str(run), str(tmp_path / "data"))
+    assert result["images"] == expected["images"]
+    assert result["encoder"]["top1"] == expected["encoder"]["top1"]
+
+
+def test_test_images_alone_are_refused(tiny_run: TinyRun, run, tmp_path):
+    shutil.copytree(tiny_run.data / "test", tmp_path / "data" / "test")
+    with pytest.raises(UserError, match=r"no images to train on: .* all are test images"):
+        mocokit.probe(str(run), str(tmp_path / "data"))
+
+
 def test_odd_class_folders(run, tmp_path):
     """A class of one image, one that only the test split has, one that only the training split has."""
     names = [f"train/common/{i}.png" for i in range(9)] + ["train/single/0.png"]

@@ -123,7 +123,7 @@ def test_a_hostile_tar(tmp_path: Path, mode: str) -> None:
     assert all(reasons.values())
 
 
-def test_a_tar_member_larger_than_a_gibibyte_is_not_read(tmp_path: Path) -> None:
+def test_a_tar_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "data.tar"
     with path.open("wb") as file:
         file.write(member("huge.png", size=MAX_FILE_BYTES + 1).tobuf())
@@ -131,7 +131,7 @@ def test_a_tar_member_larger_than_a_gibibyte_is_not_read(tmp_path: Path) -> None
         file.write(member("good.png", size=len(PNG)).tobuf() + PNG.ljust(512, b"\0") + bytes(1024))
     image_index = index_of(path)
     assert image_index.names == ["good.png"]
-    assert image_index.refused == [("huge.png", "larger than 1 GiB")]
+    assert image_index.refused == [("huge.png", "larger than 256 MiB")]
 
 
 def test_a_hostile_zip(tmp_path: Path) -> None:
@@ -164,6 +164,14 @@ def test_a_hostile_zip(tmp_path: Path) -> None:
     assert len(reasons) == 6
 
 
+def test_archives_in_an_archive_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("inner.zip", b"PK")
+    with pytest.raises(UserError, match=r"no images in .*data\.zip, but archives: unpack it, and name .*inner\.zip"):
+        index_of(path)
+
+
 def test_a_zip_member_that_states_too_much_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "data.zip"
     with zipfile.ZipFile(path, "w") as packed:
@@ -172,7 +180,7 @@ def test_a_zip_member_that_states_too_much_is_not_read(tmp_path: Path) -> None:
         packed.getinfo("2.png").file_size = MAX_FILE_BYTES + 1  # written into the directory on closing
     image_index = index_of(path)
     assert image_index.names == ["1.png"]
-    assert image_index.refused == [("2.png", "larger than 1 GiB")]
+    assert image_index.refused == [("2.png", "larger than 256 MiB")]
 
 
 def test_a_compressed_archive_under_the_name_of_a_plain_one(tmp_path: Path) -> None:

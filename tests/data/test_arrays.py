@@ -91,7 +91,7 @@ def test_deep_images_share_one_range(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "images.npy", images)
     store = store_of(tmp_path / "images.npy")
     low, high = float(images.min()), float(images.max())
-    assert store.intensity_range == (low, high)
+    assert store.intensity_range == (None if dtype == "bool" else (low, high))  # from 0 to 1 they mean that
     expected = np.rint((images.astype(np.float64) - low) * 255 / (high - low))
     np.testing.assert_array_equal(store.splits["train"].batch(range(5))[:, 0], expected)
 
@@ -164,7 +164,19 @@ def test_splits_as_in_medmnist_and_keras(tmp_path: Path, images: str, labels: st
 @pytest.mark.parametrize("labels", [np.random.rand(6), np.ones((6, 14), int), np.full(6, 2)])
 def test_figures_and_several_labels_are_no_classes(tmp_path: Path, labels: np.ndarray) -> None:
     path = saved(tmp_path / "x.npz", images=noise(0, 6, 8, 8), labels=labels)
-    assert store_of(path).label_names is None
+    store = store_of(path)
+    assert store.label_names is None
+    (note,) = store.notes
+    assert note == "all labels are 2: a single class is none" or note.startswith(f"labels {labels.dtype} [6")
+
+
+def test_some_labels_are_missing(tmp_path: Path) -> None:
+    images = {"x_train": noise(0, 6, 8, 8), "x_test": noise(1, 2, 8, 8)}
+    store = store_of(saved(tmp_path / "x.npz", **images, y_train=np.array([2.0, 4, 2, 4, -1, np.nan])))
+    assert store.label_names == ("2", "4")
+    assert store.splits["train"].labels is not None
+    assert store.splits["train"].labels.tolist() == [0, 1, 0, 1, -1, -1]
+    assert store.notes == ("4 of 8 images have no label, first train/000004: left out of kNN, probe and fine-tuning",)
 
 
 def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
@@ -280,7 +292,7 @@ def test_damaged_files_give_one_line_or_images(tmp_path: Path, data: st.DataObje
 
 
 def test_a_damaged_member_is_found_out_by_its_checksum(tmp_path: Path) -> None:
-    path = saved(tmp_path / "x.npz", images=noise(0, 40, 40))
+    path = saved(tmp_path / "x.npz", images=noise(0, 40, 40)[None])
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -317,3 +329,9 @@ def test_images_in_memory(tmp_path: Path) -> None:
 def test_what_is_no_image(image: np.ndarray) -> None:
     with pytest.raises(BadImage, match=r"where .H, W. or .H, W, C. is expected"):
         pixels(image)
+
+
+def test_one_picture_is_not_taken_for_many(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", noise(0, 64, 64))
+    with pytest.raises(UserError, match=r"\[64, 64, 3\] seems to be one picture.* save array\[None\]"):
+        open_source(str(tmp_path / "one.npy")).read_index()

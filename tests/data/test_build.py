@@ -14,7 +14,7 @@ from mocokit.data.build import median_side, subset
 from mocokit.data.decode import decode
 from mocokit.data.folder import FolderSource
 from mocokit.data.sources import open_source
-from mocokit.data.store import TooManySkipped
+from mocokit.data.store import TooManySkipped, open_store
 from mocokit.errors import UserError
 from tests.data.stores import all_pixels, open_images, with_bad_images
 from tests.helpers import class_folders, encode, noise, write_images
@@ -111,6 +111,12 @@ def test_a_limited_set_is_balanced(counts: list[int], limit: int, seed: int) -> 
     np.testing.assert_array_equal(chosen, subset(np.arange(len(labels)), labels, limit, seed))
 
 
+def test_images_without_a_label_come_last() -> None:
+    labels = np.array([-1] * 20 + [0] * 3 + [1] * 3)
+    assert np.bincount(labels[subset(np.arange(26), labels, 4, 0)]).tolist() == [2, 2]
+    assert np.bincount(labels[subset(np.arange(26), labels, 16, 0)] + 1).tolist() == [10, 3, 3]
+
+
 def test_without_labels_the_limit_is_a_plain_random_subset() -> None:
     chosen = [subset(np.arange(100, 200), None, 10, seed) for seed in range(200)]
     counts = np.bincount(np.concatenate(chosen), minlength=200)[100:]
@@ -151,7 +157,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path: Path, cache: Path) -> None:
 
 
 def test_no_usable_image_at_all(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no usable training images"):
+    with pytest.raises(UserError, match="no usable train images"):
         open_images(with_bad_images(tmp_path / "data", good=0, bad=2), max_skipped=1.0)
 
 
@@ -206,3 +212,68 @@ def test_the_median_looks_at_few_images_and_leaves_out_bad_ones(tmp_path: Path) 
     median_side(Counting([np.zeros((4, 4), np.uint8)] * 1000), np.arange(0, 1000, 2))
     assert len(reads) == 100
     assert (min(reads), max(reads)) == (0, 998)
+
+
+def test_a_few_extreme_pixels_do_not_widen_the_range(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(100, 601, (8, 32, 32)).astype(np.uint16)
+    images[3, 5, 5] = 65535
+    store = open_images(
+        deep_images(tmp_path / "data", **{f"c{i}": image for i, image in enumerate(images)}), image_size=32
+    )
+    assert store.intensity_range == (100, 600)
+    assert len(np.unique(all_pixels(store))) > 200
+    assert store.notes == (
+        "8 images of more than 8 bits: 100 to 600 become 0 to 255 (percentiles 0.1 and 99.9 of their pixels), "
+        "others are clipped; the first is c0.tif",
+    )
+    assert open_images(tmp_path / "data", image_size=32).summary().endswith("\n" + store.notes[0])
+
+
+def test_few_gray_levels_are_told(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(100, 601, (4, 32, 32)).astype(np.uint16)
+    images[:, 0, :8] = 65535  # too many to be left out
+    store = open_images(
+        deep_images(tmp_path / "data", **{f"c{i}": image for i, image in enumerate(images)}), image_size=32
+    )
+    assert "share 2 of 256 gray levels" in store.notes[-1]
+
+
+def test_pixels_without_data_leave_the_range_alone(tmp_path: Path) -> None:
+    heights = np.linspace(200, 250, 64, dtype=np.float32).reshape(8, 8)
+    holes = heights.copy()
+    holes[2:5, 2:5] = -9999
+    store = open_images(deep_images(tmp_path / "data", a=heights, b=holes))
+    assert store.intensity_range == (200, 250)
+    assert store.notes[0] == (
+        "1 image with pixels without data, which get the least value of their image; the first is b.tif"
+    )
+
+
+def test_for_an_encoder_of_8_bit_images_depth_changes_nothing(tmp_path: Path) -> None:
+    image = noise(0, channels=1)
+    deep_images(tmp_path / "a", x=image)
+    deep_images(tmp_path / "b", x=image.astype(np.uint16) * 257)
+    deep_images(tmp_path / "c", x=image.astype(np.float32) / 255)
+    pixels = [all_pixels(open_images(tmp_path / name, channels=3)) for name in "abc"]
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+
+
+def test_floats_from_0_to_1_are_the_8_bit_picture_also_in_training(tmp_path: Path) -> None:
+    image = noise(0, channels=1) // 2 + 20  # no black and no white
+    deep_images(tmp_path / "a", x=image)
+    deep_images(tmp_path / "b", x=image.astype(np.float32) / 255)
+    stores = [open_images(tmp_path / name) for name in "ab"]
+    np.testing.assert_array_equal(all_pixels(stores[0]), all_pixels(stores[1]))
+    assert stores[1].intensity_range is None
+    assert stores[1].notes == (
+        "1 image of more than 8 bits: 0 to 1, or else 0 to 65535, become 0 to 255; the first is x.tif",
+    )
+
+
+def test_how_many_pixels_an_image_may_have_can_be_chosen(tmp_path: Path) -> None:
+    root = str(write_images(tmp_path / "data", ["1.png", "2.png", "3.png"]))
+    write_images(tmp_path / "data", ["4.png"], height=9)
+    store = open_store(open_source(root, max_pixels=64), image_size=8, max_skipped=0.5, workers=0)
+    assert store.skipped == [("4.png", "more than 6.4e-05 megapixels; --max-pixels allows more")]
+    assert open_store(open_source(root), image_size=8, workers=0).skipped == []  # not the entry of the other limit

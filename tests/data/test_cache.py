@@ -103,10 +103,10 @@ import os, sys, time
 from mocokit.data import decode_pool
 from mocokit.data.store import open_store
 decode = decode_pool.decode
-def slow(data, max_side):
+def slow(data, *options):
     open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()
     time.sleep(0.05)
-    return decode(data, max_side)
+    return decode(data, *options)
 decode_pool.decode = slow
 open_store(sys.argv[1], image_size=8, workers=2)
 """
@@ -171,9 +171,9 @@ from pathlib import Path
 from mocokit.data import decode_pool
 from mocokit.data.store import open_store
 decode, calls = decode_pool.decode, []
-def counted(data, max_side):
+def counted(data, *options):
     calls.append(None)
-    return decode(data, max_side)
+    return decode(data, *options)
 decode_pool.decode = counted
 Path(sys.argv[2]).touch()
 while len(list(Path(sys.argv[2]).parent.iterdir())) < int(sys.argv[3]):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,11 +46,11 @@ def test_started_anew_instead_of_forked(monkeypatch: pytest.MonkeyPatch) -> None
 CRASH = b"crash"
 
 
-def decode_or_die(data: bytes, max_side: int | None) -> np.ndarray:
+def decode_or_die(data: bytes, *options: Any) -> np.ndarray:
     if data.startswith(CRASH):
         assert multiprocessing.parent_process() is not None
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(data, max_side)
+    return decode(data, *options)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the replaced decoder reaches workers only by a fork")
@@ -149,8 +150,17 @@ def test_deep_images_are_scaled_from_the_range_of_the_encoder(tmp_path):
     intensity_range = (100.0, 5000.0)
     images = streamed(tmp_path, channels=1, intensity_range=intensity_range)
     assert_equals_store(tmp_path, images, channels=1, intensity_range=intensity_range)
+    notes: list[str] = []
+    files = [path.read_bytes() for path in sorted(tmp_path.glob("*.png"))]
+    list(
+        decode_for_model(
+            files, image_size=8, channels=1, intensity_range=intensity_range, noted=lambda _, t: notes.append(t)
+        )
+    )
+    told = "of more than 8 bits: 100 to 5000 become 0 to 255 (the range of the encoder or the call), others are clipped"
+    assert notes == [told] * 3
     brightest = [int(pixels.max()) for pixels in streamed(tmp_path, channels=1).values()]
-    assert brightest == [255, 255, 255]  # without one, each by its own
+    assert brightest == [8, 15, 23]  # without one, 65535 is white: 1999, 3999 and 5999 at most
 
 
 def test_images_with_other_bands_are_bad(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from tests.helpers import archive, encode, noise, write_images
 
 PNG = encode(noise(0))
@@ -40,12 +41,68 @@ def test_symbolic_links(tmp_path: Path) -> None:
     image_index = index_of(root)
     assert image_index.names == ["file.png", "hidden/3.png", "real/1.png", "real/2.png"]
     reasons = dict(image_index.refused)
-    assert sorted(reasons) == ["broken.png", "loop", "out.png", "outfolder", "real/up", "self"]
+    assert sorted(reasons) == ["broken.png", "loop", "out.png", "outfolder/secret.png", "real/up", "self"]
     assert "loops" in reasons["loop"]
     assert "loops" in reasons["real/up"]
     assert "loops" in reasons["self"]
-    assert "leads out" in reasons["out.png"]
-    assert "leads out" in reasons["outfolder"]
+    assert "leads out of the folder; --follow-links" in reasons["out.png"]
+    assert "leads out of the folder; --follow-links" in reasons["outfolder/secret.png"]
+
+
+def test_links_that_lead_out_count_what_is_behind_them_or_are_followed(tmp_path: Path) -> None:
+    outside = write_images(tmp_path / "outside", ["ant/1.png", "ant/more/2.png", "bee/3.png", "one.png"])
+    (outside / "ant" / "back").symlink_to(outside)
+    root = write_images(tmp_path / "data", ["cow/4.png"])
+    for name in ("ant", "bee", "one.png"):
+        (root / name).symlink_to(outside / name)
+    assert [skipped.name for skipped in index_of(root).refused] == [
+        "ant/1.png", "ant/more/2.png", "bee/3.png", "one.png",
+    ]  # fmt: skip
+    followed = open_source(str(root), follow_links=True)
+    names = ["ant/1.png", "ant/more/2.png", "bee/3.png", "cow/4.png", "one.png"]
+    assert set(names) <= set(followed.read_index().names)
+    assert followed.fingerprint() != open_source(str(root)).fingerprint()
+
+
+def test_a_snapshot_in_the_cache_of_hugging_face_needs_no_option(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    for number, kind in enumerate(("ant", "bee")):
+        (blobs / f"{number:040x}").write_bytes(PNG)
+        (snapshot / kind).mkdir(parents=True)
+        (snapshot / kind / "1.png").symlink_to(f"../../../blobs/{number:040x}")
+    for folder, names in ((snapshot, ["ant/1.png", "bee/1.png"]), (snapshot / "ant", ["1.png"])):
+        found = index_of(folder)
+        assert (found.names, found.refused) == (names, [])
+    # By its name in the cache, each image is there once.
+    assert index_of(tmp_path).names == ["snapshots/abc/ant/1.png", "snapshots/abc/bee/1.png"]
+
+
+def test_images_are_found_by_content_and_others_are_counted(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", ["1.png"])
+    (root / "0123abcd").write_bytes(PNG)
+    (root / "2.png_large").write_bytes(PNG)
+    for name in ("b.psd", "a.PSD", "LICENSE", "notes.txt"):
+        (root / name).write_bytes(b"something else entirely")
+    found = index_of(root)
+    assert found.names == ["0123abcd", "1.png", "2.png_large"]
+    line = "not read, as they are no images: 2 .psd, 1 without an ending, 1 .txt; the first is LICENSE"
+    assert found.notes == (line,)
+    packed = index_of(archive(root, tmp_path / "data.zip"))
+    assert (packed.names, sorted(packed.notes[0])) == (found.names, sorted(found.notes[0]))
+    assert index_of(archive(root, tmp_path / "data.tar")).names == found.names
+
+
+def test_a_folder_of_other_files_names_them(tmp_path: Path) -> None:
+    (tmp_path / "a.psd").write_bytes(b"8BPS")
+    with pytest.raises(
+        UserError, match=r"no images in .*; not read, as they are no images: 1 \.psd; the first is a.psd$"
+    ):
+        index_of(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "images.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"to read x/images.tar.gz, name that file itself$"):
+        index_of(tmp_path)
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
@@ -89,6 +146,7 @@ def test_unreadable_files_and_folders(tmp_path: Path) -> None:
     program = """
 import os, sys
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from mocokit.data.decode import BadImage
 if os.geteuid() == 0:
     os.setegid(65534); os.seteuid(65534)

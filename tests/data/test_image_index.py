@@ -21,7 +21,8 @@ def index_of(path: Path) -> ImageIndex:
 def classes_of(image_index: ImageIndex, split: str) -> list[str]:
     assert image_index.labels is not None
     assert image_index.label_names is not None
-    return [image_index.label_names[label] for label in image_index.labels[image_index.splits[split]]]
+    names = (*image_index.label_names, "-")  # of an image without a label
+    return [names[label] for label in image_index.labels[image_index.splits[split]]]
 
 
 def names_of(image_index: ImageIndex, split: str) -> list[str]:
@@ -38,7 +39,11 @@ def names_of(image_index: ImageIndex, split: str) -> list[str]:
         (["cat/a.png", "dog/b.png"], {"train": 2}, ("cat", "dog"), 0),
         (["set/cat/a.png", "set/dog/b.png"], {"train": 2}, ("cat", "dog"), 0),
         (["s/t/cat/a.png", "s/t/dog/b.png"], {"train": 2}, ("cat", "dog"), 0),
-        (["cat/a.png", "dog/b.png", "readme.png"], {"train": 3}, None, 0),
+        (["cat/a.png", "dog/b.png", "readme.png"], {"train": 3}, ("cat", "dog"), 0),
+        (["cat/a.png", "dog/b.png", "dog/more/c.png"], {"train": 3}, ("cat", "dog"), 0),
+        (["set/cat/a.png", "set/dog/b.png", "cover.png"], {"train": 3}, ("cat", "dog"), 0),
+        (["a.png", "b.png", "c.png", "old/d.png", "new/e.png"], {"train": 5}, None, 0),
+        (["cat/a.png", "dog/b.png", *(f"unlabeled/{i}.png" for i in range(9))], {"train": 11}, ("cat", "dog"), 0),
         (["train/cat/a.png", "train/dog/b.png"], {"train": 2}, ("cat", "dog"), 0),
         (["train/cat/a.png", "train/dog/b.png", "test/cat/c.png"], {"train": 2, "test": 1},
          ("cat", "dog"), 0),
@@ -46,7 +51,18 @@ def names_of(image_index: ImageIndex, split: str) -> list[str]:
          ("cat", "dog", "elk"), 0),
         (["Training/a.png", "Validation/b.png"], {"train": 1, "val": 1}, None, 0),
         (["TRAIN/a.png", "valid/b.png", "test/c.png"], {"train": 1, "val": 1, "test": 1}, None, 0),
-        (["train/x/a.png", "train/y/b.png", "val/c.png"], {"train": 2, "val": 1}, None, 0),
+        (["train/x/a.png", "train/y/b.png", "val/c.png"], {"train": 2, "val": 1}, ("x", "y"), 0),
+        (["train/a.png", "test/x/b.png", "test/y/c.png"], {"train": 1, "test": 2}, ("x", "y"), 0),
+        (["train/x/a.png", "test/x/b.png", "unlabeled/c.png"], {"train": 2, "test": 1}, None, 0),
+        (["train/a.png", "eval/b.png"], {"train": 1, "test": 1}, None, 0),
+        (["train/a.png", "eval/b.png", "test/c.png"], {"train": 1, "val": 1, "test": 1}, None, 0),
+        (["train/a.png", "dev/b.png", "evaluation/c.png"], {"train": 1, "val": 1, "test": 1}, None, 0),
+        (["training_set/x/a.png", "training_set/y/b.png", "test_set/x/c.png"], {"train": 2, "test": 1}, ("x", "y"), 0),
+        (["train2017/a.png", "val2017/b.png"], {"train": 1, "val": 1}, None, 0),
+        (["train station/a.png", "test tube/b.png"], {"train": 2}, ("test tube", "train station"), 0),
+        (["test/x/a.png", "test/y/b.png"], {"test": 2}, ("x", "y"), 0),
+        (["a.png", "b.png", "test/c.png"], {"train": 2, "test": 1}, None, 0),
+        (["val/a.png", "test/b.png"], {"val": 1, "test": 1}, None, 0),
         (["train/a.png", "test/b.png", "extra/c.png", "cover.png"], {"train": 1, "test": 1}, None, 2),
         (["train/a.png", "bus/b.png", "car/c.png"], {"train": 3}, ("bus", "car", "train"), 0),
         (["train/a.png"], {"train": 1}, None, 0),
@@ -63,11 +79,12 @@ def test_layouts(
     assert image_index.names == sorted(names)
     assert {split: len(indices) for split, indices in image_index.splits.items()} == splits
     assert image_index.label_names == label_names
-    assert image_index.ignored == ignored
+    assert len(names) - sum(splits.values()) == ignored
+    assert ignored == 0 or f"{ignored} images outside the folders of splits" in " ".join(image_index.all_notes())
     if label_names:
         for split in splits:
             folders = [Path(name).parent.name for name in names_of(image_index, split)]
-            assert classes_of(image_index, split) == folders
+            assert classes_of(image_index, split) == [name if name in label_names else "-" for name in folders]
 
 
 @given(st.lists(st.lists(st.sampled_from(["train", "test", "Val", "a", "b"]), max_size=4), min_size=1, max_size=12))
@@ -75,11 +92,11 @@ def test_any_layout_uses_each_image_at_most_once(folders: list[list[str]]) -> No
     names = {"/".join([*parts, f"{number}.png"]) for number, parts in enumerate(folders)}
     image_index = index_by_folders(names, [], Path("data"))
     used = np.concatenate(list(image_index.splits.values()))
-    assert len(set(used.tolist())) == len(used) == len(names) - image_index.ignored
-    assert len(image_index.splits["train"]) > 0
+    assert len(set(used.tolist())) == len(used)
+    assert len(used) == len(names) or "outside the folders of splits not used" in " ".join(image_index.all_notes())
+    assert all(len(rows) > 0 for rows in image_index.splits.values())
     if image_index.labels is not None:
-        assert (image_index.labels[used] >= 0).all()
-        assert set(image_index.labels[used].tolist()) == set(range(len(image_index.label_names or ())))
+        assert set(image_index.labels[used].tolist()) - {-1} == set(range(len(image_index.label_names or ())))
 
 
 def test_only_visible_images_count(tmp_path: Path) -> None:
@@ -91,3 +108,54 @@ def test_only_visible_images_count(tmp_path: Path) -> None:
         image_index = index_of(path)
         assert image_index.names == ["a.JPG", "b.jfif", "c.TiFf"]
         assert not image_index.refused
+
+
+CLASSES = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [
+        (CLASSES, []),
+        ([*CLASSES, "cover.png"],
+         ["1 of 7 images has no label, first cover.png: left out of kNN, probe and fine-tuning"]),
+        ([*(f"train/{name}" for name in CLASSES), "test/a.png", "test/b.png"],
+         ["2 of 8 images have no label, first test/a.png: left out of kNN, probe and fine-tuning"]),
+        ([f"{split}/{name}" for split in ("train", "test") for name in CLASSES], []),
+        ([f"{split}/{name}" for split in ("Train", "eval") for name in CLASSES],
+         ["splits by name: train is Train/; test is eval/"]),
+        (["a.png", "b.png", "test/c.png"], ["splits by name: train is the images beside them; test is test/"]),
+        ([*CLASSES, "train/1.png", "train/2.png"],
+         ["a class, not a split, as other folders are beside it: train"]),
+        ([*CLASSES, "cat/@eaDir/1.png", "thumbnails/2.png"],
+         ["2 images in folders of copies such as thumbnails left out, first cat/@eaDir/1.png"]),
+        ([*CLASSES, "dodo/1.png"], ["1 class has a single training image: dodo"]),
+        ([*(f"train/{name}" for name in CLASSES), "test/cat/1.png", "test/elk/1.png"],
+         ["1 class in test only: elk", "1 class in train only, not in test: dog"]),
+        (["thumbnails/1.png", "thumbnails/2.png"], []),
+    ],
+)  # fmt: skip
+def test_what_is_guessed_or_left_out_is_said(names: list[str], notes: list[str]) -> None:
+    assert index_by_folders(names, [], Path("data")).all_notes() == notes
+
+
+def test_names_of_classes_in_either_unicode_form_are_one() -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    image_index = index_by_folders(
+        ["train/a/1.png", f"train/{composed}/1.png", f"test/{decomposed}/1.png"], [], Path("data")
+    )
+    assert image_index.label_names == ("a", composed)
+    assert classes_of(image_index, "test") == [composed]
+    assert image_index.names[0] == f"test/{decomposed}/1.png"  # a path stays what it is
+
+
+def test_runs_inside_the_data_and_empty_folders_are_told(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "runs/data/neighbours.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    for name in ("config.yaml", "data.json"):
+        (tmp_path / "runs/data" / name).write_text("")
+    (tmp_path / "cat").mkdir()
+    image_index = index_of(tmp_path)
+    assert image_index.names == ["a.png", "b.png"]
+    assert image_index.all_notes() == ["1 empty folder: cat", "1 run of mocokit left out: runs/data"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from mocokit.data.pillow import BadImage
 from mocokit.data.pixels import convert, convertible, pad, stored_side
 from tests.helpers import noise
 
@@ -71,3 +72,18 @@ def test_pad():
 def test_pad_nothing():
     pixels, sizes = pad([])
     assert (pixels.shape, sizes.shape) == ((0, 0, 0, 0), (0, 2))
+
+
+@pytest.mark.parametrize("most", [1, 65535])
+def test_without_a_range_the_depth_says_what_is_white(most: float) -> None:
+    image = noise(0, channels=1)[None]
+    image[0, 0, :2] = 0, 255
+    np.testing.assert_array_equal(convert(image.astype(np.float32) / 255 * np.float32(most), 1, None), image)
+    rounded = np.array([[[0, most * (1 + 1e-6)]]], np.float32)
+    assert convert(rounded, 1, None).ravel().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("bad", [-0.5, 1.5, 255, 70_000])
+def test_values_that_are_neither_0_to_1_nor_16_bits_are_refused(bad: float) -> None:
+    with pytest.raises(BadImage, match="where 0 to 1 or all of 16 bits are expected"):
+        convert(np.array([[[0, bad]]], np.float32), 1, None)

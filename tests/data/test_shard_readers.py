@@ -7,6 +7,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mocokit.data import shard_readers
@@ -14,6 +16,7 @@ from mocokit.data import shards as shards_module
 from mocokit.data.decode import BadImage
 from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
+from mocokit.deploy.feature_file import METADATA_KEY
 from mocokit.errors import UserError
 from tests.data.shard_sets import FILES, KINDS, write_parquet, write_shards, write_tar
 
@@ -39,15 +42,127 @@ def test_text_labels_are_classes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image_index.labels, [1, 0, 2])
 
 
-@pytest.mark.parametrize("labels", [[0, None, 1], [0.5, 0.1, 1.0], [0, -1, 1]])
-def test_what_is_no_label_is_left(tmp_path: Path, labels: list[Any]) -> None:
-    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": labels})
-    assert open_source(str(tmp_path / "a.parquet")).read_index().labels is None
+@pytest.mark.parametrize(
+    ("labels", "numbers", "names"),
+    [
+        ([0, None, 1], [0, -1, 1], ("0", "1")),
+        ([0, -1, 1], [0, -1, 1], ("0", "1")),
+        ([-1, 1, -1], [0, 1, 0], ("-1", "1")),  # the two classes of a binary problem
+        ([1, 3, 2], [0, 2, 1], ("1", "2", "3")),
+        ([1_000_000_007, 5, 5], [1, 0, 0], ("5", "1000000007")),
+        ([2.0, float("nan"), 10.0], [0, -1, 1], ("2", "10")),
+        ([True, False, True], [1, 0, 1], ("False", "True")),
+        (["b", "", "a"], [1, -1, 0], ("a", "b")),
+        (["caf\u00e9", "cafe\u0301", "a"], [1, 1, 0], ("a", "caf\u00e9")),
+        (pa.array(["b", "a", None], pa.large_string()), [1, 0, -1], ("a", "b")),
+        (pa.array(["b", "a", "b"]).dictionary_encode(), [1, 0, 1], ("a", "b")),
+        (pa.array([b"b", b"a", b"b"]), [1, 0, 1], ("a", "b")),
+        (pa.array([1, 0, 1], pa.uint8()), [1, 0, 1], ("0", "1")),
+        (pa.array([1, 0, 1], pa.float16()), [1, 0, 1], ("0", "1")),
+    ],
+)
+def test_labels_of_any_kind(tmp_path: Path, labels: Any, numbers: list[int], names: tuple[str, ...]) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": pa.array(FILES[:3]), "label": labels})
+    image_index = open_source(str(tmp_path / "a.parquet")).read_index()
+    assert image_index.label_names == names
+    np.testing.assert_array_equal(image_index.labels, numbers)
+
+
+@pytest.mark.parametrize(
+    ("columns", "note"),
+    [
+        ({"label": [0.5, 0.1, 1.0]}, "column label is not used: double with fractions, which are no classes"),
+        ({"label": [[0], [1], [0]]}, "column label is not used: list<element: int64>, where a number or a text for"),
+        (
+            {"id": [1, 2, 3], "text": list("abc")},
+            "no labels among the columns id, text; call the one with classes label",
+        ),
+    ],
+)
+def test_a_column_that_is_left_out_is_named(tmp_path: Path, columns: dict[str, Any], note: str) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], **columns})
+    image_index = open_source(str(tmp_path / "a.parquet")).read_index()
+    assert image_index.labels is None
+    (line,) = image_index.all_notes()
+    assert line.startswith(note)
+
+
+def test_a_column_by_another_name(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "Category": list("aab"), "label": [0.5, 0.1, 1.0]})
+    image_index = open_source(str(tmp_path / "a.parquet")).read_index()
+    assert image_index.label_names == ("a", "b")
+    assert "labels are from the column Category" in image_index.all_notes()
 
 
 def test_one_image_without_a_label(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"1.cls": b"0", "1.png": FILES[0], "2.png": FILES[1]})
-    assert open_source(str(tmp_path / "a.tar")).read_index().labels is None
+    write_tar(
+        tmp_path / "a.tar", {"1.cls": b"0", "1.png": FILES[0], "2.png": FILES[1], "3.cls": b"7", "3.png": FILES[2]}
+    )
+    image_index = open_source(str(tmp_path / "a.tar")).read_index()
+    np.testing.assert_array_equal(image_index.labels, [0, -1, 1])
+    assert "1 of 3 images has no label, first a.tar/00000001" in " ".join(image_index.all_notes())
+
+
+def test_labels_in_json_members(tmp_path: Path) -> None:
+    members = {"1.png": FILES[0], "1.json": b'{"label": 4}', "2.png": FILES[1], "2.json": b"damaged"}
+    members |= {"3.png": FILES[2], "3.json": b'{"label": 7, "width": 8}'}
+    write_tar(tmp_path / "a.tar", members)
+    for path in (tmp_path, tmp_path / "a.tar"):
+        image_index = open_source(str(path)).read_index()
+        assert image_index.label_names == ("4", "7")
+        np.testing.assert_array_equal(image_index.labels, [0, -1, 1])
+        assert "labels are from label in the .json files" in image_index.all_notes()
+    write_tar(tmp_path / "a.tar", {"1.png": FILES[0], "1.json": b'{"width": 8}'})
+    assert (
+        "no labels among width in the .json files; call the class label"
+        in open_source(str(tmp_path / "a.tar")).read_index().all_notes()
+    )
+
+
+def test_class_folders_in_tars(tmp_path: Path) -> None:
+    for split, folders in (("train", ("cat", "dog", "cat")), ("test", ("dog", "cat"))):
+        members = {f"./{split}/{folder}/{i}.png": FILES[i] for i, folder in enumerate(folders)}
+        write_tar(tmp_path / f"{split}.tar", members)
+    image_index = open_source(str(tmp_path)).read_index()
+    assert image_index.label_names == ("cat", "dog")
+    assert {split: image_index.labels[rows].tolist() for split, rows in image_index.splits.items()} == {  # type: ignore[index]
+        "train": [0, 1, 0], "test": [1, 0],
+    }  # fmt: skip
+
+
+def test_folders_of_how_tars_were_packed_are_no_classes(tmp_path: Path) -> None:
+    for shard in ("a", "b"):
+        write_tar(tmp_path / f"{shard}.tar", {f"pack-{shard}/{i}.png": FILES[i] for i in range(3)})
+    assert open_source(str(tmp_path)).read_index().labels is None
+
+
+def test_a_lone_tar_in_a_folder_may_hold_splits(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/1.png" for split in ("train", "test") for name in ("cat", "dog")]
+    write_tar(tmp_path / "all.tar", dict(zip(names, FILES, strict=False)))
+    image_index = open_source(str(tmp_path)).read_index()
+    assert {split: len(rows) for split, rows in image_index.splits.items()} == {"train": 2, "test": 2}
+    assert image_index.label_names == ("cat", "dog")
+
+
+def test_splits_inside_of_several_tars(tmp_path: Path) -> None:
+    names = [f"{split}/{name}/1.png" for split in ("Train", "eval") for name in ("cat", "dog")]
+    for shard in "ab":
+        write_tar(tmp_path / f"{shard}.tar", dict(zip(names, FILES, strict=False)))
+    image_index = open_source(str(tmp_path)).read_index()
+    assert {split: rows.tolist() for split, rows in image_index.splits.items()} == {
+        "train": [0, 1, 4, 5], "test": [2, 3, 6, 7],
+    }  # fmt: skip
+    np.testing.assert_array_equal(image_index.labels, [0, 1] * 4)
+    assert image_index.all_notes() == ["splits by name: train is train/; test is eval/"]
+
+
+def test_feature_files_among_shards_are_left_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": FILES[:3], "label": list("aba")})
+    table = pa.table({"path": ["x"], "feature": [[1.0]]}).replace_schema_metadata({METADATA_KEY: "{}"})
+    pq.write_table(table, tmp_path / "features.parquet")
+    image_index = open_source(str(tmp_path)).read_index()
+    assert len(image_index.names) == 3
+    assert image_index.all_notes()[0] == "features.parquet left out: a feature file that mocokit wrote"
 
 
 def test_structures_without_files_are_skipped(tmp_path: Path) -> None:
@@ -61,7 +176,7 @@ def test_bad_rows_are_skipped_with_a_reason(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.5)
     assert len(store.splits["train"]) == 5
     assert [skipped.name for skipped in store.skipped] == [f"a.parquet/{row:08d}" for row in (1, 2, 3)]
-    assert store.skipped[0].reason == "no image in this row"
+    assert store.skipped[0].reason.startswith("no image in this row; if rows hold paths of files, name the folder")
     with pytest.raises(TooManySkipped, match=r"37\.5%"):
         open_store(str(tmp_path), image_size=8, workers=0, max_skipped=0.1)
 

@@ -111,9 +111,44 @@ def test_splits_by_file_and_folder(tmp_path: Path) -> None:
     write_shards(tmp_path / "set" / "validation", "bytes", stem="part", shards=1)
     image_index = open_source(str(tmp_path / "set")).read_index()
     assert {split: len(rows) for split, rows in image_index.splits.items()} == {"train": 6, "val": 6}
-    only_tests = write_shards(tmp_path / "other", "bytes", stem="test")
-    with pytest.raises(UserError, match="no training images: all shards are named test"):
-        open_source(str(only_tests)).read_index()
+    assert "splits by name: train is train-0.parquet, train-1.parquet; val is part-0.parquet" in image_index.all_notes()
+
+
+@pytest.mark.parametrize(
+    ("stems", "splits"),
+    [
+        (["shapes-train", "shapes-test"], {"train": 3, "test": 3}),
+        (["train", "dev", "eval"], {"train": 3, "val": 3, "test": 3}),
+        (["train", "eval", "test"], {"train": 3, "val": 3, "test": 3}),
+        (["a", "Evaluation"], {"train": 3, "test": 3}),
+        (["contest", "restrained"], {"train": 6}),
+    ],
+)
+def test_words_for_splits(tmp_path: Path, stems: list[str], splits: dict[str, int]) -> None:
+    for stem in stems:
+        write_parquet(tmp_path / f"{stem}-00000-of-00001.parquet", {"image": FILES[:3], "label": [0, 1, 0]})
+    image_index = open_source(str(tmp_path)).read_index()
+    assert {split: len(rows) for split, rows in image_index.splits.items()} == splits
+
+
+def test_test_images_alone_are_no_images_to_train_on(tmp_path: Path) -> None:
+    (file,) = write_shards(tmp_path / "other", "bytes", stem="test", shards=1).iterdir()
+    for path in (file, file.parent):
+        store = open_store(str(path), image_size=8, workers=0)
+        assert (list(store.splits), len(store.main)) == (["test"], 6)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"no images to train on: .* all are test images; add a train folder"):
+                open_store(str(path), image_size=8, workers=0, to_train=True)
+
+
+def test_a_shard_without_labels(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", {"image": FILES[:4], "label": [3, 5, 3, 5]})
+    write_parquet(tmp_path / "test.parquet", {"image": FILES[4:]})
+    store = open_store(str(tmp_path), image_size=8, workers=0)
+    assert store.label_names == ("3", "5")
+    labels = {split: images.labels.tolist() for split, images in store.splits.items()}  # type: ignore[union-attr]
+    assert labels == {"train": [0, 1, 0, 1], "test": [-1, -1]}
+    assert "\n2 of 6 images have no label, first test.parquet/00000000: " in store.summary()
 
 
 def test_shards_that_disagree_about_classes(tmp_path: Path) -> None:

@@ -104,9 +104,13 @@ def test_a_missing_path_suggests_a_near_name(tmp_path: Path) -> None:
 
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(PNG)
+    with pytest.raises(UserError, match=r"one\.png is one image; name the folder of the images: "):
+        open_source(str(tmp_path / "one.png"))
+    with pytest.raises(UserError, match=rf"\*\.png is a pattern of files; name the folder: {tmp_path}"):
+        open_source(str(tmp_path / "*.png"))
     (tmp_path / "data.rar").write_bytes(b"Rar!")
     os.mkfifo(tmp_path / "pipe.zip")
-    for name in ("one.png", "data.rar", "pipe.zip"):
+    for name in ("data.rar", "pipe.zip"):
         with pytest.raises(UserError, match=r"neither a folder nor an archive; accepted are .*\.tar\.xz"):
             open_source(str(tmp_path / name))
 

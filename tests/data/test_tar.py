@@ -50,7 +50,7 @@ def test_links_and_devices_are_refused(kind: bytes) -> None:
 def test_what_is_too_large_is_refused() -> None:
     header = tarfile.TarInfo("a.png")
     header.size = MAX_FILE_BYTES + 1
-    assert next(tar_members(io.BytesIO(header.tobuf()))).refusal == "larger than 1 GiB"
+    assert next(tar_members(io.BytesIO(header.tobuf()))).refusal == "larger than 256 MiB"
 
 
 @pytest.mark.parametrize("start", [0, 1024, 2048])
@@ -81,3 +81,10 @@ def test_a_negative_size_does_not_loop() -> None:
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
     with pytest.raises(tarfile.TarError):
         list(tar_members(io.BytesIO(bytes(header) + bytes(1024))))
+
+
+def test_a_name_of_gigabytes_is_not_read() -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 3 * 2**30
+    with pytest.raises(tarfile.TarError, match="a name of 3,221,225,472 bytes"):
+        list(tar_members(io.BytesIO(header.tobuf() + bytes(1024))))

@@ -1,5 +1,6 @@
 """Which labelled images train, validate and test: splits never overlap, and few-shot choices are few."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 
 from mocokit.data.sampler import generator
 from mocokit.errors import UserError
-from mocokit.evaluation.splits import split_labelled, stratified_folds, stratified_holdout
+from mocokit.evaluation.splits import (
+    bank_and_queries,
+    labelled_splits,
+    split_labelled,
+    stratified_folds,
+    stratified_holdout,
+    why_unmeasured,
+)
 
 
 class Images:
@@ -73,6 +81,54 @@ def test_nothing_to_test_on_is_told():
         split_labelled(store(train=[0, 1, 2]), seed=0)
     found = split_labelled(store(train=[0, 1, 2], test=[0]), seed=0)
     assert (len(found.train), len(found.val)) == (3, 0)
+
+
+def test_images_without_a_label_are_left_out():
+    data = store(train=[-1, *BALANCED, -1], val=[-1], test=[2, -1, 1])
+    found = split_labelled(data, seed=0)
+    assert min(part.labels.min() for part in (found.train, found.val, found.test)) == 0
+    assert (len(found.train_val), len(found.test)) == (60, 2)
+    assert found.val.images is data.splits["train"]  # of the val split nothing is known
+    assert found.test.indices.tolist() == [0, 2]
+
+
+def test_a_test_split_without_labels_is_as_none():
+    found = split_labelled(store(train=BALANCED, test=[-1, -1]), seed=0)
+    assert (counts(found.test), found.test.images) == ([4] * 3, found.train.images)
+
+
+@pytest.mark.parametrize(
+    ("splits", "bank", "queries"),
+    [
+        ({"train": BALANCED, "test": [0, 1]}, "train", "test"),
+        ({"train": BALANCED, "val": [0, 1], "test": [-1]}, "train", "val"),
+        ({"train": BALANCED, "test": [-1]}, "train", None),
+        ({"train": [-1, -1], "test": [0, 0, 1]}, "test", None),
+        ({"test": [0, 0, 1]}, "test", None),
+    ],
+)
+def test_who_learns_and_who_is_asked(splits, bank, queries):
+    data = store(**splits)
+    assert why_unmeasured(data) is None
+    found = bank_and_queries(labelled_splits(data))
+    assert [part and part.images for part in found] == [data.splits[bank], data.splits[queries] if queries else None]
+
+
+@pytest.mark.parametrize(
+    ("splits", "why"),
+    [
+        ({"train": [-1, -1]}, "there are no labels; put the images into one folder for each class"),
+        ({"train": [0, 1, 2]}, "no class has two labelled images; give several of each class"),
+        ({"train": [0, 1, 1], "test": [2, 2]}, r"no class in common \(a, b here, c there\); give the classes of both"),
+    ],
+)
+def test_why_nothing_can_be_measured(splits, why):
+    assert re.search(why, why_unmeasured(store(**splits)))
+
+
+def test_training_images_without_labels_are_told():
+    with pytest.raises(UserError, match="the training images have no labels, only those of test have"):
+        split_labelled(store(train=[-1, -1], test=[0, 0, 1]), seed=0)
 
 
 @given(labels=many_labels, seed=st.integers(0, 2**32))

@@ -78,7 +78,7 @@ def test_deep_images_are_scaled_by_the_range_of_the_run():
     torch.testing.assert_close(known.embed(bright), known.embed(in_eight_bits), rtol=0, atol=1e-5)
     assert not torch.allclose(known.embed(bright), known.embed(bright // 2), atol=1e-3)
     unknown = Encoder.create(spec(1)).eval()
-    assert torch.allclose(unknown.embed(bright), unknown.embed(bright.astype(np.float32) / 2), atol=1e-3)
+    assert not torch.allclose(unknown.embed(bright), unknown.embed(bright * 16), atol=1e-3)  # white is 65535
 
 
 def test_gray_and_colour_convert_into_each_other(rgb, gray):
@@ -116,6 +116,24 @@ def test_what_is_no_image_is_one_clear_line(image, words, rgb):
     with pytest.raises(UserError, match=words) as caught:
         rgb.embed(image)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_has_the_same_features_in_every_container(rgb, tmp_path):
+    picture = noise(0, 20, 20)
+    deep = picture.astype(np.uint16) * 257
+    (tmp_path / "8.png").write_bytes(encode(picture))
+    (tmp_path / "16.png").write_bytes(png16(deep))
+    unit = picture.astype(np.float32) / 255
+    tensor = torch.from_numpy(unit).permute(2, 0, 1)
+    same = [picture, deep, unit, unit.astype(np.float64), tensor, tmp_path / "8.png", tmp_path / "16.png"]
+    features = rgb.embed(same)
+    torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-4, rtol=1e-4)
+
+
+def test_numbers_that_can_mean_several_things_are_refused(rgb):
+    for image in (noise(0).astype(np.float32), noise(0).astype(np.int64), noise(0).astype(np.float32) / 255 - 0.5):
+        with pytest.raises(UserError, match="0 to 1 "):
+            rgb.embed(image)
 
 
 def test_a_broken_file_among_good_ones_is_named(rgb, tmp_path):

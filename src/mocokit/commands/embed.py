@@ -14,6 +14,7 @@ from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
 from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
@@ -61,7 +62,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     keep_freed_memory()
     limit_threads()
     encoder = load(config.run, pick_device(config.device))
-    source = open_source(config.data)
+    source = open_source(config.data, config.follow_links, config.max_pixels)
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
     metadata = _metadata(config, encoder, source)
@@ -152,9 +153,8 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
 
 def _summary(source: Source, index: ImageIndex, total: int, done: int) -> str:
     counts = ", ".join(f"{len(indices):,} {split}" for split, indices in index.splits.items())
-    ignored = f", {index.ignored:,} outside train and test not used" if index.ignored else ""
     resumed = f"; {done:,} of {total:,} are done" if done else ""
-    return f"{source.name}: {counts} images{ignored}{resumed}"
+    return "\n".join([f"{source.name}: {counts} images{resumed}", *index.all_notes()])
 
 
 def _embed_rest(
@@ -162,7 +162,8 @@ def _embed_rest(
 ) -> float | None:
     """Embed the images that no part holds yet; returns images per second, None if there were none."""
     started, before, total = time.perf_counter(), parts.done, len(order)
-    chunks = embed_images(encoder, source, index, order, before, config)
+    notes = Notes()
+    chunks = embed_images(encoder, source, index, order, before, config, notes)
     try:
         with closing(chunks), progress("embedding images") as report:
             for chunk in chunks:
@@ -174,6 +175,8 @@ def _embed_rest(
         ) from None
     finally:
         parts.flush()
+    for line in notes.lines():
+        say(line)
     return (total - before) / (time.perf_counter() - started) if total > before else None
 
 

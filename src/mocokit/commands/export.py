@@ -11,6 +11,7 @@ from torch import nn
 from mocokit.commands.results import record
 from mocokit.config import ExportConfig
 from mocokit.console import progress, say
+from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.deploy import export_onnx, export_timm
 from mocokit.deploy.encoder_file import encoder_path, load, read_header
@@ -80,14 +81,14 @@ def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, 
         return synthetic_images(spec.channels), None
     with progress("decoding images") as report:
         store = open_store(
-            config.data,
+            open_source(config.data, config.follow_links, config.max_pixels),
             image_size=spec.image_size,
             limit=CHECK_IMAGES,
             intensity_range=spec.intensity_range,
             channels=spec.channels,
             progress=report,
         )
-    images = store.splits["train"]
+    images = store.main
     rows = np.arange(min(CHECK_IMAGES, len(images)))
     height, width = images.sizes[rows].min(axis=0)  # what all of them have
     return images.batch(rows)[:, :, :height, :width].transpose(0, 2, 3, 1), store.fingerprint

@@ -60,7 +60,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     """
     started = time.perf_counter()
     config = FinetuneConfig(**validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)))
-    inputs = open_inputs(config, labels_for="fine-tuning")
+    inputs = open_inputs(config, labels_for="fine-tuning", to_train=True)
     home = encoder_path(run).parent
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):

@@ -5,10 +5,12 @@ from functools import cached_property
 
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
+from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
+from mocokit.evaluation.splits import why_unmeasured
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 
@@ -31,20 +33,21 @@ class Inputs:
     @cached_property
     def random_init(self) -> Encoder:
         """The same network before training, in evaluation mode."""
-        return random_encoder(self.spec, self.seed, self.store.splits["train"], self.device)
+        return random_encoder(self.spec, self.seed, self.store.main, self.device)
 
 
-def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
+def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: bool = False) -> Inputs:
     """Read the encoder's header and decode the images that are not in the cache yet.
 
-    A `UserError` if there is no encoder, images are unusable, or there are no labels ``labels_for`` what needs them.
+    A `UserError` if there is no encoder, images are unusable, none are there ``to_train`` on, or there are no labels
+    to measure by ``labels_for`` what needs them.
     """
     limit_threads()
     spec, origin = read_header(config.run)
     device = pick_device(config.device)
     with progress("decoding images") as report:
         store = open_store(
-            config.data,
+            open_source(config.data, config.follow_links, config.max_pixels),
             image_size=spec.image_size,
             limit=config.limit,
             seed=config.seed,
@@ -52,8 +55,9 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None) -> Inputs:
             intensity_range=spec.intensity_range,
             channels=spec.channels,
             progress=report,
+            to_train=to_train,
         )
     say(store.summary())
-    if labels_for and store.label_names is None:
-        raise UserError(f"{config.data}: {labels_for} needs labels; put the images into one folder for each class")
+    if labels_for and (reason := why_unmeasured(store)):
+        raise UserError(f"{config.data}: {labels_for} needs labels: {reason}")
     return Inputs(config.run, spec, origin["seed"], store, device)

@@ -23,7 +23,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     Args:
         run: a run directory or its ``encoder.safetensors``.
         data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; without either each training image is classified by the others.
+            validation) split the queries; if but one split has labels, each of its images is classified by the others.
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
@@ -38,6 +38,9 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="kNN")
     evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
     size = inputs.spec.image_size
+    bank, queries = len(evaluator.bank), evaluator.queries
+    by = f"{bank:,} images of {evaluator.bank.images.split}"
+    say(f"{len(queries):,} images of {queries.images.split} by {by}" if queries else f"{by}, each by the others")
     figures = {
         "encoder": _measure("encoder", evaluator, lambda p: extract(inputs.encoder, p.images, p.indices)),
         "random_init": _measure("random init", evaluator, lambda p: extract(inputs.random_init, p.images, p.indices)),

@@ -24,6 +24,7 @@ from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
@@ -82,6 +83,11 @@ class Request:
         check_tracker(given.get("logger"))
         return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
 
+    def open_source(self) -> Source:
+        """The images, of which nothing is read yet."""
+        follow_links, max_pixels = (self.given.get(n, FIELDS[n].default) for n in ("follow_links", "max_pixels"))
+        return open_source(self.given["data"], follow_links, max_pixels)
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -103,7 +109,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     limit_threads()
     if distributed.rank() > 0:
         mute()
-    source = open_source(given["data"])
+    source = request.open_source()
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
     size = _on_first(lambda: None if overwrite else run.read_image_size())
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
@@ -112,6 +118,8 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         except TooManySkipped as error:
             raise _with_list(error, run) from None
     say(data.store.summary())
+    if data.store.label_names and (reason := why_unmeasured(data.store)):
+        say(f"kNN is not measured: {reason}")
     with _locked(run):
         return _in_directory(run, request, data, overwrite, started)
 
@@ -189,13 +197,19 @@ def open_data(
     options = {name: given[name] for name in ("limit", "workers") if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size", image_size))
-    options |= {"image_size": size or image_size_chooser(request.device), "progress": report, "cache": cache}
+    options |= {
+        "image_size": size or image_size_chooser(request.device),
+        "progress": report,
+        "cache": cache,
+        "to_train": True,
+    }
+    source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
-        store = open_store(source or given["data"], **options)
+        store = open_store(source, **options)
         return RunData(store, store.splits["train"])
     if "limit" in given:
         raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-    store, images = open_streaming(given["data"], **options)
+    store, images = open_streaming(source, **options)
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)
 

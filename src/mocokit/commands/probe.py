@@ -47,7 +47,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     config = ProbeConfig(**validate({"run": run, "data": data, **options}, fields_of(ProbeConfig)))
     if config.labels_per_class is not None and config.label_fraction is not None:
         raise UserError("--labels-per-class and --label-fraction exclude each other; give one")
-    inputs = open_inputs(config, labels_for="a linear probe")
+    inputs = open_inputs(config, labels_for="a linear probe", to_train=True)
     splits = split_labelled(inputs.store, config.seed)
     repeats: list[TrainVal] = [(splits.train, splits.val)]
     if _has_few_labels(config):

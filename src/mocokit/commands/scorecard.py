@@ -25,7 +25,7 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
             ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
-        data: images, as for `mocokit.pretrain`; the training split is scored.
+        data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         options: any other field of `mocokit.config.ScorecardConfig`.
 
     Returns:
@@ -41,7 +41,7 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     directory = RunDirectory(Path(run))
     views = augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
     inputs = open_inputs(config)
-    images = inputs.store.splits["train"]
+    images = inputs.store.main
     if len(images) < MIN_IMAGES:
         raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
     evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)

@@ -174,7 +174,9 @@ def _write_montage(
     data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
-    images = montage.images_of_rows(str(data), sorted(set(paths)), metadata.get("spec"))
+    images = montage.images_of_rows(
+        str(data), sorted(set(paths)), metadata.get("spec"), (config.follow_links, config.max_pixels)
+    )
     files = montage.images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
     image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))
     try:

@@ -8,12 +8,23 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import ImageIndex, Skipped, index_by_folders, is_image_name, reading
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
+from mocokit.data.image_index import (
+    NO_IMAGES,
+    ImageIndex,
+    Skipped,
+    has_image_suffix,
+    index_by_folders,
+    is_hidden,
+    reading,
+)
+from mocokit.data.notes import OtherFiles
+from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -23,7 +34,7 @@ _ENDS = 2**16
 _BLOCK = 2**20
 _COMPRESSIONS: dict[bytes, Callable[[Path], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 # The name of each member, the member, and why it must not be read; and what reads it.
-_Opened = tuple[Iterator[tuple[str, Any, str | None]], Callable[[Any], bytes]]
+_Opened = tuple[Iterator[tuple[str, Any, str | None]], Callable[[Any, int], bytes]]
 
 
 def file_fingerprint(path: Path) -> str:
@@ -56,23 +67,37 @@ class ArchiveSource:
     def read_index(self) -> ImageIndex:
         members: dict[str, Any] = {}
         refused: dict[str, Skipped] = {}
+        others = OtherFiles()
         with reading(self.path, " as an archive"):
             found, self._read = (_open_zip if self.path.suffix.lower() == ".zip" else _open_tar)(self.path)
             for raw_name, member, refusal in found:
                 name = _member_name(raw_name)
-                if not is_image_name(name):
+                if any(map(is_hidden, name.split("/"))):
+                    continue
+                if not has_image_suffix(name) and (refusal or not self._looks_like_an_image(name, member)):
+                    others.add(name)
                     continue
                 if reason := _unsafe(name) or refusal:
                     refused[name] = Skipped(name, reason)
                 else:
                     members[name] = member  # as when unpacking, the last of several wins
+        if not members and (inner := others.first_of(ARCHIVE_SUFFIXES)):
+            raise UserError(f"no images in {self.path}, but archives: unpack it, and name one such as {inner}")
         image_index = index_by_folders(members, refused.values(), self.path)
         self._members = [members[name] for name in image_index.names]
-        return image_index
+        return replace(image_index, notes=(*image_index.notes, *others.lines()))
+
+    def _looks_like_an_image(self, name: str, member: Any) -> bool:
+        if name.lower().endswith(NO_IMAGES):
+            return False
+        try:
+            return looks_like_an_image(self._read(member, SIGNATURE_BYTES))
+        except Exception:  # damaged; told with the others
+            return False
 
     def read(self, index: int) -> bytes:
         try:
-            return self._read(self._members[index])
+            return self._read(self._members[index], MAX_FILE_BYTES)
         except Exception as error:
             raise BadImage(f"cannot be unpacked: {getattr(error, 'strerror', None) or error}") from error
 
@@ -93,9 +118,9 @@ def _unsafe(name: str) -> str | None:
 def _open_zip(path: Path) -> _Opened:
     archive = zipfile.ZipFile(path)
 
-    def read(member: zipfile.ZipInfo) -> bytes:
+    def read(member: zipfile.ZipInfo, most: int) -> bytes:
         with archive.open(member) as file:
-            return file.read(MAX_FILE_BYTES)
+            return file.read(most)
 
     members = (member for member in archive.infolist() if not member.is_dir())
     return ((member.filename.replace("\\", "/"), member, _zip_refusal(member)) for member in members), read
@@ -106,15 +131,15 @@ def _zip_refusal(member: zipfile.ZipInfo) -> str | None:
         return "a link or device in the archive"
     if member.flag_bits & 0x1:
         return "encrypted"
-    return "larger than 1 GiB" if member.file_size > MAX_FILE_BYTES else None
+    return TOO_MANY_BYTES if member.file_size > MAX_FILE_BYTES else None
 
 
 def _open_tar(path: Path) -> _Opened:
     file = _uncompressed(path)
 
-    def read(member: TarMember) -> bytes:
+    def read(member: TarMember, most: int) -> bytes:
         file.seek(member.offset)
-        return file.read(member.size)
+        return file.read(min(member.size, most))
 
     return ((member.name, member, member.refusal) for member in tar_members(file)), read
 

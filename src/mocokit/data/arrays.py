@@ -4,21 +4,25 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.lib import format as npy
 from PIL import Image
 
 from mocokit.data.archives import file_fingerprint
 from mocokit.data.decode import BadImage, decode_pillow
 from mocokit.data.image_index import SPLITS, ImageIndex, reading
+from mocokit.data.labels import join_labels, label_values, number_labels
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 
 _KINDS = "buif"  # of dtypes that can be pixels: bool, whole numbers, floats
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"))  # of MedMNIST and of Keras
+_PICTURE_SIDE = 16  # at least, of an array [H, W, 3] that is taken for one picture, not for H images 3 pixels wide
+_Labels: TypeAlias = Any  # `pa.Array | str | None`: of a split's images; or why they are not used; or there are none
 _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
@@ -95,7 +99,7 @@ class ArraySource:
     def read_index(self) -> ImageIndex:
         """Open the arrays; UserError if the file is damaged, or holds Python objects or no images."""
         with reading(self.path, " as a NumPy file"):
-            parts, labels = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
+            parts, columns = self._npz() if self.path.suffix.lower() == ".npz" else self._npy()
         self._parts = list(parts.values())
         self._starts = np.cumsum([0, *map(len, self._parts)])
         prefixes = [f"{split}/" * (len(parts) > 1) for split in parts]
@@ -103,34 +107,40 @@ class ArraySource:
             f"{prefix}{row:06d}" for prefix, part in zip(prefixes, self._parts, strict=True) for row in range(len(part))
         ]
         splits = dict(zip(parts, np.split(np.arange(len(names)), self._starts[1:-1]), strict=True))
-        return ImageIndex(names, splits, *_classes(labels))
+        found = [None if isinstance(column, str) else column for column in columns]
+        labels, label_names, more = number_labels(join_labels(found, map(len, self._parts)), None, self.path)
+        notes = [column for column in columns if isinstance(column, str)]
+        return ImageIndex(names, splits, labels, label_names, notes=tuple(notes + more))
 
     def read(self, index: int) -> np.ndarray:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return pixels(self._parts[part][index - self._starts[part]])
 
-    def _npy(self) -> tuple[dict[str, np.ndarray], None]:
+    def _npy(self) -> tuple[dict[str, np.ndarray], list[_Labels]]:
         with np.errstate(over="ignore"):  # of a shape that is no true one, which is refused
             array = npy.open_memmap(self.path, mode="r")
         self._check("its array", array)
-        return {"train": array}, None
+        return {"train": array}, [None]
 
-    def _npz(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        images, labels = {}, {}
+    def _npz(self) -> tuple[dict[str, np.ndarray], list[_Labels]]:
+        images: dict[str, np.ndarray] = {}
+        labels: list[_Labels] = []
         stated = _stated(self.path)
         with np.load(self.path, allow_pickle=False) as arrays:
             for split, (key, label_key) in self._keys(stated).items():
                 self._check(key, stated[key])
                 images[split] = arrays[key]
-                if label_key in stated and self._are_labels(label_key, stated[label_key], len(images[split])):
-                    labels[split] = arrays[label_key].reshape(-1)
-        return images, np.concatenate(list(labels.values())) if len(labels) == len(images) else None
+                labels.append(None)
+                if label_key in stated:
+                    self._check_labels(label_key, stated[label_key], len(images[split]))
+                    labels[-1] = _label_values(label_key, arrays[label_key])
+        return images, labels
 
     def _keys(self, stated: dict[str, np.ndarray]) -> dict[str, tuple[str, str]]:
         """The names of images and labels of each split."""
         for images, labels in _KEYS:
             splits = {s: (images.format(s), labels.format(s)) for s in SPLITS if images.format(s) in stated}
-            if "train" in splits:
+            if splits:
                 return splits
         found = ["images"] if "images" in stated else [key for key, array in stated.items() if _are_images(array)]
         if len(found) != 1:
@@ -146,20 +156,24 @@ class ArraySource:
         if not _are_images(array):
             objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
             raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
+        if array.ndim == 3 and array.shape[2] in (3, 4) and min(array.shape[:2]) >= _PICTURE_SIDE:
+            raise UserError(
+                f"{self.path}: {key} {_kind(array)} seems to be one picture, where {_SHAPES} is expected; "
+                "stack the pictures with numpy.stack, or save array[None] for this one"
+            )
         if channels_first(array.shape):
             raise UserError(
                 f"{self.path}: {key} {_kind(array)} seems to have its channels first, where {_SHAPES} is expected; "
                 "save numpy.moveaxis(array, 1, -1)"
             )
 
-    def _are_labels(self, key: str, array: np.ndarray, count: int) -> bool:
-        """Whether there is one class an image: several labels, or figures, are no classes."""
+    def _check_labels(self, key: str, array: np.ndarray, count: int) -> None:
+        """Raise UserError unless there is something for each of the ``count`` images."""
         place = f"{self.path}: {key} is {_kind(array)}"
         if array.dtype.hasobject:
             raise UserError(f"{place}; Python objects are not loaded; save array.astype(str)")
         if array.shape[:1] != (count,):
             raise UserError(f"{place}, which is not one for each of {count:,} images")
-        return array.size == count and array.dtype.kind in "biuUS"
 
 
 def _are_images(array: np.ndarray) -> bool:
@@ -170,13 +184,13 @@ def _kind(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def _classes(labels: np.ndarray | None) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """Labels as numbers from 0 and what each stands for; a lone class is none."""
-    classes, values = np.unique([] if labels is None else labels, return_inverse=True)
-    if len(classes) < 2:
-        return None, None
-    names = (name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in classes.tolist())
-    return values.reshape(-1).astype(np.int64), tuple(names)
+def _label_values(key: str, array: np.ndarray) -> _Labels:
+    """Labels as `label_values` gives them; several labels, or figures, are no classes."""
+    unused = f"{key} {_kind(array)} is not used"
+    if array.size != len(array) or array.dtype.kind not in "biufUS":
+        return f"{unused}: one number or text an image is expected"
+    values = label_values(pa.array(array.reshape(-1).astype(array.dtype.newbyteorder("="))))
+    return f"{unused}: {values}" if isinstance(values, str) else values
 
 
 def _stated(path: Path) -> dict[str, np.ndarray]:

@@ -13,9 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.decode import BadImage, image_size
-from mocokit.data.decode_pool import Decoded, decode_all, worker_count
-from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source
-from mocokit.data.pixels import convert, convertible, stored_side
+from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, worker_count
+from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
+from mocokit.data.notes import Notes, count
+from mocokit.data.pixels import (
+    ASSUMED,
+    DULL,
+    ENCODER_RANGE,
+    FEW_LEVELS,
+    assumed_range,
+    convert,
+    convertible,
+    in_unit,
+    scaled,
+    stored_side,
+)
 from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
@@ -26,6 +38,8 @@ PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 _MEASURED_IMAGES = 100
 _PROGRESS_EVERY = 64
 _BLOCK = 2**22
+PERCENTILES = (0.1, 99.9)  # of the pixels of deep images: what lies between them is the range
+_SAMPLED_PIXELS, _SAMPLED_IN_ALL = 1000, 10_000_000  # of an image, and of a set, that the percentiles are taken of
 Progress = Callable[[int, int], None]  # of the images done and in total
 
 
@@ -42,17 +56,20 @@ class _Staged(NamedTuple):
 
     position: int  # in the image index
     shape: tuple[int, int, int]
-    value_range: tuple[float, float] | None  # of a deep image, which is float32; None for uint8
+    sample: np.ndarray | None  # pixels of a deep image, which is float32; None for uint8
+    extremes: tuple[float, float] = (0.0, 255.0)
 
 
 def prepare(source: Source, limit: int | None, seed: int, measure: bool) -> tuple[ImageIndex, float | None]:
-    """The images to decode, and, to ``measure``, the median side of those to train on."""
+    """The images to decode, and, to ``measure``, the median side of those to train on (of test images, if only those
+    are there)."""
     image_index = source.read_index()
-    train = image_index.splits["train"]
+    split = main_split(image_index.splits)
+    rows = image_index.splits[split]
     if limit is not None:
-        train = subset(train, image_index.labels, limit, seed)
-    median = median_side(source, train) if measure else None
-    return replace(image_index, splits=image_index.splits | {"train": train}), median
+        rows = subset(rows, image_index.labels, limit, seed)
+    median = median_side(source, rows) if measure else None
+    return replace(image_index, splits=image_index.splits | {split: rows}), median
 
 
 def build(
@@ -68,31 +85,46 @@ def build(
     """Decode what `prepare` gave into ``directory``. The pixels depend on ``options``; others: see ``open_store``."""
     splits = {split: image_index.splits[split] for split in SPLITS if split in image_index.splits}
     order = np.concatenate(list(splits.values()))
+    notes = Notes()
     results = decode_all(
         read_all(source, order.tolist()),
         stored_side(options["image_size"]),
         worker_count(source, len(order)) if workers is None else workers,
+        lambda position, text: notes.add(text, image_index.names[order[position]]),
+        max_pixels_of(source),
     )
     staging = directory / "staging.bin"
     staged, skipped = _stage(results, order, image_index.names, staging, progress)
     channels = options["channels"] or _common_channels(staged)
-    kept = []
+    # For an encoder of 8-bit images, beside such images, and from 0 to 1, a deep one means what it means alone.
+    is_alone = options["channels"] is not None or any(image.sample is None for image in staged)
+    assumed = (is_alone or all(in_unit(*image.extremes) for image in staged)) and options["intensity_range"] is None
+    kept: list[_Staged] = []
+    reasons: dict[int, str] = {}
     for image in staged:
-        if convertible(image.shape[0], channels):
+        if not convertible(image.shape[0], channels):
+            reasons[image.position] = f"{image.shape[0]} channels among images with {channels}"
+        elif assumed and image.sample is not None:
+            try:
+                white = assumed_range(*image.extremes)[1]
+                notes.add(ASSUMED, image_index.names[image.position])
+                if (image.extremes[1] - image.extremes[0]) * 256 < FEW_LEVELS * white:
+                    notes.add(DULL, image_index.names[image.position])
+            except BadImage as error:
+                reasons[image.position] = str(error)
+        if image.position not in reasons:
             kept.append(image)
-        else:
-            reason = f"{image.shape[0]} channels among images with {channels}"
-            skipped.append(Skipped(image_index.names[image.position], reason))
+    skipped += [Skipped(image_index.names[position], reason) for position, reason in reasons.items()]
     skipped = image_index.refused + skipped
     found = len(order) + len(image_index.refused)
     check_skipped(skipped, found, max_skipped)
     rows = np.array([image.position for image in kept], dtype=np.int64)
-    counts = {split: count for split in splits if (count := int(np.isin(rows, splits[split]).sum()))}
-    if "train" not in counts:
-        raise UserError(f"no usable training images in {source.name}")
+    counts = {split: number for split in splits if (number := int(np.isin(rows, splits[split]).sum()))}
+    if main_split(splits) not in counts:
+        raise UserError(f"no usable {main_split(splits)} images in {source.name}")
 
-    intensity_range = _intensity_range(kept, options["intensity_range"])
-    _write_pixels(staging, directory / PIXELS, staged, channels, intensity_range)
+    intensity_range, lines = _intensity_range(kept, options["intensity_range"], assumed, image_index.names)
+    _write_pixels(staging, directory / PIXELS, staged, {image.position for image in kept}, channels, intensity_range)
     staging.unlink(missing_ok=True)
     arrays = {"sizes": np.array([image.shape[1:] for image in kept], dtype=np.int32)}
     if image_index.labels is not None:
@@ -113,7 +145,7 @@ def build(
             "intensity_range": intensity_range,
             "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
             "skipped": skipped,
-            "ignored": image_index.ignored,
+            "notes": [*image_index.all_notes(), *notes.lines(), *lines],
         },
     }
     write_facts(directory, facts)
@@ -150,7 +182,8 @@ def check_skipped(skipped: list[Skipped], found: int, max_skipped: float) -> Non
 
 
 def subset(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int) -> np.ndarray:
-    """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be."""
+    """A random subset of ``limit`` indices in ascending order, with classes as equal as they can be; images without a
+    label come last."""
     generator = np.random.default_rng(derive_seed(seed, "limit"))
     shuffled = generator.permutation(indices)
     if labels is not None:
@@ -159,7 +192,7 @@ def subset(indices: np.ndarray, labels: np.ndarray | None, limit: int, seed: int
         rounds = np.empty(len(shuffled), dtype=np.int64)
         for value in np.unique(values):
             members = np.flatnonzero(values == value)
-            rounds[members] = np.arange(len(members))
+            rounds[members] = np.arange(len(members)) if value >= 0 else len(shuffled)
         shuffled = shuffled[np.argsort(rounds, kind="stable")]
     return np.sort(shuffled[:limit])
 
@@ -184,14 +217,15 @@ def _stage(
     """Write the decoded images at ``order`` to ``path``; what was written, and what cannot be used."""
     staged: list[_Staged] = []
     skipped: list[Skipped] = []
+    most = max(16, min(_SAMPLED_PIXELS, _SAMPLED_IN_ALL // max(1, len(order))))
     with path.open("wb", buffering=_BLOCK) as file, closing(results):
         for done, (index, result) in enumerate(zip(order.tolist(), results, strict=True), start=1):
             if isinstance(result, BadImage):
                 skipped.append(Skipped(names[index], str(result)))
             else:
                 deep = result.dtype != np.uint8
-                value_range = (float(result.min()), float(result.max())) if deep else None
-                staged.append(_Staged(index, result.shape, value_range))
+                sample = _sampled(result, most, index) if deep else None
+                staged.append(_Staged(index, result.shape, sample, (float(result.min()), float(result.max()))))
                 file.write(result.data)
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
@@ -206,27 +240,65 @@ def _common_channels(staged: list[_Staged]) -> int:
     return max(counts, key=lambda channels: (counts[channels], channels), default=3)
 
 
-def _intensity_range(kept: list[_Staged], given: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The range that deep images are scaled by: one for all, to keep the relative brightness of images."""
-    ranges = [image.value_range for image in kept if image.value_range is not None]
-    if not ranges:
-        return None
-    low, high = given or (min(low for low, _ in ranges), max(high for _, high in ranges))
-    return low, high
+def _sampled(pixels: np.ndarray, most: int, position: int) -> np.ndarray:
+    """Pixels at random places, which the image's position decides."""
+    values = pixels.reshape(-1)
+    if len(values) > most:
+        values = values[np.random.default_rng(position).integers(0, len(values), most)]
+    return values.copy()
+
+
+def _intensity_range(
+    kept: list[_Staged], given: tuple[float, float] | None, assumed: bool, names: Sequence[str]
+) -> tuple[tuple[float, float] | None, list[str]]:
+    """The range that deep images are scaled by, one for all, to keep the relative brightness of images; and lines that
+    say so. None where each has the range that its values suggest.
+
+    It lies between two percentiles of their pixels: a hot pixel would leave the others two gray levels.
+    """
+    samples = [image.sample for image in kept if image.sample is not None]
+    if assumed or not samples:
+        return None, []
+    values = np.concatenate(samples)
+    first = next(names[image.position] for image in kept if image.sample is not None)
+    if given:
+        low, high = given
+        origin = ENCODER_RANGE
+    else:
+        # Outwards, so that few pixels keep their minimum and maximum.
+        low = float(np.percentile(values, PERCENTILES[0], method="lower"))
+        high = float(np.percentile(values, PERCENTILES[1], method="higher"))
+        origin = f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of their pixels"
+        if low == high:  # nearly all pixels are equal: the others are what is in the images
+            low, high, origin = float(values.min()), float(values.max()), "all there is"
+    lines = [f"{count(len(samples), 'image', 'images')} {scaled(low, high, origin)}; the first is {first}"]
+    most = np.percentile(values, (1, 99)).tolist()
+    levels = 256 * (min(most[1], high) - max(most[0], low)) / (high - low) if high > low else 0
+    if levels < FEW_LEVELS:
+        lines.append(
+            f"warning: nearly all pixels of these images, {most[0]:g} to {most[1]:g}, share {max(1, round(levels))} of "
+            "256 gray levels; remove outliers, or save the images with 8 bits of the range that matters"
+        )
+    return (low, high), lines
 
 
 def _write_pixels(
-    staging: Path, path: Path, staged: list[_Staged], channels: int, intensity_range: tuple[float, float] | None
+    staging: Path,
+    path: Path,
+    staged: list[_Staged],
+    kept: set[int],
+    channels: int,
+    intensity_range: tuple[float, float] | None,
 ) -> None:
-    """Write the images that can have the channels one after the other, each uint8 [C, H, W] of its own size."""
-    if all(image.shape[0] == channels and image.value_range is None for image in staged):  # nothing to convert
+    """Write the images that are ``kept`` one after the other, each uint8 [C, H, W] of its own size."""
+    if all(image.shape[0] == channels and image.sample is None for image in staged):  # nothing to convert
         staging.rename(path)
         return
     with staging.open("rb", buffering=_BLOCK) as source, path.open("wb", buffering=_BLOCK) as file:
         for image in staged:
-            dtype = np.uint8 if image.value_range is None else np.float32
+            dtype = np.uint8 if image.sample is None else np.float32
             pixels = np.fromfile(source, dtype, math.prod(image.shape)).reshape(image.shape)
-            if convertible(len(pixels), channels):
+            if image.position in kept:
                 file.write(np.ascontiguousarray(convert(pixels, channels, intensity_range)).data)
 
 

@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode, shrink
+from mocokit.data.decode import MAX_FILE_BYTES, MAX_PIXELS, TOO_MANY_BYTES, BadImage, decode, filled, shrink
 from mocokit.data.image_index import Source
-from mocokit.data.pixels import convert, convertible, stored_side
+from mocokit.data.pixels import ASSUMED, DULL, ENCODER_RANGE, FEW_LEVELS, convert, convertible, scaled, stored_side
 from mocokit.machine import usable_cores
 
 
@@ -41,7 +41,7 @@ class ImageFile(NamedTuple):
                 if not stat.S_ISREG(status.st_mode):
                     raise BadImage("not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
-                    raise BadImage("larger than 1 GiB")
+                    raise BadImage(TOO_MANY_BYTES)
                 return file.read(status.st_size)  # a larger number would be allocated in full
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
@@ -49,10 +49,13 @@ class ImageFile(NamedTuple):
 
 Encoded = bytes | np.ndarray | BadImage | ImageFile
 Decoded = np.ndarray | BadImage
+Noted = Callable[[int, str], None]  # of the position among the images and what was decided about that one
+_Result = tuple[Decoded, list[str]]  # with what was decided
 
 _FEW_IMAGES = 200  # below, starting processes costs more than it saves
 _CHUNK_IMAGES = 64
 _CHUNK_BYTES = 2**24
+_PENDING_BYTES = 2**28  # of files that wait to be decoded
 _DEEP_PIXEL_BYTES = 12  # three bands of float32
 _stop: Any = None  # in a worker: shared with the parent, not 0 when the result is no longer needed
 
@@ -62,6 +65,11 @@ def worker_count(source: Source, images: int) -> int:
     return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
 
 
+def max_pixels_of(source: Source) -> int:
+    """The most pixels of an image of ``source`` that is decoded, as the user chose it for files."""
+    return getattr(source, "max_pixels", MAX_PIXELS)
+
+
 def decode_for_model(
     images: Iterable[Encoded],
     *,
@@ -69,6 +77,8 @@ def decode_for_model(
     channels: int,
     intensity_range: tuple[float, float] | None,
     workers: int = 0,
+    noted: Noted | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Generator[Decoded, None, None]:
     """Decode and convert images in order, to the pixels that the store would hold; nothing is written to disk.
 
@@ -76,35 +86,60 @@ def decode_for_model(
         images: as `mocokit.data.sources.read_all` gives them.
         image_size: the side that the model takes in; images are shrunk to twice that side at most.
         channels: gray is converted to RGB (3) or the reverse (1).
-        intensity_range: what 0 and 255 stand for in images of more than 8 bits; None scales each by its own range.
+        intensity_range: what 0 and 255 stand for in images of more than 8 bits; None is explained at
+            `mocokit.data.pixels.assumed_range`.
         workers: decoding processes, 0 for none.
+        noted: called with what a user may not expect of an image.
+        max_pixels: larger images are not decoded.
 
     Yields:
         For each image uint8 [channels, H, W], or the BadImage that says why it can't be used.
     """
-    with closing(decode_all(images, stored_side(image_size), workers)) as decoded:
-        for pixels in decoded:
+    with closing(decode_all(images, stored_side(image_size), workers, noted, max_pixels)) as decoded:
+        for position, pixels in enumerate(decoded):
             if isinstance(pixels, BadImage):
                 yield pixels
             elif not convertible(len(pixels), channels):
                 yield BadImage(f"{len(pixels)} channels where {channels} are needed")
             else:
-                yield convert(pixels, channels, intensity_range)
+                try:
+                    converted = convert(pixels, channels, intensity_range)
+                except BadImage as error:
+                    yield error
+                    continue
+                if noted and pixels.dtype != np.uint8:
+                    noted(position, scaled(*intensity_range, ENCODER_RANGE) if intensity_range else ASSUMED)
+                    if np.ptp(converted) < FEW_LEVELS:
+                        noted(position, DULL)
+                yield converted
 
 
-def decode_all(images: Iterable[Encoded], max_side: int, workers: int) -> Generator[Decoded, None, None]:
+def decode_all(
+    images: Iterable[Encoded], max_side: int, workers: int, noted: Noted | None = None, max_pixels: int = MAX_PIXELS
+) -> Generator[Decoded, None, None]:
     """Decode images in order, in ``workers`` processes, with 0 in this one; ``max_side`` is that of ``decode``.
 
     Pixels [C, H, W] are only shrunk; what cannot be decoded comes out as its BadImage.
     """
+    with closing(_results(images, max_side, workers, max_pixels)) as results:
+        for position, (decoded, notes) in enumerate(results):
+            if noted:
+                for text in notes:
+                    noted(position, text)
+            yield decoded
+
+
+def _results(images: Iterable[Encoded], max_side: int, workers: int, max_pixels: int) -> Generator[_Result, None, None]:
     if workers == 0:
-        yield from (_decode(image, max_side) for image in images)
+        yield from (_decode(image, max_side, max_pixels) for image in images)
         return
-    with _Pool(workers, max_side) as pool:
-        pending: deque[tuple[list[Encoded], Future[list[Decoded]]]] = deque()
+    with _Pool(workers, max_side, max_pixels) as pool:
+        pending: deque[tuple[list[Encoded], Future[list[_Result]]]] = deque()
         for chunk in _chunks(images, max_side):
             pending.append((chunk, pool.submit(chunk)))
-            if len(pending) > 2 * workers:
+            waiting = sum(_nbytes(image) for its, _ in pending for image in its)
+            while pending and (len(pending) > 2 * workers or waiting > _PENDING_BYTES):
+                waiting -= sum(map(_nbytes, pending[0][0]))
                 yield from pool.result(*pending.popleft())
         while pending:
             yield from pool.result(*pending.popleft())
@@ -117,7 +152,7 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
     size = 0
     for image in images:
         chunk.append(image)
-        size += memoryview(image).nbytes if isinstance(image, bytes | np.ndarray) else 0  # type: ignore[arg-type]
+        size += _nbytes(image)
         if len(chunk) >= most or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -125,21 +160,28 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
         yield chunk
 
 
-def _decode(image: Encoded, max_side: int) -> Decoded:
-    if isinstance(image, np.ndarray):
-        return shrink(image, max_side)
+def _nbytes(image: Encoded) -> int:
+    return memoryview(image).nbytes if isinstance(image, bytes | np.ndarray) else 0  # type: ignore[arg-type]
+
+
+def _decode(image: Encoded, max_side: int, max_pixels: int) -> _Result:
+    notes: list[str] = []
     try:
         if isinstance(image, BadImage):
-            return image
-        return decode(image.read() if isinstance(image, ImageFile) else image, max_side)
+            return image, notes
+        if isinstance(image, np.ndarray):
+            pixels = image if image.dtype == np.uint8 else filled(image, note=notes.append)
+            return shrink(pixels, max_side), notes
+        data = image.read() if isinstance(image, ImageFile) else image
+        return decode(data, max_side, notes.append, max_pixels), notes
     except BadImage as error:
-        return error
+        return error, []
 
 
 class _Pool:
     """A process pool that survives images which kill its processes."""
 
-    def __init__(self, workers: int, max_side: int) -> None:
+    def __init__(self, workers: int, max_side: int, max_pixels: int) -> None:
         # Forked workers start at once and need no importable __main__ (a notebook, a script on stdin). They
         # use none of what a fork may leave locked: no threads of others, no BLAS, no CUDA.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -147,7 +189,7 @@ class _Pool:
         self._start = partial(
             ProcessPoolExecutor, mp_context=context, initializer=_start_worker, initargs=(self._stop,)
         )
-        self._workers, self._max_side = workers, max_side
+        self._workers, self._decode = workers, partial(_decode_chunk, max_side=max_side, max_pixels=max_pixels)
         self._executor = self._start(workers)
 
     def __enter__(self) -> "_Pool":
@@ -159,25 +201,25 @@ class _Pool:
         self._stop.value = kind is not None
         self._executor.shutdown(cancel_futures=True)
 
-    def submit(self, chunk: list[Encoded]) -> Future[list[Decoded]]:
+    def submit(self, chunk: list[Encoded]) -> Future[list[_Result]]:
         try:
-            return self._executor.submit(_decode_chunk, chunk, self._max_side)
+            return self._executor.submit(self._decode, chunk)
         except BrokenProcessPool:
             self._executor = self._start(self._workers)
-            return self._executor.submit(_decode_chunk, chunk, self._max_side)
+            return self._executor.submit(self._decode, chunk)
 
-    def result(self, chunk: list[Encoded], future: Future[list[Decoded]]) -> list[Decoded]:
+    def result(self, chunk: list[Encoded], future: Future[list[_Result]]) -> list[_Result]:
         """The decoded chunk. One that was under way when a process died is decoded image by image."""
         try:
             return future.result()
         except BrokenProcessPool:
-            decoded: list[Decoded] = []
+            decoded: list[_Result] = []
         executor = self._start(1)
         for image in chunk:
             try:
-                decoded += executor.submit(_decode_chunk, [image], self._max_side).result()
+                decoded += executor.submit(self._decode, [image]).result()
             except BrokenProcessPool:
-                decoded.append(BadImage("the decoder crashed on it"))
+                decoded.append((BadImage("the decoder crashed on it"), []))
                 executor = self._start(1)
         executor.shutdown()
         return decoded
@@ -199,6 +241,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _decode_chunk(chunk: list[Encoded], max_side: int) -> list[Decoded]:
+def _decode_chunk(chunk: list[Encoded], max_side: int, max_pixels: int) -> list[_Result]:
     """In a worker."""
-    return [_decode(image, max_side) for image in chunk if not _stop.value]
+    return [_decode(image, max_side, max_pixels) for image in chunk if not _stop.value]

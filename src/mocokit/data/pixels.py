@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mocokit.data.pillow import BadImage
+
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2
 
 
@@ -17,11 +19,44 @@ def stored_side(image_size: int) -> int:
     return 2 * image_size
 
 
+# What is told of images that `assumed_range` scales, and of those that another range leaves dull.
+ASSUMED = "of more than 8 bits: 0 to 1, or else 0 to 65535, become 0 to 255"
+FEW_LEVELS = 16
+ENCODER_RANGE = "the range of the encoder or the call"
+_ROUNDED = 1 + 1e-5  # shrinking rounds
+DULL = f"with fewer than {FEW_LEVELS} of the 256 gray levels of their range"
+
+
+def scaled(low: float, high: float, origin: str) -> str:
+    """What is told of images that a range, which is from ``origin``, scales."""
+    return f"of more than 8 bits: {low:g} to {high:g} become 0 to 255 ({origin}), others are clipped"
+
+
+def in_unit(low: float, high: float) -> bool:
+    """Whether pixels from ``low`` to ``high`` lie from 0 to 1."""
+    return low >= 0 and high <= _ROUNDED
+
+
+def assumed_range(low: float, high: float) -> tuple[float, float]:
+    """What 0 and 255 stand for in an image of more than 8 bits with pixels from ``low`` to ``high``, for an encoder of
+    8-bit images: 0 to 1, as in torchvision, or the full 16 bits, so that a picture means the same at any depth.
+
+    Raises:
+        BadImage: the pixels fit neither. If they end above 1 and below 256 they would be black as 16 bits, which no
+            8-bit picture is that was widened to these: its gray levels are 256 or 257 apart.
+    """
+    if in_unit(low, high):
+        return 0.0, 1.0
+    if low >= 0 and 256 <= high <= 65535 * _ROUNDED:
+        return 0.0, 65535.0
+    raise BadImage(f"pixels from {low:g} to {high:g}, where 0 to 1 or all of 16 bits are expected; save them so")
+
+
 def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> np.ndarray:
-    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``, or from
-    their own if that is None."""
+    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``, or as
+    `assumed_range` says (which may raise BadImage) if that is None."""
     deep = pixels.dtype != np.uint8
-    low, high = intensity_range or ((float(pixels.min()), float(pixels.max())) if deep else (0.0, 255.0))
+    low, high = intensity_range or (assumed_range(float(pixels.min()), float(pixels.max())) if deep else (0.0, 255.0))
     if len(pixels) == 1 and channels == 3:
         pixels = np.repeat(pixels, 3, axis=0)
     elif len(pixels) == 3 and channels == 1:

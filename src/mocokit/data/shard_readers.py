@@ -2,9 +2,9 @@
 
 import json
 import os
-import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.image_index import Skipped, is_image_name, reading
+from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
+from mocokit.data.labels import LABELS, label_column, label_values
+from mocokit.data.notes import listed
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
 PARQUET, TAR = ".parquet", ".tar"
-LABELS = ("label", "labels", "cls", "fine_label", "class")
+LABEL_MEMBERS = ("cls", "json")  # ends of the names of members that hold the label of an image
 
+_OWN = b"mocokit"  # in the metadata of feature files
+_TEXT_BYTES = 2**16  # of a label's member in a tar file
 _TAR_BLOCK = 256  # images of a tar shard that are read in one go
 _WAITS = (1, 4, 16)  # seconds before each new try to read a remote file
 T = TypeVar("T")
@@ -33,9 +37,12 @@ class ShardIndex:
 
     blocks: np.ndarray  # int64 [n], counted from 0: of each image the block, which is what is read together
     fetch: Callable[[int], list[bytes | None]]  # reads the image files of a block, in order; None where there is none
-    labels: np.ndarray | None = None  # number or text of each image
+    labels: pa.Array | pa.ChunkedArray | None = None  # int64 or text of each image, null where it has none
     classes: tuple[str, ...] | None = None  # the name of each label value, if the shard states it
+    folders: list[str | None] | None = None  # of each image in a tar without labels, where it may be the class
+    splits: list[str | None] | None = None  # of each image in a tar the folder that is named as a split
     refused: list[Skipped] = field(default_factory=list)  # members that must not be read
+    notes: tuple[str, ...] = ()  # which labels or images were left out and why
 
 
 def shard_kind(place: str) -> str:
@@ -53,9 +60,11 @@ def _open_parquet(place: str) -> ShardIndex:
     with open_file(place) as file:
         parquet = pq.ParquetFile(file)
         schema, metadata = parquet.schema_arrow, parquet.metadata
+        if _OWN in (schema.metadata or {}):
+            note = f"{Path(place).name} left out: a feature file that mocokit wrote"
+            return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
         column = _image_column(schema, place)
-        label = next((name for name in LABELS if name in schema.names), None)
-        labels = _label_values(parquet.read([label])[label]) if label else None
+        label, labels, notes = _labels(parquet, column)
         classes = _class_names(schema, label) if label else None
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
@@ -65,7 +74,7 @@ def _open_parquet(place: str) -> ShardIndex:
         files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
         return [file if isinstance(file, bytes) else None for file in files]
 
-    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes)
+    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
 
 
 def _image_column(schema: pa.Schema, place: str) -> str:
@@ -82,25 +91,34 @@ def _image_column(schema: pa.Schema, place: str) -> str:
     return next((name for name in found if name in ("image", "img", "jpg", "png")), found[0])
 
 
-def _label_values(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Labels as numbers or texts, or None if some are missing or they are something else."""
-    if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-        return None
-    return np.asarray(column.to_numpy())
+def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple[str, ...]]:
+    """The column of labels and its values, and a line on what was not taken; (None, None, ...) if there is none."""
+    others = [name for name in parquet.schema_arrow.names if name != image]
+    refused: list[str] = []
+    for name in label_column(others):
+        values = label_values(parquet.read([name])[name])
+        if not isinstance(values, str):
+            taken = f"labels are from the column {name}"
+            return name, values, tuple(refused) + ((taken,) if refused or name != LABELS[0] else ())
+        refused.append(f"column {name} is not used: {values}")
+    if others and not refused:
+        refused.append(f"no labels among the columns {listed(others)}; call the one with classes {LABELS[0]}")
+    return None, None, tuple(refused)
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """The names of the values of ``label``, as `datasets` stores them in the schema."""
     with suppress(KeyError, TypeError, ValueError):
-        notes = json.loads((schema.metadata or {})[b"huggingface"])
-        return tuple(map(str, notes["info"]["features"][label]["names"]))
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(map(str, info["info"]["features"][label]["names"]))
     return None
 
 
 def _open_tar(place: str) -> ShardIndex:
-    """In webdataset layout: KEY.cls holds the label of KEY.jpg. A block is 256 images."""
+    """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images."""
     images: dict[TarMember, str] = {}  # and their keys
     texts: dict[str, str] = {}
+    objects: dict[str, dict[str, Any]] = {}
     refused = []
     with open_file(place) as file:
         for member in tar_members(file):
@@ -112,15 +130,18 @@ def _open_tar(place: str) -> ShardIndex:
                     refused.append(Skipped(f"{Path(place).name}/{member.name}", member.refusal))
                 else:
                     images[member] = key
-            elif end == "cls" and not member.refusal:
+            elif end in LABEL_MEMBERS and not member.refusal:
                 file.seek(member.offset)
-                texts[key] = file.read(min(member.size, 2**16)).decode(errors="replace").strip()
+                text = file.read(min(member.size, _TEXT_BYTES)).decode(errors="replace").strip()
+                if end == "cls":
+                    texts[key] = text
+                else:
+                    objects[key] = _object(text)
     extents = np.array([member[1:3] for member in images], dtype=np.int64).reshape(-1, 2)
-    labels = None
-    if texts and all(key in texts for key in images.values()):
-        labels = np.array([texts[key] for key in images.values()])
-        if all(re.fullmatch(r"-?\d{1,9}", label) for label in labels):
-            labels = labels.astype(np.int64)
+    labels, notes = _tar_labels(list(images.values()), texts, objects)
+    names = [member.name for member in images]
+    folders = None if labels is not None else _class_folders(names, place)
+    splits = _split_folders(names)
     per_block = _TAR_BLOCK
 
     def fetch(block: int) -> list[bytes | None]:
@@ -131,7 +152,60 @@ def _open_tar(place: str) -> ShardIndex:
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, refused)
+    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, folders, splits, refused, notes)
+
+
+def _object(text: str) -> dict[str, Any]:
+    """What a JSON text describes; empty if it is damaged or something else."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _tar_labels(
+    keys: list[str], texts: dict[str, str], objects: dict[str, dict[str, Any]]
+) -> tuple[pa.Array | pa.ChunkedArray | None, tuple[str, ...]]:
+    """The labels of the images with these ``keys``, and a line on what was not taken."""
+    if texts:
+        labels = pa.array([texts.get(key) or None for key in keys], pa.large_string())
+        with suppress(pa.ArrowInvalid):  # texts
+            labels = labels.cast(pa.int64())
+        return labels, ()
+    found = [objects.get(key, {}) for key in keys]
+    fields = dict.fromkeys(field for its in found for field in its)
+    refused: list[str] = []
+    for field_name in label_column(fields):
+        try:
+            values = label_values(pa.array([its.get(field_name) for its in found]))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            values = "values of several kinds"
+        if not isinstance(values, str):
+            return values, (*refused, f"labels are from {field_name} in the .json files")
+        refused.append(f"{field_name} in the .json files is not used: {values}")
+    if fields and not refused:
+        refused.append(f"no labels among {listed(list(fields))} in the .json files; call the class {LABELS[0]}")
+    return None, tuple(refused)
+
+
+def _class_folders(names: Iterable[str], place: str) -> list[str | None] | None:
+    """The folder that each image is in, where it may be a class; None unless that is half of them.
+
+    Those at the depth of most images; not one that is named as a split or as the shard.
+    """
+    paths = [[part for part in name.split("/") if part not in ("", ".")][:-1] for name in names]
+    ((depth, _),) = Counter(map(len, paths)).most_common(1) or [(0, 0)]
+    no_class = {"", Path(place).name.split(".")[0]}
+    found = [path[-1] if path and len(path) == depth else "" for path in paths]
+    folders = [None if name in no_class or split_word(name) == name.lower() else name for name in found]
+    return folders if 2 * sum(name is not None for name in folders) >= len(folders) > 0 else None
+
+
+def _split_folders(names: Iterable[str]) -> list[str | None] | None:
+    """The first folder of each image whose name is a word for a split; None without any."""
+    paths = (name.lower().split("/")[:-1] for name in names)
+    found = [next((folder for folder in path if folder and split_word(folder) == folder), None) for path in paths]
+    return found if any(found) else None
 
 
 def is_remote(place: str) -> bool:

@@ -14,10 +14,24 @@ from typing import NamedTuple
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage
-from mocokit.data.image_index import SPLIT_FOLDERS, SPLITS, ImageIndex, is_hidden, is_image_name, reading
-from mocokit.data.shard_readers import LABELS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
+from mocokit.data.image_index import (
+    SPLITS,
+    ImageIndex,
+    holds_copies,
+    is_hidden,
+    is_image_name,
+    is_run,
+    reading,
+    split_word,
+    splits_note,
+    splits_of_words,
+)
+from mocokit.data.labels import join_labels, label_column, number_labels
+from mocokit.data.notes import listed
+from mocokit.data.shard_readers import LABEL_MEMBERS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError
 
@@ -39,10 +53,13 @@ def local_shards(path: Path) -> list[Shard]:
     """The Parquet file itself, a tar file with labels, or the shards below a folder without images; or none."""
     if path.is_file():
         is_shard = path.suffix.lower() == PARQUET or (path.suffix.lower() == TAR and _has_labels(path))
-        return [Shard(str(path), _split(path.name))] if is_shard else []
+        return _shards([str(path)], str(path.parent)) if is_shard else []
     files: list[str] = []
     for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name) and not holds_copies(name)]
+        if is_run(names):
+            folders.clear()
+            continue
         if any(map(is_image_name, names)):
             return []
         files += [str(Path(folder, name)) for name in names]
@@ -59,8 +76,8 @@ def remote_shards(address: str) -> list[Shard]:
     raise UserError(f"no shards in {address}; files of these kinds are shards: {PARQUET} {TAR}")
 
 
-def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
-    """The shards of ``hf:NAME[:CONFIG][@REVISION]``, and the classes if the hub names them.
+def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None, tuple[str, ...]]:
+    """The shards of ``hf:NAME[:CONFIG][@REVISION]``, the classes if the hub names them, and what is left out.
 
     Their addresses hold the revision's hash, so that they mean the same content for ever. UserError: the extra is
     missing, the hub can't be reached, or the set is not kept in shards.
@@ -73,11 +90,13 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
     name, _, config = name.partition(":")
     with reading(data):
         builder = datasets.load_dataset_builder(name, config or None, revision=revision or None)
+    files = {str(split): places for split, places in (builder.config.data_files or {}).items()}
+    words = {split: split.lower() for split in files if split_word(split) == split.lower()}
+    meant = splits_of_words(words.values())
     shards = [
-        Shard(str(place), SPLIT_FOLDERS[str(split)])
-        for split, places in (builder.config.data_files or {}).items()
-        if str(split) in SPLIT_FOLDERS
-        for place in places
+        Shard(str(place), meant[word])
+        for split, word in words.items()
+        for place in files[split]
         if shard_kind(str(place)) in (PARQUET, TAR)
     ]
     if not shards:
@@ -85,9 +104,10 @@ def hub_shards(data: str) -> tuple[list[Shard], tuple[str, ...] | None]:
             f"{data} has no Parquet or tar shards of a train, validation or test split; "
             f"the hub's own Parquet copy of many sets is {data.partition('@')[0]}@refs/convert/parquet"
         )
-    features = (builder.info.features or {}).items()
-    names = next((f.names for n, f in features if n in LABELS and getattr(f, "names", None)), None)
-    return shards, names and tuple(names)
+    features = builder.info.features or {}
+    names = next((getattr(features[name], "names", None) for name in label_column(features)), None)
+    others = [split for split in files if split not in words]
+    return shards, names and tuple(names), (f"splits that are not used: {listed(others)}",) if others else ()
 
 
 class ShardSource:
@@ -95,8 +115,10 @@ class ShardSource:
 
     decoded = False
 
-    def __init__(self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None) -> None:
-        self.data, self.shards, self.classes = data, shards, classes
+    def __init__(
+        self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        self.data, self.shards, self.classes, self.notes = data, shards, classes, notes
         path = data if data.startswith(HUB) or is_remote(data) else str(Path(data).resolve())
         self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
         self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
@@ -121,15 +143,17 @@ class ShardSource:
         if not self._starts[-1]:
             raise UserError(f"no images in {self.data}")
         split_of = np.repeat([SPLITS.index(shard.split) for shard in self.shards], counts)
+        inside = self._splits_inside(split_of)
         splits = {
             split: np.flatnonzero(split_of == number) for number, split in enumerate(SPLITS) if number in split_of
         }
-        if "train" not in splits:
-            raise UserError(f"{self.data} has no training images: all shards are named {', '.join(splits)}")
         is_first = np.concatenate([np.diff(index.blocks, prepend=-1) > 0 for index in self._indices])
         names = _Names([Path(shard.place).name for shard in self.shards], self._starts)
         refused = [skipped for index in self._indices for skipped in index.refused]
-        return ImageIndex(names, splits, *self._labels(), refused, blocks=np.cumsum(is_first) - 1)
+        labels, label_names, more = self._labels()
+        notes = dict.fromkeys([*self.notes, *self._splits_note(), *inside, *more])
+        blocks = np.cumsum(is_first) - 1
+        return ImageIndex(names, splits, labels, label_names, refused, blocks=blocks, notes=tuple(notes))
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
@@ -137,9 +161,9 @@ class ShardSource:
         row = index - self._starts[shard]
         content = self._block(shard, int(blocks[row]))[row - int(np.searchsorted(blocks, blocks[row]))]
         if not content:
-            raise BadImage("no image in this row")
+            raise BadImage("no image in this row; if rows hold paths of files, name the folder of these files")
         if len(content) > MAX_FILE_BYTES:
-            raise BadImage("larger than 1 GiB")
+            raise BadImage(TOO_MANY_BYTES)
         return content
 
     def _block(self, shard: int, number: int) -> list[bytes | None]:
@@ -152,26 +176,51 @@ class ShardSource:
         recent.move_to_end(key)
         return recent[key]
 
-    def _labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-        """Labels [N] int64 and classes, if every image has one; text labels become classes in their order."""
+    def _splits_note(self) -> list[str]:
+        """Which shards were taken as which split, unless all are to train on."""
+        names: dict[str, list[str]] = {}
+        for shard in self.shards:
+            names.setdefault(shard.split, []).append(Path(shard.place).name)
+        return splits_note(names) if set(names) != {"train"} else []
+
+    def _splits_inside(self, split_of: np.ndarray) -> list[str]:
+        """Take folders in tar shards for splits, if they are named as training and other images, and say so in a line.
+
+        Changes ``split_of`` [N], numbers of splits by the names of shards, unless those say something.
+        """
+        words = {word for index in self._indices for word in set(index.splits or ())}
+        meant = splits_of_words(words)
+        if "train" not in meant.values() or len(set(meant.values())) < 2 or split_of.any():
+            return []
+        for start, index in zip(self._starts, self._indices, strict=False):
+            for row, word in enumerate(index.splits or ()):
+                split_of[start + row] = SPLITS.index(meant[word] if word else "train")
+        names: dict[str, list[str]] = {}
+        for word, split in sorted(meant.items()):
+            names.setdefault(split, []).append(f"{word}/")
+        return splits_note(names)
+
+    def _labels(self) -> tuple[np.ndarray | None, tuple[str, ...] | None, list[str]]:
+        """Labels [N] int64, classes, and what was left out, a line each."""
         indices = [index for index in self._indices if len(index.blocks)]
-        parts = [index.labels for index in indices if index.labels is not None]
-        if len(parts) < len(indices):
-            return None, None
-        values = np.concatenate(parts)
-        if values.dtype.kind not in "iu":
-            classes, numbers = np.unique(values.astype(str), return_inverse=True)
-            return numbers.astype(np.int64), tuple(classes.tolist())
+        notes = [note for index in self._indices for note in index.notes]
+        values = join_labels([index.labels for index in indices], [len(index.blocks) for index in indices])
+        if values is None:
+            values = self._folders()
         named = {index.classes for index in indices} - {None} or {self.classes}
         if len(named) > 1:
             raise UserError(f"{self.data}: its shards name different classes, so their labels do not compare")
-        if values.min() < 0:  # as the hub marks the unlabelled
-            return None, None
-        count = int(values.max()) + 1
-        known = named.pop()
-        if known is not None and len(known) < count:
-            raise UserError(f"{self.data}: label {count - 1} where {len(known)} classes are named")
-        return values.astype(np.int64), known or tuple(map(str, range(count)))
+        labels, classes, more = number_labels(values, named.pop(), self.data)
+        return labels, classes, notes + more
+
+    def _folders(self) -> pa.Array | None:
+        """The folders in tar shards as classes, unless each shard has but one: then it was packed so."""
+        parts: list[list[str | None]] = [
+            index.folders or [None] * len(index.blocks) for index in self._indices if len(index.blocks)
+        ]
+        if all(len(set(part) - {None}) < 2 for part in parts):
+            return None
+        return pa.array([folder for part in parts for folder in part], pa.large_string())
 
 
 class _Names(Sequence[str]):
@@ -195,24 +244,34 @@ def _nbytes(files: list[bytes | None]) -> int:
 
 
 def _has_labels(path: Path) -> bool:
-    """Whether a webdataset's label is among a tar's first members."""
+    """Whether the label of an image, as in a webdataset, is among a tar's first members."""
     try:
         with path.open("rb") as file:
-            return any(member.name.endswith(".cls") for member in islice(tar_members(file), _PEEKED_MEMBERS))
+            names = [member.name for member in islice(tar_members(file), _PEEKED_MEMBERS)]
     except (tarfile.TarError, OSError):
         return False
+    keys = {name.partition(".")[0] for name in map(_visible, names) if is_image_name(name)}
+    ends = [name.partition(".") for name in map(_visible, names)]
+    return any(end == LABEL_MEMBERS[0] or (end in LABEL_MEMBERS and key in keys) for key, _, end in ends)
+
+
+def _visible(name: str) -> str:
+    return name.removeprefix("./")
 
 
 def _shards(files: Iterable[str], place: str) -> list[Shard]:
-    """Those of the ``files`` below ``place`` that are shards, sorted."""
+    """Those of the ``files`` below ``place`` that are shards, sorted; without a word for a split they are to train on.
+
+    The word is first or last in the file's name, as in train-00000-of-00010.parquet, or else in a folder's.
+    """
     names = sorted(name for name in files if shard_kind(name) in (PARQUET, TAR))
     if len(set(map(shard_kind, names))) > 1:
         raise UserError(f"{place} has Parquet and tar shards together; name a folder with one kind of them")
-    return [Shard(name, _split(name[len(place) :])) for name in names]
+    words = [_split_word(name[len(place) :]) for name in names]
+    meant = splits_of_words(words)
+    return [Shard(name, meant[word] if word else "train") for name, word in zip(names, words, strict=True)]
 
 
-def _split(path: str) -> str:
-    """By the first word of the file's name, as in train-00000-of-00010.parquet, else by a folder's name."""
-    *folders, file = path.lower().replace("\\", "/").split("/")
-    words = [re.split(r"[-_.]", file)[0], *folders]
-    return next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "train")
+def _split_word(path: str) -> str | None:
+    *folders, file = path.replace("\\", "/").split("/")
+    return next(filter(None, map(split_word, [os.path.splitext(file)[0], *folders])), None)

@@ -14,10 +14,10 @@ import numpy as np
 from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import DOWNLOADS, cache_directory
-from mocokit.data.decode import BadImage
+from mocokit.data.decode import MAX_PIXELS, BadImage
 from mocokit.data.decode_pool import Encoded
 from mocokit.data.folder import FolderSource
-from mocokit.data.image_index import ImageIndex, Source
+from mocokit.data.image_index import ImageIndex, Source, is_image_name
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
 from mocokit.errors import UserError
 
@@ -28,8 +28,20 @@ ACCEPTED = (
 )
 
 
-def open_source(data: str) -> Source:
-    """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind."""
+def open_source(data: str, follow_links: bool = False, max_pixels: int = MAX_PIXELS) -> Source:
+    """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind.
+
+    Args:
+        data: a name, path or address.
+        follow_links: read what links in a folder lead to outside it.
+        max_pixels: larger images are not decoded.
+    """
+    source = _open(data, follow_links)
+    source.max_pixels = max_pixels  # type: ignore[attr-defined]
+    return source
+
+
+def _open(data: str, follow_links: bool) -> Source:
     if data in BUNDLED and os.path.isdir(data):
         raise UserError(
             f"{data}: is both a data set that comes with mocokit and the folder {os.path.abspath(data)}; "
@@ -45,16 +57,22 @@ def open_source(data: str) -> Source:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character
+        if any(mark in path.name for mark in "*?[") and path.parent.is_dir():
+            raise UserError(f"{data} is a pattern of files; name the folder: {path.parent}") from error
         raise UserError(f"no such data: {data}{_suggestion(path)}; accepted are {ACCEPTED}") from error
     is_file, is_folder = stat.S_ISREG(mode), stat.S_ISDIR(mode)
     if (is_file or is_folder) and (shards := local_shards(path)):
+        if is_folder and len(shards) == 1 and not local_shards(Path(shards[0].place)):  # splits and classes are in it
+            return ArchiveSource(Path(shards[0].place))
         return ShardSource(str(path), shards)
     if is_folder:
-        return FolderSource(path)
+        return FolderSource(path, follow_links)
     if is_file and path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return ArchiveSource(path)
     if is_file and path.suffix.lower() in ARRAY_SUFFIXES:
         return ArraySource(path)
+    if is_file and is_image_name(path.name):
+        raise UserError(f"{data} is one image; name the folder of the images: {path.parent}")
     raise UserError(f"{data} is neither a folder nor an archive; accepted are {ACCEPTED}")
 
 

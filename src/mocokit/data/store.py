@@ -28,8 +28,10 @@ from mocokit.data.build import (
     read_facts,
 )
 from mocokit.data.cache import IMAGES, building, cache_directory, cache_errors, hold, locked, remove_leftovers
-from mocokit.data.image_index import Skipped, Source
+from mocokit.data.decode_pool import max_pixels_of
+from mocokit.data.image_index import Skipped, Source, main_split
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from mocokit.files import replacing
 
 __all__ = ["ImageSet", "Skipped", "Store", "TooManySkipped", "open_store", "write_skipped"]
@@ -38,8 +40,9 @@ __all__ = ["ImageSet", "Skipped", "Store", "TooManySkipped", "open_store", "writ
 class ImageSet:
     """The images of one split: uint8, of one channel count, each of its own size, memory-mapped.
 
-    ``labels`` are int64 [N] or None, ``sizes`` int32 [N, 2] height and width, ``canvas`` the greatest of both, and
-    ``nbytes`` that of all images padded to it. Pickled, it is only a path: the other process maps the same file.
+    ``labels`` are int64 [N], -1 where an image has none, or None; ``sizes`` int32 [N, 2] height and width, ``canvas``
+    the greatest of both, and ``nbytes`` that of all images padded to it. Pickled, it is only a path: the other
+    process maps the same file.
     """
 
     def __init__(self, path: Path, split: str) -> None:
@@ -108,23 +111,27 @@ class Store:
     channels: int  # of every image
     label_names: tuple[str, ...] | None  # the class of each label value, or None without labels
     skipped: list[Skipped]  # the images that cannot be used, and why
-    ignored: int  # number of images outside the splits, which are not used
+    notes: tuple[str, ...]  # what to know about splits, labels and pixels, a line each
     fingerprint: str  # digest of pixels and labels, equal on every machine
     intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
     from_cache: bool  # whether nothing had to be decoded
-    splits: dict[str, ImageSet]  # "train", and "val" and "test" if there are such images
+    splits: dict[str, ImageSet]  # of "train", "val" and "test" those that there are
+
+    @property
+    def main(self) -> ImageSet:
+        """The training split, or, where there is none, the next: what is looked at where nothing is trained."""
+        return self.splits[main_split(self.splits)]
 
     def summary(self) -> str:
-        """What was found, in one line."""
+        """What was found, in one line, and the notes, a line each."""
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
         labels = f"{len(self.label_names)} classes" if self.label_names else "no labels"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
         skipped = ""
         if self.skipped:
             skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
-        ignored = f", {self.ignored} outside train and test not used" if self.ignored else ""
         cached = ", from the cache" if self.from_cache else ""
-        return f"{self.name}: {counts} images, {kind}, {labels}{skipped}{ignored}{cached}"
+        return "\n".join([f"{self.name}: {counts} images, {kind}, {labels}{skipped}{cached}", *self.notes])
 
 
 def open_store(
@@ -139,6 +146,7 @@ def open_store(
     channels: int | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
+    to_train: bool = False,
 ) -> Store:
     """Open what the user named, decoding it first unless the cache has it.
 
@@ -155,15 +163,17 @@ def open_store(
         channels: convert gray to RGB (3) or the reverse (1); None keeps gray if every image is.
         progress: called with the images done and in total.
         cache: keep the decoded images below this directory, not below ``cache_directory()``.
+        to_train: whether there have to be images to train on.
 
     Raises:
-        UserError: the data cannot be opened, or the cache directory cannot be written.
+        UserError: the data cannot be opened, has nothing ``to_train`` on, or the cache directory cannot be written.
         TooManySkipped: more than ``max_skipped`` of the images cannot be used.
     """
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / IMAGES
     remove_leftovers(folder)
-    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{_key(source.fingerprint())}"
+    key = _key([source.fingerprint(), max_pixels_of(source)])
+    name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
 
     def wanted(median: float | None) -> dict[str, Any] | None:
         """What the pixels depend on, as JSON gives it back; None if the median of the images is needed for that."""
@@ -185,21 +195,37 @@ def open_store(
         entries = (_load(path, wanted, max_skipped) for path in sorted(folder.glob(f"{name}-*")))
         return next(filter(None, entries), None)
 
-    if store := find():
-        return store
-    with cache_errors(folder):
-        folder.mkdir(exist_ok=True)
-    with locked(folder, name):
-        if store := find():  # built by another process in the meantime
-            return store
-        image_index, median = prepare(source, limit, seed, measure=callable(image_size))
-        options = wanted(median)
-        assert options is not None
-        with cache_errors(folder), building(folder, name, _key(options)) as directory:
-            build(source, image_index, median, options, directory, max_skipped, workers, progress)
-        store = find()
-    assert store is not None, f"an entry of {folder} was removed while it was opened"
-    return replace(store, from_cache=False)
+    def ensure() -> Store:
+        with cache_errors(folder):
+            folder.mkdir(exist_ok=True)
+        with locked(folder, name):
+            if store := find():  # built by another process in the meantime
+                return store
+            image_index, median = prepare(source, limit, seed, measure=callable(image_size))
+            if to_train:
+                _check_trainable(image_index.splits, source.name)
+            options = wanted(median)
+            assert options is not None
+            with cache_errors(folder), building(folder, name, _key(options)) as directory:
+                build(source, image_index, median, options, directory, max_skipped, workers, progress)
+            store = find()
+        assert store is not None, f"an entry of {folder} was removed while it was opened"
+        return replace(store, from_cache=False)
+
+    store = find() or ensure()
+    if to_train:
+        _check_trainable(store.splits, source.name)
+    return store
+
+
+def _check_trainable(splits: Iterable[str], name: str) -> None:
+    """Raise a UserError unless training images are among the ``splits`` of the data set ``name``."""
+    if "train" not in splits:
+        only = " and ".join(splits)
+        raise UserError(
+            f"{name} has no images to train on: by the names of folders or files all are {only} images; "
+            "add a train folder or shard, or name the folder of the images itself"
+        )
 
 
 def _key(value: Any) -> str:
@@ -216,6 +242,7 @@ def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], m
         fields["skipped"] = [Skipped(*item) for item in fields["skipped"]]
         for name in ("label_names", "intensity_range"):
             fields[name] = fields[name] and tuple(fields[name])
+        fields["notes"] = tuple(fields["notes"])
         splits = {split: ImageSet(path, split) for split in facts["splits"]}
         store = Store(path=path, from_cache=True, splits=splits, **fields)
     except Exception:  # whatever comes of damage

@@ -20,7 +20,7 @@ from mocokit import distributed
 from mocokit.data.build import check_skipped
 from mocokit.data.dataset import Batch
 from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
+from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.pixels import pad, stored_side
 from mocokit.data.sources import open_source, read_all
@@ -62,11 +62,13 @@ class StreamingImages:
         return len(self.indices)
 
 
-def open_streaming(data: str, *, seed: int, max_skipped: float, **options: Any) -> tuple[Store, StreamingImages]:
+def open_streaming(
+    data: str | Source, *, seed: int, max_skipped: float, **options: Any
+) -> tuple[Store, StreamingImages]:
     """What the user named: a store of some images, for statistics and quality checks, and all training images.
 
     Args:
-        data: see ``open_source``.
+        data: see ``open_source``; or a source.
         seed: decides which images the store has.
         max_skipped: fraction of the images that may be unusable, 0 to 1.
         options: see ``open_store``.
@@ -74,10 +76,10 @@ def open_streaming(data: str, *, seed: int, max_skipped: float, **options: Any) 
     Raises:
         UserError, TooManySkipped: as ``open_store``.
     """
-    source = open_source(data)
+    source = open_source(data) if isinstance(data, str) else data
     listing = source.read_index()
     store = open_store(_Sample(source, listing, seed), seed=seed, max_skipped=max_skipped, **options)
-    indices = listing.splits["train"]
+    indices = listing.splits["train"]  # there are some, or the store had been refused
     images = StreamingImages(
         source,
         listing.names,
@@ -96,6 +98,7 @@ class _Sample:
 
     def __init__(self, source: Source, listing: ImageIndex, seed: int) -> None:
         self.source, self.name, self.decoded = source, source.name, source.decoded
+        self.max_pixels = max_pixels_of(source)
         splits = {split: _sample(rows, listing.blocks, seed) for split, rows in listing.splits.items()}
         self._listing = replace(listing, splits=splits)
         self._seed = seed
@@ -262,6 +265,7 @@ class StreamingDataset(IterableDataset[Batch]):
             image_size=images.image_size,
             channels=images.channels,
             intensity_range=images.intensity_range,
+            max_pixels=max_pixels_of(images.source),
             workers=self.workers,
         )
         window: list[Decoded] = []

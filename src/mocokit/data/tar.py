@@ -4,7 +4,10 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
-from mocokit.data.decode import MAX_FILE_BYTES
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES
+
+_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_MOST_HEADER_BYTES = 2**20
 
 
 class TarMember(NamedTuple):
@@ -26,6 +29,11 @@ class _StrictTarInfo(tarfile.TarInfo):
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from error
 
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _NAMES and self.size > _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header with a name of {self.size:,} bytes")  # would be read into memory
+        return super()._proc_member(archive)  # type: ignore[misc]
+
 
 def tar_members(file: IO[bytes]) -> Iterator[TarMember]:
     """The members in the archive's order, read from their headers; ``file`` may be moved between two of them.
@@ -38,7 +46,7 @@ def tar_members(file: IO[bytes]) -> Iterator[TarMember]:
             archive.members.clear()  # type: ignore[attr-defined]  # of a million headers, all would be kept
             if member.size < 0:
                 raise tarfile.ReadError("negative size")  # would lead back to a member already seen
-            refusal = "larger than 1 GiB" if member.size > MAX_FILE_BYTES else None
+            refusal = TOO_MANY_BYTES if member.size > MAX_FILE_BYTES else None
             if not member.isreg() or member.issparse():
                 refusal = "a link, device or sparse file in the archive"
             if not member.isdir():

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mocokit.config import EmbedConfig
 from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Decoded, decode_for_model, worker_count
+from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.notes import Notes
 from mocokit.data.pixels import pad
 from mocokit.data.sources import read_all
 from mocokit.deploy.feature_file import feature_table
@@ -32,7 +33,13 @@ class Chunk(NamedTuple):
 
 
 def embed_images(
-    encoder: Encoder, source: Source, index: ImageIndex, order: np.ndarray, start: int, config: EmbedConfig
+    encoder: Encoder,
+    source: Source,
+    index: ImageIndex,
+    order: np.ndarray,
+    start: int,
+    config: EmbedConfig,
+    notes: Notes | None = None,
 ) -> Generator[Chunk, None, None]:
     """Embed the images ``order[start:]``, positions in ``index``, batch by batch.
 
@@ -48,6 +55,8 @@ def embed_images(
         channels=spec.channels,
         intensity_range=spec.intensity_range,
         workers=worker_count(source, len(rest)) if config.workers is None else config.workers,
+        max_pixels=max_pixels_of(source),
+        noted=None if notes is None else lambda position, text: notes.add(text, index.names[rest[position]]),
     )
     size = batch_size(encoder.device, len(order), config.batch_size)
     pending: deque[tuple[np.ndarray, list[Decoded]]] = deque()
@@ -78,7 +87,7 @@ def _columns(
     """The other columns: what the index and the classifier say about the ``chosen`` images."""
     labels: list[str | None] = [None] * len(chosen)
     if index.labels is not None and index.label_names is not None:
-        labels = [index.label_names[value] for value in index.labels[chosen]]
+        labels = [index.label_names[value] if value >= 0 else None for value in index.labels[chosen].tolist()]
     columns: dict[str, list[Any]] = {
         "path": [index.names[i] for i in chosen],
         "split": split_of[chosen].tolist(),

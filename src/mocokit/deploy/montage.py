@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mocokit.data.decode import BadImage
+from mocokit.data.decode import MAX_PIXELS, BadImage
 from mocokit.data.decode_pool import Encoded, decode_for_model
 from mocokit.data.sources import open_source, read_all
 from mocokit.deploy.feature_file import printable
@@ -120,14 +120,19 @@ def _draw_legend(pen: ImageDraw.ImageDraw, left: float, top: int) -> None:
         left += _FONT_SIZE + 6 + pen.textlength(text) + 24
 
 
-def images_of_rows(data: str, paths: list[str], spec: Any) -> dict[str, np.ndarray]:
-    """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError."""
-    source = open_source(data)
+def images_of_rows(
+    data: str, paths: list[str], spec: Any, reading: tuple[bool, int] = (False, MAX_PIXELS)
+) -> dict[str, np.ndarray]:
+    """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError.
+
+    ``reading`` are the further arguments of `open_source`.
+    """
+    source = open_source(data, *reading)
     index = {printable(name): i for i, name in enumerate(source.read_index().names)}
     for path in paths:
         if path not in index:
             raise UserError(f"--montage: no image {path} in {data}; name with --data where the images are now")
-    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec)
+    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec, reading[1])
 
 
 def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:
@@ -138,13 +143,17 @@ def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:
     return _decoded((Path(file).read_bytes() for file in files), files, spec)
 
 
-def _decoded(images: Iterable[Encoded], names: list[str], spec: Any) -> dict[str, np.ndarray]:
+def _decoded(
+    images: Iterable[Encoded], names: list[str], spec: Any, max_pixels: int = MAX_PIXELS
+) -> dict[str, np.ndarray]:
     try:
         known = EncoderSpec.from_dict(spec)
         channels, intensity_range = 3 if known.channels == 1 else known.channels, known.intensity_range
     except (LookupError, TypeError, ValueError):  # not written by mocokit
         channels, intensity_range = 3, None
-    decoded = decode_for_model(images, image_size=TILE, channels=channels, intensity_range=intensity_range)
+    decoded = decode_for_model(
+        images, image_size=TILE, channels=channels, intensity_range=intensity_range, max_pixels=max_pixels
+    )
     found = {}
     for name, image in zip(names, decoded, strict=True):
         if isinstance(image, BadImage):

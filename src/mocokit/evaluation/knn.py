@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from mocokit.data.store import Store
 from mocokit.evaluation.metrics import rank_of_class, wilson_interval
-from mocokit.evaluation.splits import Subset
+from mocokit.evaluation.splits import Subset, bank_and_queries, labelled_splits
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
@@ -93,9 +93,9 @@ class KnnEvaluator:
 
     @classmethod
     def from_store(cls, store: Store, k: int, temperature: float) -> "KnnEvaluator":
-        """The bank is the training split; the queries are the test split, or else the validation split."""
-        queries = store.splits.get("test") or store.splits.get("val")
-        return cls(Subset.all(store.splits["train"]), Subset.all(queries) if queries else None, k, temperature)
+        """The bank is the training split; the queries are the test split, or else the validation split. Of all only
+        the images with a label; of splits only those that have some."""
+        return cls(*bank_and_queries(labelled_splits(store)), k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mocokit.data.image_index import SPLITS
+from mocokit.data.notes import listed
 from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
@@ -20,9 +22,11 @@ class Subset:
     indices: Tensor
 
     @classmethod
-    def all(cls, images: ImageSet) -> "Subset":
-        """All of ``images``."""
-        return cls(images, torch.arange(len(images)))
+    def labelled(cls, images: ImageSet) -> "Subset":
+        """Those of ``images`` that have a label."""
+        if images.labels is None:
+            return cls(images, torch.empty(0, dtype=torch.int64))
+        return cls(images, torch.from_numpy(images.labels >= 0).nonzero().squeeze(1))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,15 +84,51 @@ class LabelledSplits:
         return self.train_val.where(rank < wanted[labels])
 
 
+def labelled_splits(store: Store) -> dict[str, Subset]:
+    """The labelled images of each split that has any, in the order train, val, test."""
+    if store.label_names is None:
+        return {}
+    found = {split: Subset.labelled(store.splits[split]) for split in SPLITS if split in store.splits}
+    return {split: part for split, part in found.items() if len(part)}
+
+
+def bank_and_queries(parts: dict[str, Subset]) -> tuple[Subset, Subset | None]:
+    """Of `labelled_splits` the images to learn from, and those of another split to be classified, if there are any."""
+    bank = next(iter(parts.values()))
+    queries = parts.get("test", parts.get("val"))
+    return bank, None if queries is bank else queries
+
+
+def why_unmeasured(store: Store) -> str | None:
+    """Why the labels can't tell how well classes are told apart, and the way out; None if they can."""
+    parts = labelled_splits(store)
+    if not parts or store.label_names is None:
+        return "there are no labels; put the images into one folder for each class, or give shards a column label"
+    bank, queries = bank_and_queries(parts)
+    if queries is None:
+        if int(bank.labels.bincount().max()) < 2:
+            return "no class has two labelled images; give several of each class"
+        return None
+    ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (bank, queries))
+    if ours & theirs:
+        return None
+    names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
+    return f"training and test images have no class in common ({names}); give the classes of both the same names"
+
+
 def split_labelled(store: Store, seed: int) -> LabelledSplits:
-    """Divide labelled images into training, validation and test images; a `UserError` if there are none to test on.
+    """Divide labelled images into training, validation and test images; a `UserError` if there are none to train or
+    test on.
 
     Test images are the data's test split, else its validation split, else a fifth of each training class. Validation
     images are the data's validation split if that is not used for testing, else a fifth of what remains of each
     training class. The fifths are drawn by ``seed``.
     """
     assert store.label_names is not None
-    given = {name: Subset.all(images) for name, images in store.splits.items()}
+    given = labelled_splits(store)
+    if "train" not in given:
+        only = " and ".join(given)
+        raise UserError(f"{store.name}: the training images have no labels, only those of {only} have; add some")
     train, val, test = given["train"], given.get("val"), given.get("test")
     if test is None:
         test, val = val, None

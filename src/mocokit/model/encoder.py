@@ -136,8 +136,10 @@ class Encoder(nn.Module):
         """Features [N, D] float32, on the CPU, of images of any size, in order.
 
         Args:
-            images: one image or several: paths, PIL images, uint8 arrays [H, W], [H, W, C] or a batch
-                [N, H, W, C], or uint8 tensors [C, H, W] or [N, C, H, W].
+            images: one image or several: paths, PIL images, arrays [H, W], [H, W, C] or a batch
+                [N, H, W, C], or tensors [C, H, W] or [N, C, H, W]. An encoder of 8-bit images takes uint8, uint16
+                (in full: 65535 is white) and floats from 0 to 1, so a picture has the same features in each; an
+                encoder of deeper images takes uint8, or numbers in the units of its ``spec.intensity_range``.
             batch_size: images encoded at once, at least 1.
 
         Raises:
@@ -175,16 +177,16 @@ class Encoder(nn.Module):
         channels, intensity_range = self.spec.channels, self.spec.intensity_range
         name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
         try:
-            pixels = _decoded(image, stored_side(self.spec.image_size))
+            pixels = _decoded(image, stored_side(self.spec.image_size), intensity_range is None)
+            if not convertible(len(pixels), channels):
+                raise BadImage(f"{len(pixels)} channels where the encoder takes {channels}")
+            return convert(pixels, channels, intensity_range)
         except (OSError, BadImage) as error:
             raise UserError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-        if not convertible(len(pixels), channels):
-            raise UserError(f"{name}: {len(pixels)} channels where the encoder takes {channels}")
-        return convert(pixels, channels, intensity_range)
 
 
-def _decoded(image: Any, max_side: int) -> np.ndarray:
-    """Any one image as [C, H, W], uint8 or, if it is deeper, float32."""
+def _decoded(image: Any, max_side: int, for_bytes: bool) -> np.ndarray:
+    """Any one image as [C, H, W], uint8 or, if it is deeper, float32; ``for_bytes``: for an encoder of 8-bit images."""
     if isinstance(image, str | Path):
         return decode(Path(image).read_bytes(), max_side)
     if isinstance(image, Image.Image):
@@ -197,7 +199,13 @@ def _decoded(image: Any, max_side: int) -> np.ndarray:
     if pixels.ndim != 3 or pixels.size == 0 or pixels.dtype.kind not in "buif":
         raise BadImage(f"expected one image, got {pixels.dtype} of shape {pixels.shape}")
     if pixels.dtype != np.uint8:
-        pixels = pixels.astype(np.float32)
+        if for_bytes and pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
+            if np.isfinite(pixels).all():
+                raise BadImage(f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}, where 0 to 1 is expected")
+        elif for_bytes and pixels.dtype.kind in "ui" and pixels.dtype != np.uint16:
+            raise BadImage(f"{pixels.dtype} pixels, where uint8, uint16 or floats from 0 to 1 are expected")
+        # Of 16 bits the dtype is known here: a dark image is not mistaken for one from 0 to 1.
+        pixels = pixels.astype(np.float32) / np.float32(65535 if for_bytes and pixels.dtype == np.uint16 else 1)
         if not np.isfinite(pixels).all():
             raise BadImage("pixels that are infinite or not a number")
     return shrink(pixels, max_side)

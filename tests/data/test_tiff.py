@@ -1,0 +1,114 @@
+"""Which pages of a TIFF file are one image, and what is told about the others."""
+
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from mocokit.data.decode import BadImage, decode
+from tests.helpers import encode, noise
+
+GRAY = np.random.default_rng(0).integers(0, 4000, (2, 3, 4, 8, 9)).astype(np.uint16)  # t, z, c, y, x
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> tuple[np.ndarray, list[str]]:
+    notes: list[str] = []
+    return decode(data, None, notes.append), notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"imagej": True, "metadata": {"axes": "CYX"}},
+        {"ome": True, "metadata": {"axes": "CYX"}},
+        {"imagej": True, "metadata": {"axes": "CYX"}, "compression": "zlib"},
+    ],
+)
+def test_channels_that_the_file_names(options: dict[str, object]) -> None:
+    pixels, notes = decoded(tiff(GRAY[0, 0], **options))
+    np.testing.assert_array_equal(pixels, GRAY[0, 0])
+    assert notes == []
+
+
+def test_of_series_the_first_picture_with_all_its_channels() -> None:
+    pixels, notes = decoded(tiff(GRAY, imagej=True, metadata={"axes": "TZCYX"}))
+    np.testing.assert_array_equal(pixels, GRAY[0, 0])
+    assert notes == ["with a series of pictures (axes TZCYX), of which the first is read"]
+    swapped = np.ascontiguousarray(GRAY[0].swapaxes(0, 1))
+    pixels, _ = decoded(tiff(swapped, ome=True, metadata={"axes": "CZYX"}))
+    np.testing.assert_array_equal(pixels, GRAY[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_gray_pages_of_one_size_are_channels(dtype: type) -> None:
+    pages = (GRAY[0, :2].reshape(6 + 2, 8, 9) // 20).astype(dtype)
+    for data in (tiff(pages), tiff(pages, metadata=None)):
+        pixels, notes = decoded(data)
+        np.testing.assert_array_equal(pixels, pages)
+        assert pixels.dtype == (np.uint8 if dtype is np.uint8 else np.float32)
+        assert notes == ["with 8 pages of one size, read as channels"]
+
+
+def test_of_other_pages_the_first() -> None:
+    many = np.zeros((17, 8, 9), np.uint8)
+    colour = [Image.fromarray(noise(seed, 6, 9)) for seed in range(3)]
+    sizes = [Image.fromarray(noise(seed, 6 + seed, 9)[..., 0]) for seed in range(3)]
+    lines = [Image.fromarray(noise(seed, 6, 9)[..., 0]).convert("1") for seed in range(3)]
+    files = [encode(its[0], "TIFF", save_all=True, append_images=its[1:]) for its in (colour, sizes, lines)]
+    for data, expected in zip(
+        [tiff(many), *files], [many[0], *(its[0] for its in (colour, sizes, lines))], strict=True
+    ):
+        pixels, notes = decoded(data)
+        expected = np.asarray(expected)
+        expected = expected.astype(np.uint8) * 255 if expected.dtype == bool else expected
+        np.testing.assert_array_equal(pixels, np.atleast_3d(expected).transpose(2, 0, 1))
+        assert notes == ["with several pages, of which the first is read"]
+
+
+def test_one_page_is_told_nothing_of() -> None:
+    for data in (tiff(GRAY[0, 0, 0]), encode(noise(0), "TIFF"), tiff(GRAY[0, 0, 0], imagej=True)):
+        assert decoded(data)[1] == []
+
+
+def test_two_bands_stay_two() -> None:
+    bands = noise(3, 6, 9)[..., :2]
+    for options in ({}, {"extrasamples": ["unspecified"]}):
+        pixels = decode(tiff(bands, photometric="minisblack", planarconfig="contig", **options))
+        np.testing.assert_array_equal(pixels, bands.transpose(2, 0, 1))
+
+
+def test_a_value_that_the_file_states_is_no_data() -> None:
+    heights = np.linspace(200, 250, 72, dtype=np.float32).reshape(8, 9)
+    holes = heights.copy()
+    holes[3, 3:6] = 777
+    pixels, notes = decoded(tiff(holes, extratags=[(42113, "s", 0, "777", True)]))
+    np.testing.assert_array_equal(pixels[0], np.where(holes == 777, np.float32(200), heights))
+    assert notes == ["with pixels without data, which get the least value of their image"]
+    with pytest.raises(BadImage, match="only pixels without data"):
+        decode(tiff(np.full((2, 2), np.nan, np.float32)))
+
+
+def test_a_codec_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
+    data = tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb")
+    with pytest.raises(BadImage, match=r"needs imagecodecs: pip install 'mocokit\[tiff\]'"):
+        decode(data)
+
+
+def test_deep_pages_count_as_what_they_take() -> None:
+    pages = np.zeros((4, 8, 8), np.uint16)
+    assert decode(tiff(pages, photometric="minisblack"), max_pixels=256).shape == (4, 8, 8)
+    with pytest.raises(BadImage, match="megapixels of 16 bytes; --max-pixels"):
+        decode(tiff(pages, photometric="minisblack"), max_pixels=255)
+    assert decode(tiff(pages.astype(np.uint8), photometric="minisblack"), max_pixels=64).shape == (4, 8, 8)
