@@ -11,12 +11,12 @@ import argparse
 import csv
 import dataclasses
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from speed_common import settled
 
 from mocokit.auto.defaults import Facts, defaults
 from mocokit.data.loader import create_loader
@@ -47,13 +47,6 @@ class Paces:
         with self.path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow((what, f"{value:.4g}", unit))
         print(f"{what:<64} {value:>10.4g} {unit}", flush=True)
-
-
-def settled(device: str) -> float:
-    """The time, once the device has done all that it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def seconds(call: Callable[[], object], device: str, repeats: int, warmup: int = 5) -> float:

@@ -47,7 +47,7 @@ def momentum_update(theta_k, theta_q, m):
 
 
 def knn_top(bank, bank_labels, queries, query_labels, k, temperature, alone=False):
-    """Wu et al. 2018, section 3.4: (top-1, top-5)."""
+    """Wu et al. 2018, section 3.4: (top-1, top-5). A class without a vote is not among the five."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     classes = max(bank_labels.max(), query_labels.max()) + 1
@@ -58,8 +58,8 @@ def knn_top(bank, bank_labels, queries, query_labels, k, temperature, alone=Fals
         nearest = sorted(candidates, key=lambda j: -similarity[j])[:k]
         votes = np.zeros(classes)
         for j in nearest:
-            votes[bank_labels[j]] += np.exp(similarity[j] / temperature)
-        ranking = np.argsort(-votes, kind="stable")
+            votes[bank_labels[j]] += np.exp((similarity[j] - similarity[nearest[0]]) / temperature)
+        ranking = [c for c in np.argsort(-votes, kind="stable") if votes[c] > 0]
         hits += [query_labels[i] == ranking[0], query_labels[i] in ranking[:5]]
     return tuple(hits / len(queries))
 

@@ -1,6 +1,5 @@
 """What only a real GPU can show: the whole of training and evaluation there gives what a CPU gives."""
 
-import csv
 import dataclasses
 import signal
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from mocokit.data.loader import create_loader
 from mocokit.data.store import open_store
 from mocokit.errors import Interrupted
 from mocokit.rundir import RunDirectory
+from mocokit.training.log import read_rows
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
 from mocokit.training.timing import seconds_per_step
@@ -117,8 +117,7 @@ def test_steps_are_timed(data):
 
 
 def losses(run: Path) -> list[float]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    return [float(row["loss"]) for row in read_rows(run / "metrics.csv") if row["loss"]]
 
 
 def test_a_stopped_run_goes_on(data, tmp_path, monkeypatch):

@@ -18,15 +18,44 @@ def made(seed, bank, queries, dim, classes):
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 99), st.integers(3, 40), st.integers(1, 20), st.integers(2, 7), st.integers(1, 50), st.booleans())
-def test_equals_slow_numpy(seed, bank, queries, classes, k, leave_one_out):
+@given(
+    seed=st.integers(0, 99),
+    bank=st.integers(3, 40),
+    queries=st.integers(1, 20),
+    classes=st.integers(2, 9),
+    k=st.integers(1, 50),
+    temperature=st.sampled_from([0.003, 0.01, 0.1, 1.0]),
+    leave_one_out=st.booleans(),
+)
+def test_equals_slow_numpy(seed, bank, queries, classes, k, temperature, leave_one_out):
     (x, y), (q, r) = made(seed, bank, queries, 5, classes)
     if leave_one_out:
         q, r = x, y
-    expected = reference.knn_top(x, y, q, r, min(k, len(x) - leave_one_out), 0.1, leave_one_out)
+    expected = reference.knn_top(x, y, q, r, min(k, len(x) - leave_one_out), temperature, leave_one_out)
     queries_or_none = (None, None) if leave_one_out else (torch.from_numpy(q), torch.from_numpy(r))
-    got = knn_accuracy(torch.from_numpy(x), torch.from_numpy(y), *queries_or_none, k=k, temperature=0.1)
+    got = knn_accuracy(torch.from_numpy(x), torch.from_numpy(y), *queries_or_none, k=k, temperature=temperature)
     assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.0112, 0.01, 0.001])  # exp(1 / 0.0112) is too large for float32
+def test_at_any_temperature_near_neighbours_count_more(temperature):
+    """Cosines are all near 1, as those of most encoders; five neighbours of another class are further away."""
+    angles = torch.tensor([0.0, 0.3, 0.3, 0.3, 0.3, 0.3], dtype=torch.float64)
+    bank = torch.stack([angles.cos(), angles.sin()], dim=1)
+    right = knn_accuracy(bank, torch.tensor([1, 0, 0, 0, 0, 0]), bank[:1], torch.tensor([1]), temperature=temperature)
+    near_wins = 5 * np.exp((np.cos(0.3) - 1) / temperature) < 1
+    assert right == (near_wins, 1.0)
+    assert near_wins == (temperature < 0.02)
+
+
+def test_a_class_without_a_vote_is_not_among_the_five():
+    """With one neighbour top-5 is top-1; noise in ten classes, of which five would be right half of the time."""
+    draw = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(500, 8, generator=draw), torch.randn(400, 8, generator=draw)
+    labels = torch.arange(500) % 10, torch.arange(400) % 10
+    accuracy = knn_accuracy(bank, labels[0], queries, labels[1], k=1)
+    assert accuracy.top5 == accuracy.top1 < 0.2
+    assert 0.2 < knn_accuracy(bank, labels[0], queries, labels[1], k=5).top5 < 0.5  # four or so of ten classes
 
 
 def test_equals_scikit_learn():

@@ -122,7 +122,7 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
         return resolved
     say(f"compiling the encoders, to see if it pays; takes a minute or two for each of {sizes} view sizes")
     as_it_is = f"{1000 * plain:.0f} ms as it is"
-    if config.device == "cuda" and facts.processes == 1 and config.cuda_graphs | ("cuda_graphs" in resolved.reasons):
+    if config.device == "cuda" and facts.processes == 1 and "cuda_graphs" in resolved.reasons:
         try:  # in the place of compilation alone, which would take the compiler's time once more
             graphs = step(compile=True, cuda_graphs=True)
             reason = f"{1000 * graphs:.0f} ms a step compiled with CUDA graphs, {as_it_is}"

@@ -37,7 +37,8 @@ def knn_accuracy(
     Args:
         bank, bank_labels: features [N, D], not necessarily unit vectors, and labels [N] int64 from 0.
         queries, query_labels: features [M, D] and labels [M]; None classifies each image of the bank by the others.
-        k: number of neighbours; at most all of the bank are used.
+        k: number of neighbours; at most all of the bank are used. A class that none of them is of is not predicted,
+            not even as fifth.
     """
     leave_one_out = queries is None
     if queries is None or query_labels is None:
@@ -52,11 +53,20 @@ def knn_accuracy(
         if leave_one_out:
             similarity.diagonal(start).fill_(-torch.inf)
         nearest, index = similarity.topk(k, dim=1)
-        votes = torch.zeros(len(nearest), classes, dtype=nearest.dtype, device=nearest.device)
-        votes.scatter_add_(1, bank_labels.to(index.device)[index], (nearest / temperature).exp())
+        votes = _log_votes((nearest - nearest[:, :1]) / temperature, bank_labels.to(index.device)[index], classes)
         ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
     rank = torch.cat(ranks)
     return Accuracy(top1=float((rank < 1).double().mean()), top5=float((rank < 5).double().mean()))
+
+
+def _log_votes(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Log of the sum of exp(``logits``) [B, k] for each class: [B, classes], -inf for one without a neighbour.
+
+    The largest of each class is taken out before, since exp(1 / temperature) has no room in float32 below 1/89.
+    """
+    largest = logits.new_full((len(logits), classes), -torch.inf).scatter_reduce_(1, labels, logits, "amax")
+    rest = (logits - largest.gather(1, labels)).exp()
+    return largest + torch.zeros_like(largest).scatter_add_(1, labels, rest).log()
 
 
 @dataclass(frozen=True)

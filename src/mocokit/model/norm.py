@@ -72,7 +72,7 @@ def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tenso
 
 
 def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    """The same with the groups as channels of one batch norm: two more passes, but an eighth of the launches."""
+    """The same with the groups as channels of one batch norm: two more passes, but one call for all of them."""
     C, *S = x.shape[1:]
     channels = x.movedim(1, -1).view(splits, -1, *S, C).movedim(0, -2).reshape(-1, *S, splits * C)
     stats = torch.zeros(2, splits, C, dtype=torch.float32, device=x.device)
