@@ -18,7 +18,7 @@ from mocokit.commands.export import export, synthetic_images
 from mocokit.deploy import export_onnx, export_timm
 from mocokit.errors import UserError
 from tests.deploy.exporting import without
-from tests.helpers import noise
+from tests.helpers import encode, noise
 from tests.runs import TinyRun
 
 
@@ -29,24 +29,23 @@ def run(tiny_run: TinyRun, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def test_timm(run, capfd):
+def test_timm(run, tmp_path, monkeypatch, capfd):
     assert main(["export", str(run), "--format", "timm", "--json"]) == 0
     stdout, stderr = capfd.readouterr()
     result = json.loads(stdout)
     assert (result["path"], result["format"]) == (str(run / "export" / "timm"), "timm")
     assert 0 <= result["max_abs_diff"] < 1e-6
     assert json.loads((run / "results" / "export.json").read_text()) == result
+    lines = stderr.partition("in Python:\n\n")[2]
+    assert lines.count(f"local-dir:{run / 'export' / 'timm'}") + lines.count("model.safetensors") == 1
+    (tmp_path / "image.jpg").write_bytes(encode(noise(0, 10, 13), "JPEG"))
+    monkeypatch.chdir(tmp_path)
     printed: dict = {}
-    exec(stderr.partition("in Python:\n\n")[2], printed)  # what is printed works as it stands
-    images = np.stack([noise(i, 8, 8) for i in range(5)])
-    encoder = mocokit.load(run)
-    mean, std = (torch.tensor(x)[:, None, None] for x in (encoder.spec.mean, encoder.spec.std))
-    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
-    with torch.inference_mode():
-        assert_close(printed["model"](x), encoder.embed(images), rtol=1e-4, atol=1e-5)
+    exec(lines, printed)  # what is printed works as it stands
+    assert_close(printed["features"], mocokit.load(run).embed("image.jpg"), rtol=1e-4, atol=1e-5)
 
 
-def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
+def test_onnx(tiny_run: TinyRun, run, tmp_path, monkeypatch, capfd):
     """Checked on the user's own images; nothing of the exporter's is printed."""
     (tmp_path / "elsewhere").mkdir()
     encoder = shutil.copy(run / "encoder.safetensors", tmp_path / "elsewhere")  # the file without its run
@@ -58,7 +57,14 @@ def test_onnx(tiny_run: TinyRun, run, tmp_path, capfd):
     assert 0 < result["max_abs_diff"] < 1e-5
     assert result["data_fingerprint"]
     assert f"largest difference from PyTorch's outputs {result['max_abs_diff']:.1e}" in stderr
-    assert len(stderr.splitlines()) == 10  # one of ours, a heading, a blank one and seven of Python
+    _, heading, blank, *lines = stderr.splitlines()
+    assert (heading, blank) == ("to use it in Python:", "")
+    (tmp_path / "image.jpg").write_bytes(encode(noise(0, 10, 13), "JPEG"))
+    monkeypatch.chdir(tmp_path)
+    printed: dict = {}
+    exec("\n".join(lines), printed)
+    expected = mocokit.load(run).embed("image.jpg")
+    assert_close(torch.from_numpy(printed["features"]), expected, rtol=1e-4, atol=1e-6)
     assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["encoder.safetensors"]
     session = onnxruntime.InferenceSession(result["path"])
     images = np.stack([noise(i, 10, 13) for i in range(5)])
@@ -78,7 +84,7 @@ def test_a_full_disk_is_one_line(run, monkeypatch, capfd):
     assert not (run / "export").exists()
 
 
-@pytest.mark.parametrize(("format", "name"), [("timm", "README.txt"), ("onnx", "encoder.onnx")])
+@pytest.mark.parametrize(("format", "name"), [("timm", "README.txt"), ("onnx", "encoder.onnx"), ("onnx", "README.txt")])
 def test_nothing_is_overwritten_unasked(run, format, name, monkeypatch):
     monkeypatch.setattr(export_onnx, "export_onnx", lambda *_: 0.0)
     file = run / "export" / format / name

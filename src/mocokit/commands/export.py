@@ -15,6 +15,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.deploy import export_onnx, export_timm
 from mocokit.deploy.encoder_file import encoder_path, load, read_header
+from mocokit.deploy.preprocessing import README
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
 from mocokit.options import documented, fields_of, validate
@@ -22,7 +23,7 @@ from mocokit.rundir import RunDirectory, check_no_file
 
 CHECK_IMAGES = 64  # that the export is checked with
 ONNX_FILE = "encoder.onnx"
-FILES = {"timm": export_timm.FILES, "onnx": (ONNX_FILE,)}
+FILES = {"timm": export_timm.FILES, "onnx": (ONNX_FILE, README)}
 
 
 @documented(ExportConfig)
@@ -57,11 +58,11 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
         if config.format == "timm":
             path = folder
             difference = export_timm.export_timm(encoder, path, origin, torch.from_numpy(images))
-            lines = export_timm.loading_lines(encoder, path.as_posix())
+            lines = export_timm.using_lines(encoder, path.as_posix())
         else:
             path = folder / ONNX_FILE
             difference = export_onnx.export_onnx(encoder, path, origin, images)
-            lines = export_onnx.running_lines(encoder, path.as_posix())
+            lines = export_onnx.using_lines(encoder, path.as_posix())
     say(f"{path}: {encoder.spec.backbone}; largest difference from PyTorch's outputs {difference:.1e}")
     say(f"to use it in Python:\n\n{lines.rstrip()}")
     figures = {"path": str(path), "format": config.format, "max_abs_diff": difference}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import mocokit
-from mocokit.data.pixels import stored_side
+from mocokit.deploy.preprocessing import README, claim, example_file, fenced, reading_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing
-from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.encoder import Encoder
 
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # of the largest output; float32 in another order of summation stays below 1e-5
@@ -40,7 +40,7 @@ def export_onnx(encoder: Encoder, path: Path, origin: dict[str, Any], images: np
 
     Args:
         encoder: on the CPU, in evaluation mode.
-        path: replaced whole.
+        path: replaced whole; a README with the lines that run it is put beside it.
         origin: where the encoder comes from; plain values.
         images: uint8 [P, H, W, C], to check the file with.
 
@@ -64,30 +64,34 @@ def export_onnx(encoder: Encoder, path: Path, origin: dict[str, Any], images: np
     difference = _check(encoder, content, images)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+    with replacing(path.with_name(README)) as temporary:
+        temporary.write_text(_readme(encoder, path.name), encoding="utf-8")
     return difference
 
 
-def running_lines(encoder: Encoder, file: str) -> str:
-    """Python that runs ``file`` on an image without mocokit, by ONNX Runtime and Pillow."""
+def using_lines(encoder: Encoder, file: str) -> str:
+    """Python that runs ``file`` on an image file without mocokit, by ONNX Runtime and Pillow."""
     outputs, first = ("features", "[0]") if encoder.classifier is None else ("features, probabilities", "")
     return (
-        "import numpy, onnxruntime\n"
-        "from PIL import Image\n"
-        f"{image_lines(encoder.spec)}"
-        f"images = numpy.asarray(image).reshape(1, image.height, image.width, {encoder.spec.channels})\n"
+        f"{reading_lines(encoder.spec)}"
+        "import onnxruntime\n"
         f"session = onnxruntime.InferenceSession({file!r})\n"
+        f'images = read_image("{example_file(encoder.spec)}")[None]\n'
         f'{outputs} = session.run(None, {{"images": images}}){first}\n'
     )
 
 
-def image_lines(spec: EncoderSpec) -> str:
-    """Python that opens ``image`` by Pillow as mocokit does: of its size, or shrunk to what is kept."""
-    side = stored_side(spec.image_size)
-    mode = "L" if spec.channels == 1 else "RGB"
-    return (
-        f'image = Image.open("image.jpg").convert("{mode}")\n'
-        f"image.thumbnail(({side}, {side}), Image.Resampling.BILINEAR, reducing_gap=None)\n"
-    )
+def _readme(encoder: Encoder, name: str) -> str:
+    spec, K = encoder.spec, len(encoder.classes)
+    parts = [
+        f"{name}: {spec.backbone}, trained by mocokit {mocokit.__version__}. "
+        f"Of uint8 images [N, H, W, {spec.channels}] it gives features [N, {encoder.dim}]"
+        + (f" and probabilities [N, {K}] of the classes in its metadata." if K else "."),
+        "To use it with ONNX Runtime, in this directory:",
+        fenced(using_lines(encoder, name)),
+        claim(spec, "features"),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 class OnnxEncoder(nn.Module):

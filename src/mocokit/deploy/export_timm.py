@@ -20,13 +20,14 @@ from torch import Tensor, nn
 import mocokit
 from mocokit.data.augment import center_view
 from mocokit.deploy.encoder_file import saving
-from mocokit.deploy.export_onnx import image_lines, largest_difference
+from mocokit.deploy.export_onnx import largest_difference
+from mocokit.deploy.preprocessing import README, claim, example_file, fenced, reading_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.backbones import size_option
 from mocokit.model.encoder import Encoder
 
-WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.txt"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TORCHVISION_WEIGHTS = "torchvision.safetensors"  # only where the names differ
 FILES = (WEIGHTS, CONFIG, README, TORCHVISION_WEIGHTS)
 CHECKED = 8  # images: enough to show a weight that is missing
@@ -105,27 +106,43 @@ def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: 
     return difference
 
 
+def using_lines(encoder: Encoder, folder: str) -> str:
+    """Python that gives what the export in ``folder`` makes of an image file, without mocokit."""
+    spec = encoder.spec
+    side = "min(pixels.shape[1:])" + (" * 0.875" if spec.image_size > 64 else "")
+    return (
+        f"{reading_lines(spec)}"
+        "import torch\n"
+        "from torchvision.transforms.v2 import functional as F\n"
+        "\n"
+        "def preprocess(file):\n"
+        "    pixels = torch.tensor(read_image(file)).permute(2, 0, 1)\n"
+        f"    square = F.center_crop(pixels, round({side}))\n"
+        f"    resized = F.resize(square / 255, [{spec.image_size}, {spec.image_size}], antialias=True)\n"
+        f"    return F.normalize(resized, {list(spec.mean)}, {list(spec.std)})\n"
+        "\n"
+        f"{loading_lines(encoder, folder)}"
+        f'x = preprocess("{example_file(spec)}")[None]\n'
+        f"{_output(encoder)} = model(x).detach()\n"
+    )
+
+
 def loading_lines(encoder: Encoder, folder: str) -> str:
-    """Python that loads the export in ``folder`` without mocokit, as ``model`` and ``transform``."""
+    """Python that loads the export in ``folder`` without mocokit, as ``model``."""
     spec = encoder.spec
     if spec.backbone not in _STOCK:
-        return (
-            "import timm\n"
-            f"model = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()\n"
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
-        )
+        return f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()\n"
     options = f"in_chans={spec.channels}, num_classes={len(encoder.classes)}"
     edit = (
         f"model.conv1 = torch.nn.Conv2d({spec.channels}, model.bn1.num_features, 3, padding=1, bias=False)\n"
         "model.maxpool = torch.nn.Identity()\n"
     )
     return (
-        "import json, safetensors.torch, timm, torch\n"
+        "import safetensors.torch, timm, torch\n"
         f"model = {_STOCK[spec.backbone].format(size=spec.image_size, options=options)}\n"
         f"{edit if spec.backbone.startswith('resnet') else ''}"
-        f"model.eval().load_state_dict(safetensors.torch.load_file({f'{folder}/{WEIGHTS}'!r}))\n"
-        f"config = json.load(open({f'{folder}/{CONFIG}'!r}, encoding='utf-8'))['pretrained_cfg']\n"
-        "transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))\n"
+        f"model.load_state_dict(safetensors.torch.load_file({f'{folder}/{WEIGHTS}'!r}))\n"
+        "model = model.eval()\n"
     )
 
 
@@ -210,40 +227,27 @@ def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     return largest_difference(found, expected, TOLERANCE, f"timm's {spec.backbone} differs from the encoder")
 
 
-def exact_lines(encoder: Encoder) -> str:
-    """Python that makes of an image file the ``x`` [1, C, S, S] that the encoder makes of it."""
-    spec = encoder.spec
-    side = "min(image.size)" + (" * 0.875" if spec.image_size > 64 else "")
-    return (
-        "from PIL import Image\n"
-        "from torchvision.transforms.v2 import functional as F\n"
-        f"{image_lines(spec)}"
-        f"square = F.center_crop(F.pil_to_tensor(image), round({side}))\n"
-        f"resized = F.resize(square / 255, [{spec.image_size}, {spec.image_size}], antialias=True)\n"
-        f"x = F.normalize(resized, {list(spec.mean)}, {list(spec.std)})[None]\n"
-    )
+def _output(encoder: Encoder) -> str:
+    return "logits" if encoder.classes else "features"
 
 
 def _readme(encoder: Encoder, in_torchvision: bool) -> str:
     spec, K = encoder.spec, len(encoder.classes)
-    gives = f"logits [1, {K}] of the label_names in {CONFIG}" if K else f"features [1, {encoder.dim}]"
     parts = [
-        f"{spec.backbone}, trained by mocokit {mocokit.__version__}.",
-        "To load it with timm, in this directory:",
-        loading_lines(encoder, "."),
-        f"model(transform(image)[None]) gives {gives} of a Pillow image.",
-        "timm's transform resizes in 8 bits before it cuts, and cuts at whole pixels: its outputs are close to "
-        "those of mocokit. They are equal for model(x) with",
-        exact_lines(encoder),
+        f"{spec.backbone}, trained by mocokit {mocokit.__version__}. It gives "
+        + (f"logits [N, {K}] of the label_names in {CONFIG}." if K else f"features [N, {encoder.dim}]."),
+        "To use it with timm, in this directory:",
+        fenced(using_lines(encoder, ".")),
+        claim(spec, _output(encoder)),
+        f"The transform that timm makes of {CONFIG} is near to that, not equal: it resizes in 8 bits and cuts at other "
+        f"pixels, and EXIF orientation, transparency and {'colour' if spec.channels == 1 else 'gray'} files are left "
+        "to you.",
     ]
-    if spec.intensity_range is not None:
-        low, high = spec.intensity_range
-        parts.append(f"Images of more than 8 bits: scale {low:g}..{high:g} to 0..255 first.")
     if K:
         parts.append("Features instead of logits: model.forward_head(model.forward_features(x), pre_logits=True).")
     if in_torchvision:
-        parts += ["To load it with torchvision, in this directory:", _torchvision_lines(encoder)]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+        parts += ["To load the model with torchvision instead:", fenced(_torchvision_lines(encoder))]
+    return "\n\n".join(parts) + "\n"
 
 
 def _torchvision_lines(encoder: Encoder) -> str:
@@ -254,5 +258,5 @@ def _torchvision_lines(encoder: Encoder) -> str:
         "import safetensors.torch, torch, torchvision\n"
         f'model = torchvision.models.get_model("{name}"{f", num_classes={K}" if K else ""})\n'
         + ("" if K else f"model.{head} = torch.nn.Identity()\n")
-        + f'model.eval().load_state_dict(safetensors.torch.load_file("{WEIGHTS if same else TORCHVISION_WEIGHTS}"))'
+        + f'model.eval().load_state_dict(safetensors.torch.load_file("{WEIGHTS if same else TORCHVISION_WEIGHTS}"))\n'
     )
