@@ -252,6 +252,8 @@ def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[s
         raise UserError(f"{origin}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{origin}: not a text file") from None
+    except ValueError as error:  # of the home directory
+        raise UserError(f"{origin}: {error}") from None
     return validate({n: v for n, v in values.items() if n not in records}, fields, origin)
 
 
