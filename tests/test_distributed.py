@@ -141,7 +141,8 @@ OF_STEPS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", *SRUN)
 )
 def test_slurm_without_srun(monkeypatch, capfd, variables, refusal, told):
     for name in OF_STEPS:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what the call itself sets is taken back, too
+        monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     if refusal:

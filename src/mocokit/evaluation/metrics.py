@@ -71,6 +71,7 @@ def wilson_interval(accuracy: ArrayLike, images: ArrayLike) -> tuple[Any, Any]:
     p, z2 = np.asarray(accuracy, np.float64), Z95**2 / np.asarray(images, np.float64)
     centre, half_width = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
     low, high = np.clip(np.stack([centre - half_width, centre + half_width]) / (1 + z2), 0, 1)
+    low, high = np.minimum(low, p), np.maximum(high, p)  # p is within, also where sums are rounded
     return (low, high) if p.ndim else (float(low), float(high))
 
 
