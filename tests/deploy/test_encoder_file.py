@@ -97,7 +97,7 @@ def test_header(tmp_path):
     save_encoder(deep, tmp_path / "encoder.safetensors", ORIGIN)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
         header = file.metadata()
-    assert header["format"] == "mocokit-encoder-2"
+    assert header["format"] == "mocokit-encoder-3"
     assert json.loads(header["spec"]) == {
         "backbone": "resnet18_narrow",
         "image_size": 24,
@@ -173,7 +173,7 @@ def test_truncated(whole, tmp_path, kept):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "mocokit-encoder-3"}, "mocokit-encoder-3 where mocokit-encoder-2 was expected"),
+        ({"format": "mocokit-encoder-2"}, "mocokit-encoder-2 where mocokit-encoder-3 was expected"),  # had no digest
         ({"format": None}, "format none"),
         ({"spec": None}, "not a mocokit encoder file"),
         ({"spec": "{"}, "not a mocokit encoder file"),
@@ -223,7 +223,7 @@ def test_changed_weights_are_refused(whole, tmp_path, change):
 def test_other_peoples_files(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign)
-    assert "format none where mocokit-encoder-2 was expected" in refused(foreign)
+    assert "format none where mocokit-encoder-3 was expected" in refused(foreign)
     (tmp_path / "text.safetensors").write_text("hello, I am a text file\n" * 100)
     assert "not a mocokit encoder file" in refused(tmp_path / "text.safetensors")
     assert "no encoder here" in refused(tmp_path / "missing.safetensors")

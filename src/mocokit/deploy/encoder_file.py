@@ -18,7 +18,7 @@ from mocokit.files import replacing, utf8_path
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
 
-FORMAT = "mocokit-encoder-2"
+FORMAT = "mocokit-encoder-3"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
 
