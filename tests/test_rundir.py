@@ -82,13 +82,15 @@ def test_a_run_of_data_whose_name_is_not_utf8_has_a_name_that_is():
 
 
 HOLD = """
-import multiprocessing, os, sys, time
+import multiprocessing, sys, time
 from pathlib import Path
 from mocokit.rundir import RunDirectory
+def load():
+    print("held", flush=True)  # it has let go of the lock that it was born with
+    time.sleep(3)
 with RunDirectory(Path(sys.argv[1])).locked():
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(3,))
+    child = multiprocessing.get_context("fork").Process(target=load)
     child.start()  # as a loading process, which outlives a killed command for a while
-    print("held", flush=True)
     time.sleep(60)
 """
 
