@@ -15,7 +15,7 @@ HOMES = {
     "export": "mocokit.commands.export",
     "finetune": "mocokit.commands.finetune",
     "knn": "mocokit.commands.knn",
-    "load": "mocokit.deploy.encoder_file",
+    "load": "mocokit.deploy.loading",
     "open_images": "mocokit.preview",
     "pretrain": "mocokit.commands.pretrain",
     "probe": "mocokit.commands.probe",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from mocokit.deploy.encoder_file import load as load
+from mocokit.deploy.loading import load as load
 from mocokit.errors import UserError as UserError
 from mocokit.estimator import MoCoEncoder as MoCoEncoder
 from mocokit.model.encoder import Encoder as Encoder
@@ -35,6 +35,8 @@ def embed(
     output: str,
     *,
     overwrite: bool = False,
+    backbone: str | None = None,
+    image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -54,6 +56,8 @@ def embed(
         data: as for `mocokit.pretrain`; all its splits are embedded.
         output: .parquet, .npz or .npy; see `mocokit.deploy.feature_file`.
         overwrite: replace an existing output.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         dtype: number format of the features (float32, float16; default float32).
         precision: arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it
@@ -77,6 +81,8 @@ def export(
     run: str,
     *,
     overwrite: bool = False,
+    backbone: str | None = None,
+    image_size: int | None = None,
     format: Literal["timm", "onnx"],
     output: str | None = None,
     data: str | None = None,
@@ -88,6 +94,8 @@ def export(
     Args:
         run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
         overwrite: replace an earlier export.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         format: timm: weights for timm or torchvision; onnx: a graph (timm, onnx).
         output: directory; default RUN/export/FORMAT.
         data: images to check the export with; default synthetic ones.
@@ -109,6 +117,8 @@ def finetune(
     data: str,
     *,
     overwrite: bool = False,
+    backbone: str | None = None,
+    image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
@@ -136,6 +146,8 @@ def finetune(
         run: a run directory or its ``encoder.safetensors``.
         data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
@@ -167,6 +179,8 @@ def knn(
     run: str,
     data: str,
     *,
+    backbone: str | None = None,
+    image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
@@ -182,6 +196,8 @@ def knn(
         run: a run directory or its ``encoder.safetensors``.
         data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
             validation) split the queries; if but one split has labels, each of its images is classified by the others.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
@@ -339,6 +355,8 @@ def probe(
     run: str,
     data: str,
     *,
+    backbone: str | None = None,
+    image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
@@ -359,6 +377,8 @@ def probe(
         run: a run directory or its ``encoder.safetensors``.
         data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them train, validate and test.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).
@@ -389,6 +409,8 @@ def scorecard(
     run: str,
     data: str,
     *,
+    backbone: str | None = None,
+    image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
     max_skipped: float = 0.05,
@@ -403,6 +425,8 @@ def scorecard(
         run: a run directory, whose own augmentation makes the two views of each image; or an
             ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
         data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
         max_skipped: share of unusable images that is accepted (default 0.05).

@@ -21,7 +21,16 @@ side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
-Run = Annotated[str, Option("run directory, or its encoder.safetensors", positional=True, path=True)]
+Run = Annotated[
+    str,
+    Option(
+        "run directory or encoder.safetensors; timm:NAME; or a weights file (with --backbone)",
+        positional=True,
+        path=True,
+    ),
+]
+Backbone = Annotated[str | None, Option("timm model name of the network in a weights file")]
+ImageSize = Annotated[int | None, side("side of the images for timm:NAME or a weights file; default as trained")]
 Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
@@ -117,6 +126,8 @@ class RunConfig:
     """Options of every verb that uses a run."""
 
     run: Run
+    backbone: Backbone = None
+    image_size: ImageSize = None
     device: Device = None
 
 
@@ -217,6 +228,8 @@ class ExportConfig:
     """Write the encoder for timm or ONNX."""
 
     run: Run
+    backbone: Backbone = None
+    image_size: ImageSize = None
     format: Annotated[Literal["timm", "onnx"], Option("timm: weights for timm or torchvision; onnx: a graph")]
     output: Annotated[str | None, Option("directory; default RUN/export/FORMAT", short="-o", path=True)] = None
     data: Annotated[str | None, Option("images to check the export with; default synthetic ones", path=True)] = None

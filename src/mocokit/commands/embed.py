@@ -18,8 +18,8 @@ from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
-from mocokit.deploy.encoder_file import load
 from mocokit.deploy.feature_file import check_format, encoder_fingerprint, feature_files, open_features, write_features
+from mocokit.deploy.loading import load
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary
@@ -61,7 +61,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     _check_output(path, overwrite)
     keep_freed_memory()
     limit_threads()
-    encoder = load(config.run, pick_device(config.device))
+    device = pick_device(config.device)
+    encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     source = open_source(config.data, config.follow_links, config.max_pixels)
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
@@ -141,7 +142,7 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
     """What a feature file says of its origin; paths absolute, so that search finds them from anywhere."""
     return {
         "created_by": f"mocokit {mocokit.__version__}",
-        "run": os.path.abspath(config.run),
+        "run": os.path.abspath(config.run) if os.path.exists(config.run) else config.run,
         "encoder_fingerprint": encoder_fingerprint(encoder),
         "spec": encoder.spec.to_dict(),
         "data": os.path.abspath(config.data) if os.path.exists(config.data) else config.data,

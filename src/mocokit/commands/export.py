@@ -14,7 +14,7 @@ from mocokit.console import progress, say
 from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.deploy import export_onnx, export_timm
-from mocokit.deploy.encoder_file import encoder_path, load, read_header
+from mocokit.deploy.loading import home_of, load
 from mocokit.deploy.preprocessing import README
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
@@ -48,10 +48,10 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     config = ExportConfig(**validate({"run": run, **options}, fields_of(ExportConfig)))
     if config.format == "onnx":
         export_onnx.require_onnx()
-    folder = Path(config.output or encoder_path(run).parent / "export" / config.format)
+    folder = Path(config.output or home_of(run) / "export" / config.format)
     _refuse_existing(folder, FILES[config.format], overwrite)
-    origin = read_header(run)[1]
-    encoder = load(run)
+    encoder = load(run, backbone=config.backbone, image_size=config.image_size)
+    origin = dict(encoder.origin)
     images, fingerprint = _check_images(config, encoder.spec)
     encoder.embed(images)  # refuses an encoder that gives no numbers, which nothing compares with
     with RunDirectory(folder).writing():

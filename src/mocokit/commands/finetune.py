@@ -13,8 +13,9 @@ from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import keep, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import command, progress, say
-from mocokit.deploy.encoder_file import encoder_path, save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.deploy.feature_file import encoder_fingerprint
+from mocokit.deploy.loading import home_of
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.metrics import classification_metrics
@@ -61,7 +62,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     started = time.perf_counter()
     config = FinetuneConfig(**validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)))
     inputs = open_inputs(config, labels_for="fine-tuning", to_train=True)
-    home = encoder_path(run).parent
+    home = home_of(run)
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")

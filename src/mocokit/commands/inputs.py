@@ -7,7 +7,7 @@ from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
-from mocokit.deploy.encoder_file import load, read_header
+from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.splits import why_unmeasured
@@ -17,18 +17,21 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 
 @dataclass(frozen=True)
 class Inputs:
-    """A run's encoder and the images to evaluate it on; ``seed`` is that of its initialisation."""
+    """An encoder, in evaluation mode, and the images to evaluate it on; ``seed`` is that of its initialisation."""
 
-    run: str
-    spec: EncoderSpec
-    seed: int
+    encoder: Encoder
     store: Store
     device: DeviceName
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The run's encoder, in evaluation mode."""
-        return load(self.run, self.device)
+    @property
+    def spec(self) -> EncoderSpec:
+        """Of the encoder."""
+        return self.encoder.spec
+
+    @property
+    def seed(self) -> int:
+        """Of its random initialisation."""
+        return int(self.encoder.origin["seed"])
 
     @cached_property
     def random_init(self) -> Encoder:
@@ -37,14 +40,15 @@ class Inputs:
 
 
 def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: bool = False) -> Inputs:
-    """Read the encoder's header and decode the images that are not in the cache yet.
+    """Load the encoder and decode the images that are not in the cache yet.
 
     A `UserError` if there is no encoder, images are unusable, none are there ``to_train`` on, or there are no labels
     to measure by ``labels_for`` what needs them.
     """
     limit_threads()
-    spec, origin = read_header(config.run)
     device = pick_device(config.device)
+    encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
+    spec = encoder.spec
     with progress("decoding images") as report:
         store = open_store(
             open_source(config.data, config.follow_links, config.max_pixels),
@@ -60,4 +64,4 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     say(store.summary())
     if labels_for and (reason := why_unmeasured(store)):
         raise UserError(f"{config.data}: {labels_for} needs labels: {reason}")
-    return Inputs(config.run, spec, origin["seed"], store, device)
+    return Inputs(encoder, store, device)

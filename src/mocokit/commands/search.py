@@ -11,8 +11,8 @@ from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import say
 from mocokit.deploy import montage
-from mocokit.deploy.encoder_file import load
 from mocokit.deploy.feature_file import Features, Named, encoder_fingerprint, open_features
+from mocokit.deploy.loading import is_foreign, load
 from mocokit.deploy.nearest import Neighbour, duplicates, nearest, vectors
 from mocokit.errors import UserError
 from mocokit.files import replacing
@@ -113,9 +113,12 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
             raise UserError(f"query {file}: no such file; name an image file or a row from 0 to {features.rows - 1}")
     if not run:
         raise UserError(f"{features.path} does not say which encoder made it; name it with --run, or search by rows")
-    if config.run is None and not Path(run).exists():
+    foreign = is_foreign(run)
+    if config.run is None and not (foreign or Path(run).exists()):
         raise UserError(f"{run}, whose encoder made {features.path}, is gone; name its place with --run")
-    encoder = load(run, device)
+    spec: Any = metadata.get("spec") or {}
+    how = {name: spec.get(name) for name in ("backbone", "image_size")} if foreign else {}
+    encoder = load(run, device, **how)
     made_by = metadata.get("encoder_fingerprint")
     if encoder.dim != features.dim or (made_by and made_by != encoder_fingerprint(encoder)):
         raise UserError(f"{run}: not the encoder that made {features.path}; name that with --run, or embed again")

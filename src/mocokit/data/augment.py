@@ -7,6 +7,7 @@ operation without waiting for the device. The operations are torchvision's, batc
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from mocokit.data.view_params import CONTRAST, HUE, SATURATION, AugmentParams
 _NO_JITTER = 4  # in place of the step (0-3) of an image's hue operation
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
 _CPU_CHUNK_BYTES = 3_000_000  # of float pixels at a time per core; measured: cache against calls
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 @torch.no_grad()
@@ -41,24 +44,35 @@ def augment(images: Tensor, params: AugmentParams, size: int, mean: Sequence[flo
 
 
 @torch.no_grad()
-def center_view(images: Tensor, sizes: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The view for evaluation: the largest central square, resized and normalised.
+def center_view(
+    images: Tensor,
+    sizes: Tensor,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop: float | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> Tensor:
+    """The view for evaluation: the central square of ``crop`` times the shorter side, resized and normalised.
 
-    Above 64 pixels it is the central 7/8 of that square, which is ImageNet's usual 224 of 256. ``sizes`` [B, 2]
-    integers on the CPU are the height and width of each image in the canvas's top left corner; for the other
-    arguments and the result see `augment`.
+    Without ``crop`` it is `usual_crop`. ``sizes`` [B, 2] integers on the CPU are the height and width of each image in
+    the canvas's top left corner; for the other arguments and the result see `augment`.
     """
     side = sizes.amin(dim=1, keepdim=True).double()
-    if size > 64:
-        side = (side * 0.875).round().clamp_(min=1)
+    side = (side * (usual_crop(size) if crop is None else crop)).round().clamp_(min=1)
     box = torch.cat([((sizes - side) / 2).round(), side, side], dim=1).long()
     unflipped = torch.zeros(len(sizes), dtype=torch.bool)
     views = images.new_empty(*images.shape[:2], size, size, dtype=torch.float32)
     with torch.autocast(images.device.type, enabled=False):
         for rows in _chunks(images, size):
-            x = _resample(images[rows], box[rows], unflipped[rows], size)
+            x = _resample(images[rows], box[rows], unflipped[rows], size, interpolation)
             views[rows] = _normalise(x, mean, std).transpose(0, 1)
     return views
+
+
+def usual_crop(size: int) -> float:
+    """Share of the shorter side that is looked at: all of it up to 64 pixels, above 7/8, ImageNet's 224 of 256."""
+    return 0.875 if size > 64 else 1.0
 
 
 def _chunks(images: Tensor, size: int) -> Iterator[slice]:
@@ -118,8 +132,10 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def _resample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, resize (bilinear, antialiased) and flip as two matrix products; pixels become floats in [0, 1].
+def _resample(
+    images: Tensor, box: Tensor, flip: Tensor, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Crop, resize (antialiased) and flip as two matrix products; pixels become floats in [0, 1].
 
     uint8 [B, C, H, W] -> float32 [C, B, size, size].
     """
@@ -127,7 +143,7 @@ def _resample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     # Rows and columns of all images are one batch of 2 B filters, [2 B, max(H, W), size].
     start, length = box.view(B, 2, 2).permute(1, 2, 0).reshape(2, 2 * B)
     flips = torch.cat([torch.zeros_like(flip), flip])
-    weights = _resample_weights(start, length, flips, max(H, W), size, images.device)
+    weights = _resample_weights(start, length, flips, max(H, W), size, images.device, interpolation)
     rows, columns = weights[:B, :H], weights[B:, :W]
     columns.div_(255)
     pixels = images.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
@@ -138,12 +154,18 @@ def _resample(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
 
 
 def _resample_weights(
-    start: Tensor, length: Tensor, flip: Tensor, extent: int, size: int, device: torch.device
+    start: Tensor,
+    length: Tensor,
+    flip: Tensor,
+    extent: int,
+    size: int,
+    device: torch.device,
+    interpolation: Interpolation,
 ) -> Tensor:
-    """Triangle filters from `length` pixels at `start` to `size` pixels, [N, extent, size]; columns sum to 1.
+    """Filters from `length` pixels at `start` to `size` pixels, [N, extent, size]; columns sum to 1.
 
-    The filter reaches one input pixel to either side when enlarging and one output pixel when reducing.
-    Weights outside the box are zero. start, length, flip: [N].
+    A triangle reaches one input pixel to either side when enlarging and one output pixel when reducing; the cubic, of
+    Keys 1981 with a = -1/2 (equation 4), twice as far. Weights outside the box are zero. start, length, flip: [N].
     """
     scale = length[:, None].double() / size
     reach = scale.clamp(min=1)
@@ -154,7 +176,13 @@ def _resample_weights(
     outside = (source < 0) | (source >= length[:, None])
     source = (source + 0.5).masked_fill_(outside, math.inf)
     source, target = (to_device((x / reach).float(), device) for x in (source, target))
-    negative = (source[:, :, None] - target[:, None, :]).abs_().sub_(1).clamp_(max=0)
+    distance = (source[:, :, None] - target[:, None, :]).abs_()
+    if interpolation == "bicubic":
+        distance.clamp_(max=2)
+        near, far = ((1.5 * distance - 2.5) * distance**2 + 1), ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, far)
+        return weights.div_(weights.sum(dim=1, keepdim=True))
+    negative = distance.sub_(1).clamp_(max=0)
     return negative.div_(negative.sum(dim=1, keepdim=True))
 
 

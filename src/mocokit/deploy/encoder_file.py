@@ -18,7 +18,8 @@ from mocokit.files import replacing, utf8_path
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
 
-FORMAT = "mocokit-encoder-3"
+FAMILY = "mocokit-encoder-"
+FORMAT = f"{FAMILY}4"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
 
 
@@ -77,6 +78,15 @@ def encoder_path(path: str | Path) -> Path:
     raise UserError(f"{path}: no encoder here; name a run directory or an encoder.safetensors file")
 
 
+def is_encoder_file(file: Path) -> bool:
+    """Whether a file is an encoder file of mocokit, of any version; a damaged one may not be."""
+    try:
+        with safe_open(utf8_path(file), framework="pt") as opened:
+            return (opened.metadata() or {}).get("format", "").startswith(FAMILY)
+    except Exception:  # whatever comes of another kind of file
+        return False
+
+
 def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
     """The spec of an encoder file and its origin; no weights are read.
 
@@ -95,21 +105,13 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
         return EncoderSpec.from_dict(json.loads(header["spec"])), origin
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
-    """Load a pretrained encoder, ready to embed.
-
-    Args:
-        path: a run directory or its ``encoder.safetensors``.
-        device: where to put the weights.
-
-    Returns:
-        An `Encoder` in evaluation mode; ``load("runs/digits").embed(["a.png"])`` gives features [1, D].
+def read_encoder(file: Path) -> Encoder:
+    """The encoder in a file that mocokit wrote, on the CPU and in evaluation mode.
 
     Raises:
-        UserError: no encoder there, damaged or changed since it was written, or its weights do not fit its backbone.
+        UserError: it is damaged or changed since it was written, or its weights do not fit its backbone.
     """
-    spec, _ = read_header(path)
-    file = encoder_path(path)
+    spec, origin = read_header(file)
     with refusing_damage(f"{file}: its weights do not fit {spec.backbone}", "pretrain again"):
         encoder = Encoder.create(spec)
         with safe_open(utf8_path(file), framework="pt") as opened:
@@ -124,5 +126,5 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Encoder:
         encoder.backbone.load_state_dict(weights)
     if not as_written:
         raise UserError(f"{file}: its digest does not fit: it is damaged or was changed; pretrain again")
-    encoder.name = str(file)
-    return encoder.eval().to(device)
+    encoder.name, encoder.origin = str(file), origin
+    return encoder.eval()

@@ -104,6 +104,7 @@ class OnnxEncoder(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.backbone, self.classifier, self.size = encoder.backbone, encoder.classifier, encoder.spec.image_size
+        self.crop, self.cubic = encoder.spec.crop_share, encoder.spec.interpolation == "bicubic"
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (encoder.spec.mean, encoder.spec.std))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -111,8 +112,8 @@ class OnnxEncoder(nn.Module):
         H, W = images.shape[1:3]
         height, width = (torch.full((), extent, dtype=torch.float32) for extent in (H, W))
         side = torch.minimum(height, width)
-        if self.size > 64:
-            side = (side * 0.875).round().clamp(min=1)
+        if self.crop < 1:
+            side = (side * self.crop).round().clamp(min=1)
         rows = self._filters(torch.arange(H), ((height - side) / 2).round(), side)  # [size, H]
         columns = self._filters(torch.arange(W), ((width - side) / 2).round(), side)  # [size, W]
         x = images.permute(0, 3, 1, 2).float() / 255  # [N, C, H, W]
@@ -123,7 +124,7 @@ class OnnxEncoder(nn.Module):
         return features, self.classifier(features).softmax(dim=1)
 
     def _filters(self, pixel: Tensor, start: Tensor, side: Tensor) -> Tensor:
-        """Triangle filters from ``side`` pixels at ``start`` to `size` pixels: [size, pixels], rows sum to 1.
+        """Filters from ``side`` pixels at ``start`` to `size` pixels: [size, pixels], rows sum to 1.
 
         Positions are counted in input pixels when enlarging, in output pixels when reducing. Products of whole
         numbers are divided once, so float32 places them as exactly as float64 would.
@@ -133,7 +134,14 @@ class OnnxEncoder(nn.Module):
         longer = side.clamp(min=self.size)
         source = (source + 0.5) * self.size / longer  # [pixels]
         target = (torch.arange(self.size) + 0.5) * side / longer  # [size]
-        weights = (1 - (source - target[:, None]).abs()).clamp(min=0) * inside
+        distance = (source - target[:, None]).abs()
+        weights = (1 - distance).clamp(min=0)
+        if self.cubic:
+            distance = distance.clamp(max=2)
+            near = (1.5 * distance - 2.5) * distance * distance + 1
+            far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+            weights = torch.where(distance < 1, near, far)
+        weights = weights * inside
         return weights / weights.sum(dim=1, keepdim=True)
 
 

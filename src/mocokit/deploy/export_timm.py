@@ -18,7 +18,6 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import mocokit
-from mocokit.data.augment import center_view
 from mocokit.deploy.encoder_file import saving
 from mocokit.deploy.export_onnx import largest_difference
 from mocokit.deploy.preprocessing import README, claim, example_file, fenced, reading_lines
@@ -109,7 +108,10 @@ def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: 
 def using_lines(encoder: Encoder, folder: str) -> str:
     """Python that gives what the export in ``folder`` makes of an image file, without mocokit."""
     spec = encoder.spec
-    side = "min(pixels.shape[1:])" + (" * 0.875" if spec.image_size > 64 else "")
+    side = "min(pixels.shape[1:])" + ("" if spec.crop_share == 1 else f" * {spec.crop_share:g}")
+    size = f"[{spec.image_size}, {spec.image_size}]"
+    if spec.interpolation != "bilinear":
+        size += f", F.InterpolationMode.{spec.interpolation.upper()}"
     return (
         f"{reading_lines(spec)}"
         "import torch\n"
@@ -118,7 +120,7 @@ def using_lines(encoder: Encoder, folder: str) -> str:
         "def preprocess(file):\n"
         "    pixels = torch.tensor(read_image(file)).permute(2, 0, 1)\n"
         f"    square = F.center_crop(pixels, round({side}))\n"
-        f"    resized = F.resize(square / 255, [{spec.image_size}, {spec.image_size}], antialias=True)\n"
+        f"    resized = F.resize(square / 255, {size}, antialias=True)\n"
         f"    return F.normalize(resized, {list(spec.mean)}, {list(spec.std)})\n"
         "\n"
         f"{loading_lines(encoder, folder)}"
@@ -206,9 +208,9 @@ def pretrained_cfg(encoder: Encoder, known: Mapping[str, Any]) -> dict[str, Any]
         **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
         "num_classes": len(encoder.classes),
         "input_size": (spec.channels, spec.image_size, spec.image_size),
-        "interpolation": "bilinear",
+        "interpolation": spec.interpolation,
         "crop_mode": "center",
-        "crop_pct": 0.875 if spec.image_size > 64 else 1.0,
+        "crop_pct": spec.crop_share,
         "mean": spec.mean,
         "std": spec.std,
     }
@@ -221,7 +223,7 @@ def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pixels = images[:CHECKED].permute(0, 3, 1, 2).contiguous()
     sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
-    found = model(center_view(pixels, sizes, spec.image_size, spec.mean, spec.std))
+    found = model(spec.view(pixels, sizes))
     features = encoder(pixels, sizes)
     expected = features if encoder.classifier is None else encoder.classifier(features)
     return largest_difference(found, expected, TOLERANCE, f"timm's {spec.backbone} differs from the encoder")

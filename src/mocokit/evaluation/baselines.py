@@ -3,7 +3,6 @@
 import torch
 from torch.optim.swa_utils import update_bn
 
-from mocokit.data.augment import center_view
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.features import BATCH, rows_of
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -19,10 +18,6 @@ def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) 
     encoder = Encoder.create(spec, seed).to(device)
     encoder.name = "the random initialisation"
     indices = torch.arange(len(images))[:: max(1, len(images) // CALIBRATION_IMAGES)]
-    views = (
-        center_view(*rows_of(images, batch, encoder.device), spec.image_size, spec.mean, spec.std)
-        for batch in indices.split(BATCH)
-        if len(batch) > 1
-    )
+    views = (spec.view(*rows_of(images, batch, encoder.device)) for batch in indices.split(BATCH) if len(batch) > 1)
     update_bn(views, encoder.backbone)
     return encoder.eval()

@@ -1,11 +1,12 @@
 """An encoder: a backbone together with the preprocessing its images need."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
-from mocokit.data.augment import center_view
+from mocokit.data.augment import Interpolation, center_view, usual_crop
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
 from mocokit.data.pixels import convert, convertible, pad, stored_side
 from mocokit.data.statistics import channel_statistics
@@ -30,7 +31,8 @@ class EncoderSpec:
 
     ``mean`` and ``std`` are per channel, of pixels scaled to 0..1. ``intensity_range`` is what 0 and 255 stand for in
     images of more than 8 bits, or None if there were none. ``zero_init_last`` is of the weights that it started from:
-    whether residual branches ended in a batch norm of zeros.
+    whether residual branches ended in a batch norm of zeros. ``crop`` is the share of the shorter side that is looked
+    at, None for the usual one, and ``interpolation`` how that is resized; both are of the weights that others trained.
     """
 
     backbone: str
@@ -40,6 +42,17 @@ class EncoderSpec:
     std: tuple[float, ...]
     intensity_range: tuple[float, float] | None = None
     zero_init_last: bool = True
+    crop: float | None = None
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def crop_share(self) -> float:
+        """``crop``, or the usual one."""
+        return usual_crop(self.image_size) if self.crop is None else self.crop
+
+    def view(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """The input of the backbone, float32 [B, C, S, S]; see `mocokit.data.augment.center_view`."""
+        return center_view(images, sizes, self.image_size, self.mean, self.std, self.crop, self.interpolation)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderSpec":
@@ -52,8 +65,14 @@ class EncoderSpec:
             mean=tuple(map(float, values["mean"])),
             std=tuple(map(float, values["std"])),
             intensity_range=None if deep is None else (float(deep[0]), float(deep[1])),
-            zero_init_last=bool(values.get("zero_init_last", True)),  # as all were before it was a choice
+            zero_init_last=bool(values["zero_init_last"]),
+            crop=None if values["crop"] is None else float(values["crop"]),
+            interpolation=values["interpolation"],
         )
+        if spec.interpolation not in get_args(Interpolation):
+            raise ValueError(f"interpolation {spec.interpolation}")
+        if not 0 < spec.crop_share <= 1:
+            raise ValueError(f"crop {spec.crop}")
         if not 0 < spec.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image size {spec.image_size}")
         if not 0 < spec.channels == len(spec.mean) == len(spec.std):
@@ -83,10 +102,12 @@ class Encoder(nn.Module):
     """Images in, features out. ``encoder(images, sizes)`` takes what the store holds, `embed` anything.
 
     A fine-tuned encoder also has a ``classifier`` on its features and the names of its ``classes``. Messages call it by
-    its ``name``, such as the file that it is from.
+    its ``name``, such as the file that it is from; its ``origin`` is what that says, with the ``seed`` of its random
+    initialisation.
     """
 
     name = "the encoder"
+    origin: Mapping[str, Any] = MappingProxyType({"seed": 0})
 
     def __init__(
         self, backbone: nn.Module, spec: EncoderSpec, classifier: nn.Linear | None = None, classes: tuple[str, ...] = ()
@@ -113,8 +134,7 @@ class Encoder(nn.Module):
 
         The largest centered square is resized to the encoder's input size and normalised.
         """
-        x = center_view(images, sizes, self.spec.image_size, self.spec.mean, self.spec.std)
-        features: Tensor = self.backbone(x)
+        features: Tensor = self.backbone(self.spec.view(images, sizes))
         return features.float()
 
     def for_evaluation(self) -> "Encoder":
