@@ -222,6 +222,7 @@ def pretrain(
     started: float | None = None,
     out: str | None = None,
     recipe: str = "auto",
+    weights: str | None = None,
     backbone: str | None = None,
     zero_init_last: bool = True,
     image_size: int | None = None,
@@ -284,6 +285,7 @@ def pretrain(
         started: `time.perf_counter()` when the command began, for ``time_budget``.
         out: run directory.
         recipe: auto, a recipe's name or a recipe file (default auto).
+        weights: start from timm, timm:NAME, a run, or a weights file (with --backbone).
         backbone: timm model name, e.g. resnet18_cifar or resnet50.
         zero_init_last: residual branches end in a batch norm that starts at zero (default true).
         image_size: side of the encoder's square images, in pixels.
@@ -293,7 +295,7 @@ def pretrain(
             v3-resnet, v3-vit).
         head_hidden: width of hidden layers; 0: that of the features (default 0).
         head_dim: dimension of the contrasted embedding.
-        bn_splits: groups of split batch norm, over all processes; 1: plain batch norm.
+        bn_splits: groups of split batch norm, over all processes; 1: plain; 0: its statistics stay.
         queue_size: negatives in the queue (K); 0 (v3): those of the batch.
         momentum: momentum of the key encoder (m) at the start.
         momentum_end: momentum at the end, reached on half a cosine.

@@ -51,6 +51,10 @@ class PretrainConfig:
     out: Annotated[str, Option("run directory", identity=False, path=True)]
     recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
 
+    weights: Annotated[
+        str | None,
+        Option("start from timm, timm:NAME, a run, or a weights file (with --backbone)", identity=False, path=True),
+    ] = None
     backbone: Annotated[str, Option("timm model name, e.g. resnet18_cifar or resnet50")]
     zero_init_last: Annotated[bool, Option("residual branches end in a batch norm that starts at zero")] = True
     image_size: Annotated[int, side("side of the encoder's square images, in pixels")]
@@ -62,7 +66,9 @@ class PretrainConfig:
     ]
     head_hidden: Annotated[int, Option("width of hidden layers; 0: that of the features", low=0)] = 0
     head_dim: Annotated[int, Option("dimension of the contrasted embedding", low=2)]
-    bn_splits: Annotated[int, Option("groups of split batch norm, over all processes; 1: plain batch norm", low=1)]
+    bn_splits: Annotated[
+        int, Option("groups of split batch norm, over all processes; 1: plain; 0: its statistics stay", low=0)
+    ]
     queue_size: Annotated[int, Option("negatives in the queue (K); 0 (v3): those of the batch", low=0)]
     momentum: Annotated[float, share("momentum of the key encoder (m) at the start")]
     momentum_end: Annotated[float, share("momentum at the end, reached on half a cosine")]

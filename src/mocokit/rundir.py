@@ -30,10 +30,11 @@ class RunDirectory:
         self.finetuning = path / "finetune.yaml"  # a fine-tuning's options, in place of that configuration
         self.checkpoint = path / "checkpoints" / "last.ckpt"  # everything that resuming needs
         self.encoder = path / "encoder.safetensors"
+        self.initial = path / "initial.safetensors"  # the encoder that a run with --weights goes on from
         self.metrics = path / "metrics.csv"
         self.tensorboard = path / "tensorboard"
         self.skipped = path / "skipped.csv"  # images that could not be used, and why
-        self.data = path / "data.json"  # fingerprint and number of images, fingerprint of a fine-tuning's first weights
+        self.data = path / "data.json"  # fingerprint and number of images, fingerprint of given weights
         self.lock, self.owner = path / ".lock", path / ".owner.json"  # while a command writes here; which one
 
     def result(self, verb: str) -> Path:

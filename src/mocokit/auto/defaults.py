@@ -21,6 +21,7 @@ MIN_IMAGES = 8  # fewer leave no room for a batch and a queue without an image m
 LEAST_SIZE = 16  # smaller images are enlarged: networks halve their input three times
 CPU_SIZE_SHARE = 0.75  # of the images' side: half the work buys more than the detail (docs/LOG.md)
 IMAGE_SIZE_CAP = {"cpu": 32, "cuda": 224, "mps": 128}  # of a side that is chosen for the user
+WEIGHTS_SIZE_CAP = {"cpu": 96}  # of images for weights that were trained elsewhere
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
@@ -42,6 +43,7 @@ class Facts:
         bf16: whether it computes in bfloat16.
         cpus: cores of one of the ``processes``.
         processes: that share the run.
+        weights: the backbone whose trained weights the run goes on from, if it does.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Facts:
     bf16: bool
     cpus: int
     processes: int = 1
+    weights: str | None = None
 
 
 def image_size_chooser(device: str) -> Callable[[float], int]:
@@ -70,6 +73,12 @@ def choose_image_size(median: float, *, cap: int, share: float = 1.0) -> int:
     Without a median (nan, since no image could be read) it is ``cap``.
     """
     return cap if math.isnan(median) else min(cap, max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
+
+
+def weights_image_size(own: int, device: str) -> int:
+    """Side of the images for weights that were trained on images of ``own`` pixels, however large the images are: such
+    networks know things at their scale. On a CPU less, as the work is quadratic in it (docs/LOG.md)."""
+    return min(own, WEIGHTS_SIZE_CAP.get(device, own))
 
 
 def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] = MappingProxyType({})) -> Resolved:
@@ -110,6 +119,9 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
         if gpu
         else "3/4 of the median shorter side, 16 to 32: more views beat detail"
     )
+    if facts.weights:
+        reason = "as the weights were trained, at most 96 on a CPU"
+        default("backbone", facts.weights, "of the weights")
     size = default("image_size", facts.image_size, reason)
     grow = not gpu and facts.longest > TINY and "image_size" not in recipe
     _resolve_view_sizes(default, {**recipe, **given}.get("view_size", 0), size, grow)

@@ -13,7 +13,7 @@ from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.splits import why_unmeasured
 from mocokit.model.backbones import check_view_sizes
-from mocokit.model.encoder import Encoder, encoder_spec
+from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.timing import seconds_per_step
 
@@ -42,14 +42,21 @@ def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
 
 @dataclass(frozen=True)
 class RunMeasurements:
-    """`mocokit.auto.trials.Measurements` of a run on ``images``; ``store`` has those to evaluate on."""
+    """`mocokit.auto.trials.Measurements` of a run on ``images``.
+
+    ``store`` has those to evaluate on; ``start`` is the spec of the encoder that the run goes on from, if there is one.
+    """
 
     store: Store
     images: ImageSet | StreamingImages
+    start: EncoderSpec | None = None
+
+    def _spec(self, config: PretrainConfig) -> EncoderSpec:
+        return encoder_spec(self.store, config, self.start)
 
     def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
         """As the first process measures it."""
-        spec = encoder_spec(self.store, config)
+        spec = self._spec(config)
         mean = distributed.broadcast_object(seconds_per_step(config, spec, self.images, seconds))
         if config.cuda_graphs:
             forget_cuda_graphs()
@@ -57,7 +64,7 @@ class RunMeasurements:
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
         """From a second evaluation on few images."""
-        encoder = Encoder.create(encoder_spec(self.store, config)).to(config.device)
+        encoder = Encoder.create(self._spec(config)).to(config.device)
         few = full_evaluator(self.store, config).sample(TIMED_IMAGES, TIMED_IMAGES)
         few = replace(few, score_images=TIMED_IMAGES)
         few.evaluate(encoder)
@@ -79,7 +86,7 @@ class RunMeasurements:
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Tried on blank images, where they are of another size than the encoder's."""
-        spec, sizes = encoder_spec(self.store, config), set(self.view_sizes(config)) - {config.image_size}
+        spec, sizes = self._spec(config), set(self.view_sizes(config)) - {config.image_size}
         if not sizes:
             return True
         try:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mocokit import distributed
-from mocokit.auto.defaults import Facts, image_size_chooser
+from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
 from mocokit.commands.results import record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
+from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, command, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
@@ -28,7 +29,7 @@ from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
-from mocokit.model.encoder import Encoder, encoder_spec
+from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
 from mocokit.resolved import Resolved, dump
@@ -81,6 +82,8 @@ class Request:
     def of(cls, given: Mapping[str, Any]) -> "Request":
         """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
         check_tracker(given.get("logger"))
+        if given.get("weights") and given.get("recipe", "auto") == "auto":
+            given = {**given, "recipe": "continue"}
         return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
 
     def open_source(self) -> Source:
@@ -112,6 +115,10 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     source = request.open_source()
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
     size = _on_first(lambda: None if overwrite else run.read_image_size())
+    with distributed.local_rank_zero_first():  # it may download them
+        start = Start.of(request.given, request.recipe, run, overwrite)
+    if start and not size:
+        size = weights_image_size(start.encoder.spec.image_size, request.device)
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
         try:
             data = open_data(request, source, report=report, image_size=size)
@@ -121,11 +128,11 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     if data.store.label_names and (reason := why_unmeasured(data.store)):
         say(f"kNN is not measured: {reason}")
     with _locked(run):
-        return _in_directory(run, request, data, overwrite, started)
+        return _in_directory(run, request, data, start, overwrite, started)
 
 
 def _in_directory(
-    run: RunDirectory, request: Request, data: RunData, overwrite: bool, started: float
+    run: RunDirectory, request: Request, data: RunData, start: Start | None, overwrite: bool, started: float
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
     given = request.given
@@ -133,12 +140,16 @@ def _in_directory(
     if finished := _on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
-    resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
+    known = start.encoder.spec if start else None
+    resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started, known)
     config = with_free_options(resolved, given)
-    task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
+    spec = encoder_spec(data.store, config, known)
+    initial = start.adapted(spec) if start else None
+    task = Pretraining(config, spec, initial.backbone.state_dict() if initial else None)
+    # The images, or the weights, may have been refused: nothing is written yet.
     if not saved:
         _describe(resolved)
-        _on_first(lambda: _begin(run, resolved, data))
+        _on_first(lambda: _begin(run, resolved, data, start, initial))
     skipped = _train(task, data, run)
     if distributed.rank() > 0:
         return {}
@@ -228,8 +239,9 @@ def _with_list(error: TooManySkipped, run: RunDirectory) -> TooManySkipped:
 # Complete the configuration -------------------------------------------------------------------------------
 
 
-def complete_config(request: Request, data: RunData, started: float) -> Resolved:
-    """What the user did not say, decided in the first process for all; see `mocokit.auto`."""
+def complete_config(request: Request, data: RunData, started: float, start: EncoderSpec | None = None) -> Resolved:
+    """What the user did not say, decided in the first process for all; see `mocokit.auto`. ``start`` is the spec of
+    the encoder to go on from."""
     store = data.store
     facts = Facts(
         name=data.name,
@@ -241,8 +253,10 @@ def complete_config(request: Request, data: RunData, started: float) -> Resolved
         bf16=computes_in_bf16(request.device),
         cpus=max(1, usable_cores() // distributed.local_world_size()),
         processes=distributed.world_size(),
+        weights=start.backbone if start else None,
     )
-    resolved = complete(request.given, request.recipe, facts, RunMeasurements(store, data.images), started)
+    measurements = RunMeasurements(store, data.images, start)
+    resolved = complete(request.given, request.recipe, facts, measurements, started)
     return distributed.broadcast_object(resolved)
 
 
@@ -253,7 +267,7 @@ def _describe(resolved: Resolved) -> None:
             say(f"  {name} = {getattr(resolved.config, name)}  ({reason})")
 
 
-def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
+def _begin(run: RunDirectory, resolved: Resolved, data: RunData, start: Start | None, initial: Encoder | None) -> None:
     """Write what identifies the run; the configuration last, for it makes the directory a run.
 
     An old run goes only now, when the new one is known to be possible.
@@ -262,7 +276,11 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
         if run.config.exists():
             run.clear()
         write_skipped(run.skipped, data.store.skipped)
-        write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
+        facts = {"fingerprint": data.store.fingerprint, "images": len(data.images)}
+        if start and initial:
+            save_encoder(initial, run.initial, dict(start.encoder.origin))
+            facts["weights"] = start.fingerprint
+        write_json(run.data, facts)
         write_text(run.config, dump(resolved, versions()))
         if data.store.skipped:
             say(f"{run.skipped} lists the images that can't be used")

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -84,11 +84,19 @@ class EncoderSpec:
         return asdict(self)
 
 
-def encoder_spec(store: Store, config: PretrainConfig) -> EncoderSpec:
-    """The encoder that a run on ``store`` trains."""
-    mean, std = channel_statistics(store.splits["train"])
+def encoder_spec(store: Store, config: PretrainConfig, start: EncoderSpec | None = None) -> EncoderSpec:
+    """The encoder that a run on ``store`` trains; its images are prepared as those that it was trained on at the
+    ``start``, if it was. Of another number of channels each has the mean of those."""
     size, channels, deep = config.image_size, store.channels, store.intensity_range
-    return EncoderSpec(config.backbone, size, channels, mean, std, deep, config.zero_init_last)
+    if start is None:
+        mean, std = channel_statistics(store.splits["train"])
+        return EncoderSpec(config.backbone, size, channels, mean, std, deep, config.zero_init_last)
+    mean, std = start.mean, start.std
+    if channels != start.channels:
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
+    zero = config.zero_init_last
+    spec = replace(start, image_size=size, channels=channels, intensity_range=deep, zero_init_last=zero)
+    return replace(spec, mean=mean, std=std)
 
 
 class NonFiniteFeatures(UserError):

@@ -123,6 +123,27 @@ def _replace_classes(module: nn.Module, forms: dict[type, type], what: str) -> l
     return list(norms.values())
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` that normalises by its running statistics in training, too, and leaves them alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """timm's fused batch norm and activation with statistics that stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[operator]
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Keep the statistics of every batch norm of ``module``; a subclass of its own is a `TypeError`."""
+    forms = {nn.BatchNorm2d: FrozenBatchNorm2d, BatchNormAct2d: FrozenBatchNormAct2d}
+    _replace_classes(module, forms, "be frozen")
+    return module
+
+
 class CpuSyncBatchNorm(_BatchNorm):
     """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks.
 

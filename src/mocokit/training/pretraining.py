@@ -1,6 +1,6 @@
 """Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo, MoCoV2, MoCoV3, momentum_at
-from mocokit.model.norm import running_statistics, split_batch_norm, sync_batch_norm
+from mocokit.model.norm import freeze_batch_norm, running_statistics, split_batch_norm, sync_batch_norm
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
@@ -56,13 +56,14 @@ class Views(NamedTuple):
 class Pretraining(Task):
     """MoCo with its views, momentum, and optimizer.
 
-    ``sums`` are of the loss, mean positive and negative similarity, gradient norm, and steps.
+    ``sums`` are of the loss, mean positive and negative similarity, gradient norm, and steps. Both backbones start from
+    ``weights``, or from random ones.
     """
 
-    def __init__(self, config: PretrainConfig, spec: EncoderSpec) -> None:
+    def __init__(self, config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.moco = create_moco(config, spec).to(memory_format=torch.channels_last)
+        self.moco = create_moco(config, spec, weights).to(memory_format=torch.channels_last)
         if config.compile:
             # DistributedDataParallel copies gradients into buckets of its own, which CUDA graphs can't record.
             compile_encoders(self.moco, config.cuda_graphs and distributed.world_size() == 1)
@@ -124,18 +125,22 @@ class Pretraining(Task):
         return figures
 
 
-def create_moco(config: PretrainConfig, spec: EncoderSpec) -> MoCo:
-    """The model at step 0, a function of the configuration's seed alone."""
+def create_moco(config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str, Tensor] | None = None) -> MoCo:
+    """The model at step 0, a function of the configuration's seed and the backbone's ``weights``, if they are given."""
     backbone = Encoder.create(spec, config.seed).backbone
+    if weights is not None:
+        backbone.load_state_dict(weights)
     sizes = view_sizes(config.view_size, config.view_size_end)
     check_view_sizes(backbone, spec.backbone, spec.channels, set(sizes) - {spec.image_size})
     try:
-        if config.bn_splits == 1:
+        if config.bn_splits == 0:
+            freeze_batch_norm(backbone)
+        elif config.bn_splits == 1:
             backbone = sync_batch_norm(backbone, config.device)
         else:
             split_batch_norm(backbone, max(1, config.bn_splits // distributed.world_size()))
     except TypeError as error:
-        remedy = "use --bn-splits 1" if config.bn_splits > 1 else "use one process, or another backbone"
+        remedy = "use --bn-splits 1" if config.bn_splits != 1 else "use one process, or another backbone"
         raise UserError(f"--backbone {spec.backbone}: {error}; {remedy}") from None
     freeze_patch_projection(backbone)
     features = feature_dim(backbone)
