@@ -21,7 +21,7 @@ from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
-from mocokit.deploy.encoder_file import save_encoder
+from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
@@ -303,7 +303,7 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
-            check = _quality_check(data.store, config)
+            check = _quality_check(data.store, config, run)
             skipped = train(task, data.images, run, check, announcer(config), report)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
@@ -315,12 +315,14 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
     return skipped
 
 
-def _quality_check(store: Store, config: PretrainConfig) -> Measure:
-    """The check during training, on some images; of the initialisation the baseline's own encoder is checked."""
+def _quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Measure:
+    """The check during training, on some images; at step 0 of the baseline's own encoder, or of the given weights."""
     evaluator = check_evaluator(store, config)
 
     def check(encoder: Encoder, step: int) -> dict[str, float]:
-        if step == 0:
+        if step == 0 and config.weights:
+            encoder = read_encoder(run.initial).to(config.device)
+        elif step == 0:
             encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
         return evaluator.evaluate(encoder).row()
 

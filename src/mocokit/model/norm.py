@@ -139,7 +139,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """Keep the statistics of every batch norm of ``module``; a subclass of its own is a `TypeError`."""
-    forms = {nn.BatchNorm2d: FrozenBatchNorm2d, BatchNormAct2d: FrozenBatchNormAct2d}
+    forms: dict[type, type] = {nn.BatchNorm2d: FrozenBatchNorm2d, BatchNormAct2d: FrozenBatchNormAct2d}
     _replace_classes(module, forms, "be frozen")
     return module
 
