@@ -285,3 +285,17 @@ def test_large_center_view_shows_seven_eighths() -> None:
     square = F.center_crop(images.float() / 255, [112])
     expected = F.normalize(F.resize(square, [96, 96], antialias=True), [0.5] * 3, [0.25] * 3)
     torch.testing.assert_close(view, expected, atol=4 * RESAMPLED, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(40, 40, 8), (50, 31, 64), (9, 30, 24), (1, 5, 8), (200, 90, 96)]
+)
+@pytest.mark.parametrize("crop", [1.0, 0.95, 0.5])
+def test_bicubic_center_view_equals_torchvision(height: int, width: int, size: int, crop: float) -> None:
+    images = noise(2, 3, height + 3, width + 5)
+    sizes = torch.tensor([[height, width]] * 2)
+    view = center_view(images, sizes, size, [0.0] * 3, [1.0] * 3, crop, "bicubic")
+    side = max(1, round(crop * min(height, width)))
+    square = F.center_crop(images[..., :height, :width].float() / 255, [side])
+    expected = F.resize(square, [size, size], F.InterpolationMode.BICUBIC, antialias=True)
+    torch.testing.assert_close(view, expected, atol=4 * RESAMPLED, rtol=0)

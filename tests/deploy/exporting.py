@@ -1,5 +1,6 @@
 """Encoders and real photographs to test exports with, and a Python without mocokit."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -29,9 +30,14 @@ sys.meta_path[:] = map(Finder, sys.meta_path)
 """
 
 
-def make_encoder(backbone: str, size: int, channels: int = 3, classes: tuple[str, ...] = ()) -> Encoder:
-    """An encoder whose every weight and running statistic is its own: forgetting one shows."""
+def make_encoder(
+    backbone: str, size: int, channels: int = 3, classes: tuple[str, ...] = (), crop: float | None = None
+) -> Encoder:
+    """An encoder whose every weight and running statistic is its own: forgetting one shows. With ``crop`` it is one
+    that timm trained, whose images are resized by a cubic."""
     spec = EncoderSpec(backbone, size, channels, (0.48, 0.45, 0.4)[:channels], (0.22, 0.24, 0.27)[:channels])
+    if crop is not None:
+        spec = dataclasses.replace(spec, crop=crop, interpolation="bicubic")
     encoder = Encoder.create(spec)
     draw = torch.Generator().manual_seed(0)
     for name, tensor in encoder.backbone.state_dict().items():

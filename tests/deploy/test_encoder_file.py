@@ -97,7 +97,7 @@ def test_header(tmp_path):
     save_encoder(deep, tmp_path / "encoder.safetensors", ORIGIN)
     with safe_open(tmp_path / "encoder.safetensors", "pt") as file:
         header = file.metadata()
-    assert header["format"] == "mocokit-encoder-3"
+    assert header["format"] == "mocokit-encoder-4"
     assert json.loads(header["spec"]) == {
         "backbone": "resnet18_narrow",
         "image_size": 24,
@@ -106,6 +106,8 @@ def test_header(tmp_path):
         "std": [0.2],
         "intensity_range": [12.5, 4095.0],
         "zero_init_last": True,
+        "crop": None,
+        "interpolation": "bilinear",
     }
     assert json.loads(header["origin"]) == ORIGIN
     assert read_header(tmp_path) == (deep.spec, ORIGIN)
@@ -173,8 +175,8 @@ def test_truncated(whole, tmp_path, kept):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "mocokit-encoder-2"}, "mocokit-encoder-2 where mocokit-encoder-3 was expected"),  # had no digest
-        ({"format": None}, "format none"),
+        ({"format": "mocokit-encoder-2"}, "mocokit-encoder-2 where mocokit-encoder-4 was expected"),  # had no digest
+        ({"format": None}, "not a mocokit encoder file"),
         ({"spec": None}, "not a mocokit encoder file"),
         ({"spec": "{"}, "not a mocokit encoder file"),
         ({"spec": "[]"}, "not a mocokit encoder file"),
@@ -223,7 +225,7 @@ def test_changed_weights_are_refused(whole, tmp_path, change):
 def test_other_peoples_files(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign)
-    assert "format none where mocokit-encoder-3 was expected" in refused(foreign)
+    assert "not a mocokit encoder file" in refused(foreign)
     (tmp_path / "text.safetensors").write_text("hello, I am a text file\n" * 100)
     assert "not a mocokit encoder file" in refused(tmp_path / "text.safetensors")
     assert "no encoder here" in refused(tmp_path / "missing.safetensors")

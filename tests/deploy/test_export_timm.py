@@ -16,7 +16,6 @@ from timm.models import save_for_hf
 from torch import Tensor
 from torch.testing import assert_close
 
-from mocokit.data.augment import center_view
 from mocokit.deploy import export_timm as module
 from mocokit.deploy.export_timm import _TORCHVISION_VITS, export_timm, loading_lines
 from mocokit.errors import UserError
@@ -36,6 +35,7 @@ ENCODERS = {
     "gray resnet18_narrow": ("resnet18_narrow", 16, 1, ()),
     "fine-tuned resnet18_narrow": ("resnet18_narrow", 16, 3, CLASSES),
     "fine-tuned vit_narrow": ("vit_narrow", 16, 3, CLASSES),
+    "timm's own resnet18": ("resnet18", 48, 3, (), 0.95),
 }
 
 
@@ -43,7 +43,7 @@ def view(encoder: Encoder, images: np.ndarray) -> Tensor:
     """What the encoder's backbone sees of images [N, H, W, C]."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     sizes = torch.tensor([images.shape[1:3]] * len(images))
-    return center_view(pixels, sizes, encoder.spec.image_size, encoder.spec.mean, encoder.spec.std)
+    return encoder.spec.view(pixels, sizes)
 
 
 def outputs(encoder: Encoder, x: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def code(readme: str, start: str) -> str:
 def exported(tmp_path_factory) -> dict[str, tuple[Encoder, Path]]:
     folder = tmp_path_factory.mktemp("exports")
     result = {}
-    for name, (backbone, size, channels, classes) in ENCODERS.items():
-        encoder = make_encoder(backbone, size, channels, classes)
+    for name, (backbone, size, channels, *more) in ENCODERS.items():
+        encoder = make_encoder(backbone, size, channels, *more)
         images = torch.from_numpy(photographs(size + 9, size + 4, channels))
         assert export_timm(encoder, folder / name, ORIGIN, images) <= 1e-6
         result[name] = (encoder, folder / name)

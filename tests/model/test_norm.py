@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from mocokit.model.norm import _normalise_apart, _normalise_as_channels, _normalise_view, split_batch_norm
+from mocokit.model.norm import (
+    _normalise_apart,
+    _normalise_as_channels,
+    _normalise_view,
+    freeze_batch_norm,
+    split_batch_norm,
+)
 from tests import reference
 
 
@@ -100,3 +106,23 @@ def test_other_norms_are_left_alone_and_unknown_batch_norms_refused():
     assert split_batch_norm(group, 8) is group
     with pytest.raises(TypeError, match="BatchNorm1d"):
         split_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), 2)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+def test_frozen_statistics_are_those_of_evaluation_and_stay(kind):
+    norm = kind(3).train()
+    with torch.no_grad():
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+        norm.weight.uniform_(0.5, 2)
+    x = torch.randn(6, 3, 4, 4)
+    expected = norm.eval()(x)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    frozen = freeze_batch_norm(nn.Sequential(norm)).train()
+    out = frozen(x)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    out.sum().backward()
+    assert norm.weight.grad is not None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+    with pytest.raises(TypeError, match="0: GroupedNorm can't be frozen"):
+        freeze_batch_norm(nn.Sequential(type("GroupedNorm", (nn.BatchNorm2d,), {})(3)))

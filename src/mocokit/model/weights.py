@@ -33,18 +33,21 @@ SHOWN = 3  # names in a message
 class Match:
     """The weights of a backbone, by its own names, that were found among others: all that began with ``prefix``.
 
-    ``left`` are the names of the others, such as heads and the weights of a momentum encoder.
+    ``left`` are the names of the others, such as heads and the weights of a momentum encoder. ``lacks_relu``: they are
+    the parts of lightly's ``ResNetGenerator`` in a row, which has no activation behind the first batch norm.
     """
 
     weights: dict[str, Tensor]
     prefix: str
     left: list[str]
+    lacks_relu: bool = False
 
     def describe(self) -> str:
         """What was taken and what was left, in one line."""
         under = f" under {self.prefix}" if self.prefix else ""
         left = f"; left out: {len(self.left)}, the first is {self.left[0]}" if self.left else ""
-        return f"{len(self.weights)} tensors taken{under}{left}"
+        relu = "; they were trained without the first ReLU, which is there now: features differ" * self.lacks_relu
+        return f"{len(self.weights)} tensors taken{under}{left}{relu}"
 
 
 def match(found: Mapping[str, Tensor], backbone: nn.Module, name: str) -> Match:
@@ -57,7 +60,8 @@ def match(found: Mapping[str, Tensor], backbone: nn.Module, name: str) -> Match:
     Raises:
         UserError: some weights are not there, or are those of a larger network.
     """
-    wanted = [key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")]
+    own = backbone.state_dict()
+    wanted = [key for key in own if not key.endswith("num_batches_tracked")]
     best, prefix, names = 0, "", dict[str, str]()
     for rename in (str, _from_torchvision_vit, _Sequential(found)):
         renamed = {new: old for old in found if (new := rename(old)) is not None}
@@ -71,11 +75,11 @@ def match(found: Mapping[str, Tensor], backbone: nn.Module, name: str) -> Match:
         raise UserError(f"has {what} of {name}; its own are {_listed(list(found))}")
     parts = {key.split(".")[0] for key in wanted}
     inside = {key.removeprefix(prefix): old for key, old in names.items() if key.startswith(prefix)}
-    buffers = {key for key in inside if key.endswith("num_batches_tracked")}
-    if more := [old for key, old in inside.items() if key.split(".")[0] in parts and key not in {*wanted, *buffers}]:
+    if more := [old for key, old in inside.items() if key.split(".")[0] in parts and key not in own]:
         raise UserError(f"has {_listed(more)}, for which {name} has no place; name its own --backbone")
-    taken = {inside[key] for key in wanted} | {inside[key] for key in buffers}
-    return Match({key: found[inside[key]] for key in wanted}, prefix, [key for key in found if key not in taken])
+    taken = {old for key, old in inside.items() if key in own}
+    left = [key for key in found if key not in taken]
+    return Match({key: found[inside[key]] for key in wanted}, prefix, left, any(".shortcut." in key for key in taken))
 
 
 def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], name: str) -> list[str]:

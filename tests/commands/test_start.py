@@ -1,0 +1,124 @@
+"""Pretraining goes on from trained weights: both encoders start there, and the run keeps what it started from."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mocokit
+from mocokit.errors import Interrupted, UserError
+from mocokit.model.backbones import create_backbone
+from mocokit.training.pretraining import Pretraining
+from tests.runs import TINY, coloured_data
+
+OPTIONS = {name: value for name, value in TINY.items() if name not in ("backbone", "image_size", "bn_splits")}
+OPTIONS |= {"epochs": 1, "monitor_every": 0}
+NARROW = {"backbone": "resnet18_narrow", "image_size": 8}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start")
+    coloured_data(folder / "data")
+    backbone = create_backbone("resnet18_narrow", 3, 32)
+    draw = torch.Generator().manual_seed(5)
+    for name, tensor in backbone.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=draw)
+            tensor.add_(noise if name.endswith("running_var") else 0.1 * (noise - 0.5))
+    torch.save({"state_dict": {f"module.encoder_q.{n}": t for n, t in backbone.state_dict().items()}}, folder / "w.pth")
+    return folder
+
+
+def start_from(place, weights, out, **options):
+    return mocokit.pretrain(str(place / "data"), out=str(place / out), weights=str(weights), **{**OPTIONS, **options})
+
+
+def test_both_encoders_start_there_and_the_run_keeps_it(place, monkeypatch, capfd):
+    began = []
+    monkeypatch.setattr(
+        Pretraining,
+        "configure_optimizer",
+        lambda self, own=Pretraining.configure_optimizer: (
+            began.append(
+                [{n: t.clone() for n, t in e.state_dict().items()} for e in (self.moco.encoder_q, self.moco.encoder_k)]
+            )
+            or own(self)
+        ),
+    )
+    result = start_from(place, place / "w.pth", "first", **NARROW)
+    assert result["config"]["weights"] == str(place / "w.pth")
+    assert result["recipe"] == "continue"
+    weights = {n.removeprefix("module.encoder_q."): t for n, t in torch.load(place / "w.pth")["state_dict"].items()}
+    for encoder in began[-1]:
+        ours = {name.partition(".")[2]: tensor for name, tensor in encoder.items()}  # encoders are backbone and head
+        assert all(torch.equal(ours[name], tensor) for name, tensor in weights.items())
+    initial = load_file(place / "first" / "initial.safetensors")
+    assert all(torch.equal(initial[name], tensor) for name, tensor in weights.items())
+    trained = load_file(place / "first" / "encoder.safetensors")
+    assert not torch.equal(trained["conv1.weight"], weights["conv1.weight"])
+    # Statistics of batch norm stay those of the weights, by the recipe.
+    assert torch.equal(trained["bn1.running_mean"], weights["bn1.running_mean"])
+    stderr = capfd.readouterr().err
+    assert f"{place / 'w.pth'}: resnet18_narrow: 100 tensors taken under state_dict.module.encoder_q." in stderr
+    assert "  backbone = resnet18_narrow" not in stderr  # it was given
+
+
+def test_a_finished_run_is_a_start_with_its_own_preprocessing(place, capfd):
+    start_from(place, place / "w.pth", "one", **NARROW)
+    first = mocokit.load(place / "one")
+    capfd.readouterr()
+    start_from(place, place / "one", "second")
+    second = mocokit.load(place / "second")
+    assert second.spec == first.spec
+    assert "backbone = resnet18_narrow  (of the weights)" in capfd.readouterr().err
+    initial = mocokit.load(place / "second" / "initial.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), first.parameters(), strict=True))
+
+
+def test_going_on_needs_the_same_weights_but_not_their_place(place, monkeypatch):
+    """Stopped and resumed by another spelling, and when the weights have gone: bit for bit what it would have been."""
+    options = {**NARROW, "epochs": 2}
+    whole = start_from(place, place / "w.pth", "whole", **options)
+
+    def stop(self, *arguments):
+        raise Interrupted("stopped")
+
+    (place / "moved.pth").write_bytes((place / "w.pth").read_bytes())
+    for weights in (place / "moved.pth", place / "gone.pth"):
+        if weights.name == "gone.pth":
+            weights.write_bytes((place / "w.pth").read_bytes())
+        out = weights.stem
+        with monkeypatch.context() as patch:
+            patch.setattr(Pretraining, "before_optimizer_step", stop)
+            with pytest.raises(Interrupted):
+                start_from(place, weights, out, **options)
+        if weights.name == "gone.pth":
+            weights.unlink()
+            resumed = start_from(place, weights, out, **options)
+        else:
+            resumed = start_from(place, place / "w.pth", out, **options)
+        assert resumed["loss"] == whole["loss"]
+        a, b = (load_file(place / name / "encoder.safetensors") for name in ("whole", out))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_other_weights_or_none_are_refused(place):
+    start_from(place, place / "w.pth", "third", **NARROW)
+    other = {n: t + 1 for n, t in torch.load(place / "w.pth")["state_dict"].items()}
+    save_file(other, place / "other.safetensors")
+    with pytest.raises(UserError, match=r"holds a run with other weights \(--weights .*w.pth\)"):
+        start_from(place, place / "other.safetensors", "third", **NARROW)
+    with pytest.raises(UserError, match=r"holds a run with --weights .*w.pth; give them, or another --out"):
+        mocokit.pretrain(str(place / "data"), out=str(place / "third"), **OPTIONS, **NARROW)
+    result = json.loads((place / "third" / "results" / "pretrain.json").read_text())
+    assert start_from(place, place / "w.pth", "third", **NARROW) == result
+
+
+def test_weights_that_do_not_fit_leave_no_run(place):
+    with pytest.raises(UserError, match=r"w.pth: has no .* of resnet34"):
+        start_from(place, place / "w.pth", "none", backbone="resnet34")
+    with pytest.raises(UserError, match="Give timm:NAME, such as"):
+        start_from(place, "timm", "none")
+    assert not (place / "none").exists()
