@@ -13,10 +13,10 @@ from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
-from mocokit.commands.results import record
+from mocokit.commands.results import next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
-from mocokit.console import LINE_SECONDS, command, mute, progress, say
+from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
@@ -377,9 +377,9 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"verdict: {result['verdict']}")
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
-        say(f"next: {command('embed', [run.path, data], '-o features.parquet')}")
+        say(f"next: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
     elif result["knn"]:
-        say(f"next: {command('knn', [run.path, data])}")
+        say(f"next: {next_command('knn', str(run.path), data, asdict(config))}")
     else:
         say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
     if result["verdict"].startswith("not learning"):
