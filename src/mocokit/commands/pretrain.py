@@ -1,5 +1,6 @@
 """``mocokit pretrain DATA``: open the data, complete the configuration, train, measure, write."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -383,5 +384,5 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     else:
         say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
     if result["verdict"].startswith("not learning"):
-        more = f"--epochs {2 * config.epochs} --extend goes on from here"
+        more = f"--out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend goes on from here"
         say(f"if it should be: train longer ({more}), or more images")
