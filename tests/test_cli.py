@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mocokit.cli import OVERWRITING, main
+from mocokit.cli import SWITCHES, main
 from mocokit.config import VERBS
 from mocokit.options import fields_of, flag
 from tests.helpers import encode, noise, write_images
@@ -81,7 +81,8 @@ def test_help_names_and_explains_every_option(verb, capsys):
         assert option.help in text
     for extra in ["--json", "--config", "--print_config"]:
         assert extra in text
-    assert ("--overwrite" in text) == (verb in OVERWRITING)
+    for switch, (switch_help, verbs) in SWITCHES.items():
+        assert (f"{flag(switch)} {switch_help}" in text) == (verb in verbs)
 
 
 def test_help_lists_the_verbs(capsys):

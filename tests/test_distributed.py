@@ -17,6 +17,7 @@ import json, sys
 import torch
 from torch import nn
 from mocokit import distributed
+from mocokit.errors import UserError
 from mocokit.model.norm import sync_batch_norm
 
 distributed.init_process_group("cpu")
@@ -39,12 +40,24 @@ weight = norm[0].weight.grad.clone()
 torch.distributed.all_reduce(weight)
 gradient = images.grad.clone()
 torch.distributed.all_reduce(gradient)
+
+def refused():
+    try:
+        return distributed.on_first(lambda: int("not a number") if rank else refuse())
+    except UserError as error:
+        return str(error)
+
+def refuse():
+    raise UserError("no")
+
 print(json.dumps({
     "gathered": distributed.all_gather(own).tolist(),
     "shuffled": distributed.all_gather(distributed.shuffle_rows(own, order)).tolist(),
     "mean": [t.tolist() for t in mean],
     "any": distributed.any_rank(rank == 1, False),
     "first": distributed.broadcast_object({"rank": rank}),
+    "on first": distributed.on_first(lambda: rank),
+    "refused": refused(),
     "objects": distributed.gather_objects([rank, -rank]),
     "norm": {
         "gradient": gradient.tolist(), "weight": weight.tolist(),
@@ -79,6 +92,7 @@ def test_means_flags_and_objects(outcomes):
         assert outcome["mean"] == [[0.5], [[1.0, 1.0]]]
         assert outcome["any"] == [True, False]
         assert outcome["first"] == {"rank": 0}
+        assert (outcome["on first"], outcome["refused"]) == (0, "no")  # nobody else is asked
         assert outcome["objects"] == [0, 0, 1, -1]
 
 

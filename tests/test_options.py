@@ -90,7 +90,7 @@ def test_every_option_is_in_signature_and_documentation(verb):
             assert parameters[name].default is inspect.Parameter.empty
         else:
             assert parameters[name].default is None
-    assert set(parameters) - set(fields) <= {"overwrite", "started"}
+    assert set(parameters) - set(fields) <= {"overwrite", "extend", "started"}
     assert get_type_hints(function)  # names resolve
 
 

@@ -1,5 +1,7 @@
 """config.yaml: written, read, compared, and refused where it is damaged."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from mocokit.auto.defaults import defaults
 from mocokit.config import FIELDS
 from mocokit.errors import UserError
 from mocokit.options import load_config, merge
-from mocokit.resolved import differences, dump, parse
+from mocokit.resolved import Extends, differences, dump, parse
 from tests.auto.test_defaults import any_facts, facts
 
 scalars = (
@@ -26,12 +28,23 @@ def test_config_yaml_round_trips(f):
     assert yaml.safe_load(dump(resolved, {"torch": "1"}))["versions"] == {"torch": "1"}
 
 
+@pytest.mark.parametrize("damaged", [3, [], {"run": "x"}, {"run": 3, "step": 4}, {"run": "x", "step": 0}])
+def test_what_a_run_extends_round_trips_or_is_one_clear_line(damaged):
+    resolved = replace(defaults({"data": "x"}, facts()), extends=Extends("runs/x", 40))
+    text = dump(resolved, {})
+    assert parse(text, "test") == resolved
+    assert parse(text, "test").derive("for cpu", workers=7).restart == resolved.restart == 40
+    with pytest.raises(UserError, match=r"^test: .*extends holds a run and a step\); start anew with --overwrite$"):
+        parse(yaml.safe_dump(yaml.safe_load(text) | {"extends": damaged}), "test")
+
+
 def test_differences_name_the_option_and_both_values():
     saved = defaults({"data": "x", "lr": 0.1, "limit": 100}, facts())
     same = {"data": "x", "lr": 0.1, "limit": 100}
     assert differences(same, {}, saved) == []
     assert differences(same | {"workers": 7, "out": "elsewhere", "data": "./x", "device": "cuda"}, {}, saved) == []
     assert differences({"data": "x", "lr": 0.2}, {}, saved) == ["--lr 0.2 (was 0.1)", "no --limit (was 100)"]
+    assert differences({"data": "x", "lr": 0.2}, {}, saved, but=("lr", "steps")) == ["no --limit (was 100)"]
 
 
 def test_precision_may_differ_on_another_device_unless_the_user_had_chosen_it():
@@ -84,7 +97,7 @@ def test_damaged_configurations_are_one_clear_line(text, tmp_path):
         assert len(str(caught.value)) < 600
 
 
-@given(st.dictionaries(st.sampled_from([*FIELDS, "reasons", "versions", "more"]), anything), st.booleans())
+@given(st.dictionaries(st.sampled_from([*FIELDS, "reasons", "versions", "extends", "more"]), anything), st.booleans())
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_any_values_are_one_clear_line_or_a_configuration(values, whole):
     """Every option may hold anything that YAML can say."""

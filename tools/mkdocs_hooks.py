@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import mocokit
-from mocokit.cli import OVERWRITING
+from mocokit.cli import switches_of
 from mocokit.config import VERBS
 from mocokit.options import Option, fields_of, flag
 
@@ -37,8 +37,8 @@ def options(verb: str) -> str:
     rows = [_row(option) for option in fields.values()]
     more = ["| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"]
     more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
-    if verb in OVERWRITING:
-        more += ["| `--overwrite` | switch | off | Replace what an earlier command wrote. |"]
+    for name, text in switches_of(verb).items():
+        more += [f"| `{flag(name)}` | switch | off | {text[0].upper()}{text[1:]}. |"]
     more += ["| `--json` | switch | off | Print the result as one JSON object on stdout. |"]
     return "\n".join(
         [

@@ -219,6 +219,7 @@ def pretrain(
     data: str,
     *,
     overwrite: bool = False,
+    extend: bool = False,
     started: float | None = None,
     out: str | None = None,
     recipe: str = "auto",
@@ -282,6 +283,8 @@ def pretrain(
     Args:
         data: ``digits``, ``cifar10``, a folder or an archive of images.
         overwrite: replace an existing run directory.
+        extend: go on from the finished run in ``out`` to more ``epochs`` or ``steps``, in a new run directory beside
+            it, such as ``runs/digits-400-epochs``; learning rate and momentum start again (warm restart).
         started: `time.perf_counter()` when the command began, for ``time_budget``.
         out: run directory.
         recipe: auto, a recipe's name or a recipe file (default auto).
@@ -345,8 +348,8 @@ def pretrain(
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
         wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
-        config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
-        returns it; the others return nothing.
+        config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes
+        that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.

@@ -17,7 +17,10 @@ from mocokit.config import VERBS
 from mocokit.errors import Interrupted, UserError
 from mocokit.options import Fields, Option, fields_of, flag, help_of, load_config, merge, validate
 
-OVERWRITING = ("pretrain", "finetune", "embed", "search", "export")  # verbs that take --overwrite
+SWITCHES = {  # what some verbs take beside their options: its help, and the verbs
+    "overwrite": ("replace what an earlier command wrote", ("pretrain", "finetune", "embed", "search", "export")),
+    "extend": ("go on from a finished run to more epochs, in a new directory beside it", ("pretrain",)),
+}
 METAVARS = {int: "N", float: "X"}
 
 
@@ -51,10 +54,15 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
         _add_option(parser, option)
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
     parser.add_argument("--print_config", action="store_true", help="print the options that are set, and exit")
-    if verb in OVERWRITING:
-        parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote")
+    for name, text in switches_of(verb).items():
+        parser.add_argument(flag(name), action="store_true", help=text)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return parser
+
+
+def switches_of(verb: str) -> dict[str, str]:
+    """Name and help of the switches that a verb takes beside its options."""
+    return {name: text for name, (text, verbs) in SWITCHES.items() if verb in verbs}
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
@@ -105,8 +113,7 @@ def _run(argv: Sequence[str], started: float) -> None:
     if arguments.print_config:
         print(yaml.safe_dump(options, sort_keys=False), end="")
         return
-    if arguments.verb in OVERWRITING:
-        options["overwrite"] = arguments.overwrite
+    options |= {name: getattr(arguments, name) for name in switches_of(arguments.verb)}
     if arguments.verb == "pretrain":
         options["started"] = started
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)

@@ -5,10 +5,10 @@ every other command, there is one process and everything here is free.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -180,6 +180,20 @@ def broadcast_object(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def on_first(decide: Callable[[], Any]) -> Any:
+    """What the first process decides, in all of them; what it refuses, all refuse."""
+    decided, refusal = None, None
+    if rank() == 0:
+        try:
+            decided = decide()
+        except UserError as error:
+            refusal = error
+    decided, refusal = broadcast_object((decided, refusal))
+    if refusal is not None:
+        raise refusal
+    return decided
 
 
 def gather_objects(values: list[T]) -> list[T]:

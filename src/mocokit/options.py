@@ -235,7 +235,7 @@ def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     return below | dict(flags)
 
 
-RECORDS = ("versions", "reasons")  # what config.yaml holds besides options
+RECORDS = ("versions", "reasons", "extends")  # what config.yaml holds besides options
 
 
 def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[str] = RECORDS) -> dict[str, Any]:

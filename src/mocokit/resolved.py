@@ -1,7 +1,7 @@
 """The complete configuration of a run and where each value comes from: config.yaml, and how a new command differs."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,43 @@ from mocokit.options import RECORDS, flag, parse_yaml, validate
 
 
 @dataclass(frozen=True)
+class Extends:
+    """The finished ``run`` that another one goes on from, and its last ``step``, at which the schedule starts again."""
+
+    run: str
+    step: int
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A complete configuration and, for every value nobody set by hand, where it comes from."""
 
     config: PretrainConfig
     reasons: dict[str, str]
+    extends: Extends | None = None
 
     @property
     def given(self) -> dict[str, Any]:
         """The values that the user set."""
         return {n: v for n, v in dataclasses.asdict(self.config).items() if n not in self.reasons}
 
+    @property
+    def restart(self) -> int:
+        """The step at which the schedule starts again; 0 unless the run extends another."""
+        return self.extends.step if self.extends else 0
+
     def derive(self, reason: str, **values: Any) -> "Resolved":
         """A copy with more values derived, all for the same reason."""
         config = dataclasses.replace(self.config, **values)
-        return Resolved(config, self.reasons | dict.fromkeys(values, reason))
+        return dataclasses.replace(self, config=config, reasons=self.reasons | dict.fromkeys(values, reason))
 
 
 def dump(resolved: Resolved, versions: Mapping[str, str]) -> str:
-    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, and the reasons."""
+    """``config.yaml``: all values flat (so that ``--config`` takes the file), versions, the reasons, and which run this
+    one extends, if any."""
     parts = [dataclasses.asdict(resolved.config), {"versions": dict(versions)}, {"reasons": resolved.reasons}]
+    if resolved.extends:
+        parts.append({"extends": dataclasses.asdict(resolved.extends)})
     return "\n".join(yaml.safe_dump(part, sort_keys=False, width=110) for part in parts)
 
 
@@ -52,25 +69,41 @@ def parse(text: str, origin: str) -> Resolved:
         problem = f"of another version: it does not say {missing[0]}"
         raise UserError(f"{origin}: not a mocokit configuration ({problem}); start anew with --overwrite")
     config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
-    return Resolved(config, reasons)
+    return Resolved(config, reasons, _parse_extends(raw.get("extends"), origin))
 
 
-def differences(given: Mapping[str, Any], recipe: Mapping[str, Any], saved: Resolved) -> list[str]:
+def _parse_extends(raw: Any, origin: str) -> Extends | None:
+    match raw:
+        case None:
+            return None
+        case {"run": str(run), "step": int(step)} if step > 0:
+            return Extends(run, step)
+    raise UserError(
+        f"{origin}: not a mocokit configuration (extends holds a run and a step); start anew with --overwrite"
+    )
+
+
+def differences(
+    given: Mapping[str, Any], recipe: Mapping[str, Any], saved: Resolved, but: Collection[str] = ()
+) -> list[str]:
     """How a new command line, and the ``recipe`` that it names, differ from those that made a run: one phrase an
     option, none if it resumes.
 
-    What images there are is not compared here, nor how their place, or the recipe's, is written. On another device the
+    What images there are is not compared here, nor how their place, or the recipe's, is written, nor options that are
+    named in ``but``. On another device the
     precision may be another, if it was chosen for the first one.
     """
     config = dataclasses.asdict(saved.config)
-    names = [n for n in FIELDS if FIELDS[n].identity]
+    names = [n for n in FIELDS if FIELDS[n].identity and n not in but]
     if moves(given, saved) and "precision" in saved.reasons:
         names.remove("precision")
     if Path(given.get("recipe", "")).name == Path(config["recipe"]).name:
         names.remove("recipe")
     changed = [f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]]
     dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
-    by_recipe = [n for n, reason in saved.reasons.items() if reason.startswith("recipe ") and FIELDS[n].identity]
+    by_recipe = [
+        n for n, reason in saved.reasons.items() if reason.startswith("recipe ") and FIELDS[n].identity and n not in but
+    ]
     now = {n: recipe.get(n) for n in by_recipe}
     edited = [f"{flag(n)} {v} by the recipe (was {config[n]})" for n, v in now.items() if v != config[n]]
     return changed + dropped + edited

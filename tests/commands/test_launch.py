@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
+import mocokit as package
 from mocokit.commands.launch import _environment_of_each, _judge
 from mocokit.errors import Interrupted, UserError
 from mocokit.rundir import RunDirectory
@@ -89,6 +91,22 @@ def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
+
+
+@pytest.mark.parametrize("switches", [{}, {"extend": True}, {"overwrite": True, "extend": True}])
+def test_switches_are_passed_on(monkeypatch, switches):
+    seen = []
+
+    def start(*arguments):
+        seen.extend(arguments)
+        raise SignalException("as if stopped", signal.SIGINT)
+
+    monkeypatch.setattr("mocokit.commands.launch.elastic_launch", lambda config, program: start)
+    with pytest.raises(Interrupted):
+        package.pretrain("digits", devices=2, **switches)
+    assert {word for word in seen if word.startswith("--")} == {"--config", "--json"} | {
+        f"--{name}" for name in switches
+    }
 
 
 LATE = """

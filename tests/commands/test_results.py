@@ -2,17 +2,20 @@
 
 import errno
 import json
+import shlex
 import shutil
 import time
+from dataclasses import asdict
 
 import pytest
 
 import mocokit
 from mocokit.cli import main
-from mocokit.commands.results import record
+from mocokit.commands.results import next_command, record
 from mocokit.config import KnnConfig
 from mocokit.errors import UserError
 from mocokit.machine import versions
+from tests.runs import TINY, coloured_data, flags_of
 
 
 def test_a_result_is_kept_in_the_run_directory(tmp_path):
@@ -22,6 +25,40 @@ def test_a_result_is_kept_in_the_run_directory(tmp_path):
     assert (result["config"]["data"], result["data_fingerprint"]) == ("digits", "abc")
     assert result["versions"] == versions()
     assert json.loads((tmp_path / "results" / "knn.json").read_text()) == result
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({}, "-o f.npz"),
+        ({"follow_links": True}, "--follow-links -o f.npz"),
+        ({"max_skipped": 0.5, "max_pixels": 9, "follow_links": False}, "--max-skipped 0.5 --max-pixels 9 -o f.npz"),
+    ],
+)
+def test_the_next_command_reads_the_same_images(given, flags):
+    config = asdict(KnnConfig(run="x", data="digits")) | given
+    assert next_command("embed", "runs/x", "my data", config, "-o f.npz") == f"mocokit embed runs/x 'my data' {flags}"
+
+
+def test_what_pretrain_and_finetune_say_is_next_works_on_a_folder_of_links(tmp_path, monkeypatch, capfd):
+    images = coloured_data(tmp_path / "images", classes=2, train=12, test=6)
+    (tmp_path / "links" / "train").mkdir(parents=True)
+    (tmp_path / "links" / "test").symlink_to(images / "test")
+    for folder in (images / "train").iterdir():
+        (tmp_path / "links" / "train" / folder.name).symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    commands = ["mocokit pretrain links --out run --follow-links " + " ".join(flags_of(TINY | {"epochs": 1}))]
+    commands.append("mocokit finetune run links --follow-links --epochs 1 --no-baseline")
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0
+        told = capfd.readouterr().err
+        assert "links: 24 train, 12 test images" in told
+        following = told.partition("next: ")[2].splitlines()[0]
+        assert following.startswith("mocokit ")
+        assert main(shlex.split(following)[1:]) == 0
+    assert (tmp_path / "features.parquet").exists()
+    assert main(shlex.split(following.replace("--follow-links ", ""))[1:]) == 2
+    assert "leads out of the folder; --follow-links reads what it leads to" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("run", [None, "encoder.safetensors"])

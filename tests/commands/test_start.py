@@ -108,9 +108,9 @@ def test_other_weights_or_none_are_refused(place):
     start_from(place, place / "w.pth", "third", **NARROW)
     other = {n: t + 1 for n, t in torch.load(place / "w.pth")["state_dict"].items()}
     save_file(other, place / "other.safetensors")
-    with pytest.raises(UserError, match=r"holds a run with other weights \(--weights .*w.pth\)"):
+    with pytest.raises(UserError, match=r"holds a run with --weights .*w.pth; give the same"):
         start_from(place, place / "other.safetensors", "third", **NARROW)
-    with pytest.raises(UserError, match=r"holds a run with --weights .*w.pth; give them, or another --out"):
+    with pytest.raises(UserError, match=r"holds a run with --weights .*w.pth; give the same, or another --out"):
         mocokit.pretrain(str(place / "data"), out=str(place / "third"), **OPTIONS, **NARROW)
     result = json.loads((place / "third" / "results" / "pretrain.json").read_text())
     assert start_from(place, place / "w.pth", "third", **NARROW) == result

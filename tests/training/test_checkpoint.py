@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mocokit.errors import Interrupted, UserError
-from mocokit.training.checkpoint import DIGEST, Checkpoints
+from mocokit.training.checkpoint import DIGEST, Checkpoints, use_checkpoint
 
 
 class Counter:
@@ -43,6 +43,14 @@ def test_without_a_checkpoint_nothing_changes(tmp_path):
     counter = Counter(3)
     checkpoints(tmp_path).restore(counter)
     assert counter.step == 3
+
+
+def test_a_checkpoint_is_used_whole_or_told_with_the_way_out(tmp_path):
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match=r"last.ckpt: not a usable checkpoint \(No such file or directory\); find it"):
+        use_checkpoint(path, lambda state: state["step"], "find it")
+    checkpoints(tmp_path).save_if_due(Counter(7), last=True)
+    assert use_checkpoint(path, lambda state: state["step"], "find it") == 7
 
 
 @pytest.mark.parametrize(("seconds", "last", "saved"), [(1e9, False, False), (1e9, True, True), (0.0, False, True)])

@@ -35,6 +35,28 @@ def test_step_drops_tenfold_at_epochs_120_and_160_of_200():
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_restart_is_that_of_sgdr():
+    """Loshchilov & Hutter 2017, by torch's scheduler: 12 steps of a run and the next 12 of its extension."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 12)
+    for step in range(24):
+        restart = step // 12 * 12
+        config = dataclasses.replace(configuration(lr=0.3), warmup_steps=0, schedule="cosine", steps=restart + 12)
+        _, scheduler = create_optimizer(parameters(), config, restart)
+        assert scheduler.lr_lambdas[0](step) * 0.3 == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_a_restart_begins_with_the_warm_up_and_ends_with_the_run(schedule):
+    config = dataclasses.replace(configuration(schedule=schedule), warmup_steps=4, steps=100)
+    later = dataclasses.replace(config, steps=300)
+    (_, first), (_, second) = create_optimizer(parameters(), config), create_optimizer(parameters(), later, 200)
+    for step in range(100):
+        assert second.lr_lambdas[0](200 + step) == first.lr_lambdas[0](step)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
 def test_warm_up_is_linear_to_the_peak(schedule):
     factors = [lr_factor(s, steps=100, warmup=10, schedule=schedule) for s in range(11)]

@@ -19,11 +19,11 @@ V3_RESNET = V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0, "views": 
 V3_VIT = V3 | {"head": "v3-vit", "optimizer": "adamw", "views": "v3"}
 
 
-def task(backbone, size=32, **values):
+def task(backbone, size=32, restart=0, **values):
     given = {"data": "x", "backbone": backbone, "steps": 10, "batch_size": 8, "bn_splits": 2}
     given |= {"view_size": size, "view_size_end": size} | values
     spec = EncoderSpec(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
-    return Pretraining(defaults(given, dataclasses.replace(FACTS, image_size=size)).config, spec)
+    return Pretraining(defaults(given, dataclasses.replace(FACTS, image_size=size)).config, spec, restart)
 
 
 def step(pretraining, seed=0):
@@ -78,16 +78,18 @@ def test_layer_norm_backbones_have_no_split_batch_norm():
     assert not any(hasattr(m, "splits") for m in pretraining.modules())
 
 
-def test_momentum_is_a_function_of_the_step():
-    """At step 5 of 10 half way from 0.9 to 1: the key encoder takes 5 % of the query encoder."""
-    pretraining = task("resnet18_narrow", 8, momentum=0.9, **V3_RESNET)
+@pytest.mark.parametrize(("restart", "at", "share"), [(0, 5, 0.05), (6, 8, 0.05), (6, 6, 0.1)])
+def test_momentum_is_a_function_of_the_step(restart, at, share):
+    """At step 5 of 10 half way from 0.9 to 1: the key encoder takes 5 % of the query encoder. An extension
+    of 4 steps is half way after 2."""
+    pretraining = task("resnet18_narrow", 8, restart, momentum=0.9, **V3_RESNET)
     q, k = (next(e.parameters()) for e in (pretraining.moco.encoder_q, pretraining.moco.encoder_k))
     with torch.no_grad():
         q.add_(1)
     before = k.clone()
     x1, x2 = torch.randn(2, 8, 3, 8, 8)
-    pretraining(Views(x1, x2, torch.arange(8), 5))
-    torch.testing.assert_close(k - before, torch.full_like(k, 0.05))
+    pretraining(Views(x1, x2, torch.arange(8), at))
+    torch.testing.assert_close(k - before, torch.full_like(k, share))
 
 
 def test_views_grow_with_the_step():
@@ -99,3 +101,10 @@ def test_views_grow_with_the_step():
         assert views.x1.shape == views.x2.shape == (8, 3, size, size)
         assert torch.isfinite(pretraining(views))
     assert pretraining.spec.image_size == 16
+
+
+def test_views_of_an_extension_stay_as_large_as_they_had_become():
+    pretraining = task("resnet18_narrow", 16, restart=6, queue_size=16, view_size=8, view_size_end=12)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    for at in range(6, 10):
+        assert pretraining.views(Batch(images, torch.full((8, 2), 16), torch.arange(8), at)).x1.shape == (8, 3, 12, 12)

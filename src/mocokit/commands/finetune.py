@@ -10,9 +10,9 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs
-from mocokit.commands.results import keep, record
+from mocokit.commands.results import keep, next_command, record
 from mocokit.config import FinetuneConfig
-from mocokit.console import command, progress, say
+from mocokit.console import progress, say
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.deploy.feature_file import encoder_fingerprint
 from mocokit.deploy.loading import home_of
@@ -229,7 +229,8 @@ def _lines(result: dict[str, Any], data: str) -> list[str]:
                 f"{label:12} top-1 {figures['top1']:7.2%} [{low:.2%}, {high:.2%}]  top-5 {figures['top5']:7.2%}  "
                 f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
             )
-    return [*lines, f"next: {command('embed', [result['directory'], data], '-o features.parquet')}"]
+    embed = next_command("embed", result["directory"], data, result["config"], "-o features.parquet")
+    return [*lines, f"next: {embed}"]
 
 
 def _is_whole(result: dict[str, Any] | None) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ INTERRUPTED = 130  # exit code of a process that a signal stopped and that has s
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def launch(verb: str, options: Mapping[str, Any], processes: int, overwrite: bool) -> dict[str, Any]:
-    """Run ``mocokit VERB`` with these options in several processes on this machine, and wait for them.
+def launch(verb: str, options: Mapping[str, Any], processes: int, switches: Sequence[str] = ()) -> dict[str, Any]:
+    """Run ``mocokit VERB`` with these options and ``switches`` in several processes on this machine, and wait for them.
 
     SIGINT and SIGTERM are passed on to all. Returns the result of the first.
 
@@ -53,7 +53,7 @@ def launch(verb: str, options: Mapping[str, Any], processes: int, overwrite: boo
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell what happened
         try:
             with _environment_of_each(processes), _handlers_restored():
-                elastic_launch(config, sys.executable)(*arguments, *["--overwrite"] * overwrite)
+                elastic_launch(config, sys.executable)(*arguments, *switches)
         except SignalException:
             raise Interrupted("stopped; run the same command to go on") from None
         except ChildFailedError as error:

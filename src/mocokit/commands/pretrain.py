@@ -1,27 +1,30 @@
 """``mocokit pretrain DATA``: open the data, complete the configuration, train, measure, write."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mocokit import distributed
 from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
 from mocokit.auto.trials import complete
+from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
-from mocokit.commands.results import record
+from mocokit.commands.results import next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
-from mocokit.console import LINE_SECONDS, command, mute, progress, say
+from mocokit.console import LINE_SECONDS, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
+from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
@@ -41,20 +44,24 @@ FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorec
 
 
 @documented(PretrainConfig)
-def pretrain(data: str, *, overwrite: bool = False, started: float | None = None, **options: Any) -> dict[str, Any]:
+def pretrain(
+    data: str, *, overwrite: bool = False, extend: bool = False, started: float | None = None, **options: Any
+) -> dict[str, Any]:
     """Learn an encoder from images without labels.
 
     Args:
         data: ``digits``, ``cifar10``, a folder or an archive of images.
         overwrite: replace an existing run directory.
+        extend: go on from the finished run in ``out`` to more ``epochs`` or ``steps``, in a new run directory beside
+            it, such as ``runs/digits-400-epochs``; learning rate and momentum start again (warm restart).
         started: `time.perf_counter()` when the command began, for ``time_budget``.
         options: any field of `mocokit.config.PretrainConfig`.
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
         wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
-        config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
-        returns it; the others return nothing.
+        config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes
+        that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -63,8 +70,8 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
     started = time.perf_counter() if started is None else started
     given = merge(validate({"data": data, **options}, FIELDS), {})
     if given.get("devices", 1) > 1 and not distributed.is_launched():
-        return launch("pretrain", given, given["devices"], overwrite)
-    request = Request.of(given)
+        return launch("pretrain", given, given["devices"], ["--overwrite"] * overwrite + ["--extend"] * extend)
+    request = Request.of(given, extend)
     distributed.init_process_group(request.device)
     with distributed.reporting_lost_peers("its message says why; run the same command to go on from the checkpoint"):
         return _pretrain(request, overwrite, started)
@@ -72,19 +79,21 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for: the options that are ``given``, those of the ``recipe``, and the device."""
+    """What the user asks for: the options that are ``given``, those of the ``recipe``, the device, and whether to
+    extend a finished run."""
 
     given: Mapping[str, Any]
     recipe: Mapping[str, Any]
     device: DeviceName
+    extend: bool = False
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Request":
+    def of(cls, given: Mapping[str, Any], extend: bool = False) -> "Request":
         """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
         check_tracker(given.get("logger"))
         if given.get("weights") and given.get("recipe", "auto") == "auto":
             given = {**given, "recipe": "continue"}
-        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")))
+        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")), extend)
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
@@ -114,9 +123,13 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         mute()
     source = request.open_source()
     run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
-    size = _on_first(lambda: None if overwrite else run.read_image_size())
+    origin = run  # or the run that this one extends
+    if request.extend:
+        run = on_first(lambda: extended_run(origin, given))
+    size = on_first(lambda: None if overwrite and run is origin else origin.read_image_size())
+    goes_on = run if run.config.exists() and not overwrite else origin if request.extend else None
     with distributed.local_rank_zero_first():  # it may download them
-        start = Start.of(request.given, request.recipe, run, overwrite)
+        start = Start.of(given, request.recipe, goes_on)
     if start and not size:
         size = weights_image_size(start.encoder.spec.image_size, request.device)
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
@@ -128,57 +141,54 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     if data.store.label_names and (reason := why_unmeasured(data.store)):
         say(f"kNN is not measured: {reason}")
     with _locked(run):
-        return _in_directory(run, request, data, start, overwrite, started)
+        return _in_directory(run, origin, request, data, start, overwrite, started)
 
 
 def _in_directory(
-    run: RunDirectory, request: Request, data: RunData, start: Start | None, overwrite: bool, started: float
+    run: RunDirectory,
+    origin: RunDirectory,
+    request: Request,
+    data: RunData,
+    start: Start | None,
+    overwrite: bool,
+    started: float,
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
-    given = request.given
-    saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.fingerprint, overwrite))
-    if finished := _on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
-        say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
+    given, recipe, fingerprint = {**request.given, "out": str(run.path)}, request.recipe, data.store.fingerprint
+    saved = known = on_first(lambda: saved_configuration(run, given, recipe, fingerprint, overwrite, origin))
+    if finished := on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
+        other = "more --epochs" if request.extend else "another --out"
+        say(f"{run.path} is finished; give {other}, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
-    known = start.encoder.spec if start else None
-    resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started, known)
+    if request.extend and not saved:
+        known = on_first(lambda: extended_configuration(origin, given, recipe, fingerprint, len(data.images)))
+    begun = start.encoder.spec if start else None
+    resolved = on_its_device(known, given, run) if known else complete_config(request, data, started, begun)
     config = with_free_options(resolved, given)
-    spec = encoder_spec(data.store, config, known)
+    spec = encoder_spec(data.store, config, begun)
     initial = start.adapted(spec) if start else None
-    task = Pretraining(config, spec, initial.backbone.state_dict() if initial else None)
-    # The images, or the weights, may have been refused: nothing is written yet.
+    # The images or the weights may have been refused, or are now: nothing is written yet.
+    task = Pretraining(config, spec, resolved.restart, initial.backbone.state_dict() if initial else None)
     if not saved:
         _describe(resolved)
-        _on_first(lambda: _begin(run, resolved, data, start, initial))
+        on_first(lambda: _begin(run, resolved, data, start, initial))
+    on_first(lambda: take_over(run, resolved.extends))
     skipped = _train(task, data, run)
     if distributed.rank() > 0:
         return {}
     _write_encoder(task, data.store, run)
-    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
+    figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
+    figures |= _measure(task, data.store, run)
     result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], config)
     return result
-
-
-def _on_first(decide: Callable[[], Any]) -> Any:
-    """What the first process decides, in all of them; what it refuses, all refuse."""
-    decided, refusal = None, None
-    if distributed.rank() == 0:
-        try:
-            decided = decide()
-        except UserError as error:
-            refusal = error
-    decided, refusal = distributed.broadcast_object((decided, refusal))
-    if refusal is not None:
-        raise refusal
-    return decided
 
 
 @contextmanager
 def _locked(run: RunDirectory) -> Iterator[None]:
     """Inside, no other command writes into the run directory; of several processes the first one sees to it."""
     with ExitStack() as stack:
-        _on_first(lambda: stack.enter_context(run.locked()))
+        on_first(lambda: stack.enter_context(run.locked()))
         yield
 
 
@@ -261,9 +271,9 @@ def complete_config(request: Request, data: RunData, started: float, start: Enco
 
 
 def _describe(resolved: Resolved) -> None:
-    say("what is not given is derived:")
+    say(describe(resolved.config, resolved.extends) if resolved.extends else "what is not given is derived:")
     for name, reason in resolved.reasons.items():
-        if reason != "default":
+        if reason != "default" and not resolved.extends:
             say(f"  {name} = {getattr(resolved.config, name)}  ({reason})")
 
 
@@ -394,10 +404,11 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"verdict: {result['verdict']}")
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
-        say(f"next: {command('embed', [run.path, data], '-o features.parquet')}")
+        say(f"next: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
     elif result["knn"]:
-        say(f"next: {command('knn', [run.path, data])}")
+        say(f"next: {next_command('knn', str(run.path), data, asdict(config))}")
     else:
         say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
     if result["verdict"].startswith("not learning"):
-        say("if it should be: train longer (--time-budget, --epochs), or more images")
+        more = f"--out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend goes on from here"
+        say(f"if it should be: train longer ({more}), or more images")

@@ -1,14 +1,19 @@
 """The result of a verb: its figures and what they depend on, printed by --json and kept in the run directory."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mocokit.console import say
+from mocokit.config import FIELDS
+from mocokit.console import command, say
 from mocokit.files import write_json
 from mocokit.machine import versions
+from mocokit.options import flag
 from mocokit.rundir import RunDirectory
+
+READING = ("follow_links", "max_skipped", "max_pixels")  # options on which depends what of the images is read
 
 
 def record(
@@ -38,6 +43,13 @@ def record(
     elif run is not None:
         keep(verb, run, result, *also)
     return result
+
+
+def next_command(verb: str, run: str, data: str, config: Mapping[str, Any], options: str = "") -> str:
+    """A command to go on with, with those of the options in ``config`` without which it would not read the images."""
+    needed = {n: config[n] for n in READING if n in config and config[n] != FIELDS[n].default}
+    flags = [flag(name) if value is True else f"{flag(name)} {value}" for name, value in needed.items()]
+    return command(verb, [run, data], " ".join([*flags, options]).strip())
 
 
 def keep(verb: str, run: str, result: dict[str, Any], *also: str) -> None:

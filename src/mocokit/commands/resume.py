@@ -6,6 +6,7 @@ from typing import Any
 
 from mocokit import distributed
 from mocokit.auto.defaults import check_shares
+from mocokit.commands.extend import check_extends, how_to_extend
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import say
 from mocokit.errors import UserError
@@ -15,9 +16,15 @@ from mocokit.rundir import RunDirectory
 
 
 def saved_configuration(
-    run: RunDirectory, given: Mapping[str, Any], recipe: Mapping[str, Any], fingerprint: str, overwrite: bool
+    run: RunDirectory,
+    given: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    fingerprint: str,
+    overwrite: bool,
+    start: RunDirectory | None = None,
 ) -> Resolved | None:
-    """The configuration of the run to resume, or None where there is none (any more).
+    """The configuration of the run to resume, or None where there is none (any more). A run that extends another one
+    goes on from the end of ``start``.
 
     Raises:
         UserError: the directory holds something else, or a run with other options or on images of another
@@ -28,16 +35,21 @@ def saved_configuration(
     if not run.config.exists():
         raise UserError(f"--out {run.path}: exists and is not a run directory; choose another --out")
     saved = run.read_config()
+    same_images = run.read_fingerprint() == fingerprint
     if changed := differences(given, recipe, saved):
+        if same_images and (way := how_to_extend(run, given, recipe, saved)):
+            raise UserError(way)
         raise UserError(
             f"{run.path} holds a run with other options: {'; '.join(changed)}. Give another --out, "
             f"or --overwrite to replace it"
         )
-    if run.read_fingerprint() != fingerprint:
+    if not same_images:
         raise UserError(
             f"{run.path} holds a run on other images than {given['data']} has now; give another --out, "
             f"or --overwrite to replace it"
         )
+    if start is not None and start.path != run.path:
+        check_extends(saved, start, run)
     return saved
 
 

@@ -22,30 +22,28 @@ class Start:
     fingerprint: str
 
     @classmethod
-    def of(
-        cls, given: Mapping[str, Any], recipe: Mapping[str, Any], run: RunDirectory, overwrite: bool
-    ) -> "Start | None":
-        """What ``--weights`` names: where ``run`` goes on, its copy of it; None without.
+    def of(cls, given: Mapping[str, Any], recipe: Mapping[str, Any], run: RunDirectory | None) -> "Start | None":
+        """What ``--weights`` names: where a ``run`` goes on, its copy of it; None without.
 
         Raises:
             UserError: there is no such encoder, or ``run`` went on from another.
         """
         weights = given.get("weights")
-        saved = None if overwrite or run.is_empty() or not run.config.exists() else run.read_config().config
-        if saved is not None and saved.weights is not None and weights is None:
-            raise UserError(f"{run.path} holds a run with --weights {saved.weights}; give them, or another --out")
+        before = fingerprint = None
+        if run is not None:
+            before, fingerprint = run.read_config().config.weights, run.read_fingerprint("weights")
+            holds = f"--weights {before}" if before else "no --weights"
+            refusal = UserError(f"{run.path} holds a run with {holds}; give the same, or another --out")
+            if (before is None) != (weights is None):
+                raise refusal
         if weights is None:
             return None
-        fingerprint = None if saved is None else run.read_fingerprint("weights")
-        if saved is not None and weights == saved.weights and fingerprint and run.initial.exists():
+        if run is not None and weights == before and fingerprint and run.initial.exists():
             return cls(read_encoder(run.initial), fingerprint)
         encoder = load(weights, backbone=given.get("backbone", recipe.get("backbone")))
         start = cls(encoder, encoder_fingerprint(encoder))
-        if saved is not None and start.fingerprint != fingerprint:
-            raise UserError(
-                f"{run.path} holds a run with other weights (--weights {saved.weights}); give another --out, "
-                f"or --overwrite to replace it"
-            )
+        if run is not None and start.fingerprint != fingerprint:
+            raise refusal
         return start
 
     def adapted(self, spec: EncoderSpec) -> Encoder:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from mocokit.model.digest import digest
 
 DIGEST = "digest"  # beside the state: of all its tensors and values
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Used = TypeVar("Used")
 
 
 class Resumable(Protocol):
@@ -28,6 +29,30 @@ class Resumable(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def use_checkpoint(path: Path, use: Callable[[dict[str, Any]], Used], way_out: str) -> Used:
+    """What ``use`` gives of the state in a checkpoint.
+
+    Only tensors and plain values are read; nothing in the file is executed, and nothing is used unless all of it is
+    what was written.
+
+    Raises:
+        UserError: the file is missing or damaged, was changed, or is not a checkpoint of such a run; ends with
+            ``way_out``.
+    """
+    try:
+        with path.open("rb") as file:  # opened here: some names look like addresses
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        found = state.pop(DIGEST, None) if isinstance(state, dict) else None
+        if found is None:
+            raise ValueError("it has no digest: of another version, or no checkpoint of mocokit")
+        if found != digest(state):
+            raise ValueError("its digest does not fit: it is damaged or was changed")
+        return use(state)
+    except Exception as error:
+        told = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise UserError(f"{path}: not a usable checkpoint ({told.splitlines()[0][:120]}); {way_out}") from None
 
 
 class Checkpoints:
@@ -43,31 +68,10 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def restore(self, trainer: Resumable) -> None:
-        """Go on from the checkpoint, if there is one.
-
-        Only tensors and plain values are read; nothing in the file is executed, and nothing is used unless all of
-        it is what was written.
-
-        Raises:
-            UserError: the file is damaged, was changed, or is not a checkpoint of such a run.
-        """
+        """Go on from the checkpoint, if there is one; see `use_checkpoint`."""
         # The first process may still have been removing the run that is overwritten when the others got here.
-        if not distributed.broadcast_object(self.path.exists()):
-            return
-        try:
-            with self.path.open("rb") as file:  # opened here: some names look like addresses
-                state = torch.load(file, map_location="cpu", weights_only=True)
-            found = state.pop(DIGEST, None) if isinstance(state, dict) else None
-            if found is None:
-                raise ValueError("it has no digest: of another version, or no checkpoint of mocokit")
-            if found != digest(state):
-                raise ValueError("its digest does not fit: it is damaged or was changed")
-            trainer.load_state_dict(state)
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"{self.path}: not a usable checkpoint ({reason[:120]}); start anew with --overwrite"
-            ) from None
+        if distributed.broadcast_object(self.path.exists()):
+            use_checkpoint(self.path, trainer.load_state_dict, "start anew with --overwrite")
 
     def save_if_due(self, trainer: Resumable, last: bool) -> None:
         """Save if it is time to, or this is the ``last`` step. All processes come to the same decision."""

@@ -14,7 +14,7 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from mocokit import distributed
 from mocokit.data.dataset import Batch
@@ -165,6 +165,15 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step = int(state["step"])
+        if isinstance(self.scheduler, LambdaLR):
+            self._set_rates(self.scheduler)
+
+    def _set_rates(self, scheduler: LambdaLR) -> None:
+        """The rates of this step, which in a run that is extended are not those that were saved: what is saved is
+        where the old schedule ended."""
+        groups = scheduler.optimizer.param_groups
+        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(self.step)
 
 
 def create_fabric(device: str, precision: str) -> Fabric:

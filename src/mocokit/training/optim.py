@@ -47,12 +47,14 @@ class AuthorsLars(Lars):
 
 
 def create_optimizer(
-    parameters: Iterable[nn.Parameter], config: PretrainConfig
+    parameters: Iterable[nn.Parameter], config: PretrainConfig, restart: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The configured optimizer over the parameters that are not frozen, and its schedule.
 
     One fused kernel updates all weights (LARS and LARC have none). SGD and AdamW decay biases and norms like the
     rest, as in the papers' code; LARS and LARC leave their rate and their decay alone (v3, implementation details).
+    The schedule begins anew at step ``restart``, with its warm-up, and covers the steps that remain: a warm restart
+    (SGDR, Loshchilov & Hutter 2017).
     """
     free = [p for p in parameters if p.requires_grad]
     lr, decay, momentum = config.lr, config.weight_decay, config.sgd_momentum
@@ -72,6 +74,7 @@ def create_optimizer(
         optimizer = kind(groups, lr=lr, momentum=momentum, trust_coeff=config.trust)
 
     def factor(step: int) -> float:
-        return lr_factor(step, steps=config.steps, warmup=config.warmup_steps, schedule=config.schedule)
+        since = max(0, step - restart)
+        return lr_factor(since, steps=config.steps - restart, warmup=config.warmup_steps, schedule=config.schedule)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

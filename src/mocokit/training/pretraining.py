@@ -56,13 +56,19 @@ class Views(NamedTuple):
 class Pretraining(Task):
     """MoCo with its views, momentum, and optimizer.
 
+    A run that is extended has a ``restart``, the step at which the schedules of learning rate and momentum begin anew:
+    momentum, too, since MoCo v3's ends at 1, where the key encoder stands still. Views stay as large as they had
+    become: small ones are for the time when little is known.
+
     ``sums`` are of the loss, mean positive and negative similarity, gradient norm, and steps. Both backbones start from
     ``weights``, or from random ones.
     """
 
-    def __init__(self, config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, config: PretrainConfig, spec: EncoderSpec, restart: int = 0, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.restart = config, spec, restart
         self.moco = create_moco(config, spec, weights).to(memory_format=torch.channels_last)
         if config.compile:
             # DistributedDataParallel copies gradients into buckets of its own, which CUDA graphs can't record.
@@ -81,7 +87,7 @@ class Pretraining(Task):
 
     def configure_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The configured optimizer; the schedule advances every step."""
-        return create_optimizer(self.moco.parameters(), self.config)
+        return create_optimizer(self.moco.parameters(), self.config, self.restart)
 
     def views(self, batch: Batch) -> Views:
         """Both views of each image."""
@@ -93,7 +99,8 @@ class Pretraining(Task):
         draw = generator(config.seed, f"view {which + 1}", batch.step)
         params = sample_params(self.augmentations[which], batch.sizes, self.spec.channels, draw)
         params = params[distributed.local_slice(len(params))]
-        size = view_size_at(batch.step, config.steps, config.view_size, config.view_size_end)
+        start = config.view_size_end if self.restart else config.view_size
+        size = view_size_at(batch.step, config.steps, start, config.view_size_end)
         x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -103,7 +110,8 @@ class Pretraining(Task):
         if config.bn_splits > 1:  # without splits batch norm sees the whole batch, and its order changes nothing
             draw = generator(config.seed, "shuffle", views.step)
             shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
-        m = momentum_at(views.step, config.steps, config.momentum, config.momentum_end)
+        since, steps = views.step - self.restart, config.steps - self.restart
+        m = momentum_at(since, steps, config.momentum, config.momentum_end)
         output = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.sums[:3] += torch.stack([part.detach() for part in output])
         self.sums[4] += 1
