@@ -21,7 +21,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
-from mocokit.commands.pretrain import Request, announcer, complete_config, open_data
+from mocokit.commands.pretrain import Request, complete_config, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped
@@ -30,7 +30,7 @@ from mocokit.machine import pick_device
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
 from mocokit.rundir import RunDirectory
-from mocokit.training.log import Row
+from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
 
 BYTE_RANGE = (0.0, 255.0)  # what the values of 8-bit images mean

@@ -8,13 +8,17 @@ from mocokit.config import PretrainConfig
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
 from mocokit.data.view_params import augmentations, view_sizes
+from mocokit.deploy.encoder_file import read_encoder
 from mocokit.errors import UserError
+from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.splits import why_unmeasured
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
+from mocokit.rundir import RunDirectory
 from mocokit.training.compilation import forget_cuda_graphs
+from mocokit.training.pretraining import Measure
 from mocokit.training.timing import seconds_per_step
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
@@ -38,6 +42,20 @@ def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     if not most:
         return evaluator
     return replace(evaluator.sample(most, most), score_images=min(SCORE_IMAGES, 2 * most))
+
+
+def quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Measure:
+    """The check during training, on some images; at step 0 of the baseline's own encoder, or of the given weights."""
+    evaluator = check_evaluator(store, config)
+
+    def check(encoder: Encoder, step: int) -> dict[str, float]:
+        if step == 0 and config.weights:
+            encoder = read_encoder(run.initial).to(config.device)
+        elif step == 0:
+            encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
+        return evaluator.evaluate(encoder).row()
+
+    return check
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
 from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
-from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
+from mocokit.commands.measurements import RunMeasurements, final_evaluator, quality_check
 from mocokit.commands.results import next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
-from mocokit.console import LINE_SECONDS, mute, progress, say
+from mocokit.console import mute, progress, say
 from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
-from mocokit.deploy.encoder_file import read_encoder, save_encoder
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -37,8 +37,8 @@ from mocokit.options import documented, merge, validate
 from mocokit.recipes import load_recipe
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
-from mocokit.training.log import Row, check_tracker, read_rows
-from mocokit.training.pretraining import Measure, Pretraining, train
+from mocokit.training.log import announcer, check_tracker, read_rows
+from mocokit.training.pretraining import Pretraining, train
 
 FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorecard", "config")  # of a whole result
 
@@ -313,7 +313,7 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
-            check = _quality_check(data.store, config, run)
+            check = quality_check(data.store, config, run)
             skipped = train(task, data.images, run, check, announcer(config), report)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
@@ -323,43 +323,6 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
         with run.writing():
             write_skipped(run.skipped, skipped)
     return skipped
-
-
-def _quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Measure:
-    """The check during training, on some images; at step 0 of the baseline's own encoder, or of the given weights."""
-    evaluator = check_evaluator(store, config)
-
-    def check(encoder: Encoder, step: int) -> dict[str, float]:
-        if step == 0 and config.weights:
-            encoder = read_encoder(run.initial).to(config.device)
-        elif step == 0:
-            encoder = random_encoder(encoder.spec, config.seed, store.splits["train"], config.device)
-        return evaluator.evaluate(encoder).row()
-
-    return check
-
-
-def announcer(config: PretrainConfig) -> Callable[[Row], None]:
-    """Prints every quality check, and in between a row now and then."""
-    announced = 0.0
-
-    def announce(row: Row) -> None:
-        nonlocal announced
-        if "rankme" not in row and time.monotonic() - announced < LINE_SECONDS:
-            return
-        announced = time.monotonic()
-        parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
-        if "loss" in row:
-            parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
-            parts.append(f"{row['images_per_second']:.0f} images/s")
-        if "knn_top1" in row:
-            low, high = 100 * row["knn_low"], 100 * row["knn_high"]
-            parts.append(f"kNN top-1 {100 * row['knn_top1']:.1f} % ({low:.1f} to {high:.1f})")
-        elif "retrieval" in row:
-            parts.append(f"two-view retrieval {100 * row['retrieval']:.1f} %, RankMe {row['rankme']:.1f}")
-        say("  ".join(parts))
-
-    return announce
 
 
 # Measure and write ----------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from lightning_fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mocokit.console import say
+from mocokit.config import PretrainConfig
+from mocokit.console import LINE_SECONDS, say
 from mocokit.errors import UserError
 from mocokit.files import is_utf8, write_text
 
@@ -195,3 +196,26 @@ class Log:
         """Close the files."""
         for logger in self.loggers:
             logger.finalize("finished")
+
+
+def announcer(config: PretrainConfig) -> Callable[[Row], None]:
+    """Prints every quality check, and in between a row now and then."""
+    announced = 0.0
+
+    def announce(row: Row) -> None:
+        nonlocal announced
+        if "rankme" not in row and time.monotonic() - announced < LINE_SECONDS:
+            return
+        announced = time.monotonic()
+        parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
+        if "loss" in row:
+            parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
+            parts.append(f"{row['images_per_second']:.0f} images/s")
+        if "knn_top1" in row:
+            low, high = 100 * row["knn_low"], 100 * row["knn_high"]
+            parts.append(f"kNN top-1 {100 * row['knn_top1']:.1f} % ({low:.1f} to {high:.1f})")
+        elif "retrieval" in row:
+            parts.append(f"two-view retrieval {100 * row['retrieval']:.1f} %, RankMe {row['rankme']:.1f}")
+        say("  ".join(parts))
+
+    return announce
