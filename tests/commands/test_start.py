@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mocokit
+from mocokit.commands import pretrain
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.backbones import create_backbone
 from mocokit.training.pretraining import Pretraining
+from tests.helpers import class_folders
 from tests.runs import TINY, coloured_data
 
 OPTIONS = {name: value for name, value in TINY.items() if name not in ("backbone", "image_size", "bn_splits")}
@@ -119,6 +121,24 @@ def test_other_weights_or_none_are_refused(place):
 def test_weights_that_do_not_fit_leave_no_run(place):
     with pytest.raises(UserError, match=r"w.pth: has no .* of resnet34"):
         start_from(place, place / "w.pth", "none", backbone="resnet34")
-    with pytest.raises(UserError, match="Give timm:NAME, such as"):
-        start_from(place, "timm", "none")
+    with pytest.raises(UserError, match="--backbone resnet: timm has no such model"):
+        start_from(place, "timm:resnet", "none")
     assert not (place / "none").exists()
+
+
+def test_known_weights_are_named_where_they_help_and_can_be_had(place, tmp_path, monkeypatch, capfd):
+    """On a CPU, of images of 64 pixels and more, unless the run has weights or there is no network."""
+    large = class_folders(tmp_path / "large", train=8, height=70, width=80)
+    asked = []
+    monkeypatch.setattr(pretrain, "is_hub_reachable", lambda: asked.append(1) or len(asked) == 1)
+    for number, (data, options, is_told) in enumerate(
+        [
+            (place / "data", NARROW, False),
+            (large, {**NARROW, "weights": str(place / "w.pth"), "image_size": 32}, False),
+            (large, {**NARROW, "image_size": 32}, True),
+            (large, {**NARROW, "image_size": 32}, False),  # there is no network any more
+        ]
+    ):
+        mocokit.pretrain(str(data), out=str(tmp_path / str(number)), **OPTIONS, **options)
+        assert ("try --weights timm, known weights" in capfd.readouterr().err) == is_told, number
+    assert len(asked) == 2  # the network is not asked for nothing

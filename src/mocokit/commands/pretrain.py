@@ -24,6 +24,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
+from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -40,6 +41,7 @@ from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import announcer, check_tracker, read_rows
 from mocokit.training.pretraining import Pretraining, train
 
+LARGE = 64  # pixels of a side, from which a CPU is told of known weights
 FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorecard", "config")  # of a whole result
 
 
@@ -129,7 +131,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     size = on_first(lambda: None if overwrite and run is origin else origin.read_image_size())
     goes_on = run if run.config.exists() and not overwrite else origin if request.extend else None
     with distributed.local_rank_zero_first():  # it may download them
-        start = Start.of(given, request.recipe, goes_on)
+        start = Start.of(given, request.recipe, request.device, goes_on)
     if start and not size:
         size = weights_image_size(start.encoder.spec.image_size, request.device)
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
@@ -181,6 +183,9 @@ def _in_directory(
     figures |= _measure(task, data.store, run)
     result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], config)
+    are_large = max(data.store.main.canvas) >= LARGE  # as stored, twice the model's at most
+    if config.device == "cpu" and not config.weights and are_large and is_hub_reachable():
+        say("from nothing, minutes on a CPU teach little of images this large: try --weights timm, known weights")
     return result
 
 

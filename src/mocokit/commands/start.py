@@ -13,6 +13,8 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.weights import fit_weights
 from mocokit.rundir import RunDirectory
 
+TIMM_BACKBONE = {"cpu": "tf_efficientnet_lite0", "cuda": "resnet50"}  # for --weights timm, where none is said
+
 
 @dataclass(frozen=True)
 class Start:
@@ -22,8 +24,11 @@ class Start:
     fingerprint: str
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], recipe: Mapping[str, Any], run: RunDirectory | None) -> "Start | None":
-        """What ``--weights`` names: where a ``run`` goes on, its copy of it; None without.
+    def of(
+        cls, given: Mapping[str, Any], recipe: Mapping[str, Any], device: str, run: RunDirectory | None
+    ) -> "Start | None":
+        """What ``--weights`` names: where a ``run`` goes on, its copy of it; None without. ``timm`` alone is a network
+        that suits the ``device``.
 
         Raises:
             UserError: there is no such encoder, or ``run`` went on from another.
@@ -40,7 +45,10 @@ class Start:
             return None
         if run is not None and weights == before and fingerprint and run.initial.exists():
             return cls(read_encoder(run.initial), fingerprint)
-        encoder = load(weights, backbone=given.get("backbone", recipe.get("backbone")))
+        backbone = given.get("backbone", recipe.get("backbone"))
+        if weights == "timm" and backbone is None:
+            backbone = TIMM_BACKBONE.get(device, TIMM_BACKBONE["cuda"])
+        encoder = load(weights, backbone=backbone)
         start = cls(encoder, encoder_fingerprint(encoder))
         if run is not None and start.fingerprint != fingerprint:
             raise refusal

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mocokit
-from mocokit.deploy.preprocessing import README, claim, example_file, fenced, reading_lines
+from mocokit.deploy.preprocessing import README, claim, example_file, fenced, made_by, reading_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import Encoder
@@ -84,7 +84,7 @@ def using_lines(encoder: Encoder, file: str) -> str:
 def _readme(encoder: Encoder, name: str) -> str:
     spec, K = encoder.spec, len(encoder.classes)
     parts = [
-        f"{name}: {spec.backbone}, trained by mocokit {mocokit.__version__}. "
+        f"{name}: {made_by(encoder)}. "
         f"Of uint8 images [N, H, W, {spec.channels}] it gives features [N, {encoder.dim}]"
         + (f" and probabilities [N, {K}] of the classes in its metadata." if K else "."),
         "To use it with ONNX Runtime, in this directory:",

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-import mocokit
 from mocokit.deploy.encoder_file import saving
 from mocokit.deploy.export_onnx import largest_difference
-from mocokit.deploy.preprocessing import README, claim, example_file, fenced, reading_lines
+from mocokit.deploy.preprocessing import README, claim, example_file, fenced, made_by, reading_lines
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.backbones import size_option
@@ -236,7 +235,7 @@ def _output(encoder: Encoder) -> str:
 def _readme(encoder: Encoder, in_torchvision: bool) -> str:
     spec, K = encoder.spec, len(encoder.classes)
     parts = [
-        f"{spec.backbone}, trained by mocokit {mocokit.__version__}. It gives "
+        f"{made_by(encoder)}. It gives "
         + (f"logits [N, {K}] of the label_names in {CONFIG}." if K else f"features [N, {encoder.dim}]."),
         "To use it with timm, in this directory:",
         fenced(using_lines(encoder, ".")),

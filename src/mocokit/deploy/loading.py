@@ -21,7 +21,7 @@ from mocokit.model.weights import fit_weights, flat_tensors, match
 
 TIMM = "timm:"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the weights of a repository, the first that there is
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 5
 
 
 def load(
@@ -115,16 +115,23 @@ def _download(name: str, model: str, architecture: str, config: Any) -> dict[str
     return network.state_dict()
 
 
+def is_hub_reachable() -> bool:
+    """Whether weights can be downloaded from here; takes `CONNECT_SECONDS` at most."""
+    import huggingface_hub as hub
+
+    try:
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:  # whatever a network gives
+        return False
+    return True
+
+
 def _hub_file(config: Any) -> str:
     """The weights in the hub's cache, downloaded if need be; without a network only looked up, at once."""
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        hub.get_session().head(hub.constants.ENDPOINT, timeout=CONNECT_SECONDS)
-        offline = False
-    except Exception:  # a hub that is asked for a file tries for half a minute
-        offline = True
+    offline = not is_hub_reachable()  # one that is asked for a file tries for half a minute
     files = [config.hf_hub_filename] if config.hf_hub_filename else HUB_FILES
     for file in files:
         try:

@@ -3,8 +3,9 @@
 It reads only files of which it makes the same and refuses all others, which `mocokit embed` is there for.
 """
 
+import mocokit
 from mocokit.data.pixels import stored_side
-from mocokit.model.encoder import EncoderSpec
+from mocokit.model.encoder import Encoder, EncoderSpec
 
 README = "README.txt"
 KINDS = "JPEG, PNG, WebP, GIF and BMP files of 8 bits"
@@ -82,6 +83,13 @@ def reading_lines(spec: EncoderSpec) -> str:
         pixels = deep + "".join(f"    {line}\n" for line in pixels.splitlines())
         too_deep += ' and not image.mode.startswith("I")'
     return _READING.format(kinds=_kinds(spec), channels=channels, too_deep=too_deep, side=side, pixels=pixels)
+
+
+def made_by(encoder: Encoder) -> str:
+    """Which network an export holds, and where its weights are from."""
+    weights = encoder.origin.get("weights")
+    source = f"the weights of {weights}, exported by" if weights else "trained by"
+    return f"{encoder.spec.backbone}, {source} mocokit {mocokit.__version__}"
 
 
 def fenced(code: str) -> str:
