@@ -12,7 +12,7 @@ from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
-from mocokit.commands.results import record
+from mocokit.commands.results import accuracy_line, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, command, mute, progress, say
@@ -22,8 +22,7 @@ from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, writ
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
@@ -51,9 +50,10 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
-        config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
-        returns it; the others return nothing.
+        wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
+        scorecard and retrieval_ci95, each of encoder, random_init, raw_pixels and colour_histogram; config,
+        data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first returns it;
+        the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -336,12 +336,18 @@ def announcer(config: PretrainConfig) -> Callable[[Row], None]:
 
 
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
-    """The encoder and its random initialisation, on all images unless the configuration says less."""
+    """The encoder and its baselines, on all images unless the configuration says less."""
     config, spec = task.config, task.spec
     evaluator = final_evaluator(store, config)
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
-    random_init = evaluator.evaluate(untrained)
+    measured = {"encoder": encoder, "random_init": evaluator.evaluate(untrained)}
+    measured |= evaluator.evaluate_simple(spec.image_size)
+    knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
+    if evaluator.knn:
+        say(f"kNN of {evaluator.knn.describe()}")
+    for who, figures in knn.items():
+        say(accuracy_line(row_name(who, spec.channels), figures))
     loss = float(read_rows(run.metrics, "loss")[-1]["loss"])
     over_chance = loss / task.chance_level
     return {
@@ -351,17 +357,11 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": verdict(over_chance, encoder, random_init),
-        "knn": _knn(encoder, random_init),
-        "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
-        "retrieval_ci95": {"encoder": encoder.retrieval_ci95, "random_init": random_init.retrieval_ci95},
+        "verdict": verdict(over_chance, encoder, measured["random_init"]),
+        "knn": knn or None,
+        "scorecard": {who: metrics.scores for who, metrics in measured.items()},
+        "retrieval_ci95": {who: metrics.retrieval_ci95 for who, metrics in measured.items()},
     }
-
-
-def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
-    if encoder.knn is None or random_init.knn is None:
-        return None
-    return {"encoder": encoder.knn.figures(), "random_init": random_init.knn.figures()}
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,9 +14,6 @@ from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import batch_size, encode
 
 BATCH = 256
-# More is slower and no better: kNN of pixels on flowers 41.4 % at 16 x 16, 39.8 at 32 and 39.3 at 64; on 5,000 images
-# of CIFAR-10 33.6 % at 16 and 33.4 at 32. Histograms on flowers 56.9 % at 64 and 56.6 at 32.
-PIXELS_SIDE, HISTOGRAM_SIDE = 16, 64
 COLOUR_BINS, LEVELS, DIRECTIONS = 6, 16, 8
 
 
@@ -27,18 +25,14 @@ def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -
     return torch.cat(list(encode(encoder, batches, images=count)))
 
 
-def pixels(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:
-    """The images themselves, resized to ``size``, 16 at most: [N, C * S * S] float32 from -1 to 1, mid-gray is 0."""
-    return _of_views(images, min(size, PIXELS_SIDE), indices, lambda x: 2 * x.flatten(1) - 1)
-
-
-def histogram(images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:
-    """`histograms` of the images, resized to ``size``, 64 at most."""
-    return _of_views(images, min(size, HISTOGRAM_SIDE), indices, histograms)
+@torch.no_grad()
+def raw_pixels(x: Tensor) -> Tensor:
+    """Images [B, C, H, W] from 0 to 1 themselves: [B, C * H * W] from -1 to 1, mid-gray is 0."""
+    return 2 * x.flatten(1) - 1
 
 
 @torch.no_grad()
-def histograms(x: Tensor) -> Tensor:
+def colour_histogram(x: Tensor) -> Tensor:
     """Square roots of histograms that sum to 1, of images [B, C, H, W] from 0 to 1: [B, D] float32.
 
     Of colour (C = 3) the 6 x 6 x 6 bins of red, green and blue (Swain and Ballard 1991, doi 10.1007/BF00130487); of
@@ -74,12 +68,27 @@ def _sums(bins: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
     return torch.zeros(*bins.shape[:-1], count).scatter_add_(-1, bins, weights)
 
 
-def _of_views(images: ImageSet, size: int, indices: Tensor | None, features: Callable[[Tensor], Tensor]) -> Tensor:
-    """``features`` of the central square of images at ``indices``, resized, with pixels from 0 to 1."""
-    indices = torch.arange(len(images)) if indices is None else indices
-    black, white, cpu = [0.0] * images.channels, [1.0] * images.channels, torch.device("cpu")
-    batches = (rows_of(images, rows, cpu) for rows in indices.split(BATCH))
-    return torch.cat([features(center_view(*batch, size, mean=black, std=white)) for batch in batches])
+@dataclass(frozen=True)
+class Simple:
+    """Features that take no network: ``compute`` gives [B, D] float32 of images [B, C, S, S] from 0 to 1.
+
+    S is the size of the encoder that they stand beside, but ``most`` at most.
+    """
+
+    compute: Callable[[Tensor], Tensor]
+    most: int
+
+    def extract(self, images: ImageSet, size: int, indices: Tensor | None = None) -> Tensor:
+        """As `extract`, beside an encoder of images of ``size``."""
+        indices = torch.arange(len(images)) if indices is None else indices
+        size, black, white = min(size, self.most), [0.0] * images.channels, [1.0] * images.channels
+        batches = (rows_of(images, rows, torch.device("cpu")) for rows in indices.split(BATCH))
+        return torch.cat([self.compute(center_view(*batch, size, black, white)) for batch in batches])
+
+
+# By their key in results. More pixels are slower and no better: kNN of raw pixels on flowers 41.4 % at 16 x 16, 39.8 at
+# 32, 39.3 at 64; on 5,000 images of CIFAR-10 33.6 % at 16, 33.4 at 32; of flowers' histograms 56.9 % at 64, 56.6 at 32
+SIMPLE = {"raw_pixels": Simple(raw_pixels, most=16), "colour_histogram": Simple(colour_histogram, most=64)}
 
 
 def rows_of(images: ImageSet, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
