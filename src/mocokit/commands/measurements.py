@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
@@ -12,9 +13,11 @@ from mocokit.errors import UserError
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.splits import why_unmeasured
+from mocokit.evaluation.verdict import Check
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.training.compilation import forget_cuda_graphs
+from mocokit.training.log import read_rows
 from mocokit.training.timing import seconds_per_step
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
@@ -38,6 +41,12 @@ def final_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     if not most:
         return evaluator
     return replace(evaluator.sample(most, most), score_images=min(SCORE_IMAGES, 2 * most))
+
+
+def knn_checks(metrics: Path) -> list[Check]:
+    """The checks during training, as rows of a metrics file have them."""
+    rows = ([row.get(name) for name in ("knn_top1", "knn_low", "knn_high")] for row in read_rows(metrics))
+    return [(float(top1), float(low), float(high)) for top1, low, high in rows if top1 and low and high]
 
 
 @dataclass(frozen=True)

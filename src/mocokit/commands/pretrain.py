@@ -11,7 +11,7 @@ from mocokit import distributed
 from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
-from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
+from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.commands.results import accuracy_line, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
@@ -341,8 +341,8 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     evaluator = final_evaluator(store, config)
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
-    measured = {"encoder": encoder, "random_init": evaluator.evaluate(untrained)}
-    measured |= evaluator.evaluate_simple(spec.image_size)
+    random_init, simple = evaluator.evaluate(untrained), evaluator.evaluate_simple(spec.image_size)
+    measured = {"encoder": encoder, "random_init": random_init, **simple}
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
         say(f"kNN of {evaluator.knn.describe()}")
@@ -357,7 +357,15 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": verdict(over_chance, encoder, measured["random_init"]),
+        "verdict": verdict(
+            over_chance,
+            encoder,
+            random_init,
+            simple,
+            largest_class=evaluator.knn.largest_class() if evaluator.knn else None,
+            checks=knn_checks(run.metrics),
+            channels=spec.channels,
+        ),
         "knn": knn or None,
         "scorecard": {who: metrics.scores for who, metrics in measured.items()},
         "retrieval_ci95": {who: metrics.retrieval_ci95 for who, metrics in measured.items()},
@@ -379,5 +387,3 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
         say(f"next: {command('knn', [run.path, data])}")
     else:
         say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
-    if result["verdict"].startswith("not learning"):
-        say("if it should be: train longer (--time-budget, --epochs), or more images")
