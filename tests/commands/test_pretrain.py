@@ -78,6 +78,15 @@ def test_result(tiny_run: TinyRun):
     assert json.loads((tiny_run.path / "results" / "pretrain.json").read_text()) == result
 
 
+def test_simple_features_are_in_the_verdict(tiny_run: TinyRun):
+    """The colour is the class, and 27 steps of noise teach little."""
+    knn, verdict = tiny_run.result["knn"], tiny_run.result["verdict"]
+    assert knn["raw_pixels"]["top1"] == 1 > knn["encoder"]["top1"]
+    assert "no better than raw pixels (100.0 %)" in verdict
+    assert "largest class" not in verdict  # a third of the images
+    assert knn["encoder"]["top1"] > 0.5
+
+
 def test_run_directory(tiny_run: TinyRun):
     files = {p.relative_to(tiny_run.path).as_posix() for p in tiny_run.path.rglob("*") if p.is_file()}
     event_files = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
