@@ -99,6 +99,12 @@ def test_many_features_become_principal_components_of_the_training_images(labell
     assert torch.equal(found(labelled.test), reduced(pixels, labelled.train)(labelled.test))
 
 
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_all_alike_have_components_of_zero(labelled):
+    found = reduced(lambda part: torch.full((len(part), COMPONENTS + 1), 0.25), labelled.train)
+    assert not found(labelled.test).any()
+
+
 def test_few_features_stay_as_they_are_and_one_image_has_no_components(labelled):
     def few(part):
         return torch.ones(len(part), COMPONENTS)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -93,7 +94,8 @@ def reduced(features: Features, train: Subset) -> Features:
     components = min(COMPONENTS, len(x) - 1)
     if x.shape[1] <= COMPONENTS or not components:
         return features
-    pca = PCA(components, random_state=0).fit(x.numpy())
+    with np.errstate(invalid="ignore"):  # of images that are all alike: shares of no variance
+        pca = PCA(components, random_state=0).fit(x.numpy())
     return lambda part: torch.from_numpy(pca.transform(features(part).numpy()))
 
 
