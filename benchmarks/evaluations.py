@@ -54,7 +54,8 @@ def main(run: str, data: str, out: str) -> None:
         slow += [mocokit(*command)] if command else []
     sgd, tuned = slow[:1], slow[1:]
     rows = [
-        row("raw pixels, kNN", knn, "pixels", "knn RUN DATA"),
+        row("raw pixels, kNN", knn, "raw_pixels", "knn RUN DATA"),
+        row("colour histogram, kNN", knn, "colour_histogram", "knn RUN DATA"),
         row("random initialisation, kNN", knn, "random_init", "knn RUN DATA"),
         row("random initialisation, fast probe", fast, "random_init", "probe RUN DATA"),
         row("MoCo, kNN", knn, "encoder", "knn RUN DATA"),

@@ -144,5 +144,5 @@ def knn(s: Settings) -> Result:
 
     features = clusters(s)
     begun = settled(s.device)
-    accuracy = Accuracy.of(knn_ranks(*features, k=200, temperature=0.1))
+    accuracy = Accuracy.of(knn_ranks(*features, k=200, temperature=0.1), classes=10)
     return {"value": settled(s.device) - begun, "top1": accuracy.top1}

@@ -272,6 +272,8 @@ def test_stdout_is_empty_without_json_and_the_last_lines_say_what_now(data, tmp_
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
     assert "verdict: " in stderr
+    table = stderr[stderr.index("kNN of ") :].splitlines()
+    assert [line[:16].rstrip() for line in table[1:5]] == ["encoder", "random init", "raw pixels", "colour histogram"]
     assert f"next: mocokit knn {tmp_path / 'run'} {data}" in stderr
 
 

@@ -208,8 +208,9 @@ def knn(
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        ``encoder``, ``random_init``, ``raw_pixels`` (also as ``pixels``) and ``colour_histogram`` (of gray images: of
+        gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``, top5 being None for five classes or
+        fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -347,9 +348,10 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
-        config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes
-        that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
+        scorecard and retrieval_ci95, each of encoder, random_init, raw_pixels and colour_histogram; config,
+        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
+        torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -376,7 +378,8 @@ def probe(
     batch_size: int = 256,
     lr: float = 30.0,
 ) -> dict[str, Any]:
-    """Train a linear classifier on an encoder's frozen features, and on those of its random initialisation.
+    """Train a linear classifier on an encoder's frozen features, on those of its random initialisation, on raw pixels
+    and on a colour histogram.
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
@@ -400,10 +403,11 @@ def probe(
         lr: sgd: peak learning rate (default 30.0).
 
     Returns:
-        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
-        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
-        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``wall_s``,
-        ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
+        ``protocol``; ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5,
+        balanced, ci95, balanced_ci95, per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast
+        protocol, which the latter two always follow, the chosen ``l2``; top5 is None for five classes or fewer;
+        ``ci95_of``, what the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images;
+        ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
         ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
@@ -424,7 +428,7 @@ def scorecard(
     seed: int = 0,
     images: int = 1000,
 ) -> dict[str, Any]:
-    """Compare an encoder with its random initialisation by the scores that need no labels.
+    """Compare an encoder with its baselines by the scores that need no labels.
 
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
@@ -441,9 +445,10 @@ def scorecard(
         images: most images that are scored; retrieval depends on it (default 1000).
 
     Returns:
-        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``retrieval_ci95``: of both, the
-        95 % interval of the one score that is an accuracy; ``meaning``: a sentence on each; ``images``: how many were
-        scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``scorecard``: ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each with the `SCORES` by
+        name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
+        sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. Labels are not looked at.
 
     Raises:
         UserError: no encoder there, fewer than two images, or a wrong option.

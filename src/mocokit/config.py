@@ -151,7 +151,7 @@ class ImagesConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig(ImagesConfig):
-    """Accuracy by nearest neighbours, compared with random initialisation and raw pixels."""
+    """Accuracy by nearest neighbours, beside random initialisation, raw pixels and a colour histogram."""
 
     k: Neighbours = 200
     temperature: KnnTemperature = 0.1

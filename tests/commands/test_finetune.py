@@ -21,6 +21,7 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.config import FinetuneConfig
 from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
+from mocokit.evaluation.baselines import features_of
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import split_labelled
@@ -143,7 +144,7 @@ def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run):
     result = mocokit.finetune(str(run), data, **SHORT | {"epochs": 1, "lr": 0.0, "baseline": False})
     inputs = open_inputs(FinetuneConfig(run=str(run), data=data, device="cpu"))
     labelled = split_labelled(inputs.store, 0)
-    probe = fast(inputs.encoder, labelled.train, None, 3, 0)
+    probe = fast(features_of(inputs.encoder), labelled.train, None, 3, 0)
     assert torch.equal(mocokit.load(result["directory"]).classifier.weight, probe.weight)
     val = labelled.val
     scores = probe.scores(extract(inputs.encoder, val.images, val.indices))

@@ -1,4 +1,4 @@
-"""``mocokit knn``: three figures side by side, which must agree with pretraining's and with scikit-learn's."""
+"""``mocokit knn``: figures side by side, which must agree with pretraining's and with scikit-learn's."""
 
 import json
 import shutil
@@ -11,11 +11,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import mocokit
 from mocokit.cli import main
+from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import UserError
+from tests.encoders import ORIGIN
 from tests.helpers import archive, class_folders, encode, noise, write_images
 from tests.runs import TinyRun
 
-WHO = ("encoder", "random_init", "pixels")
+WHO = ("encoder", "random_init", "raw_pixels", "colour_histogram")
 
 
 @pytest.fixture
@@ -29,7 +31,9 @@ def test_result(tiny_run: TinyRun, run):
     result = mocokit.knn(str(run), str(tiny_run.data), k=20)
     for who in WHO:
         assert set(result[who]) == {"top1", "top5", "ci95", "wall_s"}
-        assert 0 <= result[who]["top1"] <= result[who]["top5"] == 1  # of three classes
+        assert 0 <= result[who]["top1"] <= 1
+        assert result[who]["top5"] is None  # of three classes
+    assert result["pixels"] == result["raw_pixels"]
     config = result["config"]
     assert (config["k"], config["temperature"], config["data"]) == (20, 0.1, str(tiny_run.data))
     assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
@@ -137,8 +141,19 @@ def test_table_on_stderr(run, squares, capfd):
     assert main(["knn", str(run), str(squares), "--k", "5"]) == 0
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
-    assert [line.split()[0] for line in stderr.splitlines()[-3:]] == ["encoder", "random", "pixels"]
-    assert stderr.count("%") == 12
+    lines = stderr.splitlines()[-4:]
+    assert [line[:17].rstrip() for line in lines] == ["encoder", "random init", "raw pixels", "colour histogram"]
+    assert all(line.count("%") == 4 and "(95 %: " in line and "top-5" not in line for line in lines)  # of four classes
+    assert main(["knn", str(run), "digits", "--limit", "50"]) == 0
+    lines = capfd.readouterr().err.splitlines()[-4:]
+    assert all("  top-5 " in line for line in lines)
+
+
+def test_the_histogram_of_gray_images_is_called_so(gray, tmp_path, capfd):
+    path = tmp_path / "gray.safetensors"
+    save_encoder(gray, path, ORIGIN)
+    mocokit.knn(str(path), "digits", limit=50)
+    assert "gray histogram    top-1 " in capfd.readouterr().err
 
 
 def test_data_with_another_number_of_channels_is_refused(run, tmp_path):

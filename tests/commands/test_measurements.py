@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mocokit.auto.defaults import Facts, defaults
-from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
+from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
 from mocokit.options import validate
@@ -39,6 +39,15 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
 
 def test_without_labels_there_is_no_knn(store, config):
     assert final_evaluator(dataclasses.replace(store, label_names=None), config).knn is None
+
+
+def test_checks_are_the_rows_with_knn(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "step,loss,knn_top1,knn_low,knn_high\n0,,0.5,0.4,0.6\n1,2.5,,,\n2,2.25,0.7,0.6,0.8\n"
+    )
+    assert knn_checks(tmp_path / "metrics.csv") == [(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)]
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2.5\n")
+    assert knn_checks(tmp_path / "metrics.csv") == []
 
 
 def test_times_are_those_of_this_machine(store, config):

@@ -30,6 +30,7 @@ from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
 SHORT = TINY | {"steps": 3}
 del SHORT["epochs"]
+WHO = ["encoder", "random_init", "raw_pixels", "colour_histogram"]
 SCORES = {"rankme", "effective_dimension", "alignment", "uniformity", "retrieval"}
 
 
@@ -65,14 +66,25 @@ def test_result(tiny_run: TinyRun):
     assert (result["recipe"], result["images"], result["skipped"]) == ("auto", 72, 0)
     assert (result["epochs"], result["steps"]) == (3, 27)
     assert result["loss_over_chance"] == pytest.approx(result["loss"] / np.log(17))
-    for who in ("encoder", "random_init"):
+    assert list(result["knn"]) == list(result["scorecard"]) == list(result["retrieval_ci95"]) == WHO
+    for who in WHO:
         assert set(result["knn"][who]) == {"top1", "top5", "ci95"}
         assert result["knn"][who]["ci95"] == pytest.approx(wilson_interval(result["knn"][who]["top1"], 48))
         low, high = result["retrieval_ci95"][who]
         assert 0 <= low <= result["scorecard"][who]["retrieval"] <= high <= 1
-        assert 0 <= result["knn"][who]["top1"] <= result["knn"][who]["top5"] == 1
+        assert 0 <= result["knn"][who]["top1"] <= 1
+        assert result["knn"][who]["top5"] is None  # of three classes
         assert set(result["scorecard"][who]) == SCORES
     assert json.loads((tiny_run.path / "results" / "pretrain.json").read_text()) == result
+
+
+def test_simple_features_are_in_the_verdict(tiny_run: TinyRun):
+    """The colour is the class, and 27 steps of noise teach little."""
+    knn, verdict = tiny_run.result["knn"], tiny_run.result["verdict"]
+    assert knn["raw_pixels"]["top1"] == 1 > knn["encoder"]["top1"]
+    assert "no better than raw pixels (100.0 %)" in verdict
+    assert "largest class" not in verdict  # a third of the images
+    assert knn["encoder"]["top1"] > 0.5
 
 
 def test_run_directory(tiny_run: TinyRun):

@@ -14,6 +14,7 @@ from mocokit.evaluation.scorecard import SCORES
 from tests.helpers import write_images
 from tests.runs import TinyRun
 
+WHO = ("encoder", "random_init", "raw_pixels", "colour_histogram")
 NAMES = {score.name for score in SCORES}
 
 
@@ -28,19 +29,20 @@ def test_figures_are_those_of_pretraining(tiny_run: TinyRun, run, capfd):
     assert main(["scorecard", str(run), str(tiny_run.data), "--device", "cpu", "--json"]) == 0
     stdout, stderr = capfd.readouterr()
     result = json.loads(stdout)
-    for who in ("encoder", "random_init"):
+    for who in WHO:
         assert result["scorecard"][who] == pytest.approx(tiny_run.result["scorecard"][who], rel=1e-5)
     assert result["scorecard"]["encoder"] != result["scorecard"]["random_init"]
     assert result["retrieval_ci95"] == tiny_run.result["retrieval_ci95"]
-    assert "95 %: {:.3f} to {:.3f}, random init".format(*result["retrieval_ci95"]["encoder"]) in stderr
+    assert "95 %: encoder {:.3f} to {:.3f}, random init".format(*result["retrieval_ci95"]["encoder"]) in stderr
+    assert "encoder random init raw pixels colour histogram rankme" in " ".join(stderr.split())
     assert set(result["meaning"]) == NAMES
     assert result["images"] == tiny_run.result["images"]
     assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
     assert json.loads((run / "results" / "scorecard.json").read_text()) == result
     for score in SCORES:
         (line,) = [line for line in stderr.splitlines() if line.startswith(score.name)]
-        figures = [result["scorecard"][who][score.name] for who in ("encoder", "random_init")]
-        assert line.split()[1:3] == [f"{figure:.3f}" for figure in figures]
+        figures = [result["scorecard"][who][score.name] for who in WHO]
+        assert line.split()[1:5] == [f"{figure:.3f}" for figure in figures]
         assert f"{score.better} is better" in line
         assert f"{score.definition} ({score.source})" in stderr
         assert result["meaning"][score.name] in stderr

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,13 +8,15 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 import mocokit.evaluation.knn as module
-from mocokit.evaluation.knn import Accuracy, knn_ranks
+from mocokit.data.store import open_store
+from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_ranks
 from mocokit.evaluation.metrics import wilson_interval
 from tests import reference
+from tests.helpers import write_images
 
 
 def accuracy(*data, **options) -> Accuracy:
-    return Accuracy.of(knn_ranks(*data, **options))
+    return Accuracy.of(knn_ranks(*data, **options), classes=6)
 
 
 def made(seed, bank, queries, dim, classes):
@@ -87,8 +91,23 @@ def test_the_scale_of_features_does_not_matter():
 
 
 def test_figures_have_wilsons_interval():
-    found = Accuracy.of(torch.tensor([0, 0, 0, 4, 5, 2**63 - 1]))
+    ranks = torch.tensor([0, 0, 0, 4, 5, 2**63 - 1])
+    found = Accuracy.of(ranks, classes=7)
     assert found == (0.5, 4 / 6, 6)
     figures = found.figures()
     assert (figures["top1"], figures["top5"]) == (0.5, 4 / 6)
     assert figures["ci95"] == pytest.approx(wilson_interval(0.5, 6))
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(2, None), (5, None), (6, 1.0)])
+def test_of_five_classes_there_is_no_top5(classes, top5):
+    assert Accuracy.of(torch.tensor([0, 1]), classes).figures()["top5"] == top5
+
+
+def test_the_largest_class_is_that_of_the_bank(tmp_path):
+    names = [f"train/a/{i}.png" for i in range(3)] + ["train/b/0.png", "test/a/0.png", "test/b/0.png", "test/b/1.png"]
+    evaluator = KnnEvaluator.from_store(open_store(str(write_images(tmp_path, names)), image_size=8), 3, 0.1)
+    assert evaluator.largest_class().tolist() == [True, False, False]
+    assert replace(evaluator, queries=None).largest_class().tolist() == [True, True, True, False]
+    assert evaluator.describe() == "3 images of test by 4 images of train"
+    assert replace(evaluator, queries=None).describe() == "4 images of train, each by the others"

@@ -45,7 +45,7 @@ def test_equals_scikit_learn(seed, images, classes):
         top5 = metrics.top_k_accuracy_score(labels, scores, k=5, labels=everyone)
         assert found["top5"] == pytest.approx(top5)
     else:
-        assert found["top5"] == 1
+        assert found["top5"] is None
 
 
 @settings(max_examples=30)
@@ -65,7 +65,7 @@ def test_figures_of_classes_are_counts(seed, images, classes):
         assert figures["precision"] == (pytest.approx(right[i] / guessed[i]) if guessed[i] else None)
 
 
-@pytest.mark.parametrize("classes", [3, 7])
+@pytest.mark.parametrize("classes", [6, 7])
 def test_a_class_that_is_never_scored_is_never_predicted(classes):
     scores = torch.full((3, classes), -torch.inf)
     scores[:, :2] = torch.tensor([2.0, 1.0])

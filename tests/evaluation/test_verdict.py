@@ -7,6 +7,7 @@ import torch
 
 from mocokit.evaluation.evaluator import Metrics
 from mocokit.evaluation.knn import Accuracy
+from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.verdict import verdict
 
 IMAGES = 1000
@@ -108,3 +109,105 @@ def test_of_untrained_networks_one_in_twenty_learns_at_most(images):
 @pytest.mark.parametrize("share", [0.003, 0.03, 0.3, 0.9])
 def test_a_gain_of_five_points_is_seen(share):
     assert learned(torch.Generator().manual_seed(0), share, [0.05] * 400, IMAGES) >= 0.95 * 400
+
+
+def first(share: float) -> torch.Tensor:
+    return torch.arange(IMAGES) < round(share * IMAGES)
+
+
+def simple(pixels: float, histogram: float) -> dict[str, Metrics]:
+    return {"raw_pixels": metrics(pixels), "colour_histogram": metrics(histogram)}
+
+
+LARGEST = "no better than always naming the largest class (50.0 %)"
+WEIGHTS = ": start from weights (--weights), or train longer (--time-budget, --epochs)"
+
+
+@pytest.mark.parametrize(
+    ("share", "rivals", "largest", "state", "words"),
+    [
+        (0.41, simple(0.35, 0.38), 0.1, "learning", "loss at 80 % of chance level"),
+        (0.41, simple(0.35, 0.568), 0.1, "learning", f"; no better than a colour histogram (56.8 %){WEIGHTS}"),
+        (0.41, simple(0.568, 0.35), 0.1, "learning", f"; no better than raw pixels (56.8 %){WEIGHTS}"),
+        (0.41, simple(0.408, 0.35), 0.1, "learning", f"; not clearly better than raw pixels (40.8 %){WEIGHTS}"),
+        (0.3, simple(0.25, 0.3), 0.1, "not learning", f"; no better than a colour histogram (30.0 %){WEIGHTS}"),
+        (0.41, simple(0.35, 0.38), 0.5, "learning", f"; {LARGEST}{WEIGHTS}"),
+        (*(0.41, simple(0.45, 0.38), 0.5, "learning"), f"; no better than raw pixels (45.0 %) and {LARGEST}{WEIGHTS}"),
+    ],
+)
+def test_what_is_no_better_than_simple_features_is_said_so(share, rivals, largest, state, words):
+    """A state says what training did to the network; whether that is good for anything is said beside it."""
+    found = verdict(0.8, metrics(share), metrics(0.3), rivals, largest_class=first(largest))
+    assert found.startswith(f"{state}: ")
+    assert found.endswith(words)
+
+
+def test_simple_features_are_compared_image_by_image():
+    """Twenty images more of the same are seen, where twenty more among others are not."""
+    same, others = metrics(0.4), measured(first(0.4).flip(0), labels=True)
+    assert "better than" not in verdict(0.8, metrics(0.42), metrics(0.3), {"raw_pixels": same})
+    assert "not clearly better" in verdict(0.8, metrics(0.42), metrics(0.3), {"raw_pixels": others})
+
+
+def test_a_histogram_is_called_by_what_there_is():
+    found = verdict(0.8, metrics(0.4), metrics(0.3), simple(0.2, 0.5), channels=1)
+    assert "no better than a gray histogram (50.0 %)" in found
+
+
+def test_without_labels_or_of_collapsed_features_nothing_is_compared():
+    encoder, random_init, pixels = (metrics(share, labels=False) for share in (0.9, 0.5, 1))
+    found = verdict(0.7, encoder, random_init, {"raw_pixels": pixels})
+    assert found.endswith("loss at 70 % of chance level")
+    collapsed = verdict(0.7, metrics(0.1, rankme=1.2), metrics(0.3), simple(0.5, 0.5))
+    assert collapsed.endswith("loss at 70 % of chance level")
+
+
+def check(share: float) -> tuple[float, float, float]:
+    return (share, *wilson_interval(share, IMAGES))
+
+
+SHORTCUT = (
+    "the loss falls but kNN too{}: the views may be told apart by something simple, such as colour; "
+    "vary colour more (--jitter-strength, --gray-p), or start from weights (--weights)"
+)
+BEST = ", from {}.0 % at its best check"
+
+
+@pytest.mark.parametrize(
+    ("loss", "share", "checks", "state", "words"),
+    [
+        (0.8, 0.2, [], "not learning", SHORTCUT.format("")),
+        (0.8, 0.2, [check(0.3), check(0.2)], "not learning", SHORTCUT.format(BEST.format(30))),
+        (0.8, 0.4, [check(0.3), check(0.5), check(0.4)], "learning", SHORTCUT.format(BEST.format(50))),
+        (0.8, 0.4, [check(0.3), check(0.42), check(0.4)], "learning", None),  # the checks' intervals overlap
+        (0.8, 0.4, [check(0.5), check(0.4), check(0.5)], "learning", None),
+        (0.8, 0.29, [], "not learning", None),  # another initialisation may have as little
+        (1.0, 0.2, [check(0.3), check(0.2)], "not learning", None),  # the loss does not fall
+    ],
+)
+def test_where_knn_falls_with_the_loss_a_shortcut_is_named(loss, share, checks, state, words):
+    found = verdict(loss, metrics(share), metrics(0.3), checks=checks)
+    assert found.startswith(f"{state}: ")
+    assert found.endswith(words) if words else "told apart" not in found
+    if words:
+        beaten = verdict(loss, metrics(share), metrics(0.3), simple(0.2, 0.568), checks=checks)
+        assert beaten.endswith(f"; no better than a colour histogram (56.8 %); {words}")  # not: train longer
+
+
+def test_of_runs_that_stay_where_they_are_one_in_twenty_falls_at_most():
+    """The best of eleven checks is above the last by luck alone, though each were of images of its own."""
+    right = torch.rand(400, 11, IMAGES, generator=torch.Generator().manual_seed(0)) < 0.4
+    runs = [[check(share) for share in run] for run in right.double().mean(dim=2).tolist()]
+    fallen = sum("told apart" in verdict(0.8, metrics(0.4), metrics(0.4), checks=checks) for checks in runs)
+    assert 0 < fallen <= 0.05 * 400
+
+
+def test_gray_views_are_told_apart_by_brightness():
+    found = verdict(0.8, metrics(0.2), metrics(0.3), channels=1)
+    assert "such as brightness; vary brightness more (--jitter-strength), or" in found
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_what_does_not_learn_is_told_the_way_out(labels):
+    found = verdict(0.9, metrics(0.3, labels), metrics(0.3, labels))
+    assert found.endswith("chance level: train longer (--time-budget, --epochs), or give more images")

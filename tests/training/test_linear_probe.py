@@ -15,6 +15,7 @@ from mocokit.data.loader import StepSampler
 from mocokit.data.sampler import generator
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
+from mocokit.evaluation.baselines import features_of
 from mocokit.evaluation.features import rows_of
 from mocokit.evaluation.probe import frozen, labelled_features
 from mocokit.evaluation.splits import LabelledSplits, split_labelled
@@ -64,7 +65,7 @@ def test_sgd_is_a_plain_training_loop(encoder, labelled):
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    val = labelled_features(encoder, labelled.val)
+    val = labelled_features(features_of(encoder), labelled.val)
     rows = []
     last = sgd(encoder, train.images, train.indices, val, 3, CONFIG, announce=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]

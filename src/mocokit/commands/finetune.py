@@ -10,14 +10,14 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs
-from mocokit.commands.results import keep, next_command, record
+from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.deploy.feature_file import encoder_fingerprint
 from mocokit.deploy.loading import home_of
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.features import extract
+from mocokit.evaluation.baselines import features_of
 from mocokit.evaluation.metrics import classification_metrics
 from mocokit.evaluation.probe import fast
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
@@ -155,7 +155,7 @@ class _Training:
         train, names, seed = self.labelled.train, self.labelled.names, self.config.seed
         attach_classifier(encoder, names, seed)
         if not self.config.from_scratch and not self.run.checkpoint.exists():
-            probe = fast(encoder, train, None, len(names), seed)
+            probe = fast(features_of(encoder), train, None, len(names), seed)
             bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
             assert encoder.classifier is not None
             encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
@@ -215,8 +215,7 @@ def _read_config(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str, Any]:
-    features = extract(encoder, part.images, part.indices)
-    return classification_metrics(encoder.probabilities(features), part.labels, names)
+    return classification_metrics(encoder.probabilities(features_of(encoder)(part)), part.labels, names)
 
 
 def _lines(result: dict[str, Any], data: str) -> list[str]:
@@ -224,11 +223,8 @@ def _lines(result: dict[str, Any], data: str) -> list[str]:
     lines = []
     for label, figures in ((result["protocol"], result["encoder"]), ("from scratch", result["random_init"])):
         if figures:
-            low, high = figures["ci95"]
-            lines.append(
-                f"{label:12} top-1 {figures['top1']:7.2%} [{low:.2%}, {high:.2%}]  top-5 {figures['top5']:7.2%}  "
-                f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
-            )
+            best = f"best epoch {figures['best_epoch']} of {figures['epochs']}, {figures['train_s']:.0f} s"
+            lines.append(f"{accuracy_line(label, figures)}  {best}")
     embed = next_command("embed", result["directory"], data, result["config"], "-o features.parquet")
     return [*lines, f"next: {embed}"]
 

@@ -1,18 +1,14 @@
-"""``mocokit knn RUN DATA``: kNN accuracy of an encoder, of its random initialisation and of raw pixels."""
+"""``mocokit knn RUN DATA``: kNN accuracy of an encoder, of its random initialisation and of what takes no network."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from mocokit.commands.inputs import open_inputs
-from mocokit.commands.results import record
+from mocokit.commands.results import accuracy_line, record
 from mocokit.config import KnnConfig
 from mocokit.console import say
-from mocokit.evaluation.features import extract, pixels
+from mocokit.evaluation.baselines import Features, features_of, row_name, simple_features
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
-from mocokit.evaluation.splits import Subset
 from mocokit.options import documented, fields_of, validate
 
 
@@ -27,8 +23,9 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        ``encoder``, ``random_init``, ``raw_pixels`` (also as ``pixels``) and ``colour_histogram`` (of gray images: of
+        gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``, top5 being None for five classes or
+        fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -37,22 +34,18 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
     evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
-    size = inputs.spec.image_size
-    bank, queries = len(evaluator.bank), evaluator.queries
-    by = f"{bank:,} images of {evaluator.bank.images.split}"
-    say(f"{len(queries):,} images of {queries.images.split} by {by}" if queries else f"{by}, each by the others")
-    figures = {
-        "encoder": _measure("encoder", evaluator, lambda p: extract(inputs.encoder, p.images, p.indices)),
-        "random_init": _measure("random init", evaluator, lambda p: extract(inputs.random_init, p.images, p.indices)),
-        "pixels": _measure("pixels", evaluator, lambda p: pixels(p.images, size, p.indices)),
-    }
+    say(evaluator.describe())
+    features = {"encoder": features_of(inputs.encoder), "random_init": features_of(inputs.random_init)}
+    features |= simple_features(inputs.spec.image_size)
+    channels = inputs.spec.channels
+    figures = {key: _measure(row_name(key, channels), evaluator, kind) for key, kind in features.items()}
+    figures["pixels"] = figures["raw_pixels"]  # as it was called before other tables had it
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _measure(name: str, evaluator: KnnEvaluator, features: Callable[[Subset], Tensor]) -> dict[str, Any]:
+def _measure(name: str, evaluator: KnnEvaluator, features: Features) -> dict[str, Any]:
     """Figures of one kind of features, also printed to stderr."""
     started = time.perf_counter()
-    figures = Accuracy.of(evaluator.ranks(features)).figures()
-    low, high = figures["ci95"]
-    say(f"{name:12} top-1 {figures['top1']:7.2%} ({low:.2%} to {high:.2%})  top-5 {figures['top5']:7.2%}")
+    figures = Accuracy.of(evaluator.ranks(features), evaluator.classes).figures()
+    say(accuracy_line(name, figures))
     return figures | {"wall_s": round(time.perf_counter() - started, 2)}

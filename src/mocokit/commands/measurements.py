@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
@@ -14,10 +15,12 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.splits import why_unmeasured
+from mocokit.evaluation.verdict import Check
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.rundir import RunDirectory
 from mocokit.training.compilation import forget_cuda_graphs
+from mocokit.training.log import read_rows
 from mocokit.training.pretraining import Measure
 from mocokit.training.timing import seconds_per_step
 
@@ -58,6 +61,12 @@ def quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Me
     return check
 
 
+def knn_checks(metrics: Path) -> list[Check]:
+    """The checks during training, as rows of a metrics file have them."""
+    rows = ([row.get(name) for name in ("knn_top1", "knn_low", "knn_high")] for row in read_rows(metrics))
+    return [(float(top1), float(low), float(high)) for top1, low, high in rows if top1 and low and high]
+
+
 @dataclass(frozen=True)
 class RunMeasurements:
     """`mocokit.auto.trials.Measurements` of a run on ``images``.
@@ -81,14 +90,17 @@ class RunMeasurements:
         return mean
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
-        """From a second evaluation on few images."""
+        """From a second evaluation on few images; the final one is of two networks, which share the simple features."""
         encoder = Encoder.create(self._spec(config)).to(config.device)
         few = full_evaluator(self.store, config).sample(TIMED_IMAGES, TIMED_IMAGES)
         few = replace(few, score_images=TIMED_IMAGES)
         few.evaluate(encoder)
         begun = time.perf_counter()
         few.evaluate(encoder)
-        return (time.perf_counter() - begun) / few.images_read
+        network = time.perf_counter() - begun
+        few.evaluate_simple(config.image_size)
+        simple = time.perf_counter() - begun - network
+        return (network + simple / 2) / few.images_read
 
     def images_of_check(self, config: PretrainConfig) -> int:
         """Images that `check_evaluator` reads."""

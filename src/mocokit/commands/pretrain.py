@@ -13,8 +13,8 @@ from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
 from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
-from mocokit.commands.measurements import RunMeasurements, final_evaluator, quality_check
-from mocokit.commands.results import next_command, record
+from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
+from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
@@ -27,8 +27,7 @@ from mocokit.deploy.encoder_file import save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
-from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.evaluator import Metrics
+from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
@@ -61,9 +60,10 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
-        config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes
-        that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
+        scorecard and retrieval_ci95, each of encoder, random_init, raw_pixels and colour_histogram; config,
+        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
+        torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -334,12 +334,18 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
 
 
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
-    """The encoder and its random initialisation, on all images unless the configuration says less."""
+    """The encoder and its baselines, on all images unless the configuration says less."""
     config, spec = task.config, task.spec
     evaluator = final_evaluator(store, config)
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
-    random_init = evaluator.evaluate(untrained)
+    random_init, simple = evaluator.evaluate(untrained), evaluator.evaluate_simple(spec.image_size)
+    measured = {"encoder": encoder, "random_init": random_init, **simple}
+    knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
+    if evaluator.knn:
+        say(f"kNN of {evaluator.knn.describe()}")
+    for who, figures in knn.items():
+        say(accuracy_line(row_name(who, spec.channels), figures))
     loss = float(read_rows(run.metrics, "loss")[-1]["loss"])
     over_chance = loss / task.chance_level
     return {
@@ -349,17 +355,19 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         "steps": config.steps,
         "loss": loss,
         "loss_over_chance": over_chance,
-        "verdict": verdict(over_chance, encoder, random_init),
-        "knn": _knn(encoder, random_init),
-        "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
-        "retrieval_ci95": {"encoder": encoder.retrieval_ci95, "random_init": random_init.retrieval_ci95},
+        "verdict": verdict(
+            over_chance,
+            encoder,
+            random_init,
+            simple,
+            largest_class=evaluator.knn.largest_class() if evaluator.knn else None,
+            checks=knn_checks(run.metrics),
+            channels=spec.channels,
+        ),
+        "knn": knn or None,
+        "scorecard": {who: metrics.scores for who, metrics in measured.items()},
+        "retrieval_ci95": {who: metrics.retrieval_ci95 for who, metrics in measured.items()},
     }
-
-
-def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
-    if encoder.knn is None or random_init.knn is None:
-        return None
-    return {"encoder": encoder.knn.figures(), "random_init": random_init.knn.figures()}
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
@@ -378,5 +386,4 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     else:
         say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
     if result["verdict"].startswith("not learning"):
-        more = f"--out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend goes on from here"
-        say(f"if it should be: train longer ({more}), or more images")
+        say(f"to go on from here: --out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend")

@@ -1,4 +1,4 @@
-"""``mocokit probe RUN DATA``: linear classification on frozen features, compared with the random initialisation."""
+"""``mocokit probe RUN DATA``: linear classification on frozen features, compared with its baselines."""
 
 import math
 import tempfile
@@ -8,13 +8,14 @@ from statistics import fmean
 from typing import Any
 
 from mocokit.commands.inputs import open_inputs
-from mocokit.commands.results import record
+from mocokit.commands.results import accuracy_line, record
 from mocokit.config import ProbeConfig
 from mocokit.console import progress, say
 from mocokit.errors import UserError
+from mocokit.evaluation.baselines import Features, features_of, row_name, simple_features
 from mocokit.evaluation.logistic import LinearClassifier
 from mocokit.evaluation.metrics import classification_metrics, repeated_interval
-from mocokit.evaluation.probe import fast, frozen, labelled_features
+from mocokit.evaluation.probe import fast, frozen, labelled_features, reduced
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, validate
@@ -25,7 +26,8 @@ TrainVal = tuple[Subset, Subset | None]  # images to train on; without others to
 
 @documented(ProbeConfig)
 def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
-    """Train a linear classifier on an encoder's frozen features, and on those of its random initialisation.
+    """Train a linear classifier on an encoder's frozen features, on those of its random initialisation, on raw pixels
+    and on a colour histogram.
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
@@ -34,10 +36,11 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ProbeConfig`.
 
     Returns:
-        ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
-        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
-        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``wall_s``,
-        ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
+        ``protocol``; ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5,
+        balanced, ci95, balanced_ci95, per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast
+        protocol, which the latter two always follow, the chosen ``l2``; top5 is None for five classes or fewer;
+        ``ci95_of``, what the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images;
+        ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
         ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
@@ -55,13 +58,18 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         repeats = [(splits.few_shot(*few, repeat), None) for repeat in range(config.repeats)]
     train, val = repeats[0]
     drawn = "top-1 over test images" if len(repeats) == 1 else "mean top-1 over choices of labels and test images"
-    figures = {
+    simple = simple_features(inputs.spec.image_size)
+    simple["raw_pixels"] = reduced(simple["raw_pixels"], splits.train_val)
+    figures: dict[str, Any] = {
         "protocol": config.protocol,
-        "encoder": _measure("encoder", inputs.encoder, splits, repeats, config),
-        "random_init": _measure("random init", inputs.random_init, splits, repeats, config),
-        "ci95_of": drawn,
-        "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)},
+        "encoder": _measure_encoder("encoder", inputs.encoder, splits, repeats, config),
+        "random_init": _measure_encoder("random_init", inputs.random_init, splits, repeats, config),
     }
+    if config.protocol == "sgd":
+        say("without a network, by the fast protocol:")
+    for key, features in simple.items():
+        figures[key] = _measure(row_name(key, inputs.spec.channels), features, splits, repeats, config)
+    figures |= {"ci95_of": drawn, "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)}}
     also = ("probe_sgd",) if config.protocol == "sgd" else ()  # kept when a fast probe replaces probe.json
     return record("probe", run, config, figures, started, inputs.store.fingerprint, *also)
 
@@ -70,34 +78,44 @@ def _has_few_labels(config: ProbeConfig) -> bool:
     return config.labels_per_class is not None or config.label_fraction is not None
 
 
-def _measure(
-    name: str, encoder: Encoder, splits: LabelledSplits, repeats: list[TrainVal], config: ProbeConfig
+def _measure_encoder(
+    who: str, encoder: Encoder, splits: LabelledSplits, repeats: list[TrainVal], config: ProbeConfig
 ) -> dict[str, Any]:
-    """Figures of an encoder on the test images, also printed to stderr."""
-    started = time.perf_counter()
-    classes = len(splits.names)
+    """Figures of an encoder by the protocol that is asked for."""
+    started, name = time.perf_counter(), row_name(who, encoder.spec.channels)
     with frozen(encoder):
-        features, labels = labelled_features(encoder, splits.test)
-        if config.protocol == "fast":
-            classifiers = [fast(encoder, *data, classes, config.seed) for data in repeats]
-        else:
-            classifiers = _train_sgd(name, encoder, repeats, classes, config)
-    metrics = [classification_metrics(c.scores(features), labels, splits.names) for c in classifiers]
-    few = _has_few_labels(config)
+        trained = _train_sgd(name, encoder, repeats, len(splits.names), config) if config.protocol == "sgd" else None
+        figures = _measure(name, features_of(encoder), splits, repeats, config, trained)
+    return figures | {"wall_s": round(time.perf_counter() - started, 2)}
+
+
+def _measure(
+    name: str,
+    features: Features,
+    splits: LabelledSplits,
+    repeats: list[TrainVal],
+    config: ProbeConfig,
+    trained: list[LinearClassifier] | None = None,
+) -> dict[str, Any]:
+    """Figures of one kind of features on the test images, also printed to stderr, by the classifiers that are
+    ``trained``, or else by the fast protocol."""
+    started, few = time.perf_counter(), _has_few_labels(config)
+    x, labels = labelled_features(features, splits.test)
+    classifiers = trained or [fast(features, *data, len(splits.names), config.seed) for data in repeats]
+    metrics = [classification_metrics(c.scores(x), labels, splits.names) for c in classifiers]
     figures = _averages(metrics) if few else metrics[0]
-    if config.protocol == "fast":
+    if trained is None:
         figures["l2"] = [c.l2 for c in classifiers] if few else classifiers[0].l2
-    figures["wall_s"] = round(time.perf_counter() - started, 2)
-    low, high = figures["ci95"]
-    others = f"top-5 {figures['top5']:7.2%}  balanced {figures['balanced']:7.2%}"
-    say(f"{name:12} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})  {others}")
-    return figures
+    say(accuracy_line(name, figures))
+    return figures | {"wall_s": round(time.perf_counter() - started, 2)}
 
 
 def _averages(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the choices of labels, with intervals over both these and the test images."""
     values = {name: [each[name] for each in metrics] for name in ("top1", "top5", "balanced")}
-    figures: dict[str, Any] = {name: fmean(of_choices) for name, of_choices in values.items()}
+    figures: dict[str, Any] = {
+        name: None if None in of_choices else fmean(of_choices) for name, of_choices in values.items()
+    }
     for name, interval in (("top1", "ci95"), ("balanced", "balanced_ci95")):
         figures[interval] = list(repeated_interval(values[name], [each[interval] for each in metrics]))
     return figures | {"accuracies": values["top1"]}
@@ -119,7 +137,7 @@ def _train_sgd(
             def announce(row: dict[str, Any], done: int = repeat * config.epochs) -> None:
                 report(done + row["epoch"], total)
 
-            validation = labelled_features(encoder, val) if val else None
+            validation = labelled_features(features_of(encoder), val) if val else None
             images, rows = train.images, train.indices
             trained = sgd(encoder, images, rows, validation, classes, config, run=logged, announce=announce)
             classifiers.append(LinearClassifier(trained.weight, trained.bias))

@@ -52,6 +52,14 @@ def next_command(verb: str, run: str, data: str, config: Mapping[str, Any], opti
     return command(verb, [run, data], " ".join([*flags, options]).strip())
 
 
+def accuracy_line(name: str, figures: dict[str, Any]) -> str:
+    """One row of a table of classifiers: ``top1`` with its interval, and of ``top5`` and ``balanced`` what there is."""
+    low, high = figures["ci95"]
+    line = f"{name:17} top-1 {figures['top1']:7.2%}  (95 %: {low:.2%} to {high:.2%})"
+    others = {"top-5": figures["top5"], "balanced": figures.get("balanced")}
+    return line + "".join(f"  {kind} {share:7.2%}" for kind, share in others.items() if share is not None)
+
+
 def keep(verb: str, run: str, result: dict[str, Any], *also: str) -> None:
     """Write the result of a verb that only reads ``run``, if that is a directory and may be written; ``also`` are more
     names to write it under."""

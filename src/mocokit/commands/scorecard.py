@@ -1,4 +1,4 @@
-"""``mocokit scorecard RUN DATA``: how good features are without labels, compared with the random initialisation."""
+"""``mocokit scorecard RUN DATA``: how good features are without labels, compared with its baselines."""
 
 import time
 from pathlib import Path
@@ -10,6 +10,7 @@ from mocokit.config import ScorecardConfig
 from mocokit.console import say
 from mocokit.data.view_params import AUGMENTATIONS, augmentations
 from mocokit.errors import UserError
+from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.evaluator import Evaluator, Metrics
 from mocokit.evaluation.scorecard import SCORES
 from mocokit.options import documented, fields_of, validate
@@ -20,7 +21,7 @@ MIN_IMAGES = 2  # the scores compare images with each other
 
 @documented(ScorecardConfig)
 def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
-    """Compare an encoder with its random initialisation by the scores that need no labels.
+    """Compare an encoder with its baselines by the scores that need no labels.
 
     Args:
         run: a run directory, whose own augmentation makes the two views of each image; or an
@@ -29,9 +30,10 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ScorecardConfig`.
 
     Returns:
-        ``scorecard``: ``encoder`` and ``random_init``, each with the `SCORES` by name; ``retrieval_ci95``: of both, the
-        95 % interval of the one score that is an accuracy; ``meaning``: a sentence on each; ``images``: how many were
-        scored; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``scorecard``: ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each with the `SCORES` by
+        name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
+        sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. Labels are not looked at.
 
     Raises:
         UserError: no encoder there, fewer than two images, or a wrong option.
@@ -47,24 +49,26 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)
     encoder, random_init = evaluator.evaluate(inputs.encoder), evaluator.evaluate(inputs.random_init)
     meaning = {s.name: s.meaning(encoder.scores[s.name], random_init.scores[s.name]) for s in SCORES}
-    _show(encoder, random_init, meaning)
+    measured = {"encoder": encoder, "random_init": random_init}
+    measured |= evaluator.evaluate_simple(inputs.spec.image_size)
+    _show({row_name(who, images.channels): metrics for who, metrics in measured.items()}, meaning)
     figures = {
-        "scorecard": {"encoder": encoder.scores, "random_init": random_init.scores},
-        "retrieval_ci95": {"encoder": encoder.retrieval_ci95, "random_init": random_init.retrieval_ci95},
+        "scorecard": {who: metrics.scores for who, metrics in measured.items()},
+        "retrieval_ci95": {who: metrics.retrieval_ci95 for who, metrics in measured.items()},
         "meaning": meaning,
         "images": encoder.images,
     }
     return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _show(encoder: Metrics, random_init: Metrics, meaning: dict[str, str]) -> None:
-    """The scores as a table on stderr."""
-    say(f"{'':22}{'encoder':>10}{'random init':>14}")
+def _show(measured: dict[str, Metrics], meaning: dict[str, str]) -> None:
+    """The scores as a table on stderr, a column for each kind of features."""
+    say(f"{'':19}" + "".join(f"  {name:>11}" for name in measured))
     for score in SCORES:
-        value, before = encoder.scores[score.name], random_init.scores[score.name]
-        say(f"{score.name:22}{value:10.3f}{before:14.3f}   {score.better} is better, {score.range}")
+        values = (f"  {metrics.scores[score.name]:{max(11, len(name))}.3f}" for name, metrics in measured.items())
+        say(f"{score.name:19}{''.join(values)}   {score.better} is better, {score.range}")
         if score.name == "retrieval":
-            (low, high), (low_before, high_before) = encoder.retrieval_ci95, random_init.retrieval_ci95
-            say(f"    95 %: {low:.3f} to {high:.3f}, random init {low_before:.3f} to {high_before:.3f}")
+            limits = ("{} {:.3f} to {:.3f}".format(name, *metrics.retrieval_ci95) for name, metrics in measured.items())
+            say(f"    95 %: {', '.join(limits)}")
         say(f"    {score.definition} ({score.source})")
         say(f"    here: {meaning[score.name]}")

@@ -1,13 +1,18 @@
-"""The baseline of every evaluation: the same network before training."""
+"""The baselines of every evaluation: the same network before training, and features that take no network."""
+
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from mocokit.data.store import ImageSet
-from mocokit.evaluation.features import BATCH, rows_of
+from mocokit.evaluation.features import BATCH, SIMPLE, Simple, extract, rows_of
+from mocokit.evaluation.splits import Subset
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 CALIBRATION_IMAGES = 2048
+Features = Callable[[Subset], Tensor]  # those of some images, [N, D] float32
 
 
 def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) -> Encoder:
@@ -21,3 +26,24 @@ def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) 
     views = (spec.view(*rows_of(images, batch, encoder.device)) for batch in indices.split(BATCH) if len(batch) > 1)
     update_bn(views, encoder.backbone)
     return encoder.eval()
+
+
+def features_of(encoder: Encoder) -> Features:
+    """An encoder's features."""
+    return lambda part: extract(encoder, part.images, part.indices)
+
+
+def simple_features(image_size: int) -> dict[str, Features]:
+    """Those of `SIMPLE`, beside an encoder of images of that size."""
+
+    def features(simple: Simple) -> Features:
+        return lambda part: simple.extract(part.images, image_size, part.indices)
+
+    return {key: features(simple) for key, simple in SIMPLE.items()}
+
+
+def row_name(key: str, channels: int) -> str:
+    """What a table calls the row with this key of results; a histogram is of what there is."""
+    if key == "colour_histogram":
+        return {1: "gray histogram", 3: "colour histogram"}.get(channels, "channel histogram")
+    return {"encoder": "encoder", "random_init": "random init", "raw_pixels": "raw pixels"}[key]

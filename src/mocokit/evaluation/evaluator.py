@@ -1,6 +1,6 @@
 """The evaluation of an encoder on a data set: label-free scores always, kNN accuracy where there are labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,10 +10,12 @@ from mocokit.data.augment import augment
 from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
 from mocokit.data.view_params import Augmentation, sample_params
-from mocokit.evaluation.features import BATCH, extract, rows_of
+from mocokit.evaluation.baselines import Features, features_of, simple_features
+from mocokit.evaluation.features import BATCH, SIMPLE, Simple, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.scorecard import SCORES, retrieved
+from mocokit.evaluation.splits import Subset
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encode
 
@@ -44,7 +46,8 @@ class Metrics:
             return self.scores
         knn = self.knn.figures()
         low, high = knn["ci95"]
-        return {"knn_top1": knn["top1"], "knn_low": low, "knn_high": high, "knn_top5": knn["top5"]} | self.scores
+        row = {"knn_top1": knn["top1"], "knn_low": low, "knn_high": high, "knn_top5": knn["top5"]} | self.scores
+        return {name: value for name, value in row.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,46 @@ class Evaluator:
 
     def evaluate(self, encoder: Encoder) -> Metrics:
         """Evaluate ``encoder``; it is left as it was."""
-        indices = random_subset(len(self.images), self.score_images, self.seed)
-        plain = extract(encoder, self.images, indices)
-        first, second = (self._augmented(encoder, indices, view) for view in (0, 1))
+        spec = encoder.spec
+
+        def of_views(view: int) -> Tensor:
+            views = self._views(view, spec.image_size, spec.mean, spec.std, encoder.device)
+            return torch.cat(list(encode(encoder, ((x,) for x in views), images=len(self._scored))))
+
+        return self._metrics(features_of(encoder), of_views)
+
+    def evaluate_simple(self, image_size: int) -> dict[str, Metrics]:
+        """Evaluate the features of `SIMPLE`, beside an encoder of images of that size."""
+        plain, cpu = ([0.0] * self.images.channels, [1.0] * self.images.channels), torch.device("cpu")
+
+        def of_views(simple: Simple) -> Callable[[int], Tensor]:
+            size = min(image_size, simple.most)
+            return lambda view: torch.cat([simple.compute(x) for x in self._views(view, size, *plain, cpu)])
+
+        features = simple_features(image_size)
+        return {key: self._metrics(features[key], of_views(simple)) for key, simple in SIMPLE.items()}
+
+    def _metrics(self, features: Features, of_views: Callable[[int], Tensor]) -> Metrics:
+        """Those of ``features`` of images and of one and the other augmented view of the images that are scored."""
+        indices = self._scored
+        plain, first, second = features(Subset(self.images, indices)), of_views(0), of_views(1)
         scores = {score.name: score.measure(plain, first, second) for score in SCORES}
         if self.knn is None:
             return Metrics(None, scores, len(indices), retrieved(first, second))
-        ranks = self.knn.ranks(lambda part: extract(encoder, part.images, part.indices))
-        return Metrics(Accuracy.of(ranks), scores, len(indices), ranks == 0)
+        ranks = self.knn.ranks(features)
+        return Metrics(Accuracy.of(ranks, self.knn.classes), scores, len(indices), ranks == 0)
 
-    def _augmented(self, encoder: Encoder, indices: Tensor, view: int) -> Tensor:
-        """Features [N, D] of one augmented view of the images at ``indices``."""
-        spec, draw = encoder.spec, generator(self.seed, f"exam view {view + 1}")
+    @property
+    def _scored(self) -> Tensor:
+        """Indices of the images that are scored."""
+        return random_subset(len(self.images), self.score_images, self.seed)
 
-        def views() -> Iterator[tuple[Tensor]]:
-            for rows in indices.split(BATCH):
-                images, sizes = rows_of(self.images, rows, encoder.device)
-                params = sample_params(self.augmentations[view], sizes, spec.channels, draw)
-                yield (augment(images, params, spec.image_size, spec.mean, spec.std),)
-
-        return torch.cat(list(encode(encoder, views(), images=len(indices))))
+    def _views(
+        self, view: int, size: int, mean: Sequence[float], std: Sequence[float], device: torch.device
+    ) -> Iterator[Tensor]:
+        """Batches of one augmented view of the images that are scored; see `augment`."""
+        draw = generator(self.seed, f"exam view {view + 1}")
+        for rows in self._scored.split(BATCH):
+            images, sizes = rows_of(self.images, rows, device)
+            params = sample_params(self.augmentations[view], sizes, self.images.channels, draw)
+            yield augment(images, params, size, mean, std)

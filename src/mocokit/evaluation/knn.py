@@ -9,24 +9,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mocokit.data.store import Store
-from mocokit.evaluation.metrics import rank_of_class, wilson_interval
+from mocokit.evaluation.metrics import rank_of_class, top_shares, wilson_interval
 from mocokit.evaluation.splits import Subset, bank_and_queries, labelled_splits
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
 
 class Accuracy(NamedTuple):
-    """Fractions from 0 to 1 of so many ``images``."""
+    """Fractions from 0 to 1 of so many ``images``; ``top5`` is None for five classes or fewer."""
 
     top1: float
-    top5: float
+    top5: float | None
     images: int
 
     @classmethod
-    def of(cls, ranks: Tensor) -> "Accuracy":
-        """From the rank of each image's class [M], which `knn_ranks` gives."""
-        top1, top5 = (float((ranks < k).double().mean()) for k in (1, 5))
-        return cls(top1, top5, len(ranks))
+    def of(cls, ranks: Tensor, classes: int) -> "Accuracy":
+        """From the rank of each image's class [M] among so many ``classes``, which `knn_ranks` gives."""
+        return cls(*top_shares(ranks, classes), len(ranks))
 
     def figures(self) -> dict[str, Any]:
         """``{top1, top5, ci95}``, the last one being the interval of top1: plain values for JSON."""
@@ -88,6 +87,7 @@ class KnnEvaluator:
 
     bank: Subset
     queries: Subset | None
+    classes: int
     k: int
     temperature: float
 
@@ -95,12 +95,24 @@ class KnnEvaluator:
     def from_store(cls, store: Store, k: int, temperature: float) -> "KnnEvaluator":
         """The bank is the training split; the queries are the test split, or else the validation split. Of all only
         the images with a label; of splits only those that have some."""
-        return cls(*bank_and_queries(labelled_splits(store)), k, temperature)
+        return cls(*bank_and_queries(labelled_splits(store)), len(store.label_names or ()), k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
         asked = self.queries and self.queries.sample(queries, seed)
         return replace(self, bank=self.bank.sample(bank, seed), queries=asked)
+
+    def largest_class(self) -> Tensor:
+        """Of which images a classifier is right that always predicts the largest class of the bank: [M] bool."""
+        asked = self.bank if self.queries is None else self.queries
+        return asked.labels == int(self.bank.labels.bincount().argmax())
+
+    def describe(self) -> str:
+        """Which images are classified by which."""
+        by = f"{len(self.bank):,} images of {self.bank.images.split}"
+        if self.queries is None:
+            return f"{by}, each by the others"
+        return f"{len(self.queries):,} images of {self.queries.images.split} by {by}"
 
     @property
     def images_read(self) -> int:

@@ -23,16 +23,16 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
         label_names: of the C classes.
 
     Returns:
-        ``top1``, ``top5``; ``balanced``, the mean recall of the classes that have images; ``ci95`` and
-        ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced (`balanced_interval`);
+        ``top1``; ``top5``, None for five classes or fewer; ``balanced``, the mean recall of the classes that have
+        images; ``ci95`` and ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced
+        (`balanced_interval`);
         ``per_class``, ``{name: {precision, recall, images}}``, with None where a figure is undefined; ``confusion``
         [C, C], images by true class (row) and predicted class (column), or None for more than 200 classes.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     scores, labels = scores.detach().cpu(), labels.cpu()
-    rank = rank_of_class(scores, labels)
-    top1, top5 = (float((rank < k).double().mean()) for k in (1, 5))
+    top1, top5 = top_shares(rank_of_class(scores, labels), scores.shape[1])
     predicted, classes = scores.argmax(dim=1), range(scores.shape[1])
     per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
     _, recalls, _, images = (figure[per_class[3] > 0] for figure in per_class)
@@ -49,6 +49,15 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
         },
         "confusion": confusion_matrix(labels, predicted, labels=classes).tolist() if small else None,
     }
+
+
+def top_shares(ranks: Tensor, classes: int) -> tuple[float, float | None]:
+    """Shares of images whose class, by its rank [N] among so many ``classes``, is the first and among the first five.
+
+    The latter is None for five classes or fewer, of which it says nothing.
+    """
+    top1, top5 = (float((ranks < k).double().mean()) for k in (1, 5))
+    return top1, top5 if classes > 5 else None
 
 
 def rank_of_class(scores: Tensor, labels: Tensor) -> Tensor:

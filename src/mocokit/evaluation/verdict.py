@@ -1,9 +1,11 @@
 """The verdict on a finished run, in plain words."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.evaluator import Metrics
 from mocokit.evaluation.metrics import mcnemar, wilson_interval
 from mocokit.evaluation.scorecard import COLLAPSED
@@ -11,16 +13,42 @@ from mocokit.evaluation.scorecard import COLLAPSED
 LEVEL, Z = 0.05, 1.645  # how often chance may pass for a gain, and how many standard deviations that is
 SEEDS = 0.01  # standard deviation of the difference of two untrained networks' accuracies (docs/LOG.md)
 
+Check = tuple[float, float, float]  # kNN during training: top-1 and the limits of its interval
 
-def verdict(loss_over_chance: float, encoder: Metrics, random_init: Metrics) -> str:
-    """ "STATE: REASON", the state being learning, not learning or collapsed.
 
-    ``loss_over_chance`` is the final loss as a share of its chance level. Encoder and random initialisation were
-    measured on the same images: by kNN, or by two-view retrieval without labels. Learning takes a gain that chance
-    would hardly give (`mcnemar`), nor would another initialisation, which makes up to 1.6 points, or doubles a share
-    of less. Without labels it also takes a loss below chance.
+def verdict(
+    loss_over_chance: float,
+    encoder: Metrics,
+    random_init: Metrics,
+    simple: Mapping[str, Metrics] | None = None,
+    *,
+    largest_class: Tensor | None = None,
+    checks: Sequence[Check] = (),
+    channels: int = 3,
+) -> str:
+    """ "STATE: REASON; loss at N % of chance level", and what is wrong, with the way out.
+
+    The state, learning, not learning or collapsed, says what training did to the network: encoder and random
+    initialisation were measured on the same images, by kNN, or by two-view retrieval without labels. Learning takes a
+    gain that chance would hardly give (`mcnemar`), nor would another initialisation, which makes up to 1.6 points, or
+    doubles a share of less. Without labels it also takes a loss below chance.
+
+    With labels it is also said what training was not good for, whatever the state: a run may well be learning and not
+    yet worth its features.
+
+    - The features are no better than the better of the ``simple`` ones, or than always naming the largest class, of
+      which ``largest_class`` [M] bool says where that is right: `mcnemar` sees no gain.
+    - The loss is below chance, but kNN fell: it is below the random initialisation by as much as a gain would take, or
+      the last of the ``checks`` has its whole interval below that of the best. Then something simple may tell views
+      apart, such as colour (Chen et al. 2020, arXiv 2002.05709, section 3.2), and training longer does not help.
+
+    Args:
+        loss_over_chance: the final loss as a share of its chance level.
+        encoder, random_init, simple: figures on the same images; ``simple`` by key of results.
+        largest_class, checks: see above.
+        channels: of the images.
     """
-    share, before = (float(metrics.right.double().mean()) for metrics in (encoder, random_init))
+    share, before = _share(encoder.right), _share(random_init.right)
     better, worse = mcnemar(encoder.right, random_init.right), mcnemar(random_init.right, encoder.right)
     limit = math.hypot(min(Z * SEEDS, before), Z * _standard_error(encoder.right, random_init.right))
     learned = better < LEVEL and share - before > limit
@@ -34,10 +62,55 @@ def verdict(loss_over_chance: float, encoder: Metrics, random_init: Metrics) -> 
         reason += f": no difference that could be seen on {len(encoder.right):,} images"
     elif 0 < share - before <= limit:
         reason += ": another initialisation may give as much"
-    state = "learning" if learned else "not learning"
+    loss = f"loss at {100 * loss_over_chance:.0f} % of chance level"
     if (rank := encoder.scores["rankme"]) < COLLAPSED:
-        state, reason = "collapsed", f"features have an effective rank of {rank:.1f}"
-    return f"{state}: {reason}; loss at {100 * loss_over_chance:.0f} % of chance level"
+        return f"collapsed: features have an effective rank of {rank:.1f}; {loss}"
+    state = "learning" if learned else "not learning"
+    parts = [f"{state}: {reason}", loss]
+    way_out = None if learned else "train longer (--time-budget, --epochs), or give more images"
+    if encoder.knn is not None:
+        if unbeaten := _unbeaten(encoder.right, simple or {}, largest_class, channels):
+            parts.append(unbeaten)
+            way_out = "start from weights (--weights), or train longer (--time-budget, --epochs)"
+        below_start = worse < LEVEL and before - share > limit
+        if loss_over_chance < 1 and (fall := _fall(below_start, checks)):
+            what = "colour" if channels == 3 else "brightness"
+            options = "--jitter-strength, --gray-p" if channels == 3 else "--jitter-strength"
+            parts.append(f"{fall}: the views may be told apart by something simple, such as {what}")
+            parts.append(f"vary {what} more ({options}), or start from weights (--weights)")
+            way_out = None
+    return "; ".join(parts) + (f": {way_out}" if way_out else "")
+
+
+def _unbeaten(right: Tensor, simple: Mapping[str, Metrics], largest_class: Tensor | None, channels: int) -> str | None:
+    """That an encoder is no better than the best simple features or the largest class; None where it is."""
+    rivals: dict[str, Tensor] = {}
+    if simple:
+        key = max(simple, key=lambda key: _share(simple[key].right))
+        name = row_name(key, channels)
+        rivals[f"a {name}" if name.endswith("histogram") else name] = simple[key].right
+    if largest_class is not None:
+        rivals["always naming the largest class"] = largest_class
+    found = []
+    for name, rival in rivals.items():
+        if mcnemar(right, rival) >= LEVEL:
+            how = "no" if _share(right) <= _share(rival) else "not clearly"
+            found.append(f"{how} better than {name} ({100 * _share(rival):.1f} %)")
+    return " and ".join(found) or None
+
+
+def _fall(below_start: bool, checks: Sequence[Check]) -> str | None:
+    """That kNN fell while the loss did; None if it did not."""
+    fall = "the loss falls but kNN too"
+    if checks:
+        (top1, low, _), (_, _, last_high) = max(checks), checks[-1]
+        if last_high < low:
+            return f"{fall}, from {100 * top1:.1f} % at its best check"
+    return fall if below_start else None
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
 
 
 def _standard_error(right: Tensor, before: Tensor) -> float:
@@ -48,6 +121,5 @@ def _standard_error(right: Tensor, before: Tensor) -> float:
 
 def _percent(right: Tensor) -> str:
     """Share of images, with its interval."""
-    share = float(right.double().mean())
-    low, high = wilson_interval(share, len(right))
-    return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    low, high = wilson_interval(_share(right), len(right))
+    return f"{100 * _share(right):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
