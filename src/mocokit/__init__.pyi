@@ -208,9 +208,9 @@ def knn(
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
 
     Returns:
-        ``encoder``, ``random_init``, ``raw_pixels`` (also as ``pixels``) and ``colour_histogram`` (of gray images: of
-        gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``, top5 being None for five classes or
-        fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
+        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
+        top5 being None for five classes or fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -349,9 +349,9 @@ def pretrain(
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
         wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
-        scorecard and retrieval_ci95, each of encoder, random_init, raw_pixels and colour_histogram; config,
-        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
-        torchrun or SLURM started, only the first returns it; the others return nothing.
+        scorecard and retrieval_ci95, each of encoder, given_weights (if there are any), random_init, raw_pixels and
+        colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
+        several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.

@@ -33,7 +33,6 @@ def test_result(tiny_run: TinyRun, run):
         assert set(result[who]) == {"top1", "top5", "ci95", "wall_s"}
         assert 0 <= result[who]["top1"] <= 1
         assert result[who]["top5"] is None  # of three classes
-    assert result["pixels"] == result["raw_pixels"]
     config = result["config"]
     assert (config["k"], config["temperature"], config["data"]) == (20, 0.1, str(tiny_run.data))
     assert result["data_fingerprint"] == tiny_run.result["data_fingerprint"]
@@ -75,7 +74,7 @@ def test_pixels_are_what_scikit_learn_makes_of_them(run, squares, k):
     bank, queries = pixels_of(squares, "train"), pixels_of(squares, "test")
     expected = vote(k).fit(*bank).score(*queries)
     assert 0.3 < expected < 1
-    assert mocokit.knn(str(run), str(squares), k=k)["pixels"]["top1"] == pytest.approx(expected)
+    assert mocokit.knn(str(run), str(squares), k=k)["raw_pixels"]["top1"] == pytest.approx(expected)
 
 
 def test_without_a_test_split_each_image_is_left_out_of_its_own_vote(run, squares):
@@ -86,8 +85,8 @@ def test_without_a_test_split_each_image_is_left_out_of_its_own_vote(run, square
         others = np.arange(len(x)) != i
         right += (vote(3).fit(x[others], labels[others]).predict(x[i : i + 1]) == labels[i]).item()
     result = mocokit.knn(str(run), str(only), k=3)
-    assert result["pixels"]["top1"] == pytest.approx(right / len(x))
-    assert result["pixels"]["top1"] < 1  # an image in its own vote would win it
+    assert result["raw_pixels"]["top1"] == pytest.approx(right / len(x))
+    assert result["raw_pixels"]["top1"] < 1  # an image in its own vote would win it
 
 
 def test_images_without_a_label_are_not_asked(run, squares, capfd):
@@ -97,8 +96,8 @@ def test_images_without_a_label_are_not_asked(run, squares, capfd):
     (squares / "test" / "class0" / "more" / "deep.png").write_bytes(encode(noise(1)))
     capfd.readouterr()
     result = mocokit.knn(str(run), str(squares), k=3)
-    assert [result[who]["top1"] for who in ("encoder", "pixels")] == [
-        expected[who]["top1"] for who in ("encoder", "pixels")
+    assert [result[who]["top1"] for who in ("encoder", "raw_pixels")] == [
+        expected[who]["top1"] for who in ("encoder", "raw_pixels")
     ]
     stderr = capfd.readouterr().err
     assert "2 of 110 images have no label, first test/class0/more/deep.png: left out of kNN" in stderr
@@ -106,12 +105,12 @@ def test_images_without_a_label_are_not_asked(run, squares, capfd):
 
 
 def test_a_test_split_alone_or_without_labels(run, squares, capfd):
-    expected = mocokit.knn(str(run), str(squares / "test"), k=3)["pixels"]["top1"]
+    expected = mocokit.knn(str(run), str(squares / "test"), k=3)["raw_pixels"]["top1"]
     shutil.rmtree(squares / "train")
-    assert mocokit.knn(str(run), str(squares), k=3)["pixels"]["top1"] == expected
+    assert mocokit.knn(str(run), str(squares), k=3)["raw_pixels"]["top1"] == expected
     assert "48 images of test, each by the others" in capfd.readouterr().err
     write_images(squares, ["train/a.png", "train/b.png"])
-    assert mocokit.knn(str(run), str(squares), k=3)["pixels"]["top1"] == expected
+    assert mocokit.knn(str(run), str(squares), k=3)["raw_pixels"]["top1"] == expected
 
 
 def test_classes_that_do_not_meet_are_refused(run, squares):
@@ -126,7 +125,7 @@ def test_other_data_than_that_of_the_run(run, tmp_path):
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(run / "encoder.safetensors", tmp_path / "alone" / "my encoder.safetensors")
     result = mocokit.knn(str(alone), "digits", limit=100)
-    assert result["pixels"]["top1"] > 0.5
+    assert result["raw_pixels"]["top1"] > 0.5
     assert [p.name for p in (tmp_path / "alone").iterdir()] == ["my encoder.safetensors"]
     assert not (run / "results" / "knn.json").exists()
 

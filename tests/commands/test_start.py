@@ -63,6 +63,18 @@ def test_both_encoders_start_there_and_the_run_keeps_it(place, monkeypatch, capf
     # Statistics of batch norm stay those of the weights, by the recipe.
     assert torch.equal(trained["bn1.running_mean"], weights["bn1.running_mean"])
     stderr = capfd.readouterr().err
+    rows = {"encoder", "given_weights", "random_init", "raw_pixels", "colour_histogram"}
+    assert result["knn"].keys() == result["scorecard"].keys() == rows
+    assert "points from the given weights (" in result["verdict"]
+    measured = mocokit.knn(str(place / "first"), str(place / "data"))
+    assert measured.keys() >= rows
+    assert measured["given_weights"]["top1"] == result["knn"]["given_weights"]["top1"]
+    as_given = mocokit.knn(str(place / "w.pth"), str(place / "data"), **NARROW)
+    mean = torch.tensor(mocokit.load(place / "first").spec.mean)
+    assert torch.equal(mean, torch.tensor(mocokit.load(place / "w.pth", **NARROW).spec.mean))  # their own preprocessing
+    assert as_given["encoder"]["top1"] == measured["given_weights"]["top1"]
+    assert mocokit.probe(str(place / "first"), str(place / "data"))["given_weights"]["top1"] > 0
+    assert mocokit.scorecard(str(place / "first"), str(place / "data"))["scorecard"].keys() == rows
     assert f"{place / 'w.pth'}: resnet18_narrow: 100 tensors taken under state_dict.module.encoder_q." in stderr
     assert "  backbone = resnet18_narrow" not in stderr  # it was given
 

@@ -211,3 +211,35 @@ def test_gray_views_are_told_apart_by_brightness():
 def test_what_does_not_learn_is_told_the_way_out(labels):
     found = verdict(0.9, metrics(0.3, labels), metrics(0.3, labels))
     assert found.endswith("chance level: train longer (--time-budget, --epochs), or give more images")
+
+
+@pytest.mark.parametrize(
+    ("share", "state", "words"),
+    [
+        (0.76, "learning", "kNN top-1 76.0 % (73.3 to 78.5), +3.0 points from the given weights (73.0 %), +45.0 from"),
+        (
+            0.731,
+            "not learning",
+            "+0.1 points from the given weights (73.0 %), +14.1 from random initialisation: no diff",
+        ),
+        (0.70, "hurt", ": keep the original, which is at 73.0 %"),
+    ],
+)
+def test_of_given_weights_it_says_whether_going_on_helped(share, state, words):
+    random_init = metrics(0.31 if state == "learning" else 0.59)
+    found = verdict(0.8, metrics(share), random_init, given=metrics(0.73))
+    assert found.startswith(f"{state}: ")
+    assert words in found
+    assert "initialisation may give" not in found
+
+
+def test_of_given_weights_no_others_are_advised():
+    simple = {"raw_pixels": metrics(0.75), "colour_histogram": metrics(0.5)}
+    for share in (0.70, 0.73, 0.76):
+        found = verdict(0.8, metrics(share), metrics(0.3), simple, given=metrics(0.73), checks=[(0.8, 0.78, 0.82)] * 2)
+        assert "--weights" not in found
+        assert ("keep the original" in found) == (share == 0.70)
+        assert ("better than raw pixels (75.0 %)" in found) == (share < 0.76)
+    found = verdict(0.8, metrics(0.70, labels=False), metrics(0.3, labels=False), given=metrics(0.73, labels=False))
+    assert found.startswith("hurt: two-view retrieval 70.0 %")
+    assert "73.0 % (70.2 to 75.7) of the given weights" in found

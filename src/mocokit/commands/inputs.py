@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
@@ -13,6 +14,7 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.splits import why_unmeasured
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Inputs:
     encoder: Encoder
     store: Store
     device: DeviceName
+    given_weights: Encoder | None  # that the run went on from, if it did
 
     @property
     def spec(self) -> EncoderSpec:
@@ -32,6 +35,12 @@ class Inputs:
     def seed(self) -> int:
         """Of its random initialisation."""
         return int(self.encoder.origin["seed"])
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder and the networks that it is compared with, by key of results."""
+        given = {"given_weights": self.given_weights} if self.given_weights else {}
+        return {"encoder": self.encoder, **given, "random_init": self.random_init}
 
     @cached_property
     def random_init(self) -> Encoder:
@@ -64,4 +73,6 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     say(store.summary())
     if labels_for and (reason := why_unmeasured(store)):
         raise UserError(f"{config.data}: {labels_for} needs labels: {reason}")
-    return Inputs(encoder, store, device)
+    initial = RunDirectory(Path(config.run)).initial
+    given = load(initial, device) if initial.exists() else None
+    return Inputs(encoder, store, device, given)

@@ -23,9 +23,9 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``random_init``, ``raw_pixels`` (also as ``pixels``) and ``colour_histogram`` (of gray images: of
-        gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``, top5 being None for five classes or
-        fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
+        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
+        top5 being None for five classes or fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -35,11 +35,10 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="kNN")
     evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
     say(evaluator.describe())
-    features = {"encoder": features_of(inputs.encoder), "random_init": features_of(inputs.random_init)}
+    features = {key: features_of(encoder) for key, encoder in inputs.encoders.items()}
     features |= simple_features(inputs.spec.image_size)
     channels = inputs.spec.channels
     figures = {key: _measure(row_name(key, channels), evaluator, kind) for key, kind in features.items()}
-    figures["pixels"] = figures["raw_pixels"]  # as it was called before other tables had it
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 
 

@@ -23,7 +23,7 @@ from mocokit.data.image_index import Skipped, Source
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
-from mocokit.deploy.encoder_file import save_encoder
+from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
@@ -61,9 +61,9 @@ def pretrain(
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
         wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
-        scorecard and retrieval_ci95, each of encoder, random_init, raw_pixels and colour_histogram; config,
-        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
-        torchrun or SLURM started, only the first returns it; the others return nothing.
+        scorecard and retrieval_ci95, each of encoder, given_weights (if there are any), random_init, raw_pixels and
+        colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
+        several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -340,7 +340,9 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
     random_init, simple = evaluator.evaluate(untrained), evaluator.evaluate_simple(spec.image_size)
-    measured = {"encoder": encoder, "random_init": random_init, **simple}
+    given = evaluator.evaluate(read_encoder(run.initial).to(config.device)) if config.weights else None
+    given_row = {"given_weights": given} if given else {}
+    measured = {"encoder": encoder, **given_row, "random_init": random_init, **simple}
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
         say(f"kNN of {evaluator.knn.describe()}")
@@ -360,6 +362,7 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
             encoder,
             random_init,
             simple,
+            given=given,
             largest_class=evaluator.knn.largest_class() if evaluator.knn else None,
             checks=knn_checks(run.metrics),
             channels=spec.channels,

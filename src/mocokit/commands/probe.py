@@ -60,11 +60,9 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     drawn = "top-1 over test images" if len(repeats) == 1 else "mean top-1 over choices of labels and test images"
     simple = simple_features(inputs.spec.image_size)
     simple["raw_pixels"] = reduced(simple["raw_pixels"], splits.train_val)
-    figures: dict[str, Any] = {
-        "protocol": config.protocol,
-        "encoder": _measure_encoder("encoder", inputs.encoder, splits, repeats, config),
-        "random_init": _measure_encoder("random_init", inputs.random_init, splits, repeats, config),
-    }
+    figures: dict[str, Any] = {"protocol": config.protocol}
+    for key, encoder in inputs.encoders.items():
+        figures[key] = _measure_encoder(key, encoder, splits, repeats, config)
     if config.protocol == "sgd":
         say("without a network, by the fast protocol:")
     for key, features in simple.items():

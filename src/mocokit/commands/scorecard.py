@@ -47,9 +47,9 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     if len(images) < MIN_IMAGES:
         raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
     evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)
-    encoder, random_init = evaluator.evaluate(inputs.encoder), evaluator.evaluate(inputs.random_init)
+    measured = {key: evaluator.evaluate(encoder) for key, encoder in inputs.encoders.items()}
+    encoder, random_init = measured["encoder"], measured["random_init"]
     meaning = {s.name: s.meaning(encoder.scores[s.name], random_init.scores[s.name]) for s in SCORES}
-    measured = {"encoder": encoder, "random_init": random_init}
     measured |= evaluator.evaluate_simple(inputs.spec.image_size)
     _show({row_name(who, images.channels): metrics for who, metrics in measured.items()}, meaning)
     figures = {

@@ -46,4 +46,4 @@ def row_name(key: str, channels: int) -> str:
     """What a table calls the row with this key of results; a histogram is of what there is."""
     if key == "colour_histogram":
         return {1: "gray histogram", 3: "colour histogram"}.get(channels, "channel histogram")
-    return {"encoder": "encoder", "random_init": "random init", "raw_pixels": "raw pixels"}[key]
+    return key.replace("random_init", "random init").replace("_", " ")

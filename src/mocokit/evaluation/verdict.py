@@ -22,16 +22,20 @@ def verdict(
     random_init: Metrics,
     simple: Mapping[str, Metrics] | None = None,
     *,
+    given: Metrics | None = None,
     largest_class: Tensor | None = None,
     checks: Sequence[Check] = (),
     channels: int = 3,
 ) -> str:
     """ "STATE: REASON; loss at N % of chance level", and what is wrong, with the way out.
 
-    The state, learning, not learning or collapsed, says what training did to the network: encoder and random
+    The state, learning, not learning, hurt or collapsed, says what training did to the network: encoder and random
     initialisation were measured on the same images, by kNN, or by two-view retrieval without labels. Learning takes a
     gain that chance would hardly give (`mcnemar`), nor would another initialisation, which makes up to 1.6 points, or
     doubles a share of less. Without labels it also takes a loss below chance.
+
+    Of a run that went on from ``given`` weights it says whether that helped: they take the place of the random
+    initialisation, and hurt means that `mcnemar` sees a loss against them.
 
     With labels it is also said what training was not good for, whatever the state: a run may well be learning and not
     yet worth its features.
@@ -44,20 +48,25 @@ def verdict(
 
     Args:
         loss_over_chance: the final loss as a share of its chance level.
-        encoder, random_init, simple: figures on the same images; ``simple`` by key of results.
+        encoder, random_init, given, simple: figures on the same images; ``simple`` by key of results.
         largest_class, checks: see above.
         channels: of the images.
     """
-    share, before = _share(encoder.right), _share(random_init.right)
-    better, worse = mcnemar(encoder.right, random_init.right), mcnemar(random_init.right, encoder.right)
-    limit = math.hypot(min(Z * SEEDS, before), Z * _standard_error(encoder.right, random_init.right))
+    reference = given or random_init
+    share, before = _share(encoder.right), _share(reference.right)
+    better, worse = mcnemar(encoder.right, reference.right), mcnemar(reference.right, encoder.right)
+    luck = math.hypot(min(Z * SEEDS, before), Z * _standard_error(encoder.right, reference.right))
+    limit = 0.0 if given else luck  # given weights are not drawn
     learned = better < LEVEL and share - before > limit
     if encoder.knn is not None:
-        gain = 100 * (share - before)
-        reason = f"kNN top-1 {_percent(encoder.right)}, {gain:+.1f} points from random initialisation"
+        reason = f"kNN top-1 {_percent(encoder.right)}, {100 * (share - before):+.1f} points from "
+        reason += f"the given weights ({100 * before:.1f} %), " if given else ""
+        reason += f"{100 * (share - _share(random_init.right)):+.1f} from " if given else ""
+        reason += "random initialisation"
     else:
         learned = learned and loss_over_chance < 1
-        reason = f"two-view retrieval {_percent(encoder.right)}, {_percent(random_init.right)} at random initialisation"
+        place = "of the given weights" if given else "at random initialisation"
+        reason = f"two-view retrieval {_percent(encoder.right)}, {_percent(reference.right)} {place}"
     if min(better, worse) >= LEVEL:
         reason += f": no difference that could be seen on {len(encoder.right):,} images"
     elif 0 < share - before <= limit:
@@ -66,19 +75,23 @@ def verdict(
     if (rank := encoder.scores["rankme"]) < COLLAPSED:
         return f"collapsed: features have an effective rank of {rank:.1f}; {loss}"
     state = "learning" if learned else "not learning"
-    parts = [f"{state}: {reason}", loss]
     way_out = None if learned else "train longer (--time-budget, --epochs), or give more images"
+    weights = "" if given else "start from weights (--weights), or "
+    if given and worse < LEVEL:
+        state, way_out = "hurt", f"keep the original, which is at {100 * before:.1f} %"
+    parts = [f"{state}: {reason}", loss]
     if encoder.knn is not None:
         if unbeaten := _unbeaten(encoder.right, simple or {}, largest_class, channels):
             parts.append(unbeaten)
-            way_out = "start from weights (--weights), or train longer (--time-budget, --epochs)"
+            if state != "hurt":
+                way_out = f"{weights}train longer (--time-budget, --epochs)"
         below_start = worse < LEVEL and before - share > limit
         if loss_over_chance < 1 and (fall := _fall(below_start, checks)):
             what = "colour" if channels == 3 else "brightness"
             options = "--jitter-strength, --gray-p" if channels == 3 else "--jitter-strength"
             parts.append(f"{fall}: the views may be told apart by something simple, such as {what}")
-            parts.append(f"vary {what} more ({options}), or start from weights (--weights)")
-            way_out = None
+            parts.append(f"vary {what} more ({options})" + ("" if given else ", or start from weights (--weights)"))
+            way_out = way_out if state == "hurt" else None
     return "; ".join(parts) + (f": {way_out}" if way_out else "")
 
 
