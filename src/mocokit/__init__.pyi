@@ -111,6 +111,7 @@ def finetune(
     overwrite: bool = False,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -138,6 +139,7 @@ def finetune(
         overwrite: train again what is in the directories of the results.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -155,8 +157,9 @@ def finetune(
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
-        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
+        (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. The directory holds
+        the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -169,6 +172,7 @@ def knn(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -180,10 +184,11 @@ def knn(
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; if but one split has labels, each of its images is classified by the others.
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
+            them are classified by which others.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -192,8 +197,8 @@ def knn(
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``test``, what the test images
+        are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -240,6 +245,7 @@ def pretrain(
     warmup_steps: int | None = None,
     time_budget: str | None = None,
     limit: int | None = None,
+    test_share: float = 0.2,
     stream: bool = False,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -304,6 +310,7 @@ def pretrain(
         warmup_steps: steps of linear warm-up before the schedule.
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         limit: use a random, class-balanced subset of N training images.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -326,7 +333,8 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out; None without
+        labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
         config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
         returns it; the others return nothing.
 
@@ -341,6 +349,7 @@ def probe(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -361,6 +370,7 @@ def probe(
             them train, validate and test.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -377,9 +387,10 @@ def probe(
     Returns:
         ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
         confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
-        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``wall_s``,
-        ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
-        ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
+        the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``,
+        what the test images are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
+        ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -391,6 +402,7 @@ def scorecard(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -405,6 +417,7 @@ def scorecard(
         data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).

@@ -28,6 +28,9 @@ Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
 MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", low=1)]
+TestShare = Annotated[
+    float, Option("share of each class held out for testing, if no test split", low=0.01, high=0.9, identity=False)
+]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", low=1e-3)]
 
@@ -85,6 +88,7 @@ class PretrainConfig:
 
     time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
     limit: Limit = None
+    test_share: TestShare = 0.2
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
     follow_links: FollowLinks = False
@@ -126,6 +130,7 @@ class ImagesConfig(RunConfig):
 
     data: Data
     limit: Limit = None
+    test_share: TestShare = 0.2
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000

@@ -19,7 +19,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.metrics import classification_metrics
 from mocokit.evaluation.probe import fast
-from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
+from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.files import write_json, write_text
 from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
@@ -51,8 +51,9 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
-        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
+        (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. The directory holds
+        the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -65,7 +66,8 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")
-    labelled = split_labelled(inputs.store, config.seed)
+    labelled = inputs.parts
+    assert labelled is not None
     if not len(labelled.val) or len(labelled.train) < 2:
         too_few = "too few labelled training images to learn from some and stop by others; have several of each class"
         raise UserError(f"{data}: {too_few}")
@@ -76,7 +78,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
         scratch = dataclasses.replace(config, from_scratch=True, out=str(path))
         baseline = _Training(scratch, inputs, labelled).result(started, overwrite)
-        figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images")}
+        figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
     keep(VERB, run, result)
@@ -194,6 +196,7 @@ class _Training:
             "random_init": None,
             "directory": str(run.path),
             "images": {part: len(getattr(labelled, part)) for part in ("train", "val", "test")},
+            "test": self.inputs.test,
         }
 
     def _announce(self, row: Row) -> None:
@@ -234,6 +237,8 @@ def _lines(result: dict[str, Any], data: str) -> list[str]:
 def _is_whole(result: dict[str, Any] | None) -> bool:
     """Whether a result that was read is of the structure that is written; what is not is measured again."""
     try:
-        return result is not None and bool(result["encoder"] and result["images"] and _lines(result, ""))
+        return result is not None and bool(
+            result["encoder"] and result["images"] and result["test"] and _lines(result, "")
+        )
     except (LookupError, TypeError, ValueError, AttributeError):
         return False

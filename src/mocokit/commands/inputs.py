@@ -1,8 +1,10 @@
 """The inputs that the evaluating verbs share: a run's encoder and images decoded for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
+from mocokit.commands.parts import about_test, labelled_parts
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.sources import open_source
@@ -10,7 +12,7 @@ from mocokit.data.store import Store, open_store
 from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.splits import why_unmeasured
+from mocokit.evaluation.splits import LabelledSplits
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 
@@ -24,6 +26,8 @@ class Inputs:
     seed: int
     store: Store
     device: DeviceName
+    parts: LabelledSplits | None = None  # if there are to be labels
+    test: dict[str, Any] = field(default_factory=dict)  # what results say of the test images
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -58,6 +62,11 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
             to_train=to_train,
         )
     say(store.summary())
-    if labels_for and (reason := why_unmeasured(store)):
-        raise UserError(f"{config.data}: {labels_for} needs labels: {reason}")
-    return Inputs(config.run, spec, origin["seed"], store, device)
+    inputs = Inputs(config.run, spec, origin["seed"], store, device)
+    if not labels_for:
+        return inputs
+    parts = labelled_parts(store, config)
+    if isinstance(parts, str):
+        raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
+    test = about_test(parts, store, config, seen=origin.get("data_fingerprint") == store.fingerprint)
+    return replace(inputs, parts=parts, test=test)

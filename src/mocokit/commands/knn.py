@@ -22,13 +22,13 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; if but one split has labels, each of its images is classified by the others.
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
+            them are classified by which others.
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``test``, what the test images
+        are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -36,15 +36,14 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
-    evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
+    assert inputs.parts is not None
+    evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
     size = inputs.spec.image_size
-    bank, queries = len(evaluator.bank), evaluator.queries
-    by = f"{bank:,} images of {evaluator.bank.images.split}"
-    say(f"{len(queries):,} images of {queries.images.split} by {by}" if queries else f"{by}, each by the others")
     figures = {
         "encoder": _measure("encoder", evaluator, lambda p: extract(inputs.encoder, p.images, p.indices)),
         "random_init": _measure("random init", evaluator, lambda p: extract(inputs.random_init, p.images, p.indices)),
         "pixels": _measure("pixels", evaluator, lambda p: pixels(p.images, size, p.indices)),
+        "test": inputs.test,
     }
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 

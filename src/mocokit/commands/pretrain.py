@@ -12,6 +12,7 @@ from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
+from mocokit.commands.parts import about_test, labelled_parts
 from mocokit.commands.results import record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
@@ -24,7 +25,6 @@ from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import Metrics
-from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
@@ -36,7 +36,8 @@ from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import Row, check_tracker, read_rows
 from mocokit.training.pretraining import Measure, Pretraining, train
 
-FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorecard", "config")  # of a whole result
+# Of a whole result.
+FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "test", "scorecard", "config")
 
 
 @documented(PretrainConfig)
@@ -51,7 +52,8 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out; None without
+        labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
         config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
         returns it; the others return nothing.
 
@@ -118,8 +120,6 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         except TooManySkipped as error:
             raise _with_list(error, run) from None
     say(data.store.summary())
-    if data.store.label_names and (reason := why_unmeasured(data.store)):
-        say(f"kNN is not measured: {reason}")
     with _locked(run):
         return _in_directory(run, request, data, overwrite, started)
 
@@ -136,6 +136,7 @@ def _in_directory(
     resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
     config = with_free_options(resolved, given)
     task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
+    test = _about_test(data.store, config) if distributed.rank() == 0 else None
     if not saved:
         _describe(resolved)
         _on_first(lambda: _begin(run, resolved, data))
@@ -143,7 +144,7 @@ def _in_directory(
     if distributed.rank() > 0:
         return {}
     _write_encoder(task, data.store, run)
-    figures = {"images": len(data.images), "skipped": len(skipped)} | _measure(task, data.store, run)
+    figures = {"images": len(data.images), "skipped": len(skipped), "test": test} | _measure(task, data.store, run)
     result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], config)
     return result
@@ -244,6 +245,16 @@ def complete_config(request: Request, data: RunData, started: float) -> Resolved
     )
     resolved = complete(request.given, request.recipe, facts, RunMeasurements(store, data.images), started)
     return distributed.broadcast_object(resolved)
+
+
+def _about_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:
+    """What the result says of the test images; None where there are none."""
+    parts = labelled_parts(store, config)
+    if not isinstance(parts, str):
+        return about_test(parts, store, config, seen=True)
+    if store.label_names:
+        say(f"kNN is not measured: {parts}")
+    return None
 
 
 def _describe(resolved: Resolved) -> None:

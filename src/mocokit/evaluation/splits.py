@@ -1,4 +1,4 @@
-"""Which labelled images train, validate (choose a penalty or an epoch) and test, for linear probe and fine-tuning."""
+"""Which labelled images train, validate (choose a penalty or an epoch) and test: one rule for all that is measured."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
 
-HOLDOUT = 0.2  # of each class, where the data has no split of its own
+SHARE = 0.2  # of each class that is held out, where the data has no split of its own
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,16 @@ class Subset:
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Subsets without common images, and the class names; ``val`` is empty if no class has two images."""
+    """Subsets without common images, and the class names; ``val`` is empty if no class has two images.
+
+    ``held_out``: whether the data has no test images of its own, so that some of its training images test.
+    """
 
     train: Subset
     val: Subset
     test: Subset
     names: tuple[str, ...]
+    held_out: bool = False
 
     @property
     def train_val(self) -> Subset:
@@ -92,59 +96,41 @@ def labelled_splits(store: Store) -> dict[str, Subset]:
     return {split: part for split, part in found.items() if len(part)}
 
 
-def bank_and_queries(parts: dict[str, Subset]) -> tuple[Subset, Subset | None]:
-    """Of `labelled_splits` the images to learn from, and those of another split to be classified, if there are any."""
-    bank = next(iter(parts.values()))
-    queries = parts.get("test", parts.get("val"))
-    return bank, None if queries is bank else queries
+def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> LabelledSplits | str:
+    """Divide labelled images into training, validation and test images; or why they can't be, and the way out.
 
-
-def why_unmeasured(store: Store) -> str | None:
-    """Why the labels can't tell how well classes are told apart, and the way out; None if they can."""
-    parts = labelled_splits(store)
-    if not parts or store.label_names is None:
-        return "there are no labels; put the images into one folder for each class, or give shards a column label"
-    bank, queries = bank_and_queries(parts)
-    if queries is None:
-        if int(bank.labels.bincount().max()) < 2:
-            return "no class has two labelled images; give several of each class"
-        return None
-    ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (bank, queries))
-    if ours & theirs:
-        return None
-    names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
-    return f"training and test images have no class in common ({names}); give the classes of both the same names"
-
-
-def split_labelled(store: Store, seed: int) -> LabelledSplits:
-    """Divide labelled images into training, validation and test images; a `UserError` if there are none to train or
-    test on.
-
-    Test images are the data's test split, else its validation split, else a fifth of each training class. Validation
-    images are the data's validation split if that is not used for testing, else a fifth of what remains of each
-    training class. The fifths are drawn by ``seed``.
+    Test images are the data's test split, else its validation split, else ``test_share`` of each class of the only
+    split that has labels. Validation images are the data's validation split if that is not used for testing, else a
+    fifth of what remains of each training class. Both are drawn by ``seed``.
     """
-    assert store.label_names is not None
     given = labelled_splits(store)
-    if "train" not in given:
-        only = " and ".join(given)
-        raise UserError(f"{store.name}: the training images have no labels, only those of {only} have; add some")
-    train, val, test = given["train"], given.get("val"), given.get("test")
-    if test is None:
-        test, val = val, None
-    if test is None:
-        test, train = _hold_out(train, generator(seed, "test part"))
-    if val is None:
-        val, train = _hold_out(train, generator(seed, "validation part"))
-    if not len(test):
-        raise UserError(f"{store.name}: no class has two images, so there are no test images; add a folder named test")
-    return LabelledSplits(train, val, test, store.label_names)
+    if not given or store.label_names is None:
+        return "there are no labels; put the images into one folder for each class, or give shards a column label"
+    first = next(iter(given))
+    others = [split for split in ("test", "val") if split in given and split != first]
+    train, held_out = given[first], not others
+    if held_out:
+        test, train = _hold_out(train, test_share, generator(seed, "test part"))
+        if not len(test):
+            return "no class has two labelled images; give several of each class"
+    else:
+        test = given[others[0]]
+        ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (train, test))
+        if not ours & theirs:
+            names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
+            way_out = "give the classes of both the same names"
+            return f"training and test images have no class in common ({names}); {way_out}"
+    if "val" in others[1:]:
+        val = given["val"]
+    else:
+        val, train = _hold_out(train, SHARE, generator(seed, "validation part"))
+    return LabelledSplits(train, val, test, store.label_names, held_out)
 
 
-def stratified_holdout(labels: Tensor, draw: torch.Generator) -> Tensor:
-    """A random fifth of each class, rounded, at least one image of every class that has two: [N] bool."""
+def stratified_holdout(labels: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """A random share of each class, rounded, at least one image of every class that has two, but not all: [N] bool."""
     counts = labels.bincount()
-    wanted = (HOLDOUT * counts).round().clamp(min=1) * (counts > 1)
+    wanted = torch.minimum((share * counts).round().clamp(min=1), (counts - 1).clamp(min=0))
     return _random_rank_in_class(labels, draw) < wanted[labels]
 
 
@@ -160,9 +146,9 @@ def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[T
     return [(fold == f) & (counts[labels] > 1) for f in range(folds)] if folds > 1 else []
 
 
-def _hold_out(subset: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
-    """A fifth of each class, and the rest."""
-    mask = stratified_holdout(subset.labels, draw)
+def _hold_out(subset: Subset, share: float, draw: torch.Generator) -> tuple[Subset, Subset]:
+    """A share of each class, and the rest."""
+    mask = stratified_holdout(subset.labels, share, draw)
     return subset.where(mask), subset.where(~mask)
 
 
