@@ -111,6 +111,8 @@ def finetune(
     overwrite: bool = False,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -139,6 +141,8 @@ def finetune(
         overwrite: train again what is in the directories of the results.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -172,6 +176,8 @@ def knn(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -188,6 +194,8 @@ def knn(
             them are classified by which others.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -245,6 +253,8 @@ def pretrain(
     warmup_steps: int | None = None,
     time_budget: str | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
     test_share: float = 0.2,
     stream: bool = False,
     max_skipped: float = 0.05,
@@ -310,6 +320,8 @@ def pretrain(
         warmup_steps: steps of linear warm-up before the schedule.
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
@@ -349,6 +361,8 @@ def probe(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -370,6 +384,8 @@ def probe(
             them train, validate and test.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -402,6 +418,8 @@ def scorecard(
     *,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -417,6 +435,8 @@ def scorecard(
         data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).

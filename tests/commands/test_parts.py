@@ -8,6 +8,7 @@ import mocokit
 from mocokit.commands.parts import about_test, labelled_parts
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
+from mocokit.errors import UserError
 from tests.runs import TINY, coloured_data
 
 HELD_OUT = "no test split: 18 of 72 images are held out for testing (0.25 of each class, seed 0)"
@@ -59,3 +60,61 @@ def test_a_split_of_the_data_is_named(tiny_run, capfd):
     about = about_test(labelled_parts(store, config), store, config, seen=True)
     assert about == {"images": 48, "split": "test", "held_out": None} == tiny_run.result["test"]
     assert capfd.readouterr().err == "tested on 48 images of test; 72 of train have labels\n"
+
+
+@pytest.fixture(scope="module")
+def flat(photos, tmp_path_factory):
+    """The same images in one folder, and a table of their labels, some of them test images."""
+    folder = tmp_path_factory.mktemp("flat")
+    rows = []
+    (folder / "images").mkdir()
+    for number, file in enumerate(sorted(photos.rglob("*.png"))):
+        name = f"{file.parent.name}-{file.name}"
+        (folder / "images" / name).write_bytes(file.read_bytes())
+        rows.append((name, file.parent.name, "test" if number % 4 == 0 else "train", f"patient{number // 6}"))
+    for name, columns in {"labels": (0, 1), "splits": (0, 1, 2), "groups": (0, 1, 3)}.items():
+        header = ("image", "label", "split", "patient")
+        lines = [";".join(row[column] for column in columns) for row in [header, *rows]]
+        (folder / f"{name}.csv").write_text("\n".join(lines))
+    return folder
+
+
+def test_labels_of_a_file_do_in_every_verb_what_folders_do(run, photos, flat):
+    labels = {"labels": str(flat / "labels.csv"), "test_share": 0.25}
+    data = str(flat / "images")
+    for verb in (mocokit.knn, mocokit.probe):
+        by_folders, by_file = verb(str(run[0]), str(photos), test_share=0.25), verb(str(run[0]), data, **labels)
+        assert by_file["encoder"] | {"wall_s": 0} == by_folders["encoder"] | {"wall_s": 0}
+        assert by_file["data_fingerprint"] != by_folders["data_fingerprint"]
+    tuned = mocokit.finetune(str(run[0]), data, epochs=1, from_scratch=True, overwrite=True, **labels)
+    assert list(tuned["encoder"]["per_class"]) == ["class0", "class1", "class2"]
+    scored = mocokit.scorecard(str(run[0]), data, labels=str(flat / "splits.csv"))
+    assert scored["images"] == 54  # those that are to train on
+
+
+def test_a_run_goes_on_with_other_labels_but_not_on_other_images(flat, tmp_path):
+    data, out = str(flat / "images"), str(tmp_path / "run")
+    first = mocokit.pretrain(data, out=out, labels=str(flat / "labels.csv"), **TINY)
+    assert first["test"]["held_out"] == {"share": 0.2, "seed": 0}
+    assert mocokit.pretrain(data, out=out, **TINY) == first  # the same images
+    (tmp_path / "run" / "results" / "pretrain.json").unlink()
+    again = mocokit.pretrain(data, out=out, **TINY)
+    assert (again["knn"], again["config"]["labels"], again["loss"]) == (None, None, first["loss"])
+    with pytest.raises(UserError, match="holds a run on other images than"):
+        mocokit.pretrain(data, out=out, labels=str(flat / "splits.csv"), **TINY)
+    tested = mocokit.pretrain(data, out=str(tmp_path / "other"), labels=str(flat / "splits.csv"), **TINY)
+    assert (tested["images"], tested["test"]) == (54, {"images": 18, "split": "test", "held_out": None})
+
+
+def test_a_streamed_run_measures_by_labels_of_a_file(flat, tmp_path):
+    data = str(flat / "images")
+    result = mocokit.pretrain(data, out=str(tmp_path / "run"), labels=str(flat / "labels.csv"), stream=True, **TINY)
+    assert result["test"]["images"] == 15
+    assert 0 <= result["knn"]["encoder"]["top1"] <= 1
+    with pytest.raises(UserError, match="--stream reads the training images by their folders"):
+        mocokit.pretrain(data, out=str(tmp_path / "b"), labels=str(flat / "splits.csv"), stream=True, **TINY)
+
+
+def test_columns_without_a_file_are_refused(run, photos):
+    with pytest.raises(UserError, match="--labels-columns a,b: needs --labels"):
+        mocokit.knn(str(run[0]), str(photos), labels_columns="a,b")

@@ -29,8 +29,8 @@ from mocokit.training.finetuning import Finetuning, attach_classifier, train_cla
 from mocokit.training.log import Row, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
-# May differ when a training goes on; of run and data the content counts.
-FREE = {"run", "data", "max_skipped", "out", "baseline", "device"}
+# May differ when a training goes on; of run, data and labels the content counts.
+FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseline", "device"}
 
 
 @documented(FinetuneConfig)

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from mocokit.commands.parts import about_test, labelled_parts
+from mocokit.commands.parts import about_test, labelled_parts, labels_of
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
+from mocokit.data.labelled import open_labelled
 from mocokit.data.sources import open_source
-from mocokit.data.store import Store, open_store
+from mocokit.data.store import Store
 from mocokit.deploy.encoder_file import load, read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -49,9 +50,11 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     limit_threads()
     spec, origin = read_header(config.run)
     device = pick_device(config.device)
+    labels = labels_of(config.labels, config.labels_columns)
     with progress("decoding images") as report:
-        store = open_store(
+        store = open_labelled(
             open_source(config.data, config.follow_links, config.max_pixels),
+            labels,
             image_size=spec.image_size,
             limit=config.limit,
             seed=config.seed,
@@ -68,5 +71,5 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     parts = labelled_parts(store, config)
     if isinstance(parts, str):
         raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
-    test = about_test(parts, store, config, seen=origin.get("data_fingerprint") == store.fingerprint)
+    test = about_test(parts, store, config, seen=origin.get("data_fingerprint") == store.train_fingerprint)
     return replace(inputs, parts=parts, test=test)

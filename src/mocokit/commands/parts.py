@@ -4,8 +4,17 @@ from typing import Any
 
 from mocokit.config import ImagesConfig, PretrainConfig
 from mocokit.console import say
+from mocokit.data.labels_file import LabelsFile, read_labels
 from mocokit.data.store import Store
+from mocokit.errors import UserError
 from mocokit.evaluation.splits import SHARE, LabelledSplits, split_labelled
+
+
+def labels_of(path: str | None, columns: str | None) -> LabelsFile | None:
+    """The file that ``--labels`` names, if it does."""
+    if path is None and columns is not None:
+        raise UserError(f"--labels-columns {columns}: needs --labels, the file that has them")
+    return None if path is None else read_labels(path, columns)
 
 
 def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> LabelledSplits | str:
@@ -34,3 +43,13 @@ def about_test(
         f"seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
     return about | {"held_out": {"share": config.test_share, "seed": config.seed}}
+
+
+def about_any_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:
+    """As `about_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
+    parts = labelled_parts(store, config)
+    if not isinstance(parts, str):
+        return about_test(parts, store, config, seen=True)
+    if store.label_names:
+        say(f"kNN is not measured: {parts}")
+    return None

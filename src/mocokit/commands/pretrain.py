@@ -12,14 +12,15 @@ from mocokit.auto.defaults import Facts, image_size_chooser
 from mocokit.auto.trials import complete
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator
-from mocokit.commands.parts import about_test, labelled_parts
+from mocokit.commands.parts import about_any_test, labels_of
 from mocokit.commands.results import record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, command, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
+from mocokit.data.labelled import lay_over_sample, open_labelled
 from mocokit.data.sources import open_source
-from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
+from mocokit.data.store import ImageSet, Store, TooManySkipped, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import Interrupted, UserError
@@ -129,14 +130,14 @@ def _in_directory(
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
     given = request.given
-    saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.fingerprint, overwrite))
+    saved = _on_first(lambda: saved_configuration(run, given, request.recipe, data.store.train_fingerprint, overwrite))
     if finished := _on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
         say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
         return finished if distributed.rank() == 0 else {}
     resolved = on_its_device(saved, given, run) if saved else complete_config(request, data, started)
     config = with_free_options(resolved, given)
     task = Pretraining(config, encoder_spec(data.store, config))  # may refuse the images: nothing is written yet
-    test = _about_test(data.store, config) if distributed.rank() == 0 else None
+    test = about_any_test(data.store, config) if distributed.rank() == 0 else None
     if not saved:
         _describe(resolved)
         _on_first(lambda: _begin(run, resolved, data))
@@ -195,7 +196,8 @@ def open_data(
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
     """
     given, recipe = request.given, request.recipe
-    options = {name: given[name] for name in ("limit", "workers") if name in given}
+    labels = labels_of(given.get("labels"), given.get("labels_columns"))
+    options = {name: given[name] for name in ("workers",) if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size", image_size))
     options |= {
@@ -206,11 +208,12 @@ def open_data(
     }
     source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
-        store = open_store(source, **options)
+        store = open_labelled(source, labels, limit=given.get("limit"), **options)
         return RunData(store, store.splits["train"])
     if "limit" in given:
         raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
+    store = store if labels is None else lay_over_sample(store, labels, images.names)
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)
 
@@ -247,16 +250,6 @@ def complete_config(request: Request, data: RunData, started: float) -> Resolved
     return distributed.broadcast_object(resolved)
 
 
-def _about_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:
-    """What the result says of the test images; None where there are none."""
-    parts = labelled_parts(store, config)
-    if not isinstance(parts, str):
-        return about_test(parts, store, config, seen=True)
-    if store.label_names:
-        say(f"kNN is not measured: {parts}")
-    return None
-
-
 def _describe(resolved: Resolved) -> None:
     say("what is not given is derived:")
     for name, reason in resolved.reasons.items():
@@ -273,7 +266,7 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData) -> None:
         if run.config.exists():
             run.clear()
         write_skipped(run.skipped, data.store.skipped)
-        write_json(run.data, {"fingerprint": data.store.fingerprint, "images": len(data.images)})
+        write_json(run.data, {"fingerprint": data.store.train_fingerprint, "images": len(data.images)})
         write_text(run.config, dump(resolved, versions()))
         if data.store.skipped:
             say(f"{run.skipped} lists the images that can't be used")
@@ -376,7 +369,7 @@ def _knn(encoder: Metrics, random_init: Metrics) -> dict[str, Any] | None:
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
-    origin = {"recipe": task.config.recipe, "data_fingerprint": store.fingerprint, "seed": task.config.seed}
+    origin = {"recipe": task.config.recipe, "data_fingerprint": store.train_fingerprint, "seed": task.config.seed}
     with run.writing():
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 

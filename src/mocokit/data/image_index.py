@@ -56,7 +56,11 @@ class ImageIndex:
 
     def all_notes(self) -> list[str]:
         """What to know before figures are trusted, a line each: the notes, and what is odd about the labels."""
-        return [*self.notes, *self._unlabelled(), *self._lone_classes()]
+        return [*self.notes, *self.label_notes()]
+
+    def label_notes(self) -> list[str]:
+        """What is odd about the labels, a line each."""
+        return [*self._unlabelled(), *self._lone_classes()]
 
     def _unlabelled(self) -> list[str]:
         if self.labels is None:
