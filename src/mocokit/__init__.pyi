@@ -162,8 +162,8 @@ def finetune(
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
         the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
-        (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. The directory holds
-        the encoder that `mocokit.load` takes.
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -206,7 +206,8 @@ def knn(
 
     Returns:
         ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``test``, what the test images
-        are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -345,8 +346,8 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out; None without
-        labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out,
+        near_duplicates; None without labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
         config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
         returns it; the others return nothing.
 
@@ -404,8 +405,8 @@ def probe(
         ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
         confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
         the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``,
-        what the test images are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``,
-        ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
+        what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
         ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:

@@ -9,6 +9,7 @@ from mocokit.commands.parts import about_test, labelled_parts
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
+from tests.helpers import encode, noise
 from tests.runs import TINY, coloured_data
 
 HELD_OUT = "no test split: 18 of 72 images are held out for testing (0.25 of each class, seed 0)"
@@ -31,7 +32,7 @@ def run(photos, tmp_path_factory):
 
 def test_every_verb_tests_on_the_same_held_out_images(run, photos, capfd):
     path, result = run
-    about = {"images": 18, "split": "train", "held_out": {"share": 0.25, "seed": 0}}
+    about = {"images": 18, "split": "train", "held_out": {"share": 0.25, "seed": 0}, "near_duplicates": None}
     assert result["test"] == about
     data = str(photos)
     results = [mocokit.knn(str(path), data, test_share=0.25), mocokit.probe(str(path), data, test_share=0.25)]
@@ -58,7 +59,9 @@ def test_a_split_of_the_data_is_named(tiny_run, capfd):
     store = open_store(str(tiny_run.data), image_size=8)
     config = KnnConfig(run="", data="")
     about = about_test(labelled_parts(store, config), store, config, seen=True)
-    assert about == {"images": 48, "split": "test", "held_out": None} == tiny_run.result["test"]
+    assert (
+        about == {"images": 48, "split": "test", "held_out": None, "near_duplicates": None} == tiny_run.result["test"]
+    )
     assert capfd.readouterr().err == "tested on 48 images of test; 72 of train have labels\n"
 
 
@@ -103,7 +106,7 @@ def test_a_run_goes_on_with_other_labels_but_not_on_other_images(flat, tmp_path)
     with pytest.raises(UserError, match="holds a run on other images than"):
         mocokit.pretrain(data, out=out, labels=str(flat / "splits.csv"), **TINY)
     tested = mocokit.pretrain(data, out=str(tmp_path / "other"), labels=str(flat / "splits.csv"), **TINY)
-    assert (tested["images"], tested["test"]) == (54, {"images": 18, "split": "test", "held_out": None})
+    assert (tested["images"], tested["test"]["images"], tested["test"]["split"]) == (54, 18, "test")
 
 
 def test_a_streamed_run_measures_by_labels_of_a_file(flat, tmp_path):
@@ -118,3 +121,17 @@ def test_a_streamed_run_measures_by_labels_of_a_file(flat, tmp_path):
 def test_columns_without_a_file_are_refused(run, photos):
     with pytest.raises(UserError, match="--labels-columns a,b: needs --labels"):
         mocokit.knn(str(run[0]), str(photos), labels_columns="a,b")
+
+
+def test_near_duplicates_are_told(tmp_path, capfd):
+    for split, first in (("train", 0), ("test", 16)):
+        for number in range(first, first + 24):  # 16 to 23 are in both
+            path = tmp_path / split / "ab"[number % 2] / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(noise(number, 16, 16)))
+    store = open_store(str(tmp_path), image_size=16)
+    config = KnnConfig(run="", data="")
+    about = about_test(labelled_parts(store, config), store, config, seen=False)["near_duplicates"]
+    assert about == {"found": 8, "test": 24, "train": 24, "first": ["test/a/16.png", "train/a/16.png"]}
+    line = "8 of 24 test images are near-duplicates of training images; the first: test/a/16.png = train/a/16.png\n"
+    assert capfd.readouterr().err.endswith(line)

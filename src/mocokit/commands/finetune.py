@@ -52,8 +52,8 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
         the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
-        (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. The directory holds
-        the encoder that `mocokit.load` takes.
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.

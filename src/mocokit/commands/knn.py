@@ -28,7 +28,8 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Returns:
         ``encoder``, ``random_init`` and ``pixels``, each ``{top1, top5, ci95, wall_s}``; ``test``, what the test images
-        are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.

@@ -7,6 +7,7 @@ from mocokit.console import say
 from mocokit.data.labels_file import LabelsFile, read_labels
 from mocokit.data.store import Store
 from mocokit.errors import UserError
+from mocokit.evaluation.near_duplicates import near_duplicates
 from mocokit.evaluation.splits import SHARE, LabelledSplits, split_labelled
 
 
@@ -25,24 +26,41 @@ def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> Label
 def about_test(
     parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool
 ) -> dict[str, Any]:
-    """What a result says of its test images, also printed: how many ``images`` of which ``split``, and, if they are
-    ``held_out`` (else None), the ``share`` of each class and the ``seed``.
+    """What a result says of its test images, also printed: how many ``images`` of which ``split``; if they are
+    ``held_out`` (else None), the ``share`` of each class and the ``seed``; and ``near_duplicates``: how many of
+    so many ``test`` images were ``found`` among so many ``train`` images, and the names of the ``first`` pair (None for
+    tiny images).
 
     ``seen``: whether held-out images were (or are going to be) in pretraining.
     """
+    held_out = {"share": config.test_share, "seed": config.seed} if parts.held_out else None
+    say(_line(parts, store, config, seen))
+    near = near_duplicates(parts.train_val, parts.test, config.seed)
+    if near and near.first:
+        looked = "" if near.test == len(parts.test) else " that were looked at"
+        are = "is a near-duplicate" if near.found == 1 else "are near-duplicates"
+        first = " = ".join(near.first)
+        say(f"{near.found:,} of {near.test:,} test images{looked} {are} of training images; the first: {first}")
+    return {
+        "images": len(parts.test),
+        "split": parts.test.images.split,
+        "held_out": held_out,
+        "near_duplicates": near and near._asdict() | {"first": near.first and list(near.first)},
+    }
+
+
+def _line(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool) -> str:
+    """Which images test."""
     test, train = parts.test, parts.train_val
-    about: dict[str, Any] = {"images": len(test), "split": test.images.split, "held_out": None}
     if not parts.held_out:
         labelled = f"{len(train):,} of {train.images.split} have labels"
-        say(f"tested on {len(test):,} images of {test.images.split}; {labelled}")
-        return about
+        return f"tested on {len(test):,} images of {test.images.split}; {labelled}"
     alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
     share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
-    say(
+    return (
         f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing ({share} of each class, "
         f"seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
-    return about | {"held_out": {"share": config.test_share, "seed": config.seed}}
 
 
 def about_any_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:

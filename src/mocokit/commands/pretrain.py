@@ -53,8 +53,8 @@ def pretrain(data: str, *, overwrite: bool = False, started: float | None = None
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out; None without
-        labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
+        wall_s, loss, loss_over_chance, verdict, test (what the test images are: images, split, held_out,
+        near_duplicates; None without labels), knn (top1, top5 and the interval ci95), scorecard, retrieval_ci95,
         config, data_fingerprint, versions. Of several processes that torchrun or SLURM started, only the first
         returns it; the others return nothing.
 

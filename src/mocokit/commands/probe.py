@@ -37,8 +37,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         ``protocol``; ``encoder`` and ``random_init``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
         confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
         the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``,
-        what the test images are (``{images, split, held_out}``); ``wall_s``, ``config``, ``data_fingerprint``,
-        ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
+        what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
         ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
