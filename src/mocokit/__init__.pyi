@@ -113,6 +113,8 @@ def finetune(
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -143,6 +145,8 @@ def finetune(
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -178,6 +182,8 @@ def knn(
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -196,6 +202,8 @@ def knn(
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -256,6 +264,8 @@ def pretrain(
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     test_share: float = 0.2,
     stream: bool = False,
     max_skipped: float = 0.05,
@@ -323,6 +333,8 @@ def pretrain(
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
@@ -364,6 +376,8 @@ def probe(
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -387,6 +401,8 @@ def probe(
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -406,8 +422,8 @@ def probe(
         confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
         the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``,
         what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
-        ``per_class`` and ``confusion``, and ``l2`` is a list.
+        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists
+        each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -421,6 +437,8 @@ def scorecard(
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     test_share: float = 0.2,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -438,6 +456,8 @@ def scorecard(
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).

@@ -34,6 +34,8 @@ Labels = Annotated[
 LabelsColumns = Annotated[
     str | None, Option("its columns: image,label or image,label,split; default the usual names", identity=False)
 ]
+TrainFolder = Annotated[str | None, Option("name of the folder of training images, if not a usual one", identity=False)]
+TestFolder = Annotated[str | None, Option("name of the folder of test images, if not a usual one", identity=False)]
 TestShare = Annotated[
     float, Option("share of each class held out for testing, if no test split", low=0.01, high=0.9, identity=False)
 ]
@@ -96,6 +98,8 @@ class PretrainConfig:
     limit: Limit = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
     test_share: TestShare = 0.2
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
@@ -140,6 +144,8 @@ class ImagesConfig(RunConfig):
     limit: Limit = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
     test_share: TestShare = 0.2
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False

@@ -1,6 +1,7 @@
 """Which images test: the same ones in every verb, said in one line and in the result."""
 
 import re
+import shutil
 
 import pytest
 
@@ -135,3 +136,13 @@ def test_near_duplicates_are_told(tmp_path, capfd):
     assert about == {"found": 8, "test": 24, "train": 24, "first": ["test/a/16.png", "train/a/16.png"]}
     line = "8 of 24 test images are near-duplicates of training images; the first: test/a/16.png = train/a/16.png\n"
     assert capfd.readouterr().err.endswith(line)
+
+
+def test_folders_of_any_name_are_splits(tiny_run, tmp_path, capfd):
+    for split, name in (("train", "monday"), ("test", "friday")):
+        shutil.copytree(tiny_run.data / split, tmp_path / "days" / name)
+    encoder = str(tiny_run.path / "encoder.safetensors")
+    found = mocokit.knn(encoder, str(tmp_path / "days"), train="monday", test="friday")
+    assert (found["test"]["images"], found["test"]["held_out"]) == (48, None)
+    assert found["encoder"]["top1"] == pytest.approx(tiny_run.result["knn"]["encoder"]["top1"])
+    assert "splits by name: train is monday/; test is friday/" in capfd.readouterr().err

@@ -53,7 +53,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     labels = labels_of(config.labels, config.labels_columns)
     with progress("decoding images") as report:
         store = open_labelled(
-            open_source(config.data, config.follow_links, config.max_pixels),
+            open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test),
             labels,
             image_size=spec.image_size,
             limit=config.limit,

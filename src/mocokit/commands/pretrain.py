@@ -88,8 +88,8 @@ class Request:
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
-        follow_links, max_pixels = (self.given.get(n, FIELDS[n].default) for n in ("follow_links", "max_pixels"))
-        return open_source(self.given["data"], follow_links, max_pixels)
+        names = ("follow_links", "max_pixels", "train", "test")
+        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
 
 
 @dataclass(frozen=True)

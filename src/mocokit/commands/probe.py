@@ -38,8 +38,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, the chosen ``l2``; ``ci95_of``, what
         the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``,
         what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of
-        ``per_class`` and ``confusion``, and ``l2`` is a list.
+        ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats, ``accuracies`` lists
+        each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
