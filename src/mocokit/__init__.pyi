@@ -116,6 +116,7 @@ def finetune(
     train: str | None = None,
     test: str | None = None,
     test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -148,6 +149,7 @@ def finetune(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -185,6 +187,7 @@ def knn(
     train: str | None = None,
     test: str | None = None,
     test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -205,6 +208,7 @@ def knn(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -267,6 +271,7 @@ def pretrain(
     train: str | None = None,
     test: str | None = None,
     test_share: float = 0.2,
+    split_by: str | None = None,
     stream: bool = False,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -336,6 +341,7 @@ def pretrain(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -379,6 +385,7 @@ def probe(
     train: str | None = None,
     test: str | None = None,
     test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -404,6 +411,7 @@ def probe(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -440,6 +448,7 @@ def scorecard(
     train: str | None = None,
     test: str | None = None,
     test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -459,6 +468,7 @@ def scorecard(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).

@@ -39,6 +39,10 @@ TestFolder = Annotated[str | None, Option("name of the folder of test images, if
 TestShare = Annotated[
     float, Option("share of each class held out for testing, if no test split", low=0.01, high=0.9, identity=False)
 ]
+SplitBy = Annotated[
+    str | None,
+    Option("keep together when held out: parent (folder) or a column of --labels, e.g. patient", identity=False),
+]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", low=1e-3)]
 
@@ -101,6 +105,7 @@ class PretrainConfig:
     train: TrainFolder = None
     test: TestFolder = None
     test_share: TestShare = 0.2
+    split_by: SplitBy = None
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
     follow_links: FollowLinks = False
@@ -147,6 +152,7 @@ class ImagesConfig(RunConfig):
     train: TrainFolder = None
     test: TestFolder = None
     test_share: TestShare = 0.2
+    split_by: SplitBy = None
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000

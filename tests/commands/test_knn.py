@@ -86,7 +86,7 @@ def test_without_a_test_split_the_held_out_images_are_classified_by_the_others(r
     assert result["pixels"]["top1"] == pytest.approx(
         vote(3).fit(x[bank], labels[bank]).score(x[queries], labels[queries])
     )
-    assert (result["test"]["images"], result["test"]["held_out"]) == (12, {"share": 0.2, "seed": 1})
+    assert (result["test"]["images"], result["test"]["held_out"]) == (12, {"share": 0.2, "seed": 1, "by": None})
 
 
 def test_images_without_a_label_are_not_asked(run, squares, capfd):

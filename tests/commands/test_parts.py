@@ -33,7 +33,12 @@ def run(photos, tmp_path_factory):
 
 def test_every_verb_tests_on_the_same_held_out_images(run, photos, capfd):
     path, result = run
-    about = {"images": 18, "split": "train", "held_out": {"share": 0.25, "seed": 0}, "near_duplicates": None}
+    about = {
+        "images": 18,
+        "split": "train",
+        "held_out": {"share": 0.25, "seed": 0, "by": None},
+        "near_duplicates": None,
+    }
     assert result["test"] == about
     data = str(photos)
     results = [mocokit.knn(str(path), data, test_share=0.25), mocokit.probe(str(path), data, test_share=0.25)]
@@ -99,7 +104,7 @@ def test_labels_of_a_file_do_in_every_verb_what_folders_do(run, photos, flat):
 def test_a_run_goes_on_with_other_labels_but_not_on_other_images(flat, tmp_path):
     data, out = str(flat / "images"), str(tmp_path / "run")
     first = mocokit.pretrain(data, out=out, labels=str(flat / "labels.csv"), **TINY)
-    assert first["test"]["held_out"] == {"share": 0.2, "seed": 0}
+    assert first["test"]["held_out"] == {"share": 0.2, "seed": 0, "by": None}
     assert mocokit.pretrain(data, out=out, **TINY) == first  # the same images
     (tmp_path / "run" / "results" / "pretrain.json").unlink()
     again = mocokit.pretrain(data, out=out, **TINY)
@@ -146,3 +151,18 @@ def test_folders_of_any_name_are_splits(tiny_run, tmp_path, capfd):
     assert (found["test"]["images"], found["test"]["held_out"]) == (48, None)
     assert found["encoder"]["top1"] == pytest.approx(tiny_run.result["knn"]["encoder"]["top1"])
     assert "splits by name: train is monday/; test is friday/" in capfd.readouterr().err
+
+
+def test_groups_are_kept_together(run, photos, flat, capfd):
+    encoder, data = str(run[0] / "encoder.safetensors"), str(flat / "images")
+    labels = {"labels": str(flat / "groups.csv")}
+    found = mocokit.knn(encoder, data, split_by="patient", **labels)
+    assert found["test"]["held_out"] == {"share": 0.2, "seed": 0, "by": "patient"}
+    assert found["test"]["images"] in (12, 18)  # of 72 images, in groups of six
+    assert "(a fifth of each class, in whole groups by patient, seed 0)" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"--split-by clinic: is neither parent, .* nor a column of .*: image, label"):
+        mocokit.knn(encoder, data, split_by="clinic", **labels)
+    with pytest.raises(UserError, match="nor a column of a file, which --labels names"):
+        mocokit.knn(encoder, str(photos), split_by="clinic")
+    with pytest.raises(UserError, match="every group has all images of a class"):
+        mocokit.knn(encoder, str(photos), split_by="parent")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mocokit.data.folder import FolderSource
-from mocokit.data.labelled import lay_over_sample, open_labelled
+from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
 from mocokit.data.labels_file import LabelsFile, read_labels
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
@@ -123,3 +123,19 @@ def test_pickles_stay_small(data, tmp_path):
     store = opened(data, table(tmp_path, "file,label\n" + "\n".join(ROWS)))
     assert isinstance(store.splits["train"], ImageSet)
     assert len(pickle.dumps(store.splits["train"])) < 1000
+
+
+def test_groups_by_a_column_or_by_folders(data, tmp_path):
+    rows = [f"{row},{'test' if n > 9 else ''},{'' if n == 4 else n // 3}" for n, row in enumerate(ROWS)]
+    labels = table(tmp_path, "file,label,split,patient\n" + "\n".join(rows))
+    store = grouped(opened(data, labels), "patient", labels)
+    groups = store.splits["train"].groups.tolist()
+    together = [[n for n in range(10) if groups[n] == group] for group in sorted(set(groups), key=groups.index)]
+    assert together == [[0, 1, 2], [3, 5], [4], [6, 7, 8], [9]]
+    assert "1 image has no patient, so each is a group; the first is 04.png" in store.notes
+    folders = write_images(tmp_path / "folders", ["a/1.png", "a/2.png", "b/1.png"])
+    assert grouped(opened(folders, None), "parent", None).splits["train"].groups.tolist() == [0, 0, 1]
+    limited = grouped(opened(data, labels, limit=5), "patient", labels).splits["train"]
+    whole = dict(zip(store.splits["train"].names, groups, strict=True))
+    pairs = {(whole[name], group) for name, group in zip(limited.names, limited.groups.tolist(), strict=True)}
+    assert len(pairs) == len({group for group, _ in pairs}) == len({group for _, group in pairs})

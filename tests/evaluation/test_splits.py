@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from mocokit.data.sampler import generator
 from mocokit.errors import UserError
-from mocokit.evaluation.splits import LabelledSplits, split_labelled, stratified_folds, stratified_holdout
+from mocokit.evaluation.splits import (
+    LabelledSplits,
+    grouped_holdout,
+    split_labelled,
+    stratified_folds,
+    stratified_holdout,
+)
 
 
 class Images:
@@ -192,3 +198,46 @@ def test_more_labels_than_there_are_names_the_smallest_class():
     with pytest.raises(UserError, match=r"--labels-per-class 8: class 'b' has 7 .* at most"):
         found.few_shot(8, None, 0, 0)
     assert counts(found.few_shot(7, None, 0, 0), 4) == [7, 7, 0, 7]
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=2, max_size=120),
+    groups=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    share=st.sampled_from([0.1, 0.2, 0.5]),
+)
+def test_groups_are_held_out_whole_and_no_class_is(labels, groups, seed, share):
+    labels = torch.tensor(labels)
+    group_of = torch.randint(0, groups, (len(labels),), generator=generator(seed, "groups"))
+    out = grouped_holdout(labels, group_of, share, generator(seed, "test"))
+    assert not set(group_of[out].tolist()) & set(group_of[~out].tolist())
+    assert set(labels[~out].tolist()) == set(labels.tolist())
+
+
+def test_many_small_groups_are_near_the_share_of_each_class():
+    draw = generator(0, "made")
+    group_of = torch.randint(0, 300, (2000,), generator=draw)
+    labels = (group_of % 3 + torch.randint(0, 2, (2000,), generator=draw)) % 4  # classes of groups differ
+    out = grouped_holdout(labels, group_of, 0.2, generator(0, "test"))
+    shares = labels[out].bincount(minlength=4) / labels.bincount()
+    assert ((shares - 0.2).abs() < 0.01).all(), shares
+    other = grouped_holdout(labels, group_of, 0.2, generator(1, "test"))
+    assert not torch.equal(out, other)
+
+
+def test_groups_that_are_too_large_for_the_share():
+    labels = torch.tensor([0, 1] * 30)
+    halves = torch.arange(60) // 30
+    out = grouped_holdout(labels, halves, 0.2, generator(0, "test"))
+    assert out.sum() == 30
+
+
+def test_groups_stay_together_in_all_parts():
+    data = store(train=BALANCED)
+    data.splits["train"].groups = np.arange(60) // 6
+    found = split(data)
+    of_part = [set(part.groups.tolist()) for part in (found.train, found.val, found.test)]
+    assert sorted(group for groups in of_part for group in groups) == list(range(10))
+    assert (len(found.test), counts(found.test)) == (12, [4, 4, 4])
+    data.splits["train"].groups = data.splits["train"].labels
+    assert "every group has all images of a class; leave --split-by out" in split_labelled(data, 0)

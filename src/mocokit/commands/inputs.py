@@ -7,7 +7,7 @@ from typing import Any
 from mocokit.commands.parts import about_test, labelled_parts, labels_of
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
-from mocokit.data.labelled import open_labelled
+from mocokit.data.labelled import grouped, open_labelled
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store
 from mocokit.deploy.encoder_file import load, read_header
@@ -64,6 +64,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
             progress=report,
             to_train=to_train,
         )
+    store = grouped(store, config.split_by, labels)
     say(store.summary())
     inputs = Inputs(config.run, spec, origin["seed"], store, device)
     if not labels_for:

@@ -27,13 +27,13 @@ def about_test(
     parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool
 ) -> dict[str, Any]:
     """What a result says of its test images, also printed: how many ``images`` of which ``split``; if they are
-    ``held_out`` (else None), the ``share`` of each class and the ``seed``; and ``near_duplicates``: how many of
-    so many ``test`` images were ``found`` among so many ``train`` images, and the names of the ``first`` pair (None for
-    tiny images).
+    ``held_out`` (else None), the ``share`` of each class, the ``seed``, and what they are kept together ``by``; and
+    ``near_duplicates``: how many of so many ``test`` images were ``found`` among so many ``train`` images, and the
+    names of the ``first`` pair (None for tiny images).
 
     ``seen``: whether held-out images were (or are going to be) in pretraining.
     """
-    held_out = {"share": config.test_share, "seed": config.seed} if parts.held_out else None
+    held_out = {"share": config.test_share, "seed": config.seed, "by": config.split_by} if parts.held_out else None
     say(_line(parts, store, config, seen))
     near = near_duplicates(parts.train_val, parts.test, config.seed)
     if near and near.first:
@@ -54,12 +54,14 @@ def _line(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainCo
     test, train = parts.test, parts.train_val
     if not parts.held_out:
         labelled = f"{len(train):,} of {train.images.split} have labels"
-        return f"tested on {len(test):,} images of {test.images.split}; {labelled}"
+        unused = "; --split-by is for data without a test split" * (config.split_by is not None)
+        return f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}"
     alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
+    by = f", in whole groups by {config.split_by}" if config.split_by else ""
     share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
     return (
-        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing ({share} of each class, "
-        f"seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
+        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
+        f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
 
 

@@ -18,7 +18,7 @@ from mocokit.commands.resume import on_its_device, saved_configuration, with_fre
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import LINE_SECONDS, command, mute, progress, say
 from mocokit.data.image_index import Skipped, Source
-from mocokit.data.labelled import lay_over_sample, open_labelled
+from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store, TooManySkipped, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
@@ -209,11 +209,13 @@ def open_data(
     source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
         store = open_labelled(source, labels, limit=given.get("limit"), **options)
+        store = grouped(store, given.get("split_by"), labels)
         return RunData(store, store.splits["train"])
     if "limit" in given:
         raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
     store = store if labels is None else lay_over_sample(store, labels, images.names)
+    store = grouped(store, given.get("split_by"), labels)
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)
 

@@ -10,8 +10,11 @@ import numpy as np
 from mocokit.data.build import subset
 from mocokit.data.image_index import SPLITS, ImageIndex, Source, main_split
 from mocokit.data.labels_file import LabelsFile
+from mocokit.data.notes import count, listed
 from mocokit.data.store import ImageSet, Store, check_trainable, open_store
 from mocokit.errors import UserError
+
+PARENT = "parent"  # of an image: its folder
 
 
 def open_labelled(
@@ -27,6 +30,37 @@ def open_labelled(
     if to_train:
         check_trainable(store.splits, source.name)
     return store if limit is None else _limited(store, limit, seed)
+
+
+def grouped(store: Store, by: str | None, labels: LabelsFile | None) -> Store:
+    """The store with groups of images that must not be divided between training and test: those in one folder (``by``
+    "parent"), or with the same value in a column of the file of labels that was laid over it; none if ``by`` is None.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    if by is None:
+        return store
+    if by != PARENT and (labels is None or by not in labels.columns):
+        there = f"of {labels.place}: {listed(list(labels.columns))}" if labels else "of a file, which --labels names"
+        raise UserError(f"--split-by {by}: is neither {PARENT}, the folder of an image, nor a column {there}")
+    alone: list[str] = []
+    for images in store.splits.values():
+        if by == PARENT:
+            keys = [name.rpartition("/")[0] for name in images.names]
+        else:
+            assert labels is not None
+            assert images.table_rows is not None
+            values = ["" if value is None else str(value) for value in labels.columns[by].to_pylist()]
+            keys = [values[row] if row >= 0 else "" for row in images.table_rows.tolist()]
+            empty = [row for row, key in enumerate(keys) if not key]
+            alone += [images.names[row] for row in empty]
+            keys = [key or f"\0{row}" for row, key in enumerate(keys)]
+        images.groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    if not alone:
+        return store
+    line = f"{count(len(alone), 'image has', 'images have')} no {by}, so each is a group; the first is {alone[0]}"
+    return replace(store, notes=(*store.notes, line))
 
 
 def lay_over(store: Store, labels: LabelsFile) -> Store:
@@ -62,9 +96,12 @@ def _laid(store: Store, labels: LabelsFile, names: list[str], row_of: np.ndarray
     rows = np.concatenate([part.rows for part in sets])
     splits = {split: np.flatnonzero(split_of == n) for n, split in enumerate(SPLITS) if n in split_of}
     index = ImageIndex(names, splits, values, labels.label_names)
+    parts = {split: ImageSet(store.path, split, rows[these], values[these]) for split, these in splits.items()}
+    for split, these in splits.items():
+        parts[split].table_rows = row_of[these]
     laid = replace(
         store,
-        splits={s: ImageSet(store.path, s, rows[these], values[these]) for s, these in splits.items()},
+        splits=parts,
         label_names=labels.label_names,
         notes=(*store.notes, *labels.notes, *lines),
         label_notes=tuple(index.label_notes()) if labels.label_names else (),
@@ -79,6 +116,7 @@ def _limited(store: Store, limit: int, seed: int) -> Store:
     assert images.labels is not None
     chosen = subset(np.arange(len(images)), images.labels, limit, seed)
     part = ImageSet(store.path, split, images.rows[chosen], images.labels[chosen])
+    part.table_rows = None if images.table_rows is None else images.table_rows[chosen]
     return _identified(replace(store, splits=store.splits | {split: part}), store)
 
 

@@ -51,6 +51,9 @@ class ImageSet:
         """Open ``split`` of the cache entry ``path``, or call other ``rows`` of it so, with other ``labels``; OSError
         or ValueError if it is damaged."""
         self.path, self.split, self._given = path, split, (rows, labels)
+        # What `mocokit.data.labelled` adds, int64 [N]: the row of each image in a file of labels, and its group.
+        self.table_rows: np.ndarray | None = None
+        self.groups: np.ndarray | None = None
         if (held := hold(path)) is not None:
             weakref.finalize(self, os.close, held)
         facts = read_facts(path)

@@ -37,6 +37,12 @@ class Subset:
         assert self.images.labels is not None
         return torch.from_numpy(self.images.labels)[self.indices]
 
+    @property
+    def groups(self) -> Tensor | None:
+        """[N] int64, equal for images that stay together; None if each stands for itself."""
+        groups = getattr(self.images, "groups", None)
+        return None if groups is None else torch.from_numpy(groups)[self.indices]
+
     def where(self, mask: Tensor) -> "Subset":
         """The images where ``mask`` [N] is true."""
         return Subset(self.images, self.indices[mask])
@@ -100,8 +106,9 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
     """Divide labelled images into training, validation and test images; or why they can't be, and the way out.
 
     Test images are the data's test split, else its validation split, else ``test_share`` of each class of the only
-    split that has labels. Validation images are the data's validation split if that is not used for testing, else a
-    fifth of what remains of each training class. Both are drawn by ``seed``.
+    split that has labels, in whole groups where images have some. Validation images are the data's validation split if
+    that is not used for testing, else a fifth of what remains of each training class, likewise. Both are drawn by
+    ``seed``.
     """
     given = labelled_splits(store)
     if not given or store.label_names is None:
@@ -112,6 +119,8 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
     if held_out:
         test, train = _hold_out(train, test_share, generator(seed, "test part"))
         if not len(test):
+            if train.groups is not None:
+                return "every group has all images of a class; leave --split-by out, or group by something smaller"
             return "no class has two labelled images; give several of each class"
     else:
         test = given[others[0]]
@@ -134,6 +143,35 @@ def stratified_holdout(labels: Tensor, share: float, draw: torch.Generator) -> T
     return _random_rank_in_class(labels, draw) < wanted[labels]
 
 
+def grouped_holdout(labels: Tensor, groups: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """Whole random groups that have together about a share of each class, and no class whole: [N] bool.
+
+    Groups are looked at in a random order, and taken if the shares of all classes come nearer by that; if that is none,
+    the one that comes nearest.
+    """
+    _, groups = groups.unique(return_inverse=True)
+    counts = torch.zeros(int(groups.max()) + 1, int(labels.max()) + 1).index_put_(
+        (groups, labels), torch.ones(len(labels)), accumulate=True
+    )  # [groups, classes]
+    parts = (counts / counts.sum(dim=0).clamp(min=1)).double()  # of each class, in each group
+    wanted = torch.where(counts.sum(dim=0) > 0, share, 0.0).double()
+    held = torch.zeros_like(wanted)
+    chosen = torch.zeros(len(parts), dtype=torch.bool)
+    best, distance_of_best = -1, float("inf")
+    for group in torch.randperm(len(parts), generator=draw).tolist():
+        together = held + parts[group]
+        if bool((together > 1 - 1e-9).any()):
+            continue
+        distance = float((together - wanted).square().sum())
+        if distance < float((held - wanted).square().sum()):
+            held, chosen[group] = together, True
+        elif distance < distance_of_best:
+            best, distance_of_best = group, distance
+    if not chosen.any() and best >= 0:
+        chosen[best] = True
+    return chosen[groups]
+
+
 def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[Tensor]:
     """Random disjoint validation folds, [N] bool each, every class spread evenly over them and also outside of each.
 
@@ -147,8 +185,11 @@ def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[T
 
 
 def _hold_out(subset: Subset, share: float, draw: torch.Generator) -> tuple[Subset, Subset]:
-    """A share of each class, and the rest."""
-    mask = stratified_holdout(subset.labels, share, draw)
+    """A share of each class, in whole groups if there are any, and the rest."""
+    if subset.groups is None:
+        mask = stratified_holdout(subset.labels, share, draw)
+    else:
+        mask = grouped_holdout(subset.labels, subset.groups, share, draw)
     return subset.where(mask), subset.where(~mask)
 
 
