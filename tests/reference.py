@@ -48,21 +48,20 @@ def momentum_update(theta_k, theta_q, m):
     return [m * k + (1 - m) * q for k, q in zip(theta_k, theta_q, strict=True)]
 
 
-def knn_top(bank, bank_labels, queries, query_labels, k, temperature, alone=False):
+def knn_top(bank, bank_labels, queries, query_labels, k, temperature):
     """Wu et al. 2018, section 3.4: (top-1, top-5). A class without a vote is not among the five."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
     classes = max(bank_labels.max(), query_labels.max()) + 1
     hits = np.zeros(2)
-    for i, query in enumerate(queries):
+    for query, label in zip(queries, query_labels, strict=True):
         similarity = bank @ query
-        candidates = [j for j in range(len(bank)) if not (alone and i == j)]
-        nearest = sorted(candidates, key=lambda j: -similarity[j])[:k]
+        nearest = sorted(range(len(bank)), key=lambda j: -similarity[j])[:k]
         votes = np.zeros(classes)
         for j in nearest:
             votes[bank_labels[j]] += np.exp((similarity[j] - similarity[nearest[0]]) / temperature)
         ranking = [c for c in np.argsort(-votes, kind="stable") if votes[c] > 0]
-        hits += [query_labels[i] == ranking[0], query_labels[i] in ranking[:5]]
+        hits += [label == ranking[0], label in ranking[:5]]
     return tuple(hits / len(queries))
 
 

@@ -154,9 +154,9 @@ def test_options_have_help():
 
 
 PATHS = {
-    "pretrain": "data out recipe",
-    **dict.fromkeys(["knn", "probe", "scorecard"], "run data"),
-    "finetune": "run data out",
+    "pretrain": "data labels out recipe",
+    **dict.fromkeys(["knn", "probe", "scorecard"], "run data labels"),
+    "finetune": "run data labels out",
     "embed": "run data output",
     "export": "run output data",
     "search": "features queries montage run data",

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.cli import parse
+from mocokit.cli import main, parse
 from mocokit.config import VERBS
 from mocokit.recipes import load_recipe
+from tests.helpers import write_images
+from tests.runs import FLAGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,6 +37,32 @@ def test_ci_runs_what_the_first_screen_says():
     develop = BLOCKS[-1]
     assert "pip install -c constraints.txt -e '.[dev]'" in develop
     assert "pip install -q -c constraints.txt -e '.[dev]'" in ci
+
+
+SECTION = re.search(r"^## Labels from a file.*?```bash\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("line", [line.partition("#")[0].strip() for line in SECTION.splitlines()])
+def test_labels_and_splits_do_what_it_says(line, tmp_path, monkeypatch, capfd):
+    """On images of two classes and six patients; on two days, where days are named."""
+    monkeypatch.chdir(tmp_path)
+    rows = ["image,label,scan,diagnosis,patient"]
+    for number in range(48):
+        day, kind, name = ("monday", "friday")[number % 2], "ab"[number // 2 % 2], f"{number:02d}.png"
+        folders = f"{day}/{kind}" if "monday" in line else kind
+        write_images(tmp_path / "path" / "to" / "images", [f"{folders}/{name}"])
+        rows.append(f"{name},{'xy'[number % 2]},{number:02d},{'uvw'[number % 3]},{number // 8}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    assert main([*shlex.split(line)[1:], "--out", "run", *FLAGS, "--epochs", "1"]) == 0
+    told = {
+        "--labels-columns": "labels from labels.csv: 48 rows, columns scan, diagnosis\n",
+        "--split-by": "held out for testing (a fifth of each class, in whole groups by patient, seed 0)",
+        "--test-share": "(0.3 of each class, seed 0)",
+        "--train": "tested on 24 images of test; 24 of train have labels",
+        "--labels": "labels from labels.csv: 48 rows, columns image, label\n",
+    }
+    expected = next(text for option, text in told.items() if option in line.split())
+    assert expected in capfd.readouterr().err
 
 
 def test_nothing_is_left_to_fill_in():

@@ -121,6 +121,12 @@ def finetune(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -150,6 +156,12 @@ def finetune(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -167,8 +179,9 @@ def finetune(
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
-        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -183,6 +196,12 @@ def knn(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -194,12 +213,18 @@ def knn(
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; if but one split has labels, each of its images is classified by the others.
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
+            them are classified by which others.
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -210,7 +235,8 @@ def knn(
     Returns:
         ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
         ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
-        top5 being None for five classes or fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        top5 being None for five classes or fewer; ``test``, what the test images are (``{images, split, held_out,
+        near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -259,6 +285,12 @@ def pretrain(
     warmup_steps: int | None = None,
     time_budget: str | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     stream: bool = False,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -326,6 +358,12 @@ def pretrain(
         warmup_steps: steps of linear warm-up before the schedule.
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -348,8 +386,9 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
-        scorecard and retrieval_ci95, each of encoder, given_weights (if there are any), random_init, raw_pixels and
+        wall_s, loss, loss_over_chance, verdict; test (what the test images are: images, split, held_out,
+        near_duplicates) and knn (top1, top5 and the interval ci95), None without labels; scorecard and
+        retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init, raw_pixels and
         colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
         several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
@@ -366,6 +405,12 @@ def probe(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -389,6 +434,12 @@ def probe(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -403,12 +454,14 @@ def probe(
         lr: sgd: peak learning rate (default 30.0).
 
     Returns:
-        ``protocol``; ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5,
-        balanced, ci95, balanced_ci95, per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast
-        protocol, which the latter two always follow, the chosen ``l2``; top5 is None for five classes or fewer;
-        ``ci95_of``, what the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images;
-        ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
-        ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
+        ``protocol``; ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``,
+        ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
+        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two always follow,
+        the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
+        ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
+        and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -422,6 +475,12 @@ def scorecard(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -438,6 +497,12 @@ def scorecard(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).

@@ -37,6 +37,21 @@ Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
 MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", low=1)]
+Labels = Annotated[
+    str | None, Option("table (CSV, TSV, Parquet) of labels by path or name of the images", path=True, identity=False)
+]
+LabelsColumns = Annotated[
+    str | None, Option("its columns: image,label or image,label,split; default the usual names", identity=False)
+]
+TrainFolder = Annotated[str | None, Option("name of the folder of training images, if not a usual one", identity=False)]
+TestFolder = Annotated[str | None, Option("name of the folder of test images, if not a usual one", identity=False)]
+TestShare = Annotated[
+    float, Option("share of each class held out for testing, if no test split", low=0.01, high=0.9, identity=False)
+]
+SplitBy = Annotated[
+    str | None,
+    Option("keep together when held out: parent (folder) or a column of --labels, e.g. patient", identity=False),
+]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", low=1e-3)]
 
@@ -100,6 +115,12 @@ class PretrainConfig:
 
     time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
     limit: Limit = None
+    labels: Labels = None
+    labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
+    test_share: TestShare = 0.2
+    split_by: SplitBy = None
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
     follow_links: FollowLinks = False
@@ -143,6 +164,12 @@ class ImagesConfig(RunConfig):
 
     data: Data
     limit: Limit = None
+    labels: Labels = None
+    labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
+    test_share: TestShare = 0.2
+    split_by: SplitBy = None
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000

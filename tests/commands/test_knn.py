@@ -11,8 +11,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import mocokit
 from mocokit.cli import main
+from mocokit.data.store import open_store
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.errors import UserError
+from mocokit.evaluation.splits import split_labelled
 from tests.encoders import ORIGIN
 from tests.helpers import archive, class_folders, encode, noise, write_images
 from tests.runs import TinyRun
@@ -77,16 +79,17 @@ def test_pixels_are_what_scikit_learn_makes_of_them(run, squares, k):
     assert mocokit.knn(str(run), str(squares), k=k)["raw_pixels"]["top1"] == pytest.approx(expected)
 
 
-def test_without_a_test_split_each_image_is_left_out_of_its_own_vote(run, squares):
-    only = squares / "train"
+def test_without_a_test_split_the_held_out_images_are_classified_by_the_others(run, squares, capfd):
     x, labels = pixels_of(squares, "train")
-    right = 0
-    for i in range(len(x)):
-        others = np.arange(len(x)) != i
-        right += (vote(3).fit(x[others], labels[others]).predict(x[i : i + 1]) == labels[i]).item()
-    result = mocokit.knn(str(run), str(only), k=3)
-    assert result["raw_pixels"]["top1"] == pytest.approx(right / len(x))
-    assert result["raw_pixels"]["top1"] < 1  # an image in its own vote would win it
+    store = open_store(str(squares / "train"), image_size=8)
+    parts = split_labelled(store, seed=1)
+    bank, queries = parts.train_val.indices.numpy(), parts.test.indices.numpy()
+    assert (len(bank), len(queries)) == (48, 12)
+    result = mocokit.knn(str(run), str(squares / "train"), k=3, seed=1)
+    assert result["raw_pixels"]["top1"] == pytest.approx(
+        vote(3).fit(x[bank], labels[bank]).score(x[queries], labels[queries])
+    )
+    assert (result["test"]["images"], result["test"]["held_out"]) == (12, {"share": 0.2, "seed": 1, "by": None})
 
 
 def test_images_without_a_label_are_not_asked(run, squares, capfd):
@@ -101,14 +104,14 @@ def test_images_without_a_label_are_not_asked(run, squares, capfd):
     ]
     stderr = capfd.readouterr().err
     assert "2 of 110 images have no label, first test/class0/more/deep.png: left out of kNN" in stderr
-    assert "48 images of test by 60 images of train" in stderr
+    assert "tested on 48 images of test; 60 of train have labels" in stderr
 
 
 def test_a_test_split_alone_or_without_labels(run, squares, capfd):
     expected = mocokit.knn(str(run), str(squares / "test"), k=3)["raw_pixels"]["top1"]
     shutil.rmtree(squares / "train")
     assert mocokit.knn(str(run), str(squares), k=3)["raw_pixels"]["top1"] == expected
-    assert "48 images of test, each by the others" in capfd.readouterr().err
+    assert "labels in test only: 8 of 48 images are held out" in capfd.readouterr().err
     write_images(squares, ["train/a.png", "train/b.png"])
     assert mocokit.knn(str(run), str(squares), k=3)["raw_pixels"]["top1"] == expected
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mocokit.data.image_index import ImageIndex, index_by_folders
 from mocokit.data.sources import open_source
+from mocokit.errors import UserError
 from tests.helpers import archive, encode, noise
 
 PNG = encode(noise(0))
@@ -159,3 +160,33 @@ def test_runs_inside_the_data_and_empty_folders_are_told(tmp_path: Path) -> None
     image_index = index_of(tmp_path)
     assert image_index.names == ["a.png", "b.png"]
     assert image_index.all_notes() == ["1 empty folder: cat", "1 run of mocokit left out: runs/data"]
+
+
+SAID = ["set/hot/cat/1.png", "set/hot/dog/2.png", "set/cold/cat/3.png", "set/cold/dog/4.png", "set/warm/dog/5.png"]
+
+
+@pytest.mark.parametrize(
+    ("said", "splits"),
+    [
+        ({"hot": "train", "cold": "test"}, {"train": ["1", "2"], "test": ["3", "4"]}),
+        ({"cold": "test"}, {"train": ["1", "2", "5"], "test": ["3", "4"]}),
+        ({"hot": "train"}, {"train": ["1", "2"]}),
+    ],
+)
+def test_folders_that_are_said_to_be_splits(said, splits):
+    image_index = index_by_folders(SAID, [], Path("data"), said)
+    names = image_index.names
+    found = {split: [names[row][-5] for row in rows] for split, rows in image_index.splits.items()}
+    assert found == splits
+    assert image_index.label_names == ("cat", "dog")
+    rows = [row for rows in image_index.splits.values() for row in rows]
+    assert all(image_index.label_names[image_index.labels[row]] == names[row].split("/")[2] for row in rows)
+    unused = "outside the folders of splits not used, first set/" in " ".join(image_index.notes)
+    assert unused == ("train" in said.values())
+
+
+def test_folders_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match="--train hot: data has no folder of images of that name; folders in it: pets"):
+        index_by_folders(["pets/1.png"], [], Path("data"), {"hot": "train"})
+    with pytest.raises(UserError, match="--train hot: data has no folder of images of that name beside ice; folders"):
+        index_by_folders(SAID, [], Path("data"), {"hot": "train", "ice": "test"})

@@ -123,3 +123,22 @@ def test_nothing_to_see(tmp_path: Path, suffix: str) -> None:
     path = archive(folder, tmp_path / f"data{suffix}") if suffix else folder
     with pytest.raises(UserError, match="no images in"):
         index_of(path)
+
+
+def test_folders_said_to_be_splits_are_another_source(tmp_path):
+    folder = write_images(tmp_path / "data", ["a/x/1.png", "a/y/2.png", "b/x/3.png", "b/y/4.png"])
+    packed = archive(folder, tmp_path / "data.zip")
+    for data in (folder, packed):
+        sources = [
+            open_source(str(data), train=train, test=test) for train, test in ((None, None), ("a", "b"), ("b", "a"))
+        ]
+        assert len({source.fingerprint() for source in sources}) == 3
+        found = sources[2].read_index()
+        assert {s: [found.names[row] for row in rows] for s, rows in found.splits.items()} == {
+            "train": ["b/x/3.png", "b/y/4.png"],
+            "test": ["a/x/1.png", "a/y/2.png"],
+        }
+    with pytest.raises(UserError, match="--test b: names a folder inside a folder or archive of images, which"):
+        open_source("digits", test="b")
+    with pytest.raises(UserError, match="--train a: is --test, too"):
+        open_source(str(folder), train="a", test="a")

@@ -13,6 +13,7 @@ from mocokit.evaluation.features import SIMPLE, extract
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_ranks
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.scorecard import SCORES
+from mocokit.evaluation.splits import split_labelled
 from tests.runs import TinyRun
 
 
@@ -27,7 +28,7 @@ def store(tiny_run: TinyRun):
 
 
 def evaluator(store, seed=0, score_images=20, labels=True):
-    knn = KnnEvaluator.from_store(store, k=5, temperature=0.1) if labels else None
+    knn = KnnEvaluator.of(split_labelled(store, 0), k=5, temperature=0.1) if labels else None
     return Evaluator(store.splits["train"], AUGMENTATIONS["v2"], seed, knn, score_images)
 
 

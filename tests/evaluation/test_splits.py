@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from mocokit.data.sampler import generator
 from mocokit.errors import UserError
 from mocokit.evaluation.splits import (
-    bank_and_queries,
-    labelled_splits,
+    LabelledSplits,
+    grouped_holdout,
     split_labelled,
     stratified_folds,
     stratified_holdout,
-    why_unmeasured,
 )
 
 
@@ -36,6 +35,12 @@ def store(classes=3, **splits):
     return SimpleNamespace(name="pets", splits=images, label_names=tuple("abcdefg"[:classes]))
 
 
+def split(data, seed=0, *share) -> LabelledSplits:
+    found = split_labelled(data, seed, *share)
+    assert isinstance(found, LabelledSplits), found
+    return found
+
+
 def ids(*parts):
     """Which images parts hold: pairs of the set and the position in it."""
     return [(id(part.images), index) for part in parts for index in part.indices.tolist()]
@@ -51,7 +56,7 @@ many_labels = st.lists(st.integers(0, 6), min_size=1, max_size=80)
 
 def test_own_splits_are_used():
     data = store(train=BALANCED, val=[0, 1, 2], test=[2, 1])
-    found = split_labelled(data, seed=0)
+    found = split(data, 0)
     assert [counts(part) for part in (found.train, found.val, found.test)] == [[20] * 3, [1] * 3, [0, 1, 1]]
     assert found.test.images is data.splits["test"]
     assert len(found.train_val) == 60
@@ -60,7 +65,7 @@ def test_own_splits_are_used():
 @pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("train", "test")])
 def test_a_missing_split_is_a_fifth_of_each_class(splits):
     data = store(**dict.fromkeys(splits, BALANCED))
-    found = split_labelled(data, seed=0)
+    found = split(data, 0)
     test, remaining = (4, 16) if splits == ("train",) else (20, 20)
     assert counts(found.test) == [test] * 3
     assert counts(found.val) == [remaining // 5] * 3
@@ -72,20 +77,32 @@ def test_a_missing_split_is_a_fifth_of_each_class(splits):
 
 def test_parts_are_a_function_of_the_seed():
     data = store(train=BALANCED)
-    first, again, other = (ids(split_labelled(data, seed).test) for seed in (0, 0, 1))
+    first, again, other = (ids(split(data, seed).test) for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_nothing_to_test_on_is_told():
-    with pytest.raises(UserError, match="pets: no class has two images"):
-        split_labelled(store(train=[0, 1, 2]), seed=0)
-    found = split_labelled(store(train=[0, 1, 2], test=[0]), seed=0)
+@pytest.mark.parametrize(("share", "test"), [(0.25, 5), (0.5, 10), (0.9, 18), (0.01, 1)])
+def test_as_much_as_is_asked_for_is_held_out(share, test):
+    found = split(store(train=BALANCED), 0, share)
+    assert counts(found.test) == [test] * 3
+    assert len(found.train_val) == 60 - 3 * test
+
+
+def test_what_is_held_out_for_testing_is_nowhere_else():
+    found = split(store(train=BALANCED, val=[-1] * 3), 1)
+    assert found.held_out
+    assert not set(ids(found.test)) & set(ids(found.train, found.val))
+    assert not split(store(train=BALANCED, test=[0, 1])).held_out
+
+
+def test_without_validation_images_of_two_in_a_class():
+    found = split(store(train=[0, 1, 2], test=[0]))
     assert (len(found.train), len(found.val)) == (3, 0)
 
 
 def test_images_without_a_label_are_left_out():
     data = store(train=[-1, *BALANCED, -1], val=[-1], test=[2, -1, 1])
-    found = split_labelled(data, seed=0)
+    found = split(data, 0)
     assert min(part.labels.min() for part in (found.train, found.val, found.test)) == 0
     assert (len(found.train_val), len(found.test)) == (60, 2)
     assert found.val.images is data.splits["train"]  # of the val split nothing is known
@@ -93,25 +110,26 @@ def test_images_without_a_label_are_left_out():
 
 
 def test_a_test_split_without_labels_is_as_none():
-    found = split_labelled(store(train=BALANCED, test=[-1, -1]), seed=0)
+    found = split(store(train=BALANCED, test=[-1, -1]), 0)
     assert (counts(found.test), found.test.images) == ([4] * 3, found.train.images)
 
 
 @pytest.mark.parametrize(
-    ("splits", "bank", "queries"),
+    ("splits", "train", "test", "held_out"),
     [
-        ({"train": BALANCED, "test": [0, 1]}, "train", "test"),
-        ({"train": BALANCED, "val": [0, 1], "test": [-1]}, "train", "val"),
-        ({"train": BALANCED, "test": [-1]}, "train", None),
-        ({"train": [-1, -1], "test": [0, 0, 1]}, "test", None),
-        ({"test": [0, 0, 1]}, "test", None),
+        ({"train": BALANCED, "test": [0, 1]}, "train", "test", False),
+        ({"train": BALANCED, "val": [0, 1], "test": [-1]}, "train", "val", False),
+        ({"train": BALANCED, "test": [-1]}, "train", "train", True),
+        ({"train": [-1, -1], "test": BALANCED}, "test", "test", True),
+        ({"train": [-1, -1], "val": BALANCED, "test": [0, 1]}, "val", "test", False),
+        ({"test": BALANCED}, "test", "test", True),
     ],
 )
-def test_who_learns_and_who_is_asked(splits, bank, queries):
+def test_who_learns_and_who_is_asked(splits, train, test, held_out):
     data = store(**splits)
-    assert why_unmeasured(data) is None
-    found = bank_and_queries(labelled_splits(data))
-    assert [part and part.images for part in found] == [data.splits[bank], data.splits[queries] if queries else None]
+    found = split(data)
+    assert (found.train.images, found.val.images) == (data.splits[train], data.splits[train])
+    assert (found.test.images, found.held_out) == (data.splits[test], held_out)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +141,13 @@ def test_who_learns_and_who_is_asked(splits, bank, queries):
     ],
 )
 def test_why_nothing_can_be_measured(splits, why):
-    assert re.search(why, why_unmeasured(store(**splits)))
-
-
-def test_training_images_without_labels_are_told():
-    with pytest.raises(UserError, match="the training images have no labels, only those of test have"):
-        split_labelled(store(train=[-1, -1], test=[0, 0, 1]), seed=0)
+    assert re.search(why, split_labelled(store(**splits), 0))
 
 
 @given(labels=many_labels, seed=st.integers(0, 2**32))
 def test_held_out_is_a_fifth_of_each_class(labels, seed):
     labels = torch.tensor(labels)
-    out = stratified_holdout(labels, generator(seed, "test"))
+    out = stratified_holdout(labels, 0.2, generator(seed, "test"))
     for value in labels.unique():
         n, k = int((labels == value).sum()), int(out[labels == value].sum())
         assert (k == 0) if n == 1 else (k >= 1 and abs(k - n / 5) <= max(0.5, 1 - n / 5))
@@ -159,13 +172,13 @@ def test_folds_are_stratified_and_leave_every_class_to_learn_from(labels, seed, 
 
 def test_held_out_images_are_random_in_their_class():
     labels = torch.zeros(10, dtype=torch.int64)
-    often = sum(stratified_holdout(labels, generator(seed, "test")).long() for seed in range(500))
+    often = sum(stratified_holdout(labels, 0.2, generator(seed, "test")).long() for seed in range(500))
     assert ((often - 100).abs() < 40).all()  # two of ten, 500 times: 100 each, standard deviation 9
 
 
 @pytest.mark.parametrize("splits", [{"train": BALANCED}, {"train": BALANCED, "val": BALANCED, "test": BALANCED}])
 def test_few_labels_per_class(splits):
-    found = split_labelled(store(**splits), seed=0)
+    found = split(store(**splits), 0)
     few = [found.few_shot(4, None, 0, repeat) for repeat in (0, 1, 0)]
     assert [counts(part) for part in few] == [[4] * 3] * 3
     assert ids(few[0]) == ids(few[2]) != ids(few[1])
@@ -175,13 +188,56 @@ def test_few_labels_per_class(splits):
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.1, [1, 4]), (0.01, [1, 1]), (1.0, [10, 40])])
 def test_a_fraction_of_each_class(fraction, expected):
-    found = split_labelled(store(classes=2, train=[0] * 10 + [1] * 40, test=[0, 1]), seed=0)
+    found = split(store(classes=2, train=[0] * 10 + [1] * 40, test=[0, 1]), 0)
     assert counts(found.few_shot(None, fraction, 0, 0), 2) == expected
 
 
 def test_more_labels_than_there_are_names_the_smallest_class():
     data = store(classes=4, train=[0] * 9 + [1] * 7 + [3] * 8, test=[0, 1])  # no image of the third class
-    found = split_labelled(data, seed=0)
+    found = split(data, 0)
     with pytest.raises(UserError, match=r"--labels-per-class 8: class 'b' has 7 .* at most"):
         found.few_shot(8, None, 0, 0)
     assert counts(found.few_shot(7, None, 0, 0), 4) == [7, 7, 0, 7]
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=2, max_size=120),
+    groups=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+    share=st.sampled_from([0.1, 0.2, 0.5]),
+)
+def test_groups_are_held_out_whole_and_no_class_is(labels, groups, seed, share):
+    labels = torch.tensor(labels)
+    group_of = torch.randint(0, groups, (len(labels),), generator=generator(seed, "groups"))
+    out = grouped_holdout(labels, group_of, share, generator(seed, "test"))
+    assert not set(group_of[out].tolist()) & set(group_of[~out].tolist())
+    assert set(labels[~out].tolist()) == set(labels.tolist())
+
+
+def test_many_small_groups_are_near_the_share_of_each_class():
+    draw = generator(0, "made")
+    group_of = torch.randint(0, 300, (2000,), generator=draw)
+    labels = (group_of % 3 + torch.randint(0, 2, (2000,), generator=draw)) % 4  # classes of groups differ
+    out = grouped_holdout(labels, group_of, 0.2, generator(0, "test"))
+    shares = labels[out].bincount(minlength=4) / labels.bincount()
+    assert ((shares - 0.2).abs() < 0.01).all(), shares
+    other = grouped_holdout(labels, group_of, 0.2, generator(1, "test"))
+    assert not torch.equal(out, other)
+
+
+def test_groups_that_are_too_large_for_the_share():
+    labels = torch.tensor([0, 1] * 30)
+    halves = torch.arange(60) // 30
+    out = grouped_holdout(labels, halves, 0.2, generator(0, "test"))
+    assert out.sum() == 30
+
+
+def test_groups_stay_together_in_all_parts():
+    data = store(train=BALANCED)
+    data.splits["train"].groups = np.arange(60) // 6
+    found = split(data)
+    of_part = [set(part.groups.tolist()) for part in (found.train, found.val, found.test)]
+    assert sorted(group for groups in of_part for group in groups) == list(range(10))
+    assert (len(found.test), counts(found.test)) == (12, [4, 4, 4])
+    data.splits["train"].groups = data.splits["train"].labels
+    assert "every group has all images of a class; leave --split-by out" in split_labelled(data, 0)

@@ -20,7 +20,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.evaluation.metrics import classification_metrics
 from mocokit.evaluation.probe import fast
-from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
+from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.files import write_json, write_text
 from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
@@ -30,8 +30,8 @@ from mocokit.training.finetuning import Finetuning, attach_classifier, train_cla
 from mocokit.training.log import Row, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
-# May differ when a training goes on; of run and data the content counts.
-FREE = {"run", "data", "max_skipped", "out", "baseline", "device"}
+# May differ when a training goes on; of run, data and labels the content counts.
+FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseline", "device"}
 
 
 @documented(FinetuneConfig)
@@ -52,8 +52,9 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     Returns:
         ``protocol`` ("finetune" or "from scratch"); ``encoder`` and ``random_init`` (or None), each ``{top1, top5,
         balanced, ci95, balanced_ci95, per_class, confusion, val_top1, epochs, best_epoch, train_s}``, train_s being
-        the seconds of the training steps; ``directory``; ``images`` of each part; ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``. The directory holds the encoder that `mocokit.load` takes.
+        the seconds of the training steps; ``directory``; ``images`` of each part; ``test``, what the test images are
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        The directory holds the encoder that `mocokit.load` takes.
 
     Raises:
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
@@ -66,7 +67,8 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")
-    labelled = split_labelled(inputs.store, config.seed)
+    labelled = inputs.parts
+    assert labelled is not None
     if not len(labelled.val) or len(labelled.train) < 2:
         too_few = "too few labelled training images to learn from some and stop by others; have several of each class"
         raise UserError(f"{data}: {too_few}")
@@ -77,7 +79,7 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
         scratch = dataclasses.replace(config, from_scratch=True, out=str(path))
         baseline = _Training(scratch, inputs, labelled).result(started, overwrite)
-        figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images")}
+        figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
     keep(VERB, run, result)
@@ -195,6 +197,7 @@ class _Training:
             "random_init": None,
             "directory": str(run.path),
             "images": {part: len(getattr(labelled, part)) for part in ("train", "val", "test")},
+            "test": self.inputs.test,
         }
 
     def _announce(self, row: Row) -> None:
@@ -232,6 +235,8 @@ def _lines(result: dict[str, Any], data: str) -> list[str]:
 def _is_whole(result: dict[str, Any] | None) -> bool:
     """Whether a result that was read is of the structure that is written; what is not is measured again."""
     try:
-        return result is not None and bool(result["encoder"] and result["images"] and _lines(result, ""))
+        return result is not None and bool(
+            result["encoder"] and result["images"] and result["test"] and _lines(result, "")
+        )
     except (LookupError, TypeError, ValueError, AttributeError):
         return False

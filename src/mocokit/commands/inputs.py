@@ -1,17 +1,20 @@
 """The inputs that the evaluating verbs share: a run's encoder and images decoded for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from mocokit.commands.parts import about_test, labelled_parts, labels_of
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
+from mocokit.data.labelled import grouped, open_labelled
 from mocokit.data.sources import open_source
-from mocokit.data.store import Store, open_store
+from mocokit.data.store import Store
 from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.splits import why_unmeasured
+from mocokit.evaluation.splits import LabelledSplits
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
@@ -25,6 +28,8 @@ class Inputs:
     store: Store
     device: DeviceName
     given_weights: Encoder | None  # that the run went on from, if it did
+    parts: LabelledSplits | None = None  # if there are to be labels
+    test: dict[str, Any] = field(default_factory=dict)  # what results say of the test images
 
     @property
     def spec(self) -> EncoderSpec:
@@ -58,9 +63,11 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     device = pick_device(config.device)
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     spec = encoder.spec
+    labels = labels_of(config.labels, config.labels_columns)
     with progress("decoding images") as report:
-        store = open_store(
-            open_source(config.data, config.follow_links, config.max_pixels),
+        store = open_labelled(
+            open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test),
+            labels,
             image_size=spec.image_size,
             limit=config.limit,
             seed=config.seed,
@@ -70,9 +77,14 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
             progress=report,
             to_train=to_train,
         )
+    store = grouped(store, config.split_by, labels)
     say(store.summary())
-    if labels_for and (reason := why_unmeasured(store)):
-        raise UserError(f"{config.data}: {labels_for} needs labels: {reason}")
     initial = RunDirectory(Path(config.run)).initial
-    given = load(initial, device) if initial.exists() else None
-    return Inputs(encoder, store, device, given)
+    inputs = Inputs(encoder, store, device, load(initial, device) if initial.exists() else None)
+    if not labels_for:
+        return inputs
+    parts = labelled_parts(store, config)
+    if isinstance(parts, str):
+        raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
+    seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
+    return replace(inputs, parts=parts, test=about_test(parts, store, config, seen))

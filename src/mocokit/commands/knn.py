@@ -18,14 +18,15 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Args:
         run: a run directory or its ``encoder.safetensors``.
-        data: labelled images, as for `mocokit.pretrain`. The training split is the bank, the test (or else the
-            validation) split the queries; if but one split has labels, each of its images is classified by the others.
+        data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
+            them are classified by which others.
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
         ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
         ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
-        top5 being None for five classes or fewer; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        top5 being None for five classes or fewer; ``test``, what the test images are (``{images, split, held_out,
+        near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -33,12 +34,13 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
     inputs = open_inputs(config, labels_for="kNN")
-    evaluator = KnnEvaluator.from_store(inputs.store, config.k, config.temperature)
-    say(evaluator.describe())
+    assert inputs.parts is not None
+    evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
     features = {key: features_of(encoder) for key, encoder in inputs.encoders.items()}
     features |= simple_features(inputs.spec.image_size)
     channels = inputs.spec.channels
     figures = {key: _measure(row_name(key, channels), evaluator, kind) for key, kind in features.items()}
+    figures["test"] = inputs.test
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 
 

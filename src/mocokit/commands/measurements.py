@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mocokit import distributed
+from mocokit.commands.parts import labelled_parts
 from mocokit.config import PretrainConfig
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
@@ -14,7 +15,6 @@ from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
-from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import Check
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
@@ -30,7 +30,8 @@ TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evalua
 
 def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """All images."""
-    knn = None if why_unmeasured(store) else KnnEvaluator.from_store(store, config.knn_k, config.knn_temperature)
+    parts = labelled_parts(store, config)
+    knn = None if isinstance(parts, str) else KnnEvaluator.of(parts, config.knn_k, config.knn_temperature)
     return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
 
 

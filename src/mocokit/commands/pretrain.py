@@ -14,21 +14,22 @@ from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
+from mocokit.commands.parts import about_any_test, labels_of
 from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import mute, progress, say
 from mocokit.data.image_index import Skipped, Source
+from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
 from mocokit.data.sources import open_source
-from mocokit.data.store import ImageSet, Store, TooManySkipped, open_store, write_skipped
+from mocokit.data.store import ImageSet, Store, TooManySkipped, write_skipped
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder, row_name
-from mocokit.evaluation.splits import why_unmeasured
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
@@ -41,7 +42,8 @@ from mocokit.training.log import announcer, check_tracker, read_rows
 from mocokit.training.pretraining import Pretraining, train
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
-FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "scorecard", "config")  # of a whole result
+# Of a whole result.
+FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "test", "scorecard", "config")
 
 
 @documented(PretrainConfig)
@@ -60,8 +62,9 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict; knn (top1, top5 and the interval ci95; None without labels),
-        scorecard and retrieval_ci95, each of encoder, given_weights (if there are any), random_init, raw_pixels and
+        wall_s, loss, loss_over_chance, verdict; test (what the test images are: images, split, held_out,
+        near_duplicates) and knn (top1, top5 and the interval ci95), None without labels; scorecard and
+        retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init, raw_pixels and
         colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
         several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
@@ -99,8 +102,8 @@ class Request:
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
-        follow_links, max_pixels = (self.given.get(n, FIELDS[n].default) for n in ("follow_links", "max_pixels"))
-        return open_source(self.given["data"], follow_links, max_pixels)
+        names = ("follow_links", "max_pixels", "train", "test")
+        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,6 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         except TooManySkipped as error:
             raise _with_list(error, run) from None
     say(data.store.summary())
-    if data.store.label_names and (reason := why_unmeasured(data.store)):
-        say(f"kNN is not measured: {reason}")
     with _locked(run):
         return _in_directory(run, origin, request, data, start, overwrite, started)
 
@@ -156,7 +157,7 @@ def _in_directory(
     started: float,
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
-    given, recipe, fingerprint = {**request.given, "out": str(run.path)}, request.recipe, data.store.fingerprint
+    given, recipe, fingerprint = {**request.given, "out": str(run.path)}, request.recipe, data.store.train_fingerprint
     saved = known = on_first(lambda: saved_configuration(run, given, recipe, fingerprint, overwrite, origin))
     if finished := on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
         other = "more --epochs" if request.extend else "another --out"
@@ -171,6 +172,7 @@ def _in_directory(
     initial = start.adapted(spec) if start else None
     # The images or the weights may have been refused, or are now: nothing is written yet.
     task = Pretraining(config, spec, resolved.restart, initial.backbone.state_dict() if initial else None)
+    test = about_any_test(data.store, config) if distributed.rank() == 0 else None
     if not saved:
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
@@ -180,7 +182,7 @@ def _in_directory(
         return {}
     _write_encoder(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
-    figures |= _measure(task, data.store, run)
+    figures |= {"test": test, **_measure(task, data.store, run)}
     result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], config)
     are_large = max(data.store.main.canvas) >= LARGE  # as stored, twice the model's at most
@@ -220,7 +222,8 @@ def open_data(
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
     """
     given, recipe = request.given, request.recipe
-    options = {name: given[name] for name in ("limit", "workers") if name in given}
+    labels = labels_of(given.get("labels"), given.get("labels_columns"))
+    options = {name: given[name] for name in ("workers",) if name in given}
     options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
     size = given.get("image_size", recipe.get("image_size", image_size))
     options |= {
@@ -231,11 +234,14 @@ def open_data(
     }
     source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
-        store = open_store(source, **options)
+        store = open_labelled(source, labels, limit=given.get("limit"), **options)
+        store = grouped(store, given.get("split_by"), labels)
         return RunData(store, store.splits["train"])
     if "limit" in given:
         raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
+    store = store if labels is None else lay_over_sample(store, labels, images.names)
+    store = grouped(store, given.get("split_by"), labels)
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)
 
@@ -291,7 +297,7 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData, start: Start | 
         if run.config.exists():
             run.clear()
         write_skipped(run.skipped, data.store.skipped)
-        facts = {"fingerprint": data.store.fingerprint, "images": len(data.images)}
+        facts = {"fingerprint": data.store.train_fingerprint, "images": len(data.images)}
         if start and initial:
             save_encoder(initial, run.initial, dict(start.encoder.origin))
             facts["weights"] = start.fingerprint
@@ -374,7 +380,7 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
-    origin = {"recipe": task.config.recipe, "data_fingerprint": store.fingerprint, "seed": task.config.seed}
+    origin = {"recipe": task.config.recipe, "data_fingerprint": store.train_fingerprint, "seed": task.config.seed}
     with run.writing():
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 

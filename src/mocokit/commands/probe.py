@@ -16,7 +16,7 @@ from mocokit.evaluation.baselines import Features, features_of, row_name, simple
 from mocokit.evaluation.logistic import LinearClassifier
 from mocokit.evaluation.metrics import classification_metrics, repeated_interval
 from mocokit.evaluation.probe import fast, frozen, labelled_features, reduced
-from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
+from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory
@@ -36,12 +36,14 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ProbeConfig`.
 
     Returns:
-        ``protocol``; ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5,
-        balanced, ci95, balanced_ci95, per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast
-        protocol, which the latter two always follow, the chosen ``l2``; top5 is None for five classes or fewer;
-        ``ci95_of``, what the intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images;
-        ``wall_s``, ``config``, ``data_fingerprint``, ``versions``. With few labels figures are means over the repeats,
-        ``accuracies`` lists each top-1 in place of ``per_class`` and ``confusion``, and ``l2`` is a list.
+        ``protocol``; ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``,
+        ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
+        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two always follow,
+        the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
+        ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
+        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
+        and ``confusion``, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -51,7 +53,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     if config.labels_per_class is not None and config.label_fraction is not None:
         raise UserError("--labels-per-class and --label-fraction exclude each other; give one")
     inputs = open_inputs(config, labels_for="a linear probe", to_train=True)
-    splits = split_labelled(inputs.store, config.seed)
+    assert inputs.parts is not None
+    splits = inputs.parts
     repeats: list[TrainVal] = [(splits.train, splits.val)]
     if _has_few_labels(config):
         few = config.labels_per_class, config.label_fraction, config.seed
@@ -68,6 +71,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     for key, features in simple.items():
         figures[key] = _measure(row_name(key, inputs.spec.channels), features, splits, repeats, config)
     figures |= {"ci95_of": drawn, "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)}}
+    figures["test"] = inputs.test
     also = ("probe_sgd",) if config.protocol == "sgd" else ()  # kept when a fast probe replaces probe.json
     return record("probe", run, config, figures, started, inputs.store.fingerprint, *also)
 

@@ -72,7 +72,9 @@ def on_its_device(saved: Resolved, given: Mapping[str, Any], run: RunDirectory) 
 
 def with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
     """The configuration; what does not change the result may differ from the run that is resumed."""
-    free = {name: value for name, value in given.items() if not FIELDS[name].identity}
+    as_opened = ("labels", "labels_columns", "split_by", "train", "test")
+    free: dict[str, Any] = {name: given.get(name) for name in as_opened}
+    free |= {name: value for name, value in given.items() if not FIELDS[name].identity}
     config = replace(resolved.config, **free)
     pick_device(config.device)
     if config.cuda_graphs and config.device != "cuda":

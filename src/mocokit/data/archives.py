@@ -7,7 +7,7 @@ import lzma
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -55,14 +55,17 @@ class ArchiveSource:
 
     decoded = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, splits: Mapping[str, str] | None = None) -> None:
+        """``splits``: those that folders are said to be, by name."""
+        self.splits = splits or {}
         suffix = max((s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)), key=len)
         self.path = path
         self.name = path.name[: -len(suffix)] or "data"
         self._members: list[Any] = []
 
     def fingerprint(self) -> str:
-        return file_fingerprint(self.path)
+        said = "".join(f"/{split}={name}" for name, split in self.splits.items())
+        return file_fingerprint(self.path) + said
 
     def read_index(self) -> ImageIndex:
         members: dict[str, Any] = {}
@@ -83,7 +86,7 @@ class ArchiveSource:
                     members[name] = member  # as when unpacking, the last of several wins
         if not members and (inner := others.first_of(ARCHIVE_SUFFIXES)):
             raise UserError(f"no images in {self.path}, but archives: unpack it, and name one such as {inner}")
-        image_index = index_by_folders(members, refused.values(), self.path)
+        image_index = index_by_folders(members, refused.values(), self.path, self.splits)
         self._members = [members[name] for name in image_index.names]
         return replace(image_index, notes=(*image_index.notes, *others.lines()))
 

@@ -32,7 +32,7 @@ from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 7  # part of every cache key: raise it when files or pixels change
+FORMAT = 8  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100
@@ -145,7 +145,8 @@ def build(
             "intensity_range": intensity_range,
             "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
             "skipped": skipped,
-            "notes": [*image_index.all_notes(), *notes.lines(), *lines],
+            "notes": [*image_index.notes, *notes.lines(), *lines],
+            "label_notes": image_index.label_notes(),
         },
     }
     write_facts(directory, facts)

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +34,9 @@ class FolderSource:
 
     decoded = False
 
-    def __init__(self, path: Path, follow_links: bool = False) -> None:
-        self.root = path.resolve()
+    def __init__(self, path: Path, follow_links: bool = False, splits: Mapping[str, str] | None = None) -> None:
+        """``splits``: those that folders are said to be, by name."""
+        self.root, self.splits = path.resolve(), splits or {}
         self._follow_links = follow_links
         snapshots = next((parent for parent in self.root.parents if parent.name == "snapshots"), None)
         self._blobs = snapshots and snapshots.parent / "blobs"
@@ -56,6 +57,7 @@ class FolderSource:
         lines = [f"{name}\0{size}\0{time}\n" for name, (size, time) in sorted(self._images.items())]
         lines += [f"{skipped.name}\0{skipped.reason}\n" for skipped in sorted(self._refused)]
         lines += [f"{ending}\0{number}\n" for ending, number in self._others.kinds() if ending not in NO_IMAGES]
+        lines += [f"{name}\0{split}\n" for name, split in self.splits.items()]
         text = "".join(lines).encode(errors="surrogatepass")
         return f"folder/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 
@@ -65,7 +67,7 @@ class FolderSource:
             file = self._others.first_of((*ARCHIVE_SUFFIXES, *ARRAY_SUFFIXES))
             way = f"; to read {file}, name that file itself" if file else ""
             raise UserError(f"no images in {self.root}; {others[0]}{way}")
-        image_index = index_by_folders(self._images, self._refused, self.root)
+        image_index = index_by_folders(self._images, self._refused, self.root, self.splits)
         self._names = image_index.names
         notes = [*image_index.notes, *self._others.lines()]
         if self._empty:

@@ -56,7 +56,11 @@ class ImageIndex:
 
     def all_notes(self) -> list[str]:
         """What to know before figures are trusted, a line each: the notes, and what is odd about the labels."""
-        return [*self.notes, *self._unlabelled(), *self._lone_classes()]
+        return [*self.notes, *self.label_notes()]
+
+    def label_notes(self) -> list[str]:
+        """What is odd about the labels, a line each."""
+        return [*self._unlabelled(), *self._lone_classes()]
 
     def _unlabelled(self) -> list[str]:
         if self.labels is None:
@@ -169,15 +173,17 @@ def splits_note(names: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"splits by name: {'; '.join(taken)}"]
 
 
-def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Path) -> ImageIndex:
+def index_by_folders(
+    names: Iterable[str], refused: Iterable[Skipped], place: Path, said: Mapping[str, str] | None = None
+) -> ImageIndex:
     """Sort image paths and derive splits and labels from their folders.
 
-    Folders with names such as ``train``, ``val`` and ``test`` are splits, possibly inside lone wrapping folders;
-    without them everything is "train". Class folders are labels if there are two at least and half the images of a
-    split are directly in one; its other images have no label.
+    Folders with names such as ``train``, ``val`` and ``test`` are splits, possibly inside lone wrapping folders, or
+    those that are ``said`` to be; without them everything is "train". Class folders are labels if there are two at
+    least and half the images of a split are directly in one; its other images have no label.
 
     Raises:
-        UserError: there are no images in ``place``.
+        UserError: there are no images in ``place``, or no folders as they are ``said`` to be.
     """
     names, refused = sorted(names), sorted(refused)
     if not names:
@@ -186,7 +192,7 @@ def index_by_folders(names: Iterable[str], refused: Iterable[Skipped], place: Pa
         raise UserError(f"no images in {place}{why}; files of these kinds are images: {' '.join(IMAGE_SUFFIXES)}")
     names, notes = _without_copies(names)
     paths = [name.split("/") for name in names]
-    depth, split_folders = _split_depth(paths)
+    depth, split_folders = _said_depth(paths, said, place) if said else _split_depth(paths)
     beside = None if "train" in split_folders.values() else "train"  # of images next to folders such as test
     split_of: list[str | None] = ["train"] * len(paths)
     if split_folders:
@@ -237,6 +243,21 @@ def _split_depth(paths: list[list[str]]) -> tuple[int, dict[str, str]]:
         if len(folders) != 1 or 2 * sum(len(path) == depth + 1 for path in paths) >= len(paths):
             return depth, {}
         depth += 1
+
+
+def _said_depth(paths: list[list[str]], said: Mapping[str, str], place: Path) -> tuple[int, dict[str, str]]:
+    """As `_split_depth`, of the folders that are ``said`` to be splits; beside a test folder alone all others train."""
+    wanted = {normalize("NFC", name): split for name, split in said.items()}
+    for depth in range(max(map(len, paths)) - 1):
+        folders = {path[depth] for path in paths if len(path) > depth + 1}
+        splits = {folder: wanted[plain] for folder in folders if (plain := normalize("NFC", folder)) in wanted}
+        if len(splits) == len(wanted):
+            others = {} if "train" in wanted.values() else dict.fromkeys(folders - set(splits), "train")
+            return depth, others | splits
+    there = listed(sorted({path[0] for path in paths if len(path) > 1})) or "none"
+    name, split = next(iter(said.items()))
+    beside = "" if len(said) == 1 else " beside " + " and ".join(list(said)[1:])
+    raise UserError(f"--{split} {name}: {place} has no folder of images of that name{beside}; folders in it: {there}")
 
 
 def _split_folders(folders: set[str]) -> dict[str, str]:

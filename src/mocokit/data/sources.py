@@ -28,20 +28,33 @@ ACCEPTED = (
 )
 
 
-def open_source(data: str, follow_links: bool = False, max_pixels: int = MAX_PIXELS) -> Source:
+def open_source(
+    data: str,
+    follow_links: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    train: str | None = None,
+    test: str | None = None,
+) -> Source:
     """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind.
 
     Args:
         data: a name, path or address.
         follow_links: read what links in a folder lead to outside it.
         max_pixels: larger images are not decoded.
+        train, test: names of the folders with these splits, if they are not the usual ones.
     """
-    source = _open(data, follow_links)
+    splits = {name: split for split, name in (("train", train), ("test", test)) if name is not None}
+    if train is not None and train == test:
+        raise UserError(f"--train {train}: is --test, too; name two folders")
+    source = _open(data, follow_links, splits)
+    if splits and not isinstance(source, FolderSource | ArchiveSource):
+        name, split = next(iter(splits.items()))
+        raise UserError(f"--{split} {name}: names a folder inside a folder or archive of images, which {data} is not")
     source.max_pixels = max_pixels  # type: ignore[attr-defined]
     return source
 
 
-def _open(data: str, follow_links: bool) -> Source:
+def _open(data: str, follow_links: bool, splits: dict[str, str]) -> Source:
     if data in BUNDLED and os.path.isdir(data):
         raise UserError(
             f"{data}: is both a data set that comes with mocokit and the folder {os.path.abspath(data)}; "
@@ -63,12 +76,12 @@ def _open(data: str, follow_links: bool) -> Source:
     is_file, is_folder = stat.S_ISREG(mode), stat.S_ISDIR(mode)
     if (is_file or is_folder) and (shards := local_shards(path)):
         if is_folder and len(shards) == 1 and not local_shards(Path(shards[0].place)):  # splits and classes are in it
-            return ArchiveSource(Path(shards[0].place))
+            return ArchiveSource(Path(shards[0].place), splits)
         return ShardSource(str(path), shards)
     if is_folder:
-        return FolderSource(path, follow_links)
+        return FolderSource(path, follow_links, splits)
     if is_file and path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        return ArchiveSource(path)
+        return ArchiveSource(path, splits)
     if is_file and path.suffix.lower() in ARRAY_SUFFIXES:
         return ArraySource(path)
     if is_file and is_image_name(path.name):

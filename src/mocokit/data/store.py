@@ -41,30 +41,41 @@ class ImageSet:
     """The images of one split: uint8, of one channel count, each of its own size, memory-mapped.
 
     ``labels`` are int64 [N], -1 where an image has none, or None; ``sizes`` int32 [N, 2] height and width, ``canvas``
-    the greatest of both, and ``nbytes`` that of all images padded to it. Pickled, it is only a path: the other
-    process maps the same file.
+    the greatest of both, and ``nbytes`` that of all images padded to it; ``rows`` int64 [N], ascending, which images of
+    the cache entry these are. Pickled, it is a path and what was given beside it: the other process maps the same file.
     """
 
-    def __init__(self, path: Path, split: str) -> None:
-        """Open ``split`` of the cache entry ``path``; OSError or ValueError if it is damaged."""
-        self.path, self.split = path, split
+    def __init__(
+        self, path: Path, split: str, rows: np.ndarray | None = None, labels: np.ndarray | None = None
+    ) -> None:
+        """Open ``split`` of the cache entry ``path``, or call other ``rows`` of it so, with other ``labels``; OSError
+        or ValueError if it is damaged."""
+        self.path, self.split, self._given = path, split, (rows, labels)
+        # What `mocokit.data.labelled` adds, int64 [N]: the row of each image in a file of labels, and its group.
+        self.table_rows: np.ndarray | None = None
+        self.groups: np.ndarray | None = None
         if (held := hold(path)) is not None:
             weakref.finalize(self, os.close, held)
         facts = read_facts(path)
         counts: dict[str, int] = facts["splits"]
-        end = list(accumulate(counts.values()))[list(counts).index(split)]
-        self._own = slice(end - counts[split], end)
+        if rows is None:
+            end = list(accumulate(counts.values()))[list(counts).index(split)]
+            rows = np.arange(end - counts[split], end)
+        self.rows: np.ndarray = rows
         with np.load(path / INDEX) as index:
             sizes = index["sizes"]
-            self.labels: np.ndarray | None = index["labels"][self._own] if "labels" in index else None
+            if labels is None and "labels" in index:
+                labels = index["labels"][rows]
+        self.labels: np.ndarray | None = labels
         self.channels: int = facts["store"]["channels"]
         # Mapped now, so that it stays readable even if the entry is removed.
         self._pixels = np.asarray(np.memmap(path / PIXELS, dtype=np.uint8, mode="r"))
         ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * self.channels)
         if len(sizes) != sum(counts.values()) or len(self._pixels) != ends[-1]:
             raise ValueError(f"{path} is damaged")
-        self.sizes: np.ndarray = sizes[self._own]
-        self._ends: np.ndarray = ends[self._own]
+        self.sizes: np.ndarray = sizes[rows]
+        self._ends: np.ndarray = ends[rows]
+        self._sizes_between: np.ndarray = sizes[rows[0] : rows[-1] + 1]  # also of images that are not of these
         self.canvas: tuple[int, int] = tuple(self.sizes.max(axis=0).tolist())
         self.nbytes: int = len(self) * self.channels * math.prod(self.canvas)
 
@@ -72,20 +83,20 @@ class ImageSet:
         return len(self.sizes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageSet, (self.path, self.split)
+        return ImageSet, (self.path, self.split, *self._given)
 
     @cached_property
     def names(self) -> list[str]:
         """The path of each image inside its source."""
         with np.load(self.path / INDEX) as index:
-            names: str = index["names"].tobytes().decode(errors="surrogatepass")
-        return names.split("\0")[self._own]
+            names = index["names"].tobytes().decode(errors="surrogatepass").split("\0")
+        return [names[row] for row in self.rows.tolist()]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at ``indices``: uint8 [B, C, H, W], zeros at the bottom and right up to the canvas."""
         indices = np.asarray(indices, dtype=np.int64)
         if self._uniform is not None:
-            return self._uniform[indices]
+            return self._uniform[self.rows[indices] - self.rows[0]]
         batch = np.zeros((len(indices), self.channels, *self.canvas), dtype=np.uint8)
         for row, end, (height, width) in zip(batch, self._ends[indices], self.sizes[indices].tolist(), strict=True):
             pixels = self._pixels[end - self.channels * height * width : end]
@@ -94,11 +105,13 @@ class ImageSet:
 
     @cached_property
     def _uniform(self) -> np.ndarray | None:
-        """All images as one array [N, C, H, W] if they have one size: a batch is then a single gather."""
-        if (self.sizes != self.canvas).any():
+        """The entry from the first image to the last as one array [M, C, H, W], if all there have one size: a batch is
+        then a single gather."""
+        if (self._sizes_between != self.canvas).any():
             return None
+        shape = len(self._sizes_between), self.channels, *self.canvas
         end = int(self._ends[-1])
-        return self._pixels[end - self.nbytes : end].reshape(len(self), self.channels, *self.canvas)
+        return self._pixels[end - math.prod(shape) : end].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,10 @@ class Store:
     channels: int  # of every image
     label_names: tuple[str, ...] | None  # the class of each label value, or None without labels
     skipped: list[Skipped]  # the images that cannot be used, and why
-    notes: tuple[str, ...]  # what to know about splits, labels and pixels, a line each
-    fingerprint: str  # digest of pixels and labels, equal on every machine
+    notes: tuple[str, ...]  # what to know about splits and pixels, a line each
+    label_notes: tuple[str, ...]  # what is odd about the labels, a line each
+    fingerprint: str  # digest of pixels, labels and splits, equal on every machine
+    train_fingerprint: str  # the same while the training images are, whatever their labels
     intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
     from_cache: bool  # whether nothing had to be decoded
     splits: dict[str, ImageSet]  # of "train", "val" and "test" those that there are
@@ -131,7 +146,9 @@ class Store:
         if self.skipped:
             skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
         cached = ", from the cache" if self.from_cache else ""
-        return "\n".join([f"{self.name}: {counts} images, {kind}, {labels}{skipped}{cached}", *self.notes])
+        return "\n".join(
+            [f"{self.name}: {counts} images, {kind}, {labels}{skipped}{cached}", *self.notes, *self.label_notes]
+        )
 
 
 def open_store(
@@ -203,7 +220,7 @@ def open_store(
                 return store
             image_index, median = prepare(source, limit, seed, measure=callable(image_size))
             if to_train:
-                _check_trainable(image_index.splits, source.name)
+                check_trainable(image_index.splits, source.name)
             options = wanted(median)
             assert options is not None
             with cache_errors(folder), building(folder, name, _key(options)) as directory:
@@ -214,11 +231,11 @@ def open_store(
 
     store = find() or ensure()
     if to_train:
-        _check_trainable(store.splits, source.name)
+        check_trainable(store.splits, source.name)
     return store
 
 
-def _check_trainable(splits: Iterable[str], name: str) -> None:
+def check_trainable(splits: Iterable[str], name: str) -> None:
     """Raise a UserError unless training images are among the ``splits`` of the data set ``name``."""
     if "train" not in splits:
         only = " and ".join(splits)
@@ -242,7 +259,9 @@ def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], m
         fields["skipped"] = [Skipped(*item) for item in fields["skipped"]]
         for name in ("label_names", "intensity_range"):
             fields[name] = fields[name] and tuple(fields[name])
-        fields["notes"] = tuple(fields["notes"])
+        for name in ("notes", "label_notes"):
+            fields[name] = tuple(fields[name])
+        fields["train_fingerprint"] = fields["fingerprint"]
         splits = {split: ImageSet(path, split) for split in facts["splits"]}
         store = Store(path=path, from_cache=True, splits=splits, **fields)
     except Exception:  # whatever comes of damage

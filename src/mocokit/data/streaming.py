@@ -90,7 +90,8 @@ def open_streaming(
         store.intensity_range,
         max_skipped,
     )
-    return replace(store, fingerprint=f"{store.fingerprint}-{len(images)}"), images
+    fingerprint = f"{store.fingerprint}-{len(images)}"
+    return replace(store, fingerprint=fingerprint, train_fingerprint=fingerprint), images
 
 
 class _Sample:

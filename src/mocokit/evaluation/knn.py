@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mocokit.data.store import Store
 from mocokit.evaluation.metrics import rank_of_class, top_shares, wilson_interval
-from mocokit.evaluation.splits import Subset, bank_and_queries, labelled_splits
+from mocokit.evaluation.splits import LabelledSplits, Subset
 
 CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
@@ -34,37 +33,26 @@ class Accuracy(NamedTuple):
 
 @torch.inference_mode()
 def knn_ranks(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor | None,
-    query_labels: Tensor | None,
-    *,
-    k: int = 200,
-    temperature: float = 0.1,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
     """kNN with votes weighted by exp(cosine / temperature) (Wu et al. 2018, section 3.4).
 
     Args:
         bank, bank_labels: features [N, D], not necessarily unit vectors, and labels [N] int64 from 0.
-        queries, query_labels: features [M, D] and labels [M]; None classifies each image of the bank by the others.
+        queries, query_labels: features [M, D] and labels [M].
         k: number of neighbours; at most all of the bank are used. A class that none of them is of is not predicted,
             not even as fifth.
 
     Returns:
         [M] int64: how many classes are predicted before the true one of each query, 0 if it is right.
     """
-    leave_one_out = queries is None
-    if queries is None or query_labels is None:
-        queries, query_labels = bank, bank_labels
     bank, queries = normalize(bank.float(), dim=1), normalize(queries.float(), dim=1)
     classes = int(torch.maximum(bank_labels.max(), query_labels.max())) + 1
-    k = min(k, len(bank) - leave_one_out)
+    k = min(k, len(bank))
     chunk = max(1, CHUNK_FLOATS // len(bank))
     ranks = []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ bank.T  # [chunk, N]
-        if leave_one_out:
-            similarity.diagonal(start).fill_(-torch.inf)
         nearest, index = similarity.topk(k, dim=1)
         votes = _log_votes((nearest - nearest[:, :1]) / temperature, bank_labels.to(index.device)[index], classes)
         ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
@@ -83,42 +71,36 @@ def _log_votes(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class KnnEvaluator:
-    """kNN on the same labelled images whatever the features are; without ``queries`` among the ``bank``."""
+    """kNN of the same labelled images whatever the features are: ``queries`` by the ``bank``."""
 
     bank: Subset
-    queries: Subset | None
+    queries: Subset
     classes: int
     k: int
     temperature: float
 
     @classmethod
-    def from_store(cls, store: Store, k: int, temperature: float) -> "KnnEvaluator":
-        """The bank is the training split; the queries are the test split, or else the validation split. Of all only
-        the images with a label; of splits only those that have some."""
-        return cls(*bank_and_queries(labelled_splits(store)), len(store.label_names or ()), k, temperature)
+    def of(cls, splits: LabelledSplits, k: int, temperature: float) -> "KnnEvaluator":
+        """The test images by all training images: nothing is chosen, so none of them have to validate."""
+        return cls(splits.train_val, splits.test, len(splits.names), k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
-        asked = self.queries and self.queries.sample(queries, seed)
-        return replace(self, bank=self.bank.sample(bank, seed), queries=asked)
+        return replace(self, bank=self.bank.sample(bank, seed), queries=self.queries.sample(queries, seed))
 
     def largest_class(self) -> Tensor:
         """Of which images a classifier is right that always predicts the largest class of the bank: [M] bool."""
-        asked = self.bank if self.queries is None else self.queries
-        return asked.labels == int(self.bank.labels.bincount().argmax())
+        return self.queries.labels == int(self.bank.labels.bincount().argmax())
 
     def describe(self) -> str:
         """Which images are classified by which."""
-        by = f"{len(self.bank):,} images of {self.bank.images.split}"
-        if self.queries is None:
-            return f"{by}, each by the others"
-        return f"{len(self.queries):,} images of {self.queries.images.split} by {by}"
+        return f"{len(self.queries):,} test images by {len(self.bank):,} training images"
 
     @property
     def images_read(self) -> int:
-        return len(self.bank) + len(self.queries or ())
+        return len(self.bank) + len(self.queries)
 
     def ranks(self, features: Callable[[Subset], Tensor]) -> Tensor:
         """As `knn_ranks`, of the queries in order, with the features [N, D] that ``features`` gives of some images."""
-        queries = (features(self.queries), self.queries.labels) if self.queries else (None, None)
-        return knn_ranks(features(self.bank), self.bank.labels, *queries, k=self.k, temperature=self.temperature)
+        bank, queries = ((features(part), part.labels) for part in (self.bank, self.queries))
+        return knn_ranks(*bank, *queries, k=self.k, temperature=self.temperature)

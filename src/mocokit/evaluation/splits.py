@@ -1,4 +1,4 @@
-"""Which labelled images train, validate (choose a penalty or an epoch) and test, for linear probe and fine-tuning."""
+"""Which labelled images train, validate (choose a penalty or an epoch) and test: one rule for all that is measured."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
 
-HOLDOUT = 0.2  # of each class, where the data has no split of its own
+SHARE = 0.2  # of each class that is held out, where the data has no split of its own
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Subset:
         assert self.images.labels is not None
         return torch.from_numpy(self.images.labels)[self.indices]
 
+    @property
+    def groups(self) -> Tensor | None:
+        """[N] int64, equal for images that stay together; None if each stands for itself."""
+        groups = getattr(self.images, "groups", None)
+        return None if groups is None else torch.from_numpy(groups)[self.indices]
+
     def where(self, mask: Tensor) -> "Subset":
         """The images where ``mask`` [N] is true."""
         return Subset(self.images, self.indices[mask])
@@ -48,12 +54,16 @@ class Subset:
 
 @dataclass(frozen=True)
 class LabelledSplits:
-    """Subsets without common images, and the class names; ``val`` is empty if no class has two images."""
+    """Subsets without common images, and the class names; ``val`` is empty if no class has two images.
+
+    ``held_out``: whether the data has no test images of its own, so that some of its training images test.
+    """
 
     train: Subset
     val: Subset
     test: Subset
     names: tuple[str, ...]
+    held_out: bool = False
 
     @property
     def train_val(self) -> Subset:
@@ -92,60 +102,74 @@ def labelled_splits(store: Store) -> dict[str, Subset]:
     return {split: part for split, part in found.items() if len(part)}
 
 
-def bank_and_queries(parts: dict[str, Subset]) -> tuple[Subset, Subset | None]:
-    """Of `labelled_splits` the images to learn from, and those of another split to be classified, if there are any."""
-    bank = next(iter(parts.values()))
-    queries = parts.get("test", parts.get("val"))
-    return bank, None if queries is bank else queries
+def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> LabelledSplits | str:
+    """Divide labelled images into training, validation and test images; or why they can't be, and the way out.
 
-
-def why_unmeasured(store: Store) -> str | None:
-    """Why the labels can't tell how well classes are told apart, and the way out; None if they can."""
-    parts = labelled_splits(store)
-    if not parts or store.label_names is None:
-        return "there are no labels; put the images into one folder for each class, or give shards a column label"
-    bank, queries = bank_and_queries(parts)
-    if queries is None:
-        if int(bank.labels.bincount().max()) < 2:
-            return "no class has two labelled images; give several of each class"
-        return None
-    ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (bank, queries))
-    if ours & theirs:
-        return None
-    names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
-    return f"training and test images have no class in common ({names}); give the classes of both the same names"
-
-
-def split_labelled(store: Store, seed: int) -> LabelledSplits:
-    """Divide labelled images into training, validation and test images; a `UserError` if there are none to train or
-    test on.
-
-    Test images are the data's test split, else its validation split, else a fifth of each training class. Validation
-    images are the data's validation split if that is not used for testing, else a fifth of what remains of each
-    training class. The fifths are drawn by ``seed``.
+    Test images are the data's test split, else its validation split, else ``test_share`` of each class of the only
+    split that has labels, in whole groups where images have some. Validation images are the data's validation split if
+    that is not used for testing, else a fifth of what remains of each training class, likewise. Both are drawn by
+    ``seed``.
     """
-    assert store.label_names is not None
     given = labelled_splits(store)
-    if "train" not in given:
-        only = " and ".join(given)
-        raise UserError(f"{store.name}: the training images have no labels, only those of {only} have; add some")
-    train, val, test = given["train"], given.get("val"), given.get("test")
-    if test is None:
-        test, val = val, None
-    if test is None:
-        test, train = _hold_out(train, generator(seed, "test part"))
-    if val is None:
-        val, train = _hold_out(train, generator(seed, "validation part"))
-    if not len(test):
-        raise UserError(f"{store.name}: no class has two images, so there are no test images; add a folder named test")
-    return LabelledSplits(train, val, test, store.label_names)
+    if not given or store.label_names is None:
+        return "there are no labels; put the images into one folder for each class, or give shards a column label"
+    first = next(iter(given))
+    others = [split for split in ("test", "val") if split in given and split != first]
+    train, held_out = given[first], not others
+    if held_out:
+        test, train = _hold_out(train, test_share, generator(seed, "test part"))
+        if not len(test):
+            if train.groups is not None:
+                return "every group has all images of a class; leave --split-by out, or group by something smaller"
+            return "no class has two labelled images; give several of each class"
+    else:
+        test = given[others[0]]
+        ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (train, test))
+        if not ours & theirs:
+            names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
+            way_out = "give the classes of both the same names"
+            return f"training and test images have no class in common ({names}); {way_out}"
+    if "val" in others[1:]:
+        val = given["val"]
+    else:
+        val, train = _hold_out(train, SHARE, generator(seed, "validation part"))
+    return LabelledSplits(train, val, test, store.label_names, held_out)
 
 
-def stratified_holdout(labels: Tensor, draw: torch.Generator) -> Tensor:
-    """A random fifth of each class, rounded, at least one image of every class that has two: [N] bool."""
+def stratified_holdout(labels: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """A random share of each class, rounded, at least one image of every class that has two, but not all: [N] bool."""
     counts = labels.bincount()
-    wanted = (HOLDOUT * counts).round().clamp(min=1) * (counts > 1)
+    wanted = torch.minimum((share * counts).round().clamp(min=1), (counts - 1).clamp(min=0))
     return _random_rank_in_class(labels, draw) < wanted[labels]
+
+
+def grouped_holdout(labels: Tensor, groups: Tensor, share: float, draw: torch.Generator) -> Tensor:
+    """Whole random groups that have together about a share of each class, and no class whole: [N] bool.
+
+    Groups are looked at in a random order, and taken if the shares of all classes come nearer by that; if that is none,
+    the one that comes nearest.
+    """
+    _, groups = groups.unique(return_inverse=True)
+    counts = torch.zeros(int(groups.max()) + 1, int(labels.max()) + 1).index_put_(
+        (groups, labels), torch.ones(len(labels)), accumulate=True
+    )  # [groups, classes]
+    parts = (counts / counts.sum(dim=0).clamp(min=1)).double()  # of each class, in each group
+    wanted = torch.where(counts.sum(dim=0) > 0, share, 0.0).double()
+    held = torch.zeros_like(wanted)
+    chosen = torch.zeros(len(parts), dtype=torch.bool)
+    best, distance_of_best = -1, float("inf")
+    for group in torch.randperm(len(parts), generator=draw).tolist():
+        together = held + parts[group]
+        if bool((together > 1 - 1e-9).any()):
+            continue
+        distance = float((together - wanted).square().sum())
+        if distance < float((held - wanted).square().sum()):
+            held, chosen[group] = together, True
+        elif distance < distance_of_best:
+            best, distance_of_best = group, distance
+    if not chosen.any() and best >= 0:
+        chosen[best] = True
+    return chosen[groups]
 
 
 def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[Tensor]:
@@ -160,9 +184,12 @@ def stratified_folds(labels: Tensor, most: int, draw: torch.Generator) -> list[T
     return [(fold == f) & (counts[labels] > 1) for f in range(folds)] if folds > 1 else []
 
 
-def _hold_out(subset: Subset, draw: torch.Generator) -> tuple[Subset, Subset]:
-    """A fifth of each class, and the rest."""
-    mask = stratified_holdout(subset.labels, draw)
+def _hold_out(subset: Subset, share: float, draw: torch.Generator) -> tuple[Subset, Subset]:
+    """A share of each class, in whole groups if there are any, and the rest."""
+    if subset.groups is None:
+        mask = stratified_holdout(subset.labels, share, draw)
+    else:
+        mask = grouped_holdout(subset.labels, subset.groups, share, draw)
     return subset.where(mask), subset.where(~mask)
 
 

@@ -1,0 +1,75 @@
+"""Which images train and test what is measured: the same in every verb, and told in the same words."""
+
+from typing import Any
+
+from mocokit.config import ImagesConfig, PretrainConfig
+from mocokit.console import say
+from mocokit.data.labels_file import LabelsFile, read_labels
+from mocokit.data.store import Store
+from mocokit.errors import UserError
+from mocokit.evaluation.near_duplicates import near_duplicates
+from mocokit.evaluation.splits import SHARE, LabelledSplits, split_labelled
+
+
+def labels_of(path: str | None, columns: str | None) -> LabelsFile | None:
+    """The file that ``--labels`` names, if it does."""
+    if path is None and columns is not None:
+        raise UserError(f"--labels-columns {columns}: needs --labels, the file that has them")
+    return None if path is None else read_labels(path, columns)
+
+
+def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> LabelledSplits | str:
+    """As `split_labelled`, by the options."""
+    return split_labelled(store, config.seed, config.test_share)
+
+
+def about_test(
+    parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool
+) -> dict[str, Any]:
+    """What a result says of its test images, also printed: how many ``images`` of which ``split``; if they are
+    ``held_out`` (else None), the ``share`` of each class, the ``seed``, and what they are kept together ``by``; and
+    ``near_duplicates``: how many of so many ``test`` images were ``found`` among so many ``train`` images, and the
+    names of the ``first`` pair (None for tiny images).
+
+    ``seen``: whether held-out images were (or are going to be) in pretraining.
+    """
+    held_out = {"share": config.test_share, "seed": config.seed, "by": config.split_by} if parts.held_out else None
+    say(_line(parts, store, config, seen))
+    near = near_duplicates(parts.train_val, parts.test, config.seed)
+    if near and near.first:
+        looked = "" if near.test == len(parts.test) else " that were looked at"
+        are = "is a near-duplicate" if near.found == 1 else "are near-duplicates"
+        first = " = ".join(near.first)
+        say(f"{near.found:,} of {near.test:,} test images{looked} {are} of training images; the first: {first}")
+    return {
+        "images": len(parts.test),
+        "split": parts.test.images.split,
+        "held_out": held_out,
+        "near_duplicates": near and near._asdict() | {"first": near.first and list(near.first)},
+    }
+
+
+def _line(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool) -> str:
+    """Which images test."""
+    test, train = parts.test, parts.train_val
+    if not parts.held_out:
+        labelled = f"{len(train):,} of {train.images.split} have labels"
+        unused = "; --split-by is for data without a test split" * (config.split_by is not None)
+        return f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}"
+    alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
+    by = f", in whole groups by {config.split_by}" if config.split_by else ""
+    share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
+    return (
+        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
+        f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
+    )
+
+
+def about_any_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:
+    """As `about_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
+    parts = labelled_parts(store, config)
+    if not isinstance(parts, str):
+        return about_test(parts, store, config, seen=True)
+    if store.label_names:
+        say(f"kNN is not measured: {parts}")
+    return None

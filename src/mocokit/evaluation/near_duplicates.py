@@ -1,0 +1,66 @@
+"""Test images that are nearly the same as a training image, found by thumbnails; no encoder is needed."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, normalize
+
+from mocokit.evaluation.splits import Subset
+
+SIDE = 16  # of the thumbnails
+LEAST, MOST = 0.9, 0.98  # correlation from which on two images may be, and are, near-duplicates
+TIMES_NEARER = 5  # than the nearest training image usually is
+MOST_TRAIN, MOST_TEST = 60_000, 10_000  # images that are looked at
+_BLOCK = 1000
+
+
+class NearDuplicates(NamedTuple):
+    """How many of so many ``test`` images were ``found`` to have a near-duplicate among so many ``train`` images; the
+    names of the ``first`` and of its duplicate."""
+
+    found: int
+    test: int
+    train: int
+    first: tuple[str, str] | None
+
+
+def near_duplicates(train: Subset, test: Subset, seed: int) -> NearDuplicates | None:
+    """Compare gray thumbnails, of which mean, rows' and columns' means are taken out, so that a horizon between sky and
+    sea is not what two photographs have in common.
+
+    Near-duplicates correlate by 0.9 and are five times nearer to 1 than the nearest training image usually is: drawn
+    digits are alike without being the same. From 0.98 on all are. Of many images a random choice by ``seed`` is
+    looked at; None if the images are smaller than a thumbnail.
+    """
+    if min(int(part.images.sizes.min()) for part in (train, test)) < SIDE:
+        return None
+    train, test = train.sample(MOST_TRAIN, seed), test.sample(MOST_TEST, seed)
+    bank = _thumbnails(train)
+    nearest = [(block @ bank.T).max(dim=1) for block in _thumbnails(test).split(_BLOCK)]
+    similarity = torch.cat([found.values for found in nearest])
+    usual = float(similarity.median())
+    found = similarity >= min(MOST, max(LEAST, 1 - (1 - usual) / TIMES_NEARER))
+    first = None
+    if found.any():
+        row = int(found.int().argmax())
+        match = int(torch.cat([block.indices for block in nearest])[row])
+        first = (test.images.names[int(test.indices[row])], train.images.names[int(train.indices[match])])
+    return NearDuplicates(int(found.sum()), len(test), len(train), first)
+
+
+def _thumbnails(part: Subset) -> Tensor:
+    """Unit vectors [N, SIDE * SIDE] float32, whose products are correlations; zeros of an image without any pattern."""
+    thumbnails = torch.empty(len(part), SIDE, SIDE)
+    for start in range(0, len(part), _BLOCK):
+        rows = part.indices[start : start + _BLOCK].numpy()
+        gray = torch.from_numpy(part.images.batch(rows)).float().mean(dim=1, keepdim=True)
+        sizes = part.images.sizes[rows]
+        if (sizes == gray.shape[2:]).all():
+            thumbnails[start : start + len(rows)] = adaptive_avg_pool2d(gray, SIDE)[:, 0]
+            continue
+        for row, (height, width) in enumerate(sizes.tolist()):
+            thumbnails[start + row] = adaptive_avg_pool2d(gray[row, :, :height, :width], SIDE)[0]
+    for dim in (1, 2):
+        thumbnails -= thumbnails.mean(dim=dim, keepdim=True)
+    return normalize(thumbnails.flatten(1), eps=1.0)  # below that only rounding is left
