@@ -107,7 +107,7 @@ def test_a_documented_function_is_called_as_before():
         return run, options
 
     assert knn("a", k=3) == ("a", {"k": 3})
-    assert list(inspect.signature(knn).parameters)[:2] == ["run", "device"]
+    assert list(inspect.signature(knn).parameters)[:2] == ["run", "backbone"]
     assert "options:" not in knn.__doc__
     assert "this one go" not in knn.__doc__
     assert "\n    k: nearest neighbours" in knn.__doc__
@@ -154,7 +154,7 @@ def test_options_have_help():
 
 
 PATHS = {
-    "pretrain": "data labels out recipe",
+    "pretrain": "data labels out recipe weights",
     **dict.fromkeys(["knn", "probe", "scorecard"], "run data labels"),
     "finetune": "run data labels out",
     "embed": "run data output",

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ import mocokit.evaluation.knn as module
 from mocokit.data.store import open_store
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_ranks
 from mocokit.evaluation.metrics import wilson_interval
+from mocokit.evaluation.splits import split_labelled
 from tests import reference
 from tests.helpers import write_images
 
@@ -102,8 +101,7 @@ def test_of_five_classes_there_is_no_top5(classes, top5):
 
 def test_the_largest_class_is_that_of_the_bank(tmp_path):
     names = [f"train/a/{i}.png" for i in range(3)] + ["train/b/0.png", "test/a/0.png", "test/b/0.png", "test/b/1.png"]
-    evaluator = KnnEvaluator.from_store(open_store(str(write_images(tmp_path, names)), image_size=8), 3, 0.1)
+    splits = split_labelled(open_store(str(write_images(tmp_path, names)), image_size=8), seed=0)
+    evaluator = KnnEvaluator.of(splits, 3, 0.1)
     assert evaluator.largest_class().tolist() == [True, False, False]
-    assert replace(evaluator, queries=None).largest_class().tolist() == [True, True, True, False]
-    assert evaluator.describe() == "3 images of test by 4 images of train"
-    assert replace(evaluator, queries=None).describe() == "4 images of train, each by the others"
+    assert evaluator.describe() == "3 test images by 4 training images"
