@@ -36,15 +36,14 @@ def near_duplicates(train: Subset, test: Subset, seed: int) -> NearDuplicates | 
     if min(int(part.images.sizes.min()) for part in (train, test)) < SIDE:
         return None
     train, test = train.sample(MOST_TRAIN, seed), test.sample(MOST_TEST, seed)
-    bank = _thumbnails(train)
-    nearest = [(block @ bank.T).max(dim=1) for block in _thumbnails(test).split(_BLOCK)]
-    similarity = torch.cat([found.values for found in nearest])
+    bank, asked = _thumbnails(train), _thumbnails(test)
+    similarity = torch.cat([(block @ bank.T).amax(dim=1) for block in asked.split(_BLOCK)])
     usual = float(similarity.median())
     found = similarity >= min(MOST, max(LEAST, 1 - (1 - usual) / TIMES_NEARER))
     first = None
     if found.any():
         row = int(found.int().argmax())
-        match = int(torch.cat([block.indices for block in nearest])[row])
+        match = int((bank @ asked[row]).argmax())
         first = (test.images.names[int(test.indices[row])], train.images.names[int(train.indices[match])])
     return NearDuplicates(int(found.sum()), len(test), len(train), first)
 

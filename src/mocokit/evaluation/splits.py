@@ -112,7 +112,10 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
     """
     given = labelled_splits(store)
     if not given or store.label_names is None:
-        return "there are no labels; put the images into one folder for each class, or give shards a column label"
+        way_out = (
+            "put the images into one folder for each class, give shards a column label, or name a file by --labels"
+        )
+        return f"there are no labels; {way_out}"
     first = next(iter(given))
     others = [split for split in ("test", "val") if split in given and split != first]
     train, held_out = given[first], not others
