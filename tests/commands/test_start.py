@@ -91,6 +91,19 @@ def test_a_finished_run_is_a_start_with_its_own_preprocessing(place, capfd):
     assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), first.parameters(), strict=True))
 
 
+def test_fine_tuning_keeps_the_statistics_of_given_weights(place, tmp_path):
+    """Of weights that others trained, and of a run that went on from them; not of a network from random weights."""
+    start_from(place, place / "w.pth", "tuned", **NARROW)
+    given = mocokit.load(place / "w.pth", **NARROW).backbone.bn1
+    for number, (run, options) in enumerate([(place / "w.pth", NARROW), (place / "tuned", {})]):
+        tuned = mocokit.finetune(str(run), str(place / "data"), out=str(tmp_path / str(number)), epochs=2, **options)
+        kept = mocokit.load(tmp_path / str(number)).backbone.bn1
+        assert torch.equal(kept.running_mean, given.running_mean)
+        assert tuned["encoder"]["epochs"] == 2
+        scratch = mocokit.load(tmp_path / "from-scratch").backbone.bn1
+        assert int(scratch.num_batches_tracked) > 0 or tuned["random_init"]["best_epoch"] == 0
+
+
 def test_going_on_needs_the_same_weights_but_not_their_place(place, monkeypatch):
     """Stopped and resumed by another spelling, and when the weights have gone: bit for bit what it would have been."""
     options = {**NARROW, "epochs": 2}

@@ -70,7 +70,7 @@ def test_timms_weights_with_timms_preprocessing(hub, capfd):
 def test_timm_alone_means_the_backbone_and_the_size_may_be_another(hub):
     encoder = load("timm", backbone="resnet10t", image_size=40)
     assert (encoder.spec.backbone, encoder.spec.image_size) == ("resnet10t", 40)
-    assert encoder.origin == {"weights": "timm", "seed": 0}
+    assert encoder.origin == {"weights": "timm", "seed": 0, "keeps_statistics": True}
     assert mocokit.load is load
 
 

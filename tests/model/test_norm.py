@@ -108,14 +108,14 @@ def test_other_norms_are_left_alone_and_unknown_batch_norms_refused():
         split_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), 2)
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d])
 def test_frozen_statistics_are_those_of_evaluation_and_stay(kind):
     norm = kind(3).train()
     with torch.no_grad():
         norm.running_mean.uniform_(-1, 1)
         norm.running_var.uniform_(0.5, 2)
         norm.weight.uniform_(0.5, 2)
-    x = torch.randn(6, 3, 4, 4)
+    x = torch.randn(6, 3, 4) if kind is nn.BatchNorm1d else torch.randn(6, 3, 4, 4)
     expected = norm.eval()(x)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
     frozen = freeze_batch_norm(nn.Sequential(norm)).train()

@@ -161,7 +161,8 @@ class _Training:
             bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
             assert encoder.classifier is not None
             encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
-        return Finetuning(encoder, self.config, train.images, train.indices)
+        keep = bool(encoder.origin.get("keeps_statistics"))  # not of new weights, which have no origin
+        return Finetuning(encoder, self.config, train.images, train.indices, keep)
 
     def _train(self, encoder: Encoder, overwrite: bool) -> dict[str, Any]:
         """Train, keep the encoder, measure it on the test part."""
@@ -179,7 +180,8 @@ class _Training:
         except Interrupted as stopped:
             again = "the same command without --overwrite" if overwrite else "the same command"
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None
-        origin = {"seed": self.inputs.seed, "protocol": self.protocol}
+        origin: dict[str, Any] = {"seed": self.inputs.seed, "protocol": self.protocol}
+        origin |= {n: v for n, v in encoder.origin.items() if n == "keeps_statistics"}
         origin |= {"data_fingerprint": self.inputs.store.fingerprint, "versions": versions()}
         with run.writing():
             save_encoder(best, run.encoder, origin)

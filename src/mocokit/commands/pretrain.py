@@ -380,7 +380,9 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
 
 
 def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
-    origin = {"recipe": task.config.recipe, "data_fingerprint": store.train_fingerprint, "seed": task.config.seed}
+    config, fingerprint = task.config, store.train_fingerprint
+    origin: dict[str, Any] = {"recipe": config.recipe, "data_fingerprint": fingerprint, "seed": config.seed}
+    origin |= {"keeps_statistics": True} if config.bn_splits == 0 else {}
     with run.writing():
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 

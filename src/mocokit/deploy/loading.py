@@ -212,7 +212,7 @@ def _told(encoder: Encoder, name: str, facts: list[str]) -> Encoder:
     """The encoder with its name and origin; what is known of it is said."""
     spec = encoder.spec
     encoder.name = name
-    encoder.origin = {"weights": name, "seed": 0}
+    encoder.origin = {"weights": name, "seed": 0, "keeps_statistics": True}
     say(f"{name}: {'; '.join(facts)}")
     mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (spec.mean, spec.std))
     how = f"{spec.crop_share:g} of the shorter side, {spec.interpolation}, mean {mean}, deviation {std}"

@@ -123,14 +123,14 @@ def _replace_classes(module: nn.Module, forms: dict[type, type], what: str) -> l
     return list(norms.values())
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` that normalises by its running statistics in training, too, and leaves them alone."""
+class FrozenBatchNorm(_BatchNorm):
+    """Batch norm that normalises by its running statistics in training, too, and leaves them alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
-class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+class FrozenBatchNormAct2d(FrozenBatchNorm):
     """timm's fused batch norm and activation with statistics that stay."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
     """Keep the statistics of every batch norm of ``module``; a subclass of its own is a `TypeError`."""
-    forms: dict[type, type] = {nn.BatchNorm2d: FrozenBatchNorm2d, BatchNormAct2d: FrozenBatchNormAct2d}
-    _replace_classes(module, forms, "be frozen")
+    forms = dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), FrozenBatchNorm)
+    _replace_classes(module, forms | {BatchNormAct2d: FrozenBatchNormAct2d}, "be frozen")
     return module
 
 

@@ -22,6 +22,7 @@ from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.machine import computes_in_bf16, usable_cores
 from mocokit.model.encoder import Encoder
+from mocokit.model.norm import freeze_batch_norm
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
@@ -58,14 +59,21 @@ class Finetuning(Task):
     best_epoch: Tensor
     best_top1: Tensor
 
-    def __init__(self, encoder: Encoder, config: FinetuneConfig, images: ImageSet, rows: Tensor) -> None:
-        """``encoder`` has a classifier and is trained in place, on those of the labelled ``images`` in ``rows`` [N]."""
+    def __init__(
+        self, encoder: Encoder, config: FinetuneConfig, images: ImageSet, rows: Tensor, keep_statistics: bool = False
+    ) -> None:
+        """``encoder`` has a classifier and is trained in place, on those of the labelled ``images`` in ``rows`` [N].
+
+        ``keep_statistics``: those of its batch norm stay, as in pretraining that goes on from weights.
+        """
         super().__init__()
         assert images.labels is not None
         assert config.lr is not None
         assert config.batch_size is not None
         # A loaded encoder is in evaluation mode, where its batch norm would stay frozen.
         self.encoder = encoder.to(memory_format=torch.channels_last).train()
+        if keep_statistics:
+            freeze_batch_norm(self.encoder.backbone)
         self.best = copy.deepcopy(self.encoder).requires_grad_(False)
         self.config, self.lr, self.images, self.rows = config, config.lr, images, rows
         self.batch_size = min(config.batch_size, len(rows))
