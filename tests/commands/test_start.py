@@ -100,7 +100,7 @@ def test_fine_tuning_keeps_the_statistics_of_given_weights(place, tmp_path):
         kept = mocokit.load(tmp_path / str(number)).backbone.bn1
         assert torch.equal(kept.running_mean, given.running_mean)
         assert tuned["encoder"]["epochs"] == 2
-        scratch = mocokit.load(tmp_path / "from-scratch").backbone.bn1
+        scratch = mocokit.load(tmp_path / str(number) / "from-scratch").backbone.bn1
         assert int(scratch.num_batches_tracked) > 0 or tuned["random_init"]["best_epoch"] == 0
 
 
