@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.auto.defaults import Facts, defaults
+from mocokit.auto.defaults import Facts, defaults, weights_image_size
 from mocokit.config import FIELDS
 from mocokit.errors import UserError
 from mocokit.options import validate
@@ -183,3 +183,17 @@ def test_on_a_cpu_views_grow_where_they_can():
 def test_views_never_shrink(f):
     size, start, end = sizes(f)
     assert min(size, 8) <= start <= end <= max(size, 8)
+
+
+def test_a_run_that_goes_on_from_weights_is_careful():
+    """Their backbone, large views at once, a rate that follows the batch, and warm-up for the new head."""
+    recipe = load_recipe("continue")
+    options = {"data": "d", "recipe": "continue", "steps": 80}
+    found = defaults(options, facts(weights="tf_efficientnet_lite0", image_size=96, longest=192), recipe).config
+    assert (found.backbone, found.view_size, found.view_size_end) == ("tf_efficientnet_lite0", 80, 80)
+    assert (found.bn_splits, found.warmup_steps, found.lr) == (0, 10, pytest.approx(0.003 / 64 * found.batch_size))
+    larger = defaults({**options, "batch_size": 256}, facts(weights="resnet50", image_size=96), recipe).config
+    assert larger.lr == pytest.approx(0.003 * 4)
+    assert weights_image_size(224, "cpu") == 96
+    assert weights_image_size(32, "cpu") == 32
+    assert weights_image_size(224, "cuda") == 224

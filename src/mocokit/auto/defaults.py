@@ -25,6 +25,7 @@ WEIGHTS_SIZE_CAP = {"cpu": 96}  # of images for weights that were trained elsewh
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
+WEIGHTS_RATE = 0.003 / 64  # of a run that goes on from trained weights (docs/LOG.md, 2026-11-27)
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
 
@@ -73,6 +74,11 @@ def choose_image_size(median: float, *, cap: int, share: float = 1.0) -> int:
     Without a median (nan, since no image could be read) it is ``cap``.
     """
     return cap if math.isnan(median) else min(cap, max(LEAST_SIZE, 8 * int(share * median / 8 + 0.5)))
+
+
+def warmup_of_weights(steps: int) -> int:
+    """Steps of warm-up of a run that goes on from trained weights, whose projection head is new."""
+    return steps // 8
 
 
 def weights_image_size(own: int, device: str) -> int:
@@ -124,7 +130,7 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
         default("backbone", facts.weights, "of the weights")
     size = default("image_size", facts.image_size, reason)
     grow = not gpu and facts.longest > TINY and "image_size" not in recipe
-    _resolve_view_sizes(default, {**recipe, **given}.get("view_size", 0), size, grow)
+    _resolve_view_sizes(default, {**recipe, **given}.get("view_size", 0), size, grow, facts)
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
     _resolve_schedule(default, values, facts, small, gpu)
@@ -184,14 +190,16 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     default("symmetric", False, "as in the papers")
 
 
-def _resolve_view_sizes(default: Any, asked: int, size: int, grow: bool) -> None:
+def _resolve_view_sizes(default: Any, asked: int, size: int, grow: bool, facts: Facts) -> None:
     """Views that ``grow`` go from half the side of the encoder's images to five sixths of it: a view shows a part, so
-    that things are as large in it as in the whole image. They end no smaller than they were ``asked`` to start."""
+    that things are as large in it as in the whole image. They end no smaller than they were ``asked`` to start. With
+    trained weights they are large at once."""
     reason = "as the encoder's images"
     if grow:
         part = max(min(size, 8), _multiple_of_4(size * 5 / 6))
         end = default("view_size_end", max(part, asked), "a view shows a part")
-        default("view_size", min(end, max(8, _multiple_of_4(size / 2))), "fast while little is known")
+        start = min(end, max(8, _multiple_of_4(size / 2)))
+        default("view_size", *((end, "as at the end") if facts.weights else (start, "fast while little is known")))
         return
     end = default("view_size_end", max(size, asked), reason)
     default("view_size", min(size, end), reason if size <= end else "as at the end")
@@ -241,10 +249,15 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
         default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
         default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
     rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
-    default("lr", round(rate * batch, 6), f"{rate:.3g} an image of the batch" + ("" if gpu else ", a short schedule"))
+    why = "" if gpu else ", a short schedule"
+    if facts.weights:
+        rate, why = WEIGHTS_RATE, ", little, from trained weights"
+    default("lr", round(rate * batch, 6), f"{rate:.3g} an image of the batch{why}")
     default("optimizer", "sgd", "as in the papers")
     default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
     default("schedule", "cosine", "MoCo v2")
+    if facts.weights:
+        default("warmup_steps", warmup_of_weights(values["steps"]), "an eighth of the steps")
     default("warmup_steps", 0, "as in the papers")
     default("precision", "bf16" if gpu and facts.bf16 else "fp32", f"for {facts.device}")
     default("compile", False, "a short run")

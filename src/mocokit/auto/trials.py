@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mocokit.auto.defaults import Facts, defaults
+from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.errors import UserError
@@ -174,6 +174,8 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     epochs = -(-steps // per_epoch)
     reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
     resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
+    if facts.weights and "warmup_steps" in resolved.reasons:
+        resolved = resolved.derive("an eighth of the steps", warmup_steps=warmup_of_weights(steps))
     if checks and "monitor_every" in resolved.reasons:
         every = max(1, -(-epochs // (checks - 1)))
         resolved = resolved.derive(f"{check:.1f} s a check", monitor_every=every)
