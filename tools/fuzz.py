@@ -30,8 +30,9 @@ import mocokit
 from mocokit.commands.finetune import _is_whole, _lines
 from mocokit.config import FIELDS
 from mocokit.data.store import open_store
-from mocokit.deploy.encoder_file import _digest, load, read_header
+from mocokit.deploy.encoder_file import _digest, read_header
 from mocokit.deploy.feature_file import METADATA_KEY, feature_table, write_features
+from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.model.digest import digest
 from mocokit.options import load_config
