@@ -176,7 +176,8 @@ def test_some_labels_are_missing(tmp_path: Path) -> None:
     assert store.label_names == ("2", "4")
     assert store.splits["train"].labels is not None
     assert store.splits["train"].labels.tolist() == [0, 1, 0, 1, -1, -1]
-    assert store.label_notes == ("4 of 8 images have no label, first train/000004: left out of kNN, probe and fine-tuning",)
+    note = "4 of 8 images have no label, first train/000004: left out of kNN, probe and fine-tuning"
+    assert store.label_notes == (note,)
 
 
 def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
