@@ -60,7 +60,7 @@ def test_a_difference_of_a_few_images_is_none(labels, share, before):
     ("share", "before", "state"),
     [
         (0.315, 0.3, "not learning"),  # 150 images more, which is no chance
-        (0.325, 0.3, "learning"),
+        (0.34, 0.3, "learning"),
         (0.0105, 0.006, "not learning"),
         (0.0125, 0.006, "learning"),  # twice as many
         (0.005, 0.0, "learning"),
@@ -71,6 +71,12 @@ def test_a_gain_that_another_initialisation_may_give_is_not_learned(labels, shar
     assert found.startswith(f"{state}: ")
     assert ("another initialisation may give as much" in found) == (state == "not learning")
     assert "no difference" not in found
+
+
+def test_initialisations_differ_more_in_knn_than_in_retrieval():
+    for labels, state in ((True, "not learning"), (False, "learning")):
+        found = verdict(0.8, metrics(0.325, labels, images=10_000), metrics(0.3, labels, images=10_000))
+        assert found.startswith(f"{state}: ")
 
 
 def outcomes(draw: torch.Generator, share: float, gain: float, images: int) -> list[torch.Tensor]:
@@ -99,16 +105,19 @@ def test_of_networks_that_are_equally_good_one_in_twenty_learns_at_most(share, i
 
 @pytest.mark.parametrize("images", [1000, 10_000])
 def test_of_untrained_networks_one_in_twenty_learns_at_most(images):
-    """kNN of three seeds each varied by 0.7 points on 10,000 images (docs/LOG.md): 30.2, 30.0, 29.2; 26.7, 26.5, 25.0;
-    28.9, 27.6, 28.3 %."""
+    """Beside what the choice of images does, kNN of ten seeds varied by 1.4 points on photographs of flowers, retrieval
+    by a third of that (docs/LOG.md)."""
     draw = torch.Generator().manual_seed(0)
-    gains = math.sqrt(2) * 0.007 * torch.randn(400, generator=draw)
+    gains = math.sqrt(2) * 0.014 * torch.randn(400, generator=draw)
+    gains[::2] /= 3  # these are without labels
     assert learned(draw, 0.3, gains.tolist(), images) <= 0.05 * 400
 
 
 @pytest.mark.parametrize("share", [0.003, 0.03, 0.3, 0.9])
 def test_a_gain_of_five_points_is_seen(share):
-    assert learned(torch.Generator().manual_seed(0), share, [0.05] * 400, IMAGES) >= 0.95 * 400
+    """On 2,000 images; on 1,000 nine times in ten."""
+    assert learned(torch.Generator().manual_seed(0), share, [0.05] * 400, 2000) >= 0.95 * 400
+    assert learned(torch.Generator().manual_seed(0), share, [0.05] * 400, 1000) >= 0.9 * 400
 
 
 def first(share: float) -> torch.Tensor:
