@@ -52,7 +52,8 @@ def embed(
     that can't be used are listed in ``OUTPUT.skipped.csv``.
 
     Args:
-        run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
+        run: a run directory, or whatever else `mocokit.load` takes; a fine-tuned encoder also gives ``predicted``
+            and ``probability``.
         data: as for `mocokit.pretrain`; all its splits are embedded.
         output: .parquet, .npz or .npy; see `mocokit.deploy.feature_file`.
         overwrite: replace an existing output.
@@ -92,7 +93,7 @@ def export(
     """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
+        run: a run directory, or whatever else `mocokit.load` takes; a fine-tuned encoder brings its classifier.
         overwrite: replace an earlier export.
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
@@ -143,13 +144,14 @@ def finetune(
 ) -> dict[str, Any]:
     """Train all weights of an encoder and a linear classifier on labelled images.
 
+    Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
     features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
     the start, and measured once on the test part. The same network is also trained from random weights with the
     same budget and augmentation, unless ``baseline=False``.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
         backbone: timm model name of the network in a weights file.
@@ -212,7 +214,7 @@ def knn(
     """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them are classified by which others.
         backbone: timm model name of the network in a weights file.
@@ -427,7 +429,7 @@ def probe(
     and on a colour histogram.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them train, validate and test.
         backbone: timm model name of the network in a weights file.
@@ -490,8 +492,8 @@ def scorecard(
     """Compare an encoder with its baselines by the scores that need no labels.
 
     Args:
-        run: a run directory, whose own augmentation makes the two views of each image; or an
-            ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
+        run: a run directory, whose own augmentation makes the two views of each image; or whatever else `mocokit.load`
+            takes, for which the augmentation is that of MoCo v2.
         data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.

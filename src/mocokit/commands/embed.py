@@ -39,7 +39,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     that can't be used are listed in ``OUTPUT.skipped.csv``.
 
     Args:
-        run: a run directory or an encoder file; a fine-tuned one also gives ``predicted`` and ``probability``.
+        run: a run directory, or whatever else `mocokit.load` takes; a fine-tuned encoder also gives ``predicted``
+            and ``probability``.
         data: as for `mocokit.pretrain`; all its splits are embedded.
         output: .parquet, .npz or .npy; see `mocokit.deploy.feature_file`.
         overwrite: replace an existing output.

@@ -31,7 +31,7 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     """Write the encoder in a form that timm or ONNX Runtime loads alone, checked against PyTorch.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``; a fine-tuned one brings its classifier.
+        run: a run directory, or whatever else `mocokit.load` takes; a fine-tuned encoder brings its classifier.
         overwrite: replace an earlier export.
         options: any other field of `mocokit.config.ExportConfig`; ``format`` is required.
 

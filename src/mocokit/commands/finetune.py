@@ -38,13 +38,14 @@ FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseli
 def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Train all weights of an encoder and a linear classifier on labelled images.
 
+    Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
     features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
     the start, and measured once on the test part. The same network is also trained from random weights with the
     same budget and augmentation, unless ``baseline=False``.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
         options: any other field of `mocokit.config.FinetuneConfig`.

@@ -17,7 +17,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them are classified by which others.
         options: any other field of `mocokit.config.KnnConfig`.

@@ -30,7 +30,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     and on a colour histogram.
 
     Args:
-        run: a run directory or its ``encoder.safetensors``.
+        run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; `mocokit.evaluation.splits.split_labelled` says which of
             them train, validate and test.
         options: any other field of `mocokit.config.ProbeConfig`.

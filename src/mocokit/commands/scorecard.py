@@ -24,8 +24,8 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     """Compare an encoder with its baselines by the scores that need no labels.
 
     Args:
-        run: a run directory, whose own augmentation makes the two views of each image; or an
-            ``encoder.safetensors``, for which the augmentation is that of MoCo v2.
+        run: a run directory, whose own augmentation makes the two views of each image; or whatever else `mocokit.load`
+            takes, for which the augmentation is that of MoCo v2.
         data: images, as for `mocokit.pretrain`; the training split is scored, or if there is none, the next.
         options: any other field of `mocokit.config.ScorecardConfig`.
 

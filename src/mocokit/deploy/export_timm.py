@@ -3,7 +3,6 @@
 Nothing of mocokit is needed to load it; what torchvision names differently is also written in its names.
 """
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.backbones import size_option
 from mocokit.model.encoder import Encoder
+from mocokit.model.weights import to_torchvision_vit
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TORCHVISION_WEIGHTS = "torchvision.safetensors"  # only where the names differ
@@ -46,23 +46,11 @@ _STOCK = {
     ")",
 }
 
-# timm's Vision Transformers under torchvision's names, and the names of their weights.
+# timm's Vision Transformers under torchvision's names.
 _TORCHVISION_VITS = {
     f"vit_{kind}_patch{patch}_224": f"vit_{kind[0]}_{patch}"
     for kind, patch in (("base", 16), ("base", 32), ("large", 16), ("large", 32), ("huge", 14))
 }
-_VIT_NAMES = (
-    (r"^cls_token$", "class_token"),
-    (r"^pos_embed$", "encoder.pos_embedding"),
-    (r"^patch_embed\.proj\.", "conv_proj."),
-    (r"^norm\.", "encoder.ln."),
-    (r"^head\.", "heads.head."),
-    (r"^blocks\.(\d+)\.norm([12])\.", r"encoder.layers.encoder_layer_\1.ln_\2."),
-    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_"),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.encoder_layer_\1.self_attention.out_proj."),
-    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layers.encoder_layer_\1.mlp.0."),
-    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
-)
 
 
 def export_timm(encoder: Encoder, folder: Path, origin: dict[str, Any], images: Tensor) -> float:
@@ -154,18 +142,12 @@ def torchvision_weights(encoder: Encoder, model: nn.Module) -> dict[str, Tensor]
         return None
     weights = dict(model.state_dict())
     if name in _TORCHVISION_VITS.values():
-        weights = {_torchvision_vit_key(key): tensor for key, tensor in weights.items()}
+        weights = {to_torchvision_vit(key): tensor for key, tensor in weights.items()}
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, weights=None, num_classes=len(encoder.classes) or 1).state_dict()
     missing = theirs.keys() - weights.keys()
     fits = all(key in theirs and theirs[key].shape == tensor.shape for key, tensor in weights.items())
     return weights if fits and len(missing) == (0 if encoder.classifier else 2) else None
-
-
-def _torchvision_vit_key(key: str) -> str:
-    for pattern, replacement in _VIT_NAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def _torchvision_name(encoder: Encoder) -> str | None:

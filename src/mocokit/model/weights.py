@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from mocokit.errors import UserError
 
-# torchvision's names of a Vision Transformer's weights, and timm's.
-TORCHVISION_VIT = (
-    (r"class_token$", "cls_token"),
-    (r"encoder\.pos_embedding$", "pos_embed"),
-    (r"conv_proj\.", "patch_embed.proj."),
-    (r"encoder\.ln\.", "norm."),
-    (r"heads\.head\.", "head."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_", r"blocks.\1.attn.qkv."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.", r"blocks.\1.mlp.fc1."),
-    (r"encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"blocks.\1.mlp.fc2."),
+# timm's names of a Vision Transformer's weights, and torchvision's; # is the number of a block.
+_BLOCK, _LAYER = "blocks.#.", "encoder.layers.encoder_layer_#."
+_VIT_NAMES = (
+    ("cls_token", "class_token"),
+    ("pos_embed", "encoder.pos_embedding"),
+    ("patch_embed.proj.", "conv_proj."),
+    ("norm.", "encoder.ln."),
+    ("head.", "heads.head."),
+    (f"{_BLOCK}norm1.", f"{_LAYER}ln_1."),
+    (f"{_BLOCK}norm2.", f"{_LAYER}ln_2."),
+    (f"{_BLOCK}attn.qkv.", f"{_LAYER}self_attention.in_proj_"),
+    (f"{_BLOCK}attn.proj.", f"{_LAYER}self_attention.out_proj."),
+    (f"{_BLOCK}mlp.fc1.", f"{_LAYER}mlp.0."),
+    (f"{_BLOCK}mlp.fc2.", f"{_LAYER}mlp.3."),
 )
 RESNET_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")  # those with weights, in their order
 SHOWN = 3  # names in a message
@@ -137,15 +139,23 @@ def _prefixes(names: Mapping[str, str], wanted: list[str]) -> set[str]:
     }
 
 
+def to_torchvision_vit(key: str) -> str:
+    """torchvision's name of a weight of timm's Vision Transformer."""
+    return _renamed(key, _VIT_NAMES)
+
+
 def _from_torchvision_vit(key: str) -> str:
-    for pattern, replacement in TORCHVISION_VIT:
-        key = re.sub(rf"(^|\.){pattern}", rf"\g<1>{_shifted(replacement)}", key)
+    key = key.replace(".mlp.linear_1.", ".mlp.0.").replace(".mlp.linear_2.", ".mlp.3.")  # as they were called before
+    return _renamed(key, [(ours, theirs) for theirs, ours in _VIT_NAMES])
+
+
+def _renamed(key: str, names: Iterable[tuple[str, str]]) -> str:
+    """``key`` with the first old name that is in it, at its beginning or behind a prefix, replaced by the new one."""
+    for old, new in names:
+        pattern = r"(^|\.)" + re.escape(old).replace(r"\#", r"(\d+)")
+        if re.search(pattern, key):
+            return re.sub(pattern, r"\g<1>" + new.replace("#", r"\g<2>"), key, count=1)
     return key
-
-
-def _shifted(replacement: str) -> str:
-    """The references to groups of a replacement behind one more group."""
-    return re.sub(r"\\(\d)", lambda number: rf"\g<{int(number[1]) + 1}>", replacement)
 
 
 class _Sequential:
