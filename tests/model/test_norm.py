@@ -7,6 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from mocokit.model.norm import (
+    CpuSyncBatchNorm,
     _normalise_apart,
     _normalise_as_channels,
     _normalise_view,
@@ -106,6 +107,35 @@ def test_other_norms_are_left_alone_and_unknown_batch_norms_refused():
     assert split_batch_norm(group, 8) is group
     with pytest.raises(TypeError, match="BatchNorm1d"):
         split_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([(6, 3), (5, 3, 4, 4), (8, 2, 1, 3)]),
+    st.sampled_from([(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]),
+    st.sampled_from([0.0, 100.0]),
+    st.booleans(),
+)
+def test_synchronised_batch_norm_and_its_gradients_are_batch_norms_in_float64(shape, precision, offset, affine):
+    dtype, close = precision
+    x = (torch.randn(shape) + offset).to(dtype)
+    target = torch.randn(shape).to(dtype)
+    norm = CpuSyncBatchNorm(shape[1], affine=affine)
+    truth = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(shape[1], affine=affine).double()
+    if affine:
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        truth.weight.data.copy_(norm.weight.data)
+    outcomes = []
+    for module, images in ((norm, x.clone().requires_grad_()), (truth, x.double().requires_grad_())):
+        y = module(images)
+        y.backward(target.to(y.dtype))
+        outcomes.append(
+            [y, images.grad, *(p.grad for p in module.parameters()), module.running_mean, module.running_var]
+        )
+    for found, expected in zip(*outcomes, strict=True):
+        scale = expected.abs().max().clamp_min(1) * (1 + offset)  # float32 keeps so many digits of the mean
+        assert (found.double() - expected).abs().max() <= close * scale
+    assert outcomes[0][0].dtype == outcomes[0][1].dtype == dtype
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d])
