@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mocokit import distributed
 
+LARGE_GROUP = 1024  # pixels
+
 
 def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
     """Normalise consecutive groups of ``x`` [N, C, H, W] by their own statistics.
@@ -28,6 +30,8 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
         normalise = _normalise_view
     elif len(x) % splits == 0 and x.is_cuda:
         normalise = _normalise_as_channels
+    elif len(x) % splits == 0 and x.dtype == torch.bfloat16 and norm.affine and _are_large(x, splits):
+        normalise = _normalise_rows
     y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
     return y
@@ -80,6 +84,54 @@ def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tupl
     y = F.batch_norm(channels.movedim(-1, 1), mean, var, weight, bias, True, 1.0, norm.eps)
     y = y.movedim(1, -1).view(-1, *S, splits, C).movedim(-2, 0).reshape(-1, *S, C)
     return y.movedim(-1, 1), stats
+
+
+def _are_large(x: Tensor, splits: int) -> bool:
+    """Whether groups of ``x`` are so large that torch's group norm is fast: it has another algorithm below."""
+    return x.numel() >= LARGE_GROUP * splits * x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _NormaliseRows(torch.autograd.Function):
+    """A group of channels-last images [N, C, H, W] is one tall image in memory, and a batch norm of groups is torch's
+    group norm of these, each channel by itself: in bfloat16 one call of half the time, as exact as its numbers.
+
+    Gives y, and each group's mean and reciprocal deviation [splits, C]. Its derivative is batch norm's, group by group,
+    which is the faster one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, splits: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        N, C, H, W = x.shape
+        tall = x.permute(0, 2, 3, 1).view(splits, N // splits * H, W, C).permute(0, 3, 1, 2)
+        y, mean, rstd = torch.native_group_norm(tall, weight, bias, splits, C, tall.numel() // splits // C, C, eps)
+        mean, rstd = mean.float(), rstd.float()
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, rstd)
+        # Its memory with the shape of x, not a view of it: autograd lets no ReLU change such a one in place.
+        return torch.empty(0, dtype=y.dtype).set_(y.untyped_storage(), 0, x.shape, x.stride()), mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        parts = zip(gradients[0].chunk(len(mean)), x.chunk(len(mean)), mean, rstd, strict=True)
+        dx, d_weight, d_bias = zip(
+            *(
+                torch.ops.aten.native_batch_norm_backward(dy, x, weight, None, None, m, r, True, ctx.eps, [True] * 3)
+                for dy, x, m, r in parts
+            ),
+            strict=True,
+        )
+        return torch.cat(dx), torch.stack(d_weight).sum(0), torch.stack(d_bias).sum(0), None, None
+
+
+def _normalise_rows(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+    """The same by `_NormaliseRows`."""
+    y, mean, rstd = _NormaliseRows.apply(x, norm.weight, norm.bias, splits, norm.eps)
+    n = x.numel() // splits // x.shape[1]
+    return y, torch.stack([mean, (rstd.double() ** -2 - norm.eps).float() * (n / max(1, n - 1))])
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

@@ -23,6 +23,7 @@ from mocokit.data.streaming import StreamingDataset, StreamingImages
 from mocokit.data.view_params import augmentations, sample_params, view_size_at, view_sizes
 from mocokit.errors import UserError
 from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
+from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo, MoCoV2, MoCoV3, momentum_at
@@ -151,6 +152,8 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str,
         remedy = "use --bn-splits 1" if config.bn_splits != 1 else "use one process, or another backbone"
         raise UserError(f"--backbone {spec.backbone}: {error}; {remedy}") from None
     freeze_patch_projection(backbone)
+    if config.device == "cpu" and config.precision == "bf16":
+        multiply_small(backbone)
     features = feature_dim(backbone)
     hidden = config.head_hidden or features
     tau, symmetric = config.temperature, config.symmetric

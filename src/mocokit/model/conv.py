@@ -1,0 +1,87 @@
+"""Convolutions of small images as matrix products, for CPUs with matrix units for bfloat16 (Intel's AMX).
+
+torch's convolutions there work along the rows of an image: on a row of 4 pixels, as the last stage of a ResNet has
+at 32 pixels, they reach a tenth of the speed that a matrix product of the same numbers has (docs/LOG.md).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SMALL = 4  # pixels of a side of the result, up to which the product is faster
+
+
+def _columns(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """What each pixel of the result sees of ``x`` [N, C, H, W]: [N h w, kernel kernel C], the sums' factors."""
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[padding] * 4)).contiguous()
+    N, H, W, C = x.shape
+    h, w = (H - kernel) // stride + 1, (W - kernel) // stride + 1
+    seen = x.as_strided((N, h, w, kernel, kernel * C), (H * W * C, stride * W * C, stride * C, W * C, 1))
+    return seen.reshape(N * h * w, kernel * kernel * C)
+
+
+def _add_up(columns: Tensor, x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """The transpose of `_columns`: [N h w, kernel kernel C] added up where they came from in ``x`` [N, C, H, W]."""
+    N, C, H, W = x.shape
+    total = columns.new_zeros(N, H + 2 * padding, W + 2 * padding, C)
+    h, w = (total.shape[1] - kernel) // stride + 1, (total.shape[2] - kernel) // stride + 1
+    parts = columns.view(N, h, w, kernel, kernel, C)
+    for i in range(kernel):
+        for j in range(kernel):
+            total[:, i : i + stride * h : stride, j : j + stride * w : stride] += parts[:, :, :, i, j]
+    return total[:, padding : padding + H, padding : padding + W].permute(0, 3, 1, 2)
+
+
+class _Product(torch.autograd.Function):
+    """The convolution of x [N, C, H, W] with weight [D, C, kernel, kernel] as a matrix product, gradients too.
+
+    Gives a row for each pixel of the result, [N h w, D].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        D, _, kernel, _ = weight.shape
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = kernel, stride, padding
+        return _columns(x, *ctx.geometry) @ weight.permute(2, 3, 1, 0).reshape(-1, D)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        (D, C, kernel, _), dy = weight.shape, gradients[0]
+        d_weight = (dy.T @ _columns(x, *ctx.geometry)).view(D, kernel, kernel, C).permute(0, 3, 1, 2)
+        if not ctx.needs_input_grad[0]:
+            return None, d_weight, None, None
+        d_columns = dy @ weight.permute(0, 2, 3, 1).reshape(D, -1)
+        return _add_up(d_columns, x, *ctx.geometry), d_weight, None, None
+
+
+class ProductConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` that is a matrix product where autocast asks for bfloat16 and the result is small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        h, w = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
+        if max(h, w) > SMALL or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu")
+        rows: Tensor = _Product.apply(x.to(dtype), self.weight.to(dtype), stride, padding)
+        y = rows.view(len(x), h, w, -1).permute(0, 3, 1, 2)
+        return y if self.bias is None else y + self.bias.to(dtype).view(-1, 1, 1)
+
+
+def multiply_small(module: nn.Module) -> nn.Module:
+    """Let the convolutions of ``module`` that can be products be that on small images; the rest stays."""
+    for conv in module.modules():
+        if type(conv) is nn.Conv2d and _is_plain(conv):
+            conv.__class__ = ProductConv2d
+    return module
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    """Of all channels, with a square kernel, zeros around the image and equal steps both ways."""
+    square = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return square and plain and not isinstance(conv.padding, str)

@@ -1,0 +1,75 @@
+"""Convolutions as matrix products: the same numbers as torch's convolution, and only where they are meant to be."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mocokit.model.conv import SMALL, ProductConv2d, _Product, multiply_small
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (2, 2, 0), (7, 2, 3), (3, 1, 0)]),
+    st.booleans(),
+)
+def test_products_and_their_gradients_are_those_of_convolution(N, C, D, H, W, geometry, channels_last):
+    kernel, stride, padding = geometry
+    H, W = H + kernel, W + kernel
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(N, C, H, W, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.randn(D, C, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.conv2d(x, weight, None, stride, padding)
+    target = torch.randn_like(expected)
+    found = _Product.apply(x, weight, stride, padding).view(N, *expected.shape[2:], D).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, weight), target) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def calls(monkeypatch):
+    """How often a product was computed."""
+    made, apply = [], _Product.apply
+    monkeypatch.setattr(_Product, "apply", lambda *a: made.append(a[0].shape) or apply(*a))
+    return made
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_for_small_results_in_bfloat16(monkeypatch, bias):
+    made = calls(monkeypatch)
+    plain = nn.Conv2d(3, 5, 3, padding=1, bias=bias)
+    conv = multiply_small(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=bias)))
+    conv[0].load_state_dict(plain.state_dict())
+    small, large = torch.randn(2, 3, SMALL, SMALL), torch.randn(2, 3, SMALL + 1, SMALL)
+    assert torch.equal(conv(small), plain(small))
+    assert not made
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conv(large), plain(large))
+        assert not made
+        found, expected = conv(small), plain(small)
+    assert made
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    found.relu_().float().sum().backward()  # as networks without batch norm do
+    assert conv[0].weight.grad.dtype == torch.float32
+
+
+def test_unusual_convolutions_stay_as_they_are():
+    unusual = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, (3, 1)),
+        nn.Conv2d(4, 4, 3, stride=(2, 1)),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 4, 3),
+    )
+    kinds = [type(m) for m in unusual]
+    assert [type(m) for m in multiply_small(unusual)] == kinds
+    assert type(multiply_small(nn.Sequential(nn.Conv2d(4, 4, 3)))[0]) is ProductConv2d
