@@ -39,7 +39,7 @@ def embed(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     dtype: Literal["float32", "float16"] = "float32",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16"] | None = None,
     batch_size: int = 256,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -61,8 +61,8 @@ def embed(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         dtype: number format of the features (float32, float16; default float32).
-        precision: arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it
-            (fp32, bf16; default fp32).
+        precision: arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32 (fp32,
+            bf16).
         batch_size: images encoded at once (default 256).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).

@@ -230,9 +230,8 @@ class EmbedConfig(RunConfig):
     output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o", path=True)]
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
-        Precision,
-        Option("arithmetic of the encoder; bf16 keeps 2 to 3 digits, up to twice as fast if the hardware has it"),
-    ] = "fp32"
+        Precision | None, Option("arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32")
+    ] = None
     batch_size: Annotated[int, Option("images encoded at once", low=1)] = 256
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False

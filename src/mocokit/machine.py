@@ -18,6 +18,16 @@ def usable_cores() -> int:
     return int(cpu_count())
 
 
+def cpu_name() -> str:
+    """The processor's name as the system gives it, such as ``AMD EPYC 7B13``."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def limit_threads() -> None:
     """No more threads for torch and for NumPy's BLAS than there are cores.
 

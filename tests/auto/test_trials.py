@@ -11,6 +11,7 @@ from mocokit.auto.trials import complete
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.data.view_params import view_sizes
 from mocokit.errors import UserError
+from mocokit.model.arithmetic import Pace
 from mocokit.options import validate
 from mocokit.resolved import Resolved
 from tests.runs import TINY
@@ -28,11 +29,23 @@ class Machine:
     check_images: int = 100
     labelled_images: int = 1000
     takes: bool = True
+    forward: float = 0.02
+    share: float = 0.5
+    kept: dict[str, float] | None = None
     asked: list[PretrainConfig] = field(default_factory=list)
 
     def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
         self.asked.append(config)
         return self.step(config)
+
+    def pace(self, config: PretrainConfig) -> Pace:
+        return Pace(self.forward, self.share)
+
+    def recall_steps(self, config: PretrainConfig) -> dict[str, float] | None:
+        return self.kept
+
+    def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
+        self.kept = seconds
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
         return self.image
@@ -62,7 +75,9 @@ def completed(machine: Machine, facts: Facts = FACTS, **given: object) -> Resolv
     [
         (0.05, {"epochs": 400}, "bf16", "8 images: 50 ms a step in bf16, 100 ms in fp32"),
         (0.095, {"epochs": 400}, "fp32", "8 images: 95 ms a step in bf16, 100 ms in fp32"),
-        (0.05, {"epochs": 3}, "fp32", "for cpu"),  # over before it pays
+        (0.05, {"epochs": 4}, "bf16", "8 images: 50 ms a step in bf16, 100 ms in fp32"),  # 20 steps of 0.64 seconds
+        (0.05, {"epochs": 3}, "fp32", "for cpu"),  # over in 10 seconds, before it pays
+        (0.05, {"time_budget": "1m"}, "bf16", "8 images: 50 ms a step in bf16, 100 ms in fp32"),
         (0.05, {"epochs": 400, "precision": "fp32"}, "fp32", None),  # the user's word
     ],
 )
@@ -71,6 +86,24 @@ def test_precision(half: float, given: dict[str, object], expected: str, why: st
     resolved = completed(machine, **given)
     assert resolved.config.precision == expected
     assert resolved.reasons.get("precision") == why
+
+
+def test_precision_is_tried_once_on_a_machine() -> None:
+    machine = Machine(lambda config: 0.05 if config.precision == "bf16" else 0.1)
+    completed(machine, epochs=400)
+    machine.asked.clear()
+    again = completed(machine, epochs=2)  # a short run, too
+    assert not machine.asked
+    assert again.config.precision == "bf16"
+    assert again.reasons["precision"].endswith("as measured before")
+
+
+def test_steps_are_not_tried_where_single_operations_gain_nothing() -> None:
+    machine = Machine(share=0.95)
+    resolved = completed(machine, epochs=100)
+    assert not machine.asked
+    assert resolved.config.precision == "fp32"
+    assert resolved.reasons["precision"] == "single operations take 95 % of fp32's time in bf16"
 
 
 def test_precision_is_not_tried_where_there_is_one() -> None:

@@ -7,7 +7,7 @@ import torch
 import mocokit.model.encoding as module
 from mocokit.data.pixels import pad
 from mocokit.model.encoder import Encoder, EncoderSpec, NonFiniteFeatures
-from mocokit.model.encoding import batch_size, encode, streams
+from mocokit.model.encoding import batch_size, encode, encoding_precision, streams
 from tests.helpers import noise
 
 CPU = torch.device("cpu")
@@ -135,3 +135,40 @@ def test_streams_share_the_largest_batch(threads):
     assert (streams(CPU, 99), batch_size(CPU, 99)) == (1, 256)
     assert (streams(CPU, 1000), batch_size(CPU, 1000), batch_size(CPU, 1000, 4)) == (2, 128, 32)
     assert streams(torch.device("cuda"), 1000) == 1
+
+
+@pytest.mark.parametrize(
+    ("half", "agree", "expected"), [(0.5, True, "bf16"), (0.95, True, "fp32"), (0.5, False, "fp32")]
+)
+def test_bf16_is_taken_where_it_is_faster_and_gives_the_same(
+    encoder, monkeypatch, tmp_path, capsys, half, agree, expected
+):
+    """Tried once, and not for few images, on another device, or where there is no such arithmetic."""
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path))
+    tried = []
+
+    def features(copy, batch, precision):
+        tried.append(precision)
+        return torch.ones(3, 4) if agree or precision == "fp32" else torch.tensor([[1.0, 1, 1, 0]]).expand(3, 4)
+
+    monkeypatch.setattr(module, "_features", features)
+    monkeypatch.setattr(module, "shortest", lambda call: half if call() is not None and tried[-1] == "bf16" else 1.0)
+    monkeypatch.setattr(module, "computes_in_bf16", lambda device: False)
+    assert encoding_precision(encoder, 10**6) == "fp32"
+    monkeypatch.setattr(module, "computes_in_bf16", lambda device: True)
+    assert encoding_precision(encoder, module.MANY_IN_BF16 - 1) == "fp32"
+    assert not tried
+    assert encoding_precision(encoder, module.MANY_IN_BF16) == expected
+    assert f"encoding in {expected}" in capsys.readouterr().err
+    count = len(tried)
+    assert encoding_precision(encoder, 10**6) == expected
+    assert len(tried) == count
+
+
+def test_features_in_bf16_are_those_of_fp32_but_for_their_last_digits(encoder, threads):
+    arrays = images(120)
+    full, half = (
+        torch.cat(list(encode(encoder, batches(arrays, 40), images=120, precision=p))) for p in ("fp32", "bf16")
+    )
+    assert not torch.equal(full, half)
+    assert torch.cosine_similarity(full, half).min() > 0.999

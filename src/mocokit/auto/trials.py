@@ -13,8 +13,9 @@ from mocokit.errors import UserError
 from mocokit.options import parse_duration
 from mocokit.resolved import Resolved
 
-TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step to estimate from; of the steps that are compared
-PRECISION_RUN, PRECISION_STEPS = 120.0, 100  # seconds and steps of a run, at least, for a trial of precision
+TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step that is compared; of the steps
+PRECISION_RUN = 10.0  # seconds of a run, at least, for a trial of precision
+STEP_FORWARDS = 4  # forward passes that take as long as a step: query forward and backward, key forward
 PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has fewer digits
 # And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
@@ -27,8 +28,29 @@ FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
 
+class Pace(Protocol):
+    """See `mocokit.model.arithmetic.Pace`."""
+
+    @property
+    def seconds(self) -> float:
+        """That an image takes forward in fp32."""
+
+    @property
+    def share(self) -> float:
+        """Of fp32's time that the network's largest operations take in bf16."""
+
+
 class Measurements(Protocol):
     """What `complete` may measure, on the images and the machine of the run to come."""
+
+    def pace(self, config: PretrainConfig) -> Pace:
+        """Of the network's operations, in a tenth of a second."""
+
+    def recall_steps(self, config: PretrainConfig) -> dict[str, float] | None:
+        """What `keep_steps` kept of a run of this kind on this machine: seconds of a step by precision."""
+
+    def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
+        """Remember what a trial of precision measured."""
 
     def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
         """Mean time of a training step, from about ``seconds`` of steps."""
@@ -84,28 +106,32 @@ def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:
 
 
 def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -> Resolved:
-    """On a CPU, bfloat16 if that is clearly faster for this network and the run is long enough to tell.
+    """On a CPU, bfloat16 if that is clearly faster for this network, which depends on the CPU and on the network's
+    width (docs/LOG.md). Steps are tried only if single operations gain, once on each machine."""
+    config, shares = resolved.config, facts.processes
 
-    Whether it is depends on the CPU and on the network's width (docs/LOG.md).
-    """
-    config = resolved.config
-    if parse_duration(config.time_budget) < PRECISION_RUN if config.time_budget else config.steps < PRECISION_STEPS:
+    def decided(times: Mapping[str, float], images: int, when: str = "") -> Resolved:
+        half, full = times["bf16"], times["fp32"]
+        reason = f"{images} images: {1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32{when}"
+        return resolved.derive(reason, precision="bf16" if half < PRECISION_GAIN * full else "fp32")
+
+    few = min(config.batch_size, TRIAL_IMAGES * shares)
+    if known := measure.recall_steps(config):
+        return decided(known, few, ", as measured before")
+    pace = measure.pace(config)
+    if _length(config, STEP_FORWARDS * pace.seconds * config.batch_size / shares) < PRECISION_RUN:
         return resolved
+    if pace.share > PRECISION_GAIN:
+        reason = f"single operations take {100 * pace.share:.0f} % of fp32's time in bf16"
+        return resolved.derive(reason, precision="fp32")
 
-    def step(batch_size: int, precision: Precision, seconds: float) -> float:
-        trial = dataclasses.replace(config, precision=precision, batch_size=batch_size)
-        return measure.seconds_per_step(trial, seconds)
+    def step(precision: Precision) -> float:
+        trial = dataclasses.replace(config, precision=precision, batch_size=few)
+        return measure.seconds_per_step(trial, TRIAL_SECONDS)
 
-    batch, shares = config.batch_size, facts.processes
-    few = min(batch, TRIAL_IMAGES * shares)
-    image = step(few, "fp32", 0.0) / few
-    if _length(config, batch * image) < max(PRECISION_RUN, PRECISION_STEPS * batch * image):
-        return resolved
-    most = int(TRIAL_SECONDS / image)
-    few = max(few, min(batch, most - most % shares))
-    half, full = step(few, "bf16", TRIAL_SECONDS), step(few, "fp32", TRIAL_SECONDS)
-    reason = f"{few} images: {1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32"
-    return resolved.derive(reason, precision="bf16" if half < PRECISION_GAIN * full else "fp32")
+    times = {"fp32": step("fp32"), "bf16": step("bf16")}
+    measure.keep_steps(config, times)
+    return decided(times, few)
 
 
 def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements) -> Resolved:

@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import encoding_precision
 from mocokit.options import documented, fields_of, validate
 from mocokit.rundir import RunDirectory, check_no_file
 
@@ -67,6 +69,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     source = open_source(config.data, config.follow_links, config.max_pixels)
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
+    config = replace(config, precision=config.precision or encoding_precision(encoder, len(order)))
     metadata = _metadata(config, encoder, source)
     found = len(order) + len(index.refused)
     finished = not overwrite and _is_complete(path, metadata)

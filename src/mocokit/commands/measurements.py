@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mocokit import distributed
 from mocokit.commands.parts import labelled_parts
 from mocokit.config import PretrainConfig
@@ -16,6 +18,7 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.verdict import Check
+from mocokit.model.arithmetic import Pace, keep, measure_pace, recall
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.rundir import RunDirectory
@@ -82,6 +85,21 @@ class RunMeasurements:
     def _spec(self, config: PretrainConfig) -> EncoderSpec:
         return encoder_spec(self.store, config, self.start)
 
+    def pace(self, config: PretrainConfig) -> Pace:
+        """Of the network on views as they are at the end of the run."""
+        x = torch.zeros(2, self.store.channels, config.view_size_end, config.view_size_end)
+        return distributed.on_first(lambda: measure_pace(Encoder.create(self._spec(config)).backbone, x))
+
+    def recall_steps(self, config: PretrainConfig) -> dict[str, float] | None:
+        """As the first process finds them in the cache directory."""
+        known = distributed.on_first(lambda: recall(_kind(config)))
+        fits = isinstance(known, dict) and all(isinstance(known.get(p), float) for p in ("fp32", "bf16"))
+        return known if fits else None
+
+    def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
+        """In the cache directory."""
+        distributed.on_first(lambda: keep(_kind(config), seconds))
+
     def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
         """As the first process measures it."""
         spec = self._spec(config)
@@ -125,3 +143,10 @@ class RunMeasurements:
         except UserError:
             return False
         return True
+
+
+def _kind(config: PretrainConfig) -> str:
+    """All of a configuration that the speed of its steps depends on, in bfloat16 beside float32."""
+    names = ("backbone", "view_size", "view_size_end", "batch_size", "bn_splits", "symmetric", "compile")
+    values = ", ".join(f"{name} {getattr(config, name)}" for name in names)
+    return f"steps of {values}, {distributed.world_size()} processes"

@@ -21,7 +21,9 @@ from mocokit.data.loader import create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.machine import computes_in_bf16, usable_cores
+from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder
+from mocokit.model.encoding import encoding_precision
 from mocokit.model.norm import freeze_batch_norm
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
@@ -176,6 +178,9 @@ def train_classifier(
     assert config.device is not None
     device = torch.device(config.device)
     precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
+    if device.type == "cpu" and encoding_precision(task.encoder, len(task.rows)) == "bf16":
+        precision = "bf16"
+        multiply_small(task.encoder.backbone)
     loader = create_loader(
         task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
     )

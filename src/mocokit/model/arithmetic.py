@@ -1,0 +1,99 @@
+"""Which arithmetic this CPU is fast in: found out on a network's own operations, remembered for the next command."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mocokit.data.cache import cache_directory
+from mocokit.errors import UserError
+from mocokit.files import write_json
+from mocokit.machine import cpu_name
+
+IMAGES, REPEATS = 16, 3  # of an operation that is timed
+KEPT, MOST_KEPT = "speeds.json", 200  # in the cache directory; entries
+
+
+class Pace(NamedTuple):
+    """How fast a network is: ``seconds`` that an image takes forward in float32, and the ``share`` of float32's time
+    that its largest convolution and matrix product take in bfloat16."""
+
+    seconds: float
+    share: float
+
+
+@torch.inference_mode()
+def measure_pace(backbone: nn.Module, x: Tensor) -> Pace:
+    """The pace of a ``backbone`` on the CPU on inputs such as ``x`` [B, C, S, S], in a tenth of a second or so."""
+    seen: dict[type, tuple[int, nn.Module, Tensor]] = {}
+
+    def note(module: nn.Linear | nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+        work = output.numel() * module.weight[0].numel()
+        if work > seen.get(kind, (0,))[0]:
+            seen[kind] = (work, module, inputs[0])
+
+    training = backbone.training
+    hooks = [m.register_forward_hook(note) for m in backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    try:
+        backbone.eval()
+        backbone(x)
+        begun = time.perf_counter()
+        backbone(x)
+        seconds = (time.perf_counter() - begun) / len(x)
+    finally:
+        backbone.train(training)
+        for hook in hooks:
+            hook.remove()
+    times = {"fp32": 0.0, "bf16": 0.0}
+    for _, module, own in seen.values():
+        inputs = own.repeat(-(-IMAGES // len(own)), *[1] * (own.ndim - 1))
+        for precision in times:
+            times[precision] += shortest(lambda p=precision, m=module, i=inputs: _run(m, i, p))  # type: ignore[misc]
+    return Pace(seconds, times["bf16"] / times["fp32"] if times["fp32"] else 1.0)
+
+
+def _run(module: nn.Module, x: Tensor, precision: str) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        result: Tensor = module(x)
+        return result
+
+
+def shortest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls, of which the first is not counted."""
+    times = []
+    for _ in range(REPEATS + 1):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def recall(what: str) -> Any:
+    """What `keep` kept of ``what`` on this machine with this torch and these threads; None if nothing."""
+    return _read().get(_key(what))
+
+
+def keep(what: str, value: Any) -> None:
+    """Remember a measurement, a value that JSON holds; where nothing can be written it is measured again next time."""
+    kept = _read()
+    kept.pop(_key(what), None)
+    recent = [*kept.items(), (_key(what), value)][-MOST_KEPT:]
+    with contextlib.suppress(OSError, UserError):
+        write_json(cache_directory() / KEPT, dict(recent))
+
+
+def _read() -> dict[str, Any]:
+    try:
+        kept = json.loads((cache_directory() / KEPT).read_text(encoding="utf-8"))
+    except (OSError, UserError, ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _key(what: str) -> str:
+    return f"{what}; {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
