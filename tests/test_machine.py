@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mocokit.errors import UserError
-from mocokit.machine import keep_freed_memory, pick_device, versions
+from mocokit.machine import SharedCores, _busy_seconds, cpu_name, keep_freed_memory, pick_device, versions
 from tests.runs import tiny_data
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +105,89 @@ def test_importing_this_module_imports_no_torch():
     program = "import sys, mocokit.machine; print('torch' in sys.modules, 'joblib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def statistics(*busy: int) -> str:
+    """As Linux counts, with so many hundredths of a second of work on each processor."""
+    lines = [f"cpu{i} {ticks} 0 0 1000 50 0 0 0 7 0" for i, ticks in enumerate(busy)]
+    return "\n".join([f"cpu  {sum(busy)} 0 0 9 9 0 0 0 0 0", *lines, "intr 1 2 3", "ctxt 5"]) + "\n"
+
+
+def test_work_is_counted_of_all_kinds_on_the_processors_that_we_may_use(monkeypatch):
+    monkeypatch.setattr("mocokit.machine.os.sysconf", lambda name: 100)
+    lines = ["cpu  9 9 9 9 9 9 9 9 9 9", "cpu0 1 2 4 1000 1000 8 16 32 64 64", "cpu1 100 0 0 0 0 0 0 0 0 0"]
+    text = "\n".join([*lines, "cpu10 500 0 0 0 0 0 0 0 0 0"])
+    assert _busy_seconds(text, {0}) == 0.63
+    assert _busy_seconds(text, {0, 1}) == 1.63
+    assert _busy_seconds(text, {10}) == 5
+
+
+@pytest.mark.parametrize(
+    ("most", "cpus", "own", "others", "expected"),
+    [
+        (2, 2, 2.0, 0.0, 2),
+        (2, 2, 1.3, 0.7, 1),  # one busy thread beside our two
+        (2, 2, 1.7, 0.3, 2),  # little work
+        (2, 2, 1.0, 1.0, 1),  # and where we have given way to it
+        (2, 2, 0.1, 1.9, 1),  # never none
+        (4, 16, 4.0, 9.0, 4),  # a container's quota of a large machine
+        (16, 16, 14.0, 2.0, 14),
+    ],
+)
+def test_threads_are_those_that_others_leave(tmp_path, monkeypatch, most, cpus, own, others, expected):
+    clock = {"now": 0.0, "own": 0.0, "busy": 0.0}
+    file = tmp_path / "stat"
+    monkeypatch.setattr("mocokit.machine.STATISTICS", file)
+    monkeypatch.setattr("mocokit.machine.os.sysconf", lambda name: 100)
+    monkeypatch.setattr("mocokit.machine.os.sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
+    monkeypatch.setattr("mocokit.machine.usable_cores", lambda: most)
+    monkeypatch.setattr("mocokit.machine.time.perf_counter", lambda: clock["now"])
+    monkeypatch.setattr("mocokit.machine.time.process_time", lambda: clock["own"])
+    before = torch.get_num_threads()
+
+    def pass_time(seconds, own=own, others=others):
+        clock["now"] += seconds
+        clock["own"] += seconds * own
+        clock["busy"] += seconds * (own + others)
+        each, rest = divmod(int(100 * clock["busy"] + 0.5), cpus)
+        file.write_text(statistics(*([each] * (cpus - 1)), each + rest))
+
+    try:
+        torch.set_num_threads(64)
+        pass_time(100.0, own=0, others=0)
+        cores = SharedCores()
+        cores.begin(None)
+        assert torch.get_num_threads() == most
+        pass_time(0.9)
+        cores.adapt()
+        assert torch.get_num_threads() == most  # looked at once a second
+        pass_time(0.2)
+        cores.adapt()
+        assert torch.get_num_threads() == expected
+        pass_time(1.1, others=0)
+        cores.adapt()
+        assert torch.get_num_threads() == most  # others have ended
+        pass_time(1.1)
+        cores.adapt()
+        cores.restore()
+        assert torch.get_num_threads() == most
+
+        cores.begin(most + 1)  # the user's word
+        pass_time(5.0)
+        cores.adapt()
+        cores.restore()
+        assert torch.get_num_threads() == most + 1
+
+        file.unlink()  # another system
+        torch.set_num_threads(most)
+        cores.begin(None)
+        clock["now"] += 5
+        cores.adapt()
+        cores.restore()
+        assert torch.get_num_threads() == most
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_processor_has_a_name():
+    assert cpu_name()

@@ -38,6 +38,7 @@ def embed(
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["fp32", "bf16"] | None = None,
     batch_size: int = 256,
@@ -60,6 +61,7 @@ def embed(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
         dtype: number format of the features (float32, float16; default float32).
         precision: arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32 (fp32,
             bf16).
@@ -121,6 +123,7 @@ def finetune(
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
@@ -157,6 +160,7 @@ def finetune(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
@@ -197,6 +201,7 @@ def knn(
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
@@ -220,6 +225,7 @@ def knn(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
@@ -300,6 +306,7 @@ def pretrain(
     seed: int = 0,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     devices: int = 1,
+    threads: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
     compile: bool | None = None,
     cuda_graphs: bool = False,
@@ -373,6 +380,7 @@ def pretrain(
         seed: seed of every random draw (default 0).
         device: where to compute (cpu, cuda, mps).
         devices: processes on this machine, one per GPU (default 1).
+        threads: threads to compute with; default one for each core that other programs leave.
         precision: arithmetic of the encoders (fp32, bf16).
         compile: compile the encoders: faster after a minute.
         cuda_graphs: run compiled encoders as CUDA graphs (default false).
@@ -406,6 +414,7 @@ def probe(
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
@@ -435,6 +444,7 @@ def probe(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
@@ -476,6 +486,7 @@ def scorecard(
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
@@ -498,6 +509,7 @@ def scorecard(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.

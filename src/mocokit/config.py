@@ -21,6 +21,10 @@ side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
+Threads = Annotated[
+    int | None,
+    Option("threads to compute with; default one for each core that other programs leave", low=1, identity=False),
+]
 Run = Annotated[
     str,
     Option(
@@ -129,6 +133,7 @@ class PretrainConfig:
 
     device: Annotated[DeviceName, Option("where to compute", identity=False)]
     devices: Annotated[int, Option("processes on this machine, one per GPU", low=1, identity=False)] = 1
+    threads: Threads = None
     precision: Annotated[Precision, Option("arithmetic of the encoders")]
     compile: Annotated[bool, Option("compile the encoders: faster after a minute", identity=False)]
     cuda_graphs: Annotated[bool, Option("run compiled encoders as CUDA graphs", identity=False)] = False
@@ -156,6 +161,7 @@ class RunConfig:
     backbone: Backbone = None
     image_size: ImageSize = None
     device: Device = None
+    threads: Threads = None
 
 
 @dataclass(frozen=True, kw_only=True)

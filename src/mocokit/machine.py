@@ -1,13 +1,18 @@
 """This machine: cores, threads, memory, devices and installed versions. Imports torch only where it is needed."""
 
 import ctypes
+import os
 import platform
+import time
 from importlib.metadata import version
+from pathlib import Path
 
 import mocokit
 from mocokit.config import DeviceName
 from mocokit.errors import UserError
 
+STATISTICS = Path("/proc/stat")  # what Linux counts
+LOOK_SECONDS, LITTLE_USE = 1.0, 0.4  # between looks; share of a core that others may use without costing us a thread
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -28,17 +33,77 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def limit_threads() -> None:
-    """No more threads for torch and for NumPy's BLAS than there are cores.
+class SharedCores:
+    """How many threads torch computes with: as many as it may, fewer while other programs need the cores.
+
+    Threads share every operation and wait for the slowest. One that the system has put aside for another program keeps
+    all waiting, thousands of times a step: beside one busy thread two of ours on two cores took 60 times as long, and
+    one alone less than twice as long (docs/LOG.md). Where the system does not tell, nothing is adapted.
+    """
+
+    def __init__(self) -> None:
+        self.most, self.seen = 0, (0.0, 0.0)
+
+    def begin(self, threads: int | None) -> None:
+        """Threads that are given stay; else `adapt` chooses, up to those that torch has and to the cores there are."""
+        import torch
+
+        cores = usable_cores()
+        if threads is not None or torch.get_num_threads() > cores:
+            torch.set_num_threads(threads or cores)
+        self.most = 0 if threads or not STATISTICS.exists() else torch.get_num_threads()
+        self.seen = _times() if self.most else (0.0, 0.0)
+
+    def adapt(self) -> None:
+        """Called before every step; looks at what other programs do once a second."""
+        import torch
+
+        if self.most < 2 or time.perf_counter() - self.seen[0] < LOOK_SECONDS:
+            return
+        (before, used_before), self.seen = self.seen, _times()
+        now, used = self.seen
+        free = len(os.sched_getaffinity(0)) - (used - used_before) / (now - before)
+        threads = max(1, min(self.most, int(free + LITTLE_USE)))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    def restore(self) -> None:
+        """As many threads as before `adapt`."""
+        import torch
+
+        if self.most:
+            torch.set_num_threads(self.most)
+
+
+CORES = SharedCores()
+
+
+def _times() -> tuple[float, float]:
+    """Now, and the seconds that others than this process have used of the processors that it may run on."""
+    return time.perf_counter(), _busy_seconds(STATISTICS.read_text(), os.sched_getaffinity(0)) - time.process_time()
+
+
+def _busy_seconds(statistics: str, cpus: set[int]) -> float:
+    """Seconds of work of any kind that the system's ``statistics`` count for ``cpus``, since it started."""
+    busy = 0
+    for line in statistics.splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, ticks)
+            busy += user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK")
+
+
+def limit_threads(threads: int | None = None) -> None:
+    """So many threads for torch, or no more than there are cores, then adapted by `CORES`; and no more than there are
+    cores for NumPy's BLAS.
 
     Both see no quota: in a container that may use 2 of 64 cores, 64 threads wait for each other at every operation.
     """
-    import torch
     from threadpoolctl import ThreadpoolController
 
+    CORES.begin(threads)
     cores = usable_cores()
-    if torch.get_num_threads() > cores:
-        torch.set_num_threads(cores)
     for library in ThreadpoolController().select(user_api="blas").lib_controllers:
         if library.get_num_threads() > cores:
             library.set_num_threads(cores)

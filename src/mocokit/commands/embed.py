@@ -63,7 +63,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     _check_output(path, overwrite)
     keep_freed_memory()
-    limit_threads()
+    limit_threads(config.threads)
     device = pick_device(config.device)
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     source = open_source(config.data, config.follow_links, config.max_pixels)

@@ -59,7 +59,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     A `UserError` if there is no encoder, images are unusable, none are there ``to_train`` on, or there are no labels
     to measure by ``labels_for`` what needs them.
     """
-    limit_threads()
+    limit_threads(config.threads)
     device = pick_device(config.device)
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     spec = encoder.spec

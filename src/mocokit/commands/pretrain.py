@@ -123,7 +123,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     """The command in one process, or in one of several: the first one decides, writes and speaks."""
     given = request.given
     keep_freed_memory()
-    limit_threads()
+    limit_threads(given.get("threads"))
     if distributed.rank() > 0:
         mute()
     source = request.open_source()

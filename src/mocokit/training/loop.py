@@ -20,6 +20,7 @@ from mocokit import distributed
 from mocokit.data.dataset import Batch
 from mocokit.data.loader import Loader
 from mocokit.errors import UserError
+from mocokit.machine import CORES
 from mocokit.model.encoder import NonFiniteFeatures
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import Log
@@ -119,30 +120,35 @@ class Trainer:
             log.open(self.step)
         if stop(self.step):
             return
-        for batch in loader.batches(self.step, steps):
-            views = task.views(batch)
-            loss = self.model(views)
-            self.fabric.backward(loss)
-            task.before_optimizer_step()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.scheduler.step()
-            self.step = step = batch.step + 1
-            if on_cpu:
-                task.check_finite(step)  # elsewhere this would wait for the device at each step
-            if log is not None and log.due(step):
-                task.check_finite(step)
-                means = task.means()  # of all processes; the first one writes
-                if distributed.rank() == 0:
-                    evaluated = self._evaluate(log) if log.epoch_ends(step) else {}
-                    log.write(log.row(step, means, self.optimizer) | evaluated, histograms=bool(evaluated))
-            report(step, steps)
-            ended = step == steps or stop(step)
-            if checkpoints is not None:
-                checkpoints.save_if_due(self, last=ended)
-                checkpoints.obey_signals(step, steps)
-            if ended:
-                break
+        try:
+            for batch in loader.batches(self.step, steps):
+                if on_cpu:
+                    CORES.adapt()
+                views = task.views(batch)
+                loss = self.model(views)
+                self.fabric.backward(loss)
+                task.before_optimizer_step()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.scheduler.step()
+                self.step = step = batch.step + 1
+                if on_cpu:
+                    task.check_finite(step)  # elsewhere this would wait for the device at each step
+                if log is not None and log.due(step):
+                    task.check_finite(step)
+                    means = task.means()  # of all processes; the first one writes
+                    if distributed.rank() == 0:
+                        evaluated = self._evaluate(log) if log.epoch_ends(step) else {}
+                        log.write(log.row(step, means, self.optimizer) | evaluated, histograms=bool(evaluated))
+                report(step, steps)
+                ended = step == steps or stop(step)
+                if checkpoints is not None:
+                    checkpoints.save_if_due(self, last=ended)
+                    checkpoints.obey_signals(step, steps)
+                if ended:
+                    break
+        finally:
+            CORES.restore()
 
     def _evaluate(self, log: Log) -> dict[str, float]:
         try:
