@@ -246,7 +246,7 @@ def test_an_interrupt_before_training_is_130(data, monkeypatch, capfd):
 
     monkeypatch.setattr("mocokit.commands.pretrain.pretrain", interrupted)
     assert main(["pretrain", data]) == 130
-    assert capfd.readouterr().err == "mocokit: interrupted\n"
+    assert capfd.readouterr().err.splitlines()[1:] == ["mocokit: interrupted"]
 
 
 # Output --------------------------------------------------------------------------------------------------

@@ -157,34 +157,30 @@ def test_threads_are_those_that_others_leave(tmp_path, monkeypatch, most, cpus, 
         pass_time(100.0, own=0, others=0)
         cores = SharedCores()
         cores.begin(None)
+        pass_time(0.4)
+        with cores.shared():
+            assert torch.get_num_threads() == most  # looked at twice a second
+            pass_time(0.2)
+            cores.adapt()
+            assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == most
-        pass_time(0.9)
-        cores.adapt()
-        assert torch.get_num_threads() == most  # looked at once a second
-        pass_time(0.2)
-        cores.adapt()
-        assert torch.get_num_threads() == expected
-        pass_time(1.1, others=0)
-        cores.adapt()
-        assert torch.get_num_threads() == most  # others have ended
-        pass_time(1.1)
-        cores.adapt()
-        cores.restore()
-        assert torch.get_num_threads() == most
+        with cores.shared():
+            assert torch.get_num_threads() == expected
+            pass_time(0.6, others=0)
+            cores.adapt()
+            assert torch.get_num_threads() == most  # others have ended
 
         cores.begin(most + 1)  # the user's word
         pass_time(5.0)
-        cores.adapt()
-        cores.restore()
-        assert torch.get_num_threads() == most + 1
+        with cores.shared():
+            assert torch.get_num_threads() == most + 1
 
         file.unlink()  # another system
         torch.set_num_threads(most)
         cores.begin(None)
         clock["now"] += 5
-        cores.adapt()
-        cores.restore()
-        assert torch.get_num_threads() == most
+        with cores.shared():
+            assert torch.get_num_threads() == most
     finally:
         torch.set_num_threads(before)
 

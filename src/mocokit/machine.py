@@ -4,6 +4,8 @@ import ctypes
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from mocokit.config import DeviceName
 from mocokit.errors import UserError
 
 STATISTICS = Path("/proc/stat")  # what Linux counts
-LOOK_SECONDS, LITTLE_USE = 1.0, 0.4  # between looks; share of a core that others may use without costing us a thread
+LOOK_SECONDS, LITTLE_USE = 0.5, 0.4  # between looks; share of a core that others may use without costing us a thread
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -42,37 +44,44 @@ class SharedCores:
     """
 
     def __init__(self) -> None:
-        self.most, self.seen = 0, (0.0, 0.0)
+        self.most = self.chosen = 0
+        self.seen = (0.0, 0.0)
 
     def begin(self, threads: int | None) -> None:
-        """Threads that are given stay; else `adapt` chooses, up to those that torch has and to the cores there are."""
+        """Threads that are given stay; else it is chosen, up to those that torch has and to the cores there are."""
         import torch
 
         cores = usable_cores()
         if threads is not None or torch.get_num_threads() > cores:
             torch.set_num_threads(threads or cores)
         self.most = 0 if threads or not STATISTICS.exists() else torch.get_num_threads()
-        self.seen = _times() if self.most else (0.0, 0.0)
+        self.chosen, self.seen = self.most, _times() if self.most else (0.0, 0.0)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Inside, torch has as many threads as there is room for; afterwards as many as before."""
+        import torch
+
+        before = torch.get_num_threads()
+        self.adapt()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def adapt(self) -> None:
-        """Called before every step; looks at what other programs do once a second."""
+        """Called inside `shared` before every step; looks at what other programs do twice a second."""
         import torch
 
-        if self.most < 2 or time.perf_counter() - self.seen[0] < LOOK_SECONDS:
+        if self.most < 2:
             return
-        (before, used_before), self.seen = self.seen, _times()
-        now, used = self.seen
-        free = len(os.sched_getaffinity(0)) - (used - used_before) / (now - before)
-        threads = max(1, min(self.most, int(free + LITTLE_USE)))
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
-
-    def restore(self) -> None:
-        """As many threads as before `adapt`."""
-        import torch
-
-        if self.most:
-            torch.set_num_threads(self.most)
+        if time.perf_counter() - self.seen[0] >= LOOK_SECONDS:
+            (before, used_before), self.seen = self.seen, _times()
+            now, used = self.seen
+            free = len(os.sched_getaffinity(0)) - (used - used_before) / (now - before)
+            self.chosen = max(1, min(self.most, int(free + LITTLE_USE)))
+        if self.chosen != torch.get_num_threads():
+            torch.set_num_threads(self.chosen)
 
 
 CORES = SharedCores()
@@ -145,6 +154,6 @@ def computes_in_bf16(device: str) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions that a result depends on."""
-    names = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pillow")
+    names = ("torch", "torchvision", "lightning-fabric", "timm", "numpy", "pillow")
     own = {"python": platform.python_version(), "mocokit": mocokit.__version__}
     return own | {name: version(name) for name in names}

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mocokit
-from mocokit.deploy.encoder_file import read_header, save_encoder
+from mocokit.deploy.encoder_file import encoder_fingerprint, read_header, save_encoder
 from mocokit.errors import UserError
-from mocokit.model.encoder import Encoder
+from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.encoders import ORIGIN, assert_close, spec
 from tests.helpers import noise
 from tests.runs import TinyRun
@@ -252,3 +252,13 @@ def test_a_pickle_is_never_run(tmp_path, write):
     content = io.BytesIO(path.read_bytes())
     torch.load(content, weights_only=False) if write is torch.save else pickle.load(content)
     assert sprung.exists()  # the trap was armed
+
+
+def test_encoder_fingerprint_tells_encoders_apart():
+    spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5,) * 3)
+    one = Encoder.create(spec, seed=0)
+    assert encoder_fingerprint(one) == encoder_fingerprint(Encoder.create(spec, seed=0))
+    others = [Encoder.create(spec, seed=1), Encoder.create(spec, seed=0), Encoder.create(spec, seed=0)]
+    others[1].backbone.bn1.running_mean[0] += 1e-3
+    others[2].spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5, 0.5, 0.4))
+    assert len({encoder_fingerprint(encoder) for encoder in (one, *others)}) == 4

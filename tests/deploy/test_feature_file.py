@@ -18,7 +18,6 @@ import mocokit.deploy.feature_file as module
 from mocokit.deploy.feature_file import (
     Named,
     check_format,
-    encoder_fingerprint,
     feature_matrix,
     feature_table,
     open_features,
@@ -26,7 +25,6 @@ from mocokit.deploy.feature_file import (
     write_features,
 )
 from mocokit.errors import UserError
-from mocokit.model.encoder import Encoder, EncoderSpec
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
 
@@ -314,13 +312,3 @@ def test_missing_and_unknown(tmp_path):
     for name in ("f.csv", "f", "f.NPY.gz"):
         with pytest.raises(UserError, match=r"ends in \.parquet, \.npz, \.npy"):
             check_format(tmp_path / name)
-
-
-def test_encoder_fingerprint_tells_encoders_apart():
-    spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5,) * 3)
-    one = Encoder.create(spec, seed=0)
-    assert encoder_fingerprint(one) == encoder_fingerprint(Encoder.create(spec, seed=0))
-    others = [Encoder.create(spec, seed=1), Encoder.create(spec, seed=0), Encoder.create(spec, seed=0)]
-    others[1].backbone.bn1.running_mean[0] += 1e-3
-    others[2].spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5, 0.5, 0.4))
-    assert len({encoder_fingerprint(encoder) for encoder in (one, *others)}) == 4

@@ -19,7 +19,8 @@ from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedding import embed_images
-from mocokit.deploy.feature_file import check_format, encoder_fingerprint, feature_files, open_features, write_features
+from mocokit.deploy.encoder_file import encoder_fingerprint
+from mocokit.deploy.feature_file import check_format, feature_files, open_features, write_features
 from mocokit.deploy.loading import load
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError

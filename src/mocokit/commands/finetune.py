@@ -13,8 +13,7 @@ from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
-from mocokit.deploy.encoder_file import save_encoder
-from mocokit.deploy.feature_file import encoder_fingerprint
+from mocokit.deploy.encoder_file import encoder_fingerprint, save_encoder
 from mocokit.deploy.loading import home_of
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import features_of

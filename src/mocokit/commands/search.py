@@ -11,7 +11,8 @@ from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import say
 from mocokit.deploy import montage
-from mocokit.deploy.feature_file import Features, Named, encoder_fingerprint, open_features
+from mocokit.deploy.encoder_file import encoder_fingerprint
+from mocokit.deploy.feature_file import Features, Named, open_features
 from mocokit.deploy.loading import is_foreign, load
 from mocokit.deploy.nearest import Neighbour, duplicates, nearest, vectors
 from mocokit.errors import UserError

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mocokit.console import say
-from mocokit.deploy.encoder_file import read_encoder
-from mocokit.deploy.feature_file import encoder_fingerprint
+from mocokit.deploy.encoder_file import encoder_fingerprint, read_encoder
 from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec

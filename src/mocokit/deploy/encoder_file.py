@@ -1,6 +1,7 @@
 """The encoder file: weights and preprocessing in one safetensors file, written by pretraining, read by every verb."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -128,3 +129,13 @@ def read_encoder(file: Path) -> Encoder:
         raise UserError(f"{file}: its digest does not fit: it is damaged or was changed; pretrain again")
     encoder.name, encoder.origin = str(file), origin
     return encoder.eval()
+
+
+def encoder_fingerprint(encoder: Encoder) -> str:
+    """Digest of all that decides about an encoder's output: weights, preprocessing and classes."""
+    digest = hashlib.blake2b(json.dumps([encoder.spec.to_dict(), encoder.classes]).encode(), digest_size=16)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

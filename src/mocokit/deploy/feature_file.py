@@ -4,7 +4,6 @@ Columns: ``path`` inside the data, ``split``, ``label`` (class name), ``feature`
 ``predicted`` and ``probability``. Only a block of the features is in memory at a time (an .npz is read whole).
 """
 
-import hashlib
 import itertools
 import json
 import zipfile
@@ -25,7 +24,6 @@ from pyarrow.fs import LocalFileSystem
 from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.errors import UserError
 from mocokit.files import replacing, utf8_path, write_json
-from mocokit.model.encoder import Encoder
 
 FORMAT = "mocokit-features-1"
 SUFFIXES = (".parquet", ".npz", ".npy")
@@ -38,16 +36,6 @@ class Named(NamedTuple):
 
     path: str | None = None
     label: str | None = None
-
-
-def encoder_fingerprint(encoder: Encoder) -> str:
-    """Digest of all that decides about an encoder's output: weights, preprocessing and classes."""
-    digest = hashlib.blake2b(json.dumps([encoder.spec.to_dict(), encoder.classes]).encode(), digest_size=16)
-    for name, tensor in sorted(encoder.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def printable(name: str) -> str:

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import update_bn
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.features import BATCH, SIMPLE, Simple, extract, rows_of
 from mocokit.evaluation.splits import Subset
+from mocokit.machine import CORES
 from mocokit.model.encoder import Encoder, EncoderSpec
 
 CALIBRATION_IMAGES = 2048
@@ -24,7 +25,8 @@ def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) 
     encoder.name = "the random initialisation"
     indices = torch.arange(len(images))[:: max(1, len(images) // CALIBRATION_IMAGES)]
     views = (spec.view(*rows_of(images, batch, encoder.device)) for batch in indices.split(BATCH) if len(batch) > 1)
-    update_bn(views, encoder.backbone)
+    with CORES.shared():
+        update_bn(views, encoder.backbone)
     return encoder.eval()
 
 

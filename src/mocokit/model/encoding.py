@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mocokit.config import Precision
 from mocokit.console import say
-from mocokit.machine import computes_in_bf16
+from mocokit.machine import CORES, computes_in_bf16
 from mocokit.model.arithmetic import keep, recall, shortest
 from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder, evaluating
@@ -56,10 +56,10 @@ def encode(
     precision = precision or encoding_precision(encoder, images)
     if images >= MANY:
         encoder = _prepared(encoder, precision)
-    parallel, threads = streams(encoder.device, images), torch.get_num_threads()
-    pool = ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads if parallel == 1 else 1,))
-    pending: deque[Future[Tensor]] = deque()
-    with evaluating(encoder):
+    parallel, pending = streams(encoder.device, images), deque[Future[Tensor]]()
+    with evaluating(encoder), CORES.shared():
+        threads = torch.get_num_threads() if parallel == 1 else 1
+        pool = ThreadPoolExecutor(parallel, initializer=torch.set_num_threads, initargs=(threads,))
         try:
             for batch in batches:
                 pending.append(pool.submit(_features, encoder, batch, precision))
@@ -69,7 +69,6 @@ def encode(
                 yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
 
 
 def _prepared(encoder: Encoder, precision: str) -> Encoder:

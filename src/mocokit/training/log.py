@@ -97,8 +97,8 @@ def tensorboard(folder: Path, step: int) -> list[Logger]:
 
 
 def check_tracker(name: str | None) -> None:
-    """Raise `UserError` if the package of the experiment tracker ``name`` is missing."""
-    if name and importlib.util.find_spec(name) is None:
+    """Raise `UserError` if the package of the experiment tracker ``name`` is missing, or Lightning's logger for it."""
+    if name and not all(importlib.util.find_spec(package) for package in (name, "pytorch_lightning")):
         raise UserError(f"--logger {name} needs {name}: pip install 'mocokit[{name}]'")
 
 

@@ -120,7 +120,7 @@ class Trainer:
             log.open(self.step)
         if stop(self.step):
             return
-        try:
+        with CORES.shared():
             for batch in loader.batches(self.step, steps):
                 if on_cpu:
                     CORES.adapt()
@@ -147,8 +147,6 @@ class Trainer:
                     checkpoints.obey_signals(step, steps)
                 if ended:
                     break
-        finally:
-            CORES.restore()
 
     def _evaluate(self, log: Log) -> dict[str, float]:
         try:
