@@ -1,5 +1,6 @@
 """Precision, compilation, views and budgets follow what is measured, where a run is long enough to measure."""
 
+import re
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -241,14 +242,15 @@ def test_where_a_budget_is_short_checks_go_first_then_final_figures(capfd) -> No
 
 
 def test_what_the_user_asked_for_is_not_cut() -> None:
-    options = SHORT | {"monitor_every": 1, "knn_images": 500}
-    with pytest.raises(UserError, match=r"alone take about \d+ s here; give more time, or --steps"):
-        completed(Machine(image=0.01), **options)
+    config = completed(Machine(image=0.01), **SHORT | {"monitor_every": 1, "knn_images": 500}).config
+    assert (config.monitor_every, config.knn_images, config.steps) == (1, 500, 1)
 
 
-def test_a_budget_that_is_too_short_for_one_step_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--time-budget 3s: loading and evaluating alone take about"):
-        completed(Machine(image=0.01), time_budget="3s", precision="fp32")
+def test_a_budget_that_is_too_short_here_trains_one_step(capfd) -> None:
+    """It is not refused: another day the machine may not be busy."""
+    config = completed(Machine(image=0.01), time_budget="3s", precision="fp32").config
+    assert (config.steps, config.epochs) == (1, 1)
+    assert re.search(r"--time-budget 3s: loading and evaluating alone take about \d+ s here", capfd.readouterr().err)
 
 
 def test_a_slow_machine_does_not_spend_its_budget_on_timing_steps() -> None:

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
-from mocokit.errors import UserError
 from mocokit.options import parse_duration
 from mocokit.resolved import Resolved
 
@@ -84,7 +83,7 @@ def complete(
         started: `time.perf_counter()` when the command began.
 
     Raises:
-        UserError: values that do not fit the data, or a budget too short for a single step.
+        UserError: values that do not fit the data.
     """
     resolved = _fit_view_sizes(defaults(given, facts, recipe), measure)
     if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
@@ -190,10 +189,11 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     resolved, left, checks = _divide(resolved, measure, image, check, left)
     per_epoch = facts.images // config.batch_size
     steps = int((left - checks * check) / step)
-    if steps < 1:
-        raise UserError(
-            f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s "
-            f"here; give more time, or --steps instead; images once decoded are quick to load"
+    if steps < 1:  # not refused, for the machine may be busy just now
+        steps = 1
+        say(
+            f"--time-budget {config.time_budget}: loading and evaluating alone take about {budget - left:.0f} s here, "
+            f"so one step is trained; give more time, or --steps instead; images once decoded are quick to load"
         )
     if steps > per_epoch:
         steps -= steps % per_epoch  # whole epochs
