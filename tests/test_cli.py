@@ -173,7 +173,6 @@ def test_folders_without_enough_images(tmp_path, capfd):
             ["--backbone vit_narrow", "images of 8 pixels", "--view-size"],
         ),
         (["--view-size", "20", "--view-size-end", "16"], ["--view-size 20 is larger", "--view-size-end"]),
-        (["--time-budget", "0.01s"], ["--time-budget 0.01s", "give more time"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else None,
 )

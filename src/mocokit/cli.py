@@ -116,8 +116,8 @@ def _run(argv: Sequence[str], started: float) -> None:
     options |= {name: getattr(arguments, name) for name in switches_of(arguments.verb)}
     if arguments.verb == "pretrain":
         options["started"] = started
-    if arguments.verb != "cache" and "RANK" not in os.environ:  # of several processes the one that starts them
-        print(f"mocokit {mocokit.__version__} {arguments.verb}: loading PyTorch", file=sys.stderr, flush=True)
+        if "RANK" not in os.environ:  # of several processes the one that starts them
+            print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     result: Mapping[str, Any] = command(**options)
     if arguments.json and result:  # of several processes only the first has a result
