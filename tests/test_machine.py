@@ -165,10 +165,17 @@ def test_threads_are_those_that_others_leave(tmp_path, monkeypatch, most, cpus, 
             assert torch.get_num_threads() == expected
         assert torch.get_num_threads() == most
         with cores.shared():
-            assert torch.get_num_threads() == expected
+            with cores.shared():
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == expected  # still inside the first one
             pass_time(0.6, others=0)
             cores.adapt()
             assert torch.get_num_threads() == most  # others have ended
+
+        pass_time(11.0)
+        cores.begin(None)
+        with cores.shared():
+            assert torch.get_num_threads() == most  # what was long ago says nothing of now
 
         cores.begin(most + 1)  # the user's word
         pass_time(5.0)

@@ -14,7 +14,8 @@ from mocokit.config import DeviceName
 from mocokit.errors import UserError
 
 STATISTICS = Path("/proc/stat")  # what Linux counts
-LOOK_SECONDS, LITTLE_USE = 0.5, 0.4  # between looks; share of a core that others may use without costing us a thread
+LOOK_SECONDS, LONG_AGO = 0.5, 10.0  # between looks, at least; what came before says nothing of now
+LITTLE_USE = 0.4  # share of a core that others may use without costing us a thread
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -44,8 +45,8 @@ class SharedCores:
     """
 
     def __init__(self) -> None:
-        self.most = self.chosen = 0
-        self.seen = (0.0, 0.0)
+        self.most = self.chosen = self.depth = 0
+        self.seen = _times()
 
     def begin(self, threads: int | None) -> None:
         """Threads that are given stay; else it is chosen, up to those that torch has and to the cores there are."""
@@ -55,22 +56,27 @@ class SharedCores:
         if threads is not None or torch.get_num_threads() > cores:
             torch.set_num_threads(threads or cores)
         self.most = 0 if threads or not STATISTICS.exists() else torch.get_num_threads()
-        self.chosen, self.seen = self.most, _times() if self.most else (0.0, 0.0)
+        self.chosen = self.most
+        if time.perf_counter() - self.seen[0] > LONG_AGO:
+            self.seen = _times()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Inside, torch has as many threads as there is room for; afterwards as many as before."""
+        """Inside, torch has as many threads as there is room for; outside again as many as before."""
         import torch
 
         before = torch.get_num_threads()
+        self.depth += 1
         self.adapt()
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            self.depth -= 1
+            if not self.depth:
+                torch.set_num_threads(before)
 
     def adapt(self) -> None:
-        """Called inside `shared` before every step; looks at what other programs do twice a second."""
+        """Called inside `shared`, before every step; looks at what other programs do twice a second."""
         import torch
 
         if self.most < 2:
@@ -84,11 +90,10 @@ class SharedCores:
             torch.set_num_threads(self.chosen)
 
 
-CORES = SharedCores()
-
-
 def _times() -> tuple[float, float]:
     """Now, and the seconds that others than this process have used of the processors that it may run on."""
+    if not STATISTICS.exists():
+        return 0.0, 0.0
     return time.perf_counter(), _busy_seconds(STATISTICS.read_text(), os.sched_getaffinity(0)) - time.process_time()
 
 
@@ -101,6 +106,9 @@ def _busy_seconds(statistics: str, cpus: set[int]) -> float:
             user, nice, system, _, _, irq, softirq, steal, *_ = map(int, ticks)
             busy += user + nice + system + irq + softirq + steal
     return busy / os.sysconf("SC_CLK_TCK")
+
+
+CORES = SharedCores()
 
 
 def limit_threads(threads: int | None = None) -> None:

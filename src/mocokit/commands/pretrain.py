@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mocokit import distributed
+from mocokit import distributed, machine
 from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
 from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
@@ -143,7 +143,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
         except TooManySkipped as error:
             raise _with_list(error, run) from None
     say(data.store.summary())
-    with _locked(run):
+    with _locked(run), machine.CORES.shared():
         return _in_directory(run, origin, request, data, start, overwrite, started)
 
 
