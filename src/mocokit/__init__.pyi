@@ -292,6 +292,7 @@ def pretrain(
     schedule: Literal["cosine", "step"] | None = None,
     warmup_steps: int | None = None,
     time_budget: str | None = None,
+    turns: str | None = None,
     limit: int | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
@@ -366,6 +367,7 @@ def pretrain(
         schedule: learning-rate schedule: cosine (v2) or step (v1) (cosine, step).
         warmup_steps: steps of linear warm-up before the schedule.
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
+        turns: STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went.
         limit: use a random, class-balanced subset of N training images.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.

@@ -118,6 +118,9 @@ class PretrainConfig:
     warmup_steps: Annotated[int, Option("steps of linear warm-up before the schedule", low=0)]
 
     time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
+    turns: Annotated[
+        str | None, Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went")
+    ] = None
     limit: Limit = None
     labels: Labels = None
     labels_columns: LabelsColumns = None

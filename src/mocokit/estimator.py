@@ -205,16 +205,18 @@ def _pretrain(images: list[Any], options: dict[str, Any], verbose: bool, started
     request, rows = Request.of(options), list[Row]()
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
         data = open_data(request, ImageListSource(images), cache=Path(name))
-        config = complete_config(request, data, started).config
+        resolved = complete_config(request, data, started)
+        config = resolved.config
         task = Pretraining(config, encoder_spec(data.store, config))
-        tell = announcer(config) if verbose else lambda row: None
+        tell = announcer(lambda: task.config) if verbose else lambda row: None
 
         def announce(row: Row) -> None:
             if "loss" in row:
                 rows.append(row)
                 tell(row)
 
-        train(task, data.images, RunDirectory(Path(name) / "run"), lambda encoder, step: {}, announce)
+        run = RunDirectory(Path(name) / "run")
+        train(task, data.images, run, lambda encoder, step: {}, announce, timetable=resolved.timetable)
     spec = replace(task.spec, intensity_range=task.spec.intensity_range or BYTE_RANGE)
     encoder = Encoder.create(spec)
     encoder.backbone.load_state_dict(task.moco.backbone.state_dict())

@@ -22,12 +22,30 @@ class Extends:
 
 
 @dataclass(frozen=True)
+class Timetable:
+    """What the schedule of a time budget was made from, on the machine as it was when the run began.
+
+    ``ends``: when the command shall end, of `time.perf_counter`; seconds of a ``step`` by size of views, of a quality
+    ``check``, and of the ``final`` figures.
+    """
+
+    ends: float
+    step: Mapping[int, float]
+    check: float
+    final: float
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A complete configuration and, for every value nobody set by hand, where it comes from."""
+    """A complete configuration and, for every value nobody set by hand, where it comes from.
+
+    The ``timetable`` of a time budget is of the command that begins the run; it is not kept.
+    """
 
     config: PretrainConfig
     reasons: dict[str, str]
     extends: Extends | None = None
+    timetable: Timetable | None = None
 
     @property
     def given(self) -> dict[str, Any]:

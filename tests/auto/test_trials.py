@@ -35,9 +35,9 @@ class Machine:
     kept: dict[str, float] | None = None
     asked: list[PretrainConfig] = field(default_factory=list)
 
-    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
+    def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
         self.asked.append(config)
-        return self.step(config)
+        return dict.fromkeys(self.view_shares(config), self.step(config))
 
     def pace(self, config: PretrainConfig) -> Pace:
         return Pace(self.forward, self.share)
@@ -57,8 +57,9 @@ class Machine:
     def images_of_final(self, config: PretrainConfig) -> int:
         return 300 + min(config.knn_images or self.labelled_images, self.labelled_images) * 2
 
-    def view_sizes(self, config: PretrainConfig) -> list[int]:
-        return view_sizes(config.view_size, config.view_size_end)
+    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
+        sizes = view_sizes(config.view_size, config.view_size_end)
+        return dict.fromkeys(sizes, 1 / len(sizes))
 
     def takes_views(self, config: PretrainConfig) -> bool:
         return self.takes
@@ -214,6 +215,26 @@ def test_a_budget_is_divided_between_steps_checks_and_final_figures() -> None:
     assert resolved.config.steps % 5 == 0  # whole epochs
     assert resolved.config.epochs == resolved.config.steps // 5
     assert resolved.reasons["steps"].startswith("--time-budget 100s: 88 s for training at 100 ms a step")
+    assert resolved.config.turns == f"0:{resolved.config.steps}"
+    assert resolved.timetable is not None
+    assert (resolved.timetable.step, resolved.timetable.check) == ({8: 0.1}, 0.1)
+    assert resolved.timetable.final == pytest.approx(4.6)
+    assert resolved.timetable.ends == pytest.approx(time.perf_counter() + 93, abs=2)
+
+
+def test_a_run_that_is_repeated_takes_the_turns_of_the_first() -> None:
+    machine = Machine()
+    given = {"time_budget": "100s", "precision": "fp32", "turns": "0:50,20:10", "steps": 30}
+    resolved = completed(machine, **given)
+    assert not machine.asked
+    assert resolved.timetable is None
+    assert (resolved.config.steps, resolved.config.turns) == (30, "0:50,20:10")
+
+
+@pytest.mark.parametrize(("turns", "words"), [("0:50,20:11", "end at step 31, --steps at 30"), ("5", "not STEP:LEFT")])
+def test_turns_that_fit_nothing_are_refused(turns: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        completed(Machine(), time_budget="100s", precision="fp32", turns=turns, steps=30)
 
 
 def test_the_final_figures_take_fewer_images_where_all_would_take_too_long() -> None:

@@ -53,7 +53,7 @@ def test_checks_are_the_rows_with_knn(tmp_path):
 def test_times_are_those_of_this_machine(store, config):
     measure = RunMeasurements(store, store.splits["train"])
     begun = time.perf_counter()
-    step, image = measure.seconds_per_step(config, 0.0), measure.seconds_per_image(config)
+    (step,), image = measure.step_times(config, 0.0).values(), measure.seconds_per_image(config)
     wall = time.perf_counter() - begun
     assert 0 < step < wall
     assert 0 < image * measure.images_of_final(config) < wall
@@ -62,7 +62,7 @@ def test_times_are_those_of_this_machine(store, config):
 def test_views_of_another_size_are_tried(store, config):
     measure = RunMeasurements(store, store.splits["train"])
     growing = dataclasses.replace(config, image_size=16, view_size=8, view_size_end=16)
-    assert measure.view_sizes(growing) == [8, 12, 16]
+    assert measure.view_shares(growing) == pytest.approx({8: 0.25, 12: 0.5, 16: 0.25}, abs=2e-3)
     assert measure.takes_views(growing)
     assert not measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow"))
     assert measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow", view_size=16))

@@ -6,7 +6,7 @@ import torch
 from mocokit.data.store import ImageSet, open_store
 from mocokit.training import timing
 from mocokit.training.loop import Trainer
-from mocokit.training.timing import Stopwatch, seconds_per_step, view_shares
+from mocokit.training.timing import Stopwatch, step_times, view_shares
 from tests.runs import tiny_data
 from tests.training.test_pretraining import task
 
@@ -26,7 +26,7 @@ def test_the_time_of_a_step_is_that_of_all_sizes(images, monkeypatch):
         self.step = steps
 
     monkeypatch.setattr(Trainer, "fit", fit)
-    assert seconds_per_step(pretraining.config, pretraining.spec, images, 1.0) == pytest.approx(12, abs=0.01)
+    assert step_times(pretraining.config, pretraining.spec, images, 1.0) == {8: 8, 12: 12, 16: 16}
 
 
 def test_real_steps_of_each_size_are_taken(images, monkeypatch):
@@ -41,7 +41,9 @@ def test_real_steps_of_each_size_are_taken(images, monkeypatch):
 
     monkeypatch.setattr(type(pretraining), "views", watched)
     state = torch.get_rng_state()
-    assert seconds_per_step(pretraining.config, pretraining.spec, images, 0.0) > 0
+    times = step_times(pretraining.config, pretraining.spec, images, 0.0)
+    assert list(times) == [8, 12]
+    assert min(times.values()) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert [step for step, _ in seen] == list(range(len(seen)))
     assert [size for _, size in seen] == [8] * (len(seen) // 2) + [12] * (len(seen) // 2)

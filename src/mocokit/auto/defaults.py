@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from mocokit.auto.turns import parse_turns
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.options import LENGTHS
@@ -143,6 +144,7 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
             f"--batch-size {config.batch_size} is larger than the {facts.images} training images; "
             f"choose at most {facts.images}, or leave it out"
         )
+    _check_turns(config)
     if config.view_size > config.view_size_end:
         raise UserError(
             f"--view-size {config.view_size} is larger than the {config.view_size_end} pixels that views have at the "
@@ -152,6 +154,17 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
         raise UserError("--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs")
     check_shares(config, facts.processes)
     return Resolved(config, reasons)
+
+
+def _check_turns(config: PretrainConfig) -> None:
+    try:
+        turns = parse_turns(config.turns)
+    except ValueError:
+        raise UserError(
+            f"--turns {config.turns}: not STEP:LEFT,STEP:LEFT,... from 0:STEPS on, as the config.yaml of a run has it"
+        ) from None
+    if turns and sum(turns[-1]) != config.steps:
+        raise UserError(f"--turns {config.turns}: end at step {sum(turns[-1]):,}, --steps at {config.steps:,}")
 
 
 def check_shares(config: PretrainConfig, processes: int) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
+from mocokit.auto.turns import format_turns
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.options import parse_duration
-from mocokit.resolved import Resolved
+from mocokit.resolved import Resolved, Timetable
 
 TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step that is compared; of the steps
 PRECISION_RUN = 10.0  # seconds of a run, at least, for a trial of precision
@@ -51,8 +52,11 @@ class Measurements(Protocol):
     def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
         """Remember what a trial of precision measured."""
 
-    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
-        """Mean time of a training step, from about ``seconds`` of steps."""
+    def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
+        """Seconds of a training step by size of views, from about ``seconds`` of steps."""
+
+    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
+        """The sizes that views have in turn, and the share of the steps that each has."""
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
         """Time of an image in an evaluation."""
@@ -62,9 +66,6 @@ class Measurements(Protocol):
 
     def images_of_final(self, config: PretrainConfig) -> int:
         """The same for the final figures of one encoder."""
-
-    def view_sizes(self, config: PretrainConfig) -> list[int]:
-        """The sides that views have in turn."""
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Whether the backbone takes views of all these sizes."""
@@ -90,7 +91,7 @@ def complete(
         resolved = _choose_precision(resolved, facts, measure)
     if facts.device in COMPILE_RUN and "compile" in resolved.reasons:
         resolved = _choose_compilation(resolved, facts, measure)
-    if resolved.config.time_budget is not None:
+    if resolved.config.time_budget is not None and resolved.config.turns is None:
         resolved = _fit_budget(resolved, facts, measure, started)
     return resolved
 
@@ -126,7 +127,7 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
 
     def step(precision: Precision) -> float:
         trial = dataclasses.replace(config, precision=precision, batch_size=few)
-        return measure.seconds_per_step(trial, TRIAL_SECONDS)
+        return _mean(measure, trial, measure.step_times(trial, TRIAL_SECONDS))
 
     times = {"fp32": step("fp32"), "bf16": step("bf16")}
     measure.keep_steps(config, times)
@@ -137,14 +138,14 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
     the compiler pays."""
     config = resolved.config
-    sizes = len(measure.view_sizes(config))
+    sizes = len(measure.view_shares(config))
     least = sizes * COMPILE_RUN[config.device]
     if parse_duration(config.time_budget) < least if config.time_budget else config.steps < COMPILE_STEPS:
         return resolved
 
     def step(compile: bool, cuda_graphs: bool = False) -> float:
         trial = dataclasses.replace(config, compile=compile, cuda_graphs=cuda_graphs)
-        return measure.seconds_per_step(trial, TRIAL_SECONDS)
+        return _mean(measure, trial, measure.step_times(trial, TRIAL_SECONDS))
 
     plain = step(compile=False)
     if _length(config, plain) < max(least, COMPILE_STEPS * plain):
@@ -167,6 +168,11 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
 
 
+def _mean(measure: Measurements, config: PretrainConfig, times: Mapping[int, float]) -> float:
+    """Mean over the run of the ``times`` of steps by size of views."""
+    return sum(share * times[size] for size, share in measure.view_shares(config).items())
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -181,7 +187,8 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     config = resolved.config
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
-    step = _time_step(config, facts, measure, budget)
+    times = _time_steps(config, facts, measure, budget)
+    step = _mean(measure, config, times)
     image = measure.seconds_per_image(config)
     check = image * measure.images_of_check(config)
     resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)
@@ -200,22 +207,26 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     epochs = -(-steps // per_epoch)
     reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
     resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
+    resolved = resolved.derive("as the clock will have it", turns=format_turns([(0, steps)]))
+    final = 2 * image * measure.images_of_final(resolved.config)
+    timetable = Timetable(started + BUDGET_USE * budget, times, check, final)
     if facts.weights and "warmup_steps" in resolved.reasons:
         resolved = resolved.derive("an eighth of the steps", warmup_steps=warmup_of_weights(steps))
     if checks and "monitor_every" in resolved.reasons:
         every = max(1, -(-epochs // (checks - 1)))
         resolved = resolved.derive(f"{check:.1f} s a check", monitor_every=every)
-    return resolved
+    return dataclasses.replace(resolved, timetable=timetable)
 
 
-def _time_step(config: PretrainConfig, facts: Facts, measure: Measurements, budget: float) -> float:
-    """Seconds of a step; from small ones where those of the whole batch would use the budget up."""
+def _time_steps(config: PretrainConfig, facts: Facts, measure: Measurements, budget: float) -> dict[int, float]:
+    """Seconds of a step by size of views; from small ones where those of the whole batch would use the budget up."""
     few = min(config.batch_size, TRIAL_IMAGES * facts.processes)
     if facts.device == "cpu" and not config.compile:
-        rough = measure.seconds_per_step(dataclasses.replace(config, batch_size=few), 0.0) * config.batch_size / few
-        if CALIBRATION_STEPS * len(measure.view_sizes(config)) * rough > MOST_CALIBRATION_SHARE * budget:
+        small = measure.step_times(dataclasses.replace(config, batch_size=few), 0.0)
+        rough = {size: seconds * config.batch_size / few for size, seconds in small.items()}
+        if CALIBRATION_STEPS * sum(rough.values()) > MOST_CALIBRATION_SHARE * budget:
             return rough
-    return measure.seconds_per_step(config, CALIBRATION_SHARE * budget)
+    return measure.step_times(config, CALIBRATION_SHARE * budget)
 
 
 def _divide(

@@ -100,7 +100,7 @@ def _longer(saved: Resolved, given: Mapping[str, Any], per_epoch: int) -> Resolv
         longer = saved.derive(f"{given['epochs']} epochs of {per_epoch} steps", epochs=given["epochs"], steps=steps)
     else:
         longer = saved.derive("from --steps", steps=given["steps"], epochs=math.ceil(given["steps"] / per_epoch))
-    longer = longer.derive("default", time_budget=None)
+    longer = longer.derive("default", time_budget=None, turns=None)
     return replace(longer, reasons={n: reason for n, reason in longer.reasons.items() if n not in given})
 
 

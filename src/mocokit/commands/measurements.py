@@ -25,7 +25,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import read_rows
 from mocokit.training.pretraining import Measure
-from mocokit.training.timing import seconds_per_step
+from mocokit.training.timing import step_times, view_shares
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
@@ -100,13 +100,12 @@ class RunMeasurements:
         """In the cache directory."""
         distributed.on_first(lambda: keep(_kind(config), seconds))
 
-    def seconds_per_step(self, config: PretrainConfig, seconds: float) -> float:
-        """As the first process measures it."""
-        spec = self._spec(config)
-        mean = distributed.broadcast_object(seconds_per_step(config, spec, self.images, seconds))
+    def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
+        """As the first process measures them."""
+        times = distributed.broadcast_object(step_times(config, self._spec(config), self.images, seconds))
         if config.cuda_graphs:
             forget_cuda_graphs()
-        return mean
+        return times
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
         """From a second evaluation on few images; the final one is of two networks, which share the simple features."""
@@ -129,13 +128,13 @@ class RunMeasurements:
         """Images that `final_evaluator` reads."""
         return final_evaluator(self.store, config).images_read
 
-    def view_sizes(self, config: PretrainConfig) -> list[int]:
-        """The sides that views have in turn."""
-        return view_sizes(config.view_size, config.view_size_end)
+    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
+        """Of the steps, by side of the views."""
+        return view_shares(config)
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Tried on blank images, where they are of another size than the encoder's."""
-        spec, sizes = self._spec(config), set(self.view_sizes(config)) - {config.image_size}
+        spec, sizes = self._spec(config), set(view_sizes(config.view_size, config.view_size_end)) - {config.image_size}
         if not sizes:
             return True
         try:

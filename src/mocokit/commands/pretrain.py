@@ -16,7 +16,7 @@ from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
 from mocokit.commands.parts import about_any_test, labels_of
 from mocokit.commands.results import accuracy_line, next_command, record
-from mocokit.commands.resume import on_its_device, saved_configuration, with_free_options
+from mocokit.commands.resume import on_its_device, saved_configuration, turned, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, DeviceName, PretrainConfig
 from mocokit.console import mute, progress, say
@@ -177,14 +177,14 @@ def _in_directory(
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
     on_first(lambda: take_over(run, resolved.extends))
-    skipped = _train(task, data, run)
+    skipped = _train(task, data, run, resolved)
     if distributed.rank() > 0:
         return {}
     _write_encoder(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
     figures |= {"test": test, **_measure(task, data.store, run)}
-    result = record("pretrain", str(run.path), config, figures, started, data.store.fingerprint, must_keep=True)
-    _conclude(run, result, given["data"], config)
+    result = record("pretrain", str(run.path), task.config, figures, started, data.store.fingerprint, must_keep=True)
+    _conclude(run, result, given["data"], task.config)
     are_large = max(data.store.main.canvas) >= LARGE  # as stored, twice the model's at most
     if config.device == "cpu" and not config.weights and are_large and is_hub_reachable():
         say("from nothing, minutes on a CPU teach little of images this large: try --weights timm, known weights")
@@ -312,7 +312,7 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData, start: Start | 
 # Train ----------------------------------------------------------------------------------------------------
 
 
-def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]:
+def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolved) -> list[Skipped]:
     """Train to the last step; all images that could not be used."""
     config, processes = task.config, distributed.world_size()
     if processes > 1:
@@ -324,8 +324,8 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory) -> list[Skipped]
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
-            check = quality_check(data.store, config, run)
-            skipped = train(task, data.images, run, check, announcer(config), report)
+            check, tell = quality_check(data.store, config, run), announcer(lambda: task.config)
+            skipped = train(task, data.images, run, check, tell, report, resolved.timetable, turned(run, resolved))
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     distributed.destroy_process_group()

@@ -1,6 +1,6 @@
 """Whether a command goes on with the run in its directory, and with which options."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +10,9 @@ from mocokit.commands.extend import check_extends, how_to_extend
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import say
 from mocokit.errors import UserError
-from mocokit.machine import computes_in_bf16, pick_device, usable_cores
-from mocokit.resolved import Resolved, differences, moves
+from mocokit.files import write_text
+from mocokit.machine import computes_in_bf16, pick_device, usable_cores, versions
+from mocokit.resolved import Resolved, differences, dump, moves
 from mocokit.rundir import RunDirectory
 
 
@@ -81,3 +82,14 @@ def with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainC
         raise UserError("--cuda-graphs needs --device cuda; give --no-cuda-graphs")
     check_shares(config, distributed.world_size())
     return config
+
+
+def turned(run: RunDirectory, resolved: Resolved) -> Callable[[PretrainConfig], None]:
+    """Keeps the length of a run that follows the clock in its configuration."""
+
+    def keep(config: PretrainConfig) -> None:
+        longer = {name: getattr(config, name) for name in ("steps", "epochs", "turns")}
+        with run.writing():
+            write_text(run.config, dump(replace(resolved, config=replace(resolved.config, **longer)), versions()))
+
+    return keep

@@ -155,7 +155,7 @@ def view_sizes(start: int, end: int) -> list[int]:
     return [*range(start, end, growth), end]
 
 
-def view_size_at(step: int, steps: int, start: int, end: int) -> int:
+def view_size_at(step: float, steps: int, start: int, end: int) -> int:
     """Side of the views of a step, from 0: that of `view_sizes` which is nearest to a line (progressive resizing)."""
     sizes = view_sizes(start, end)
     return sizes[round((len(sizes) - 1) * step / steps)]

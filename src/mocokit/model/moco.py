@@ -198,7 +198,7 @@ def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, m: float) -> Non
     torch._foreach_lerp_(keys, queries, 1.0 - m)
 
 
-def momentum_at(step: int, steps: int, start: float, end: float) -> float:
+def momentum_at(step: float, steps: int, start: float, end: float) -> float:
     """Momentum of step ``step`` (from 0) of ``steps``: on half a cosine from ``start`` to ``end``.
 
     MoCo v3 has end 1: m = 1 - (1 - start) (1 + cos(pi t)) / 2, t the share of the run that is done.

@@ -151,11 +151,13 @@ class Log:
         self.per_epoch, self.steps, self.batch_size = per_epoch, steps, batch_size
         self.every, self.first_row = every, first_row
         self.evaluate, self.weights, self.announce = evaluate, weights, announce
-        self._loggers, self.loggers = loggers, list[Logger]()
+        self._loggers, self.loggers, self.opened = loggers, list[Logger](), False
 
     def open(self, step: int) -> None:
-        """Begin at ``step``."""
-        self.loggers = self._loggers(step)
+        """Begin at ``step``; in the middle of a run this does nothing."""
+        if self.opened:
+            return
+        self.opened, self.loggers = True, self._loggers(step)
         if step == 0 and self.first_row and self.loggers:
             self.write({"step": 0, "epoch": 0} | self.evaluate(0))
         self._clock = step, time.perf_counter()
@@ -198,15 +200,15 @@ class Log:
             logger.finalize("finished")
 
 
-def announcer(config: PretrainConfig) -> Callable[[Row], None]:
-    """Prints every quality check, and in between a row now and then."""
+def announcer(configuration: Callable[[], PretrainConfig]) -> Callable[[Row], None]:
+    """Prints every quality check, and in between a row now and then; asks for the ``configuration`` as it is then."""
     announced = 0.0
 
     def announce(row: Row) -> None:
         nonlocal announced
         if "rankme" not in row and time.monotonic() - announced < LINE_SECONDS:
             return
-        announced = time.monotonic()
+        announced, config = time.monotonic(), configuration()
         parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
         if "loss" in row:
             parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")

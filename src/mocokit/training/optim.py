@@ -1,7 +1,7 @@
 """The papers' optimizers, and their learning-rate schedules as functions of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from mocokit.config import PretrainConfig
 MILESTONES = (0.6, 0.8)  # of the run; MoCo v1 divides the rate by 10 at epochs 120 and 160 of 200
 
 
-def lr_factor(step: int, *, steps: int, warmup: int, schedule: str) -> float:
+def lr_factor(step: float, *, steps: int, warmup: int, schedule: str) -> float:
     """Share of the peak learning rate at ``step`` (from 0) of ``steps``.
 
     cosine: (1 + cos(pi t)) / 2 with t the share of the run that is done (v2); step: a tenth from each of
@@ -47,14 +47,18 @@ class AuthorsLars(Lars):
 
 
 def create_optimizer(
-    parameters: Iterable[nn.Parameter], config: PretrainConfig, restart: int = 0
+    parameters: Iterable[nn.Parameter],
+    config: PretrainConfig,
+    restart: int = 0,
+    place: Callable[[int], tuple[float, int]] | None = None,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The configured optimizer over the parameters that are not frozen, and its schedule.
 
     One fused kernel updates all weights (LARS and LARC have none). SGD and AdamW decay biases and norms like the
     rest, as in the papers' code; LARS and LARC leave their rate and their decay alone (v3, implementation details).
     The schedule begins anew at step ``restart``, with its warm-up, and covers the steps that remain: a warm restart
-    (SGDR, Loshchilov & Hutter 2017).
+    (SGDR, Loshchilov & Hutter 2017). ``place`` says where in a schedule of how many steps a step is, if that is not
+    what the configuration says.
     """
     free = [p for p in parameters if p.requires_grad]
     lr, decay, momentum = config.lr, config.weight_decay, config.sgd_momentum
@@ -74,7 +78,8 @@ def create_optimizer(
         optimizer = kind(groups, lr=lr, momentum=momentum, trust_coeff=config.trust)
 
     def factor(step: int) -> float:
-        since = max(0, step - restart)
-        return lr_factor(since, steps=config.steps - restart, warmup=config.warmup_steps, schedule=config.schedule)
+        at, steps = place(step) if place else (step, config.steps)
+        since = max(0, at - restart)
+        return lr_factor(since, steps=steps - restart, warmup=config.warmup_steps, schedule=config.schedule)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

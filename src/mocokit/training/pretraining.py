@@ -1,5 +1,6 @@
 """Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit import distributed
+from mocokit.auto.turns import parse_turns, position
 from mocokit.config import PretrainConfig
 from mocokit.data.augment import augment
 from mocokit.data.dataset import Batch
@@ -28,9 +30,11 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo, MoCoV2, MoCoV3, momentum_at
 from mocokit.model.norm import freeze_batch_norm, running_statistics, split_batch_norm, sync_batch_norm
+from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
+from mocokit.training.clock import stretch_end, turn
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.log import Log, MetricsFile, Row, tensorboard, tracker
 from mocokit.training.loop import Task, Trainer, create_fabric
@@ -86,9 +90,14 @@ class Pretraining(Task):
         """The loss of features that tell nothing apart."""
         return self.moco.chance_level(self.config.batch_size)
 
+    def place(self, step: int) -> tuple[float, int]:
+        """Where in a schedule of how many steps ``step`` is; of a run that follows the clock that may be in between."""
+        turns = parse_turns(self.config.turns)
+        return (position(step, turns), turns[0][1]) if turns else (step, self.config.steps)
+
     def configure_optimizer(self) -> tuple[Optimizer, LRScheduler]:
         """The configured optimizer; the schedule advances every step."""
-        return create_optimizer(self.moco.parameters(), self.config, self.restart)
+        return create_optimizer(self.moco.parameters(), self.config, self.restart, self.place)
 
     def views(self, batch: Batch) -> Views:
         """Both views of each image."""
@@ -101,7 +110,7 @@ class Pretraining(Task):
         params = sample_params(self.augmentations[which], batch.sizes, self.spec.channels, draw)
         params = params[distributed.local_slice(len(params))]
         start = config.view_size_end if self.restart else config.view_size
-        size = view_size_at(batch.step, config.steps, start, config.view_size_end)
+        size = view_size_at(*self.place(batch.step), start, config.view_size_end)
         x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -111,8 +120,8 @@ class Pretraining(Task):
         if config.bn_splits > 1:  # without splits batch norm sees the whole batch, and its order changes nothing
             draw = generator(config.seed, "shuffle", views.step)
             shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
-        since, steps = views.step - self.restart, config.steps - self.restart
-        m = momentum_at(since, steps, config.momentum, config.momentum_end)
+        at, steps = self.place(views.step)
+        m = momentum_at(at - self.restart, steps - self.restart, config.momentum, config.momentum_end)
         output = self.moco(views.x1, views.x2, views.ids, shuffle, m)
         self.sums[:3] += torch.stack([part.detach() for part in output])
         self.sums[4] += 1
@@ -176,8 +185,12 @@ def train(
     measure: Measure,
     announce: Callable[[Row], None] = lambda row: None,
     report: Callable[[int, int], None] = lambda step, steps: None,
+    timetable: Timetable | None = None,
+    keep: Callable[[PretrainConfig], None] = lambda config: None,
 ) -> list[Skipped]:
     """Train until the last step, from the run's checkpoint if it has one.
+
+    With a ``timetable`` the clock decides how many steps that are, and ``keep`` is called with every new configuration.
 
     Args:
         task: at step 0; afterwards at the last step, on its device.
@@ -186,6 +199,8 @@ def train(
         measure: gives the figures of an encoder at a step.
         announce: gets every row of metrics.csv as it is written.
         report: called with the steps done and in total.
+        timetable: of a run with a time budget that begins.
+        keep: writes the configuration.
 
     Returns:
         Streamed images that turned out to be unusable, in any process.
@@ -205,10 +220,26 @@ def train(
     trainer = Trainer(task, create_fabric(config.device, config.precision))
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
 
+    checking = 0.0
+
     def evaluate(step: int) -> dict[str, float]:
-        every = config.monitor_every
-        due = every and (step == config.steps or step // loader.per_epoch % every == 0)
-        return measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
+        nonlocal checking
+        every, begun = config.monitor_every, time.perf_counter()
+        due = every and (step == task.config.steps or step // loader.per_epoch % every == 0)
+        figures = measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
+        checking += time.perf_counter() - begun
+        return figures
+
+    def progress(step: int, _: int) -> None:
+        report(step, task.config.steps)
+
+    def look_at_clock(since: int, seconds: float) -> None:
+        assert timetable is not None
+        args = task.config, loader.per_epoch, timetable, since, trainer.step, seconds
+        config = distributed.on_first(lambda: turn(*args))
+        if config != task.config:
+            task.config, log.steps = config, config.steps
+            distributed.on_first(lambda: keep(config))
 
     def weights() -> dict[str, Tensor]:
         named = task.moco.encoder_q.named_parameters(prefix="encoder_q")
@@ -226,7 +257,12 @@ def train(
     )
     with checkpoints.catching_signals(), closing(log):
         checkpoints.restore(trainer)
-        trainer.fit(loader, config.steps, log=log, checkpoints=checkpoints, report=report)
+        while trainer.step < task.config.steps or not log.opened:
+            since, begun, checking = trainer.step, time.perf_counter(), 0.0
+            end = stretch_end(since, loader.per_epoch, task.config) if timetable else task.config.steps
+            trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
+            if timetable and end < task.config.steps:
+                look_at_clock(since, time.perf_counter() - begun - checking)
     dataset = loader.dataset
     return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
 

@@ -11,7 +11,7 @@ from mocokit.config import PretrainConfig
 from mocokit.data.loader import create_loader
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
-from mocokit.data.view_params import view_size_at
+from mocokit.data.view_params import view_size_at, view_sizes
 from mocokit.model.encoder import EncoderSpec
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
@@ -21,17 +21,17 @@ FIRST_STEPS = {False: 1, True: 3}  # never counted: they compile, set up kernels
 SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
 
-def seconds_per_step(
+def step_times(
     config: PretrainConfig, spec: EncoderSpec, images: ImageSet | StreamingImages, seconds: float
-) -> float:
-    """Mean time of the run's training steps.
+) -> dict[int, float]:
+    """Mean time of the run's training steps, by size of views.
 
     Args:
         config, spec, images: of the run to come.
         seconds: how long this may take, about, without first steps; one step is timed in any case with views of each
             size.
     """
-    shares = view_shares(config)
+    sizes = view_sizes(config.view_size, config.view_size_end)
     task = Pretraining(config, spec)
     loader = create_loader(
         images,
@@ -41,13 +41,13 @@ def seconds_per_step(
         workers=config.workers,
     )
     trainer = Trainer(task, create_fabric(config.device, config.precision))
-    mean = 0.0
-    for size, share in shares.items():
+    times = {}
+    for size in sizes:
         task.config = replace(config, view_size=size, view_size_end=size)
-        stopwatch = Stopwatch(config, seconds / len(shares))
+        stopwatch = Stopwatch(config, seconds / len(sizes))
         trainer.fit(loader, trainer.step + TIMED_STEPS, stop=stopwatch)
-        mean += share * stopwatch.mean
-    return mean
+        times[size] = stopwatch.mean
+    return times
 
 
 def view_shares(config: PretrainConfig) -> dict[int, float]:

@@ -1,0 +1,59 @@
+"""A run with a time budget follows the clock: at the ends of epochs it is decided anew how many steps are left.
+
+What was decided is in the configuration (`mocokit.auto.turns`), which a resumed or repeated run follows.
+"""
+
+import dataclasses
+import time
+
+from mocokit.auto.turns import format_turns, parse_turns, position
+from mocokit.config import PretrainConfig
+from mocokit.console import say
+from mocokit.data.view_params import view_size_at
+from mocokit.resolved import Timetable
+
+DECISIONS = 20  # of a run, at most
+TOLERANCE = 0.02  # share of a run's steps that is not worth a turn
+PLACES = 100  # of the rest of a run, at which it is asked for the size of views
+
+
+def stretch_end(step: int, per_epoch: int, config: PretrainConfig) -> int:
+    """The step at which to look at the clock again: at the end of an epoch, where these are short."""
+    stretch = max(1, config.steps // DECISIONS)
+    if per_epoch <= stretch:
+        stretch -= stretch % per_epoch
+        step -= step % per_epoch
+    return min(config.steps, step + stretch)
+
+
+def turn(
+    config: PretrainConfig, per_epoch: int, timetable: Timetable, since: int, step: int, seconds: float
+) -> PretrainConfig:
+    """The configuration with as many steps as there is time for, the same if that makes little difference.
+
+    Args:
+        config: so far; has turns.
+        per_epoch: steps of an epoch.
+        timetable: of the run.
+        since, step, seconds: of the steps that were done last, without quality checks.
+    """
+    turns = parse_turns(config.turns)
+    planned, left = turns[0][1], config.steps - step
+
+    def cost(done: float) -> float:
+        return timetable.step[view_size_at(done, 1, config.view_size, config.view_size_end)]
+
+    expected = sum(cost(position(s, turns) / planned) for s in range(since, step))
+    pace = seconds / expected  # how many times as long as planned everything takes now
+    every = config.monitor_every * per_epoch
+    checks = config.steps // every - step // every if every else 0
+    rest = timetable.ends - time.perf_counter() - pace * (checks * timetable.check + timetable.final)
+    done = position(step, turns) / planned
+    mean = sum(cost(done + (1 - done) * (i + 0.5) / PLACES) for i in range(PLACES)) / PLACES
+    fits = max(1, int(rest / (pace * mean)))
+    if abs(fits - left) <= TOLERANCE * config.steps:
+        return config
+    say(f"step {step:,}: steps take {pace:.2f} times as long as planned; {fits:,} are left in place of {left:,}")
+    steps = step + fits
+    new = format_turns([*turns, (step, fits)])
+    return dataclasses.replace(config, steps=steps, epochs=-(-steps // per_epoch), turns=new)
