@@ -1,14 +1,23 @@
 """How many steps are left by the clock: simulated machines whose pace changes end in time."""
 
+import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors import safe_open
 
-from mocokit.auto.turns import parse_turns
+import mocokit
+from mocokit.auto.turns import parse_turns, position
 from mocokit.data.view_params import view_size_at
+from mocokit.errors import Interrupted
 from mocokit.resolved import Timetable
 from mocokit.training import clock
 from mocokit.training.clock import DECISIONS, stretch_end, turn
+from mocokit.training.log import read_rows
+from tests.runs import TINY, coloured_data
 from tests.training.test_optim import configuration
 
 
@@ -40,7 +49,7 @@ class Simulation:
             end, seconds = stretch_end(at, per_epoch, self.config), 0.0
             for i in range(at, end):
                 turns = parse_turns(self.config.turns)
-                place = clock.position(i, turns) / turns[0][1]
+                place = position(i, turns) / turns[0][1]
                 took = step[view_size_at(place, 1, *sizes)] * pace(self.now)
                 seconds, self.now = seconds + took, self.now + took
             if end < self.config.steps:
@@ -89,3 +98,60 @@ def test_a_run_that_is_late_ends_with_the_next_step():
     config = configuration(steps=100, turns="0:100", view_size=16, view_size_end=16, monitor_every=0)
     table = Timetable(ends=clock.time.perf_counter() - 5, step={16: 1.0}, check=0, final=10.0)
     assert turn(config, 10, table, 0, 20, 20.0).steps == 21
+
+
+def weights(run):
+    with safe_open(run / "encoder.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_run_that_followed_the_clock_is_resumed_and_repeated_exactly(tmp_path, monkeypatch):
+    """The clock's decisions are played: after 4 steps of 12 there is time for 6 more."""
+    data = coloured_data(tmp_path / "data")
+    options = {name: value for name, value in TINY.items() if name not in ("epochs", "steps")}
+    options |= {
+        "log_every": 1,
+        "precision": "fp32",
+        "compile": False,
+        "view_size": 8,
+        "view_size_end": 16,
+        "image_size": 16,
+    }
+
+    def played(resolved, *rest):
+        table = Timetable(ends=0, step={8: 1.0, 12: 1.0, 16: 1.0}, check=0, final=0)
+        return replace(resolved.derive("played", steps=12, epochs=4, turns="0:12"), timetable=table)
+
+    def decide(stops=False):
+        def decision(config, per_epoch, timetable, since, step, seconds):
+            if step == 8 and stops:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return replace(config, steps=10, turns="0:12,4:6") if step == 4 else config
+
+        return decision
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mocokit.auto.trials._fit_budget", played)
+        patch.setattr("mocokit.training.pretraining.stretch_end", lambda step, *_: min(step + 4 - step % 4, 10))
+        patch.setattr("mocokit.training.pretraining.turn", decide())
+        result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), time_budget="1h", **options)
+        patch.setattr("mocokit.training.pretraining.turn", decide(stops=True))
+        stopped = {"out": str(tmp_path / "stopped"), "time_budget": "1h", **options}
+        with pytest.raises(Interrupted, match="stopped at step 9"):
+            mocokit.pretrain(str(data), **stopped)
+        mocokit.pretrain(str(data), **stopped)
+    assert result["steps"] == 10
+    assert result["config"]["turns"] == "0:12,4:6"
+    repeated = {"turns": "0:12,4:6", "steps": 10, "out": str(tmp_path / "repeated"), **options}
+    mocokit.pretrain(str(data), **repeated)
+    mocokit.pretrain(str(data), **repeated | {"turns": None, "out": str(tmp_path / "other")})
+    expected = weights(tmp_path / "run")
+    for name, equal in (("stopped", True), ("repeated", True), ("other", False)):
+        found = weights(tmp_path / name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected) is equal, name
+    rows = read_rows(tmp_path / "run" / "metrics.csv")
+    steps = [[int(row["step"]) for row in read_rows(tmp_path / name / "metrics.csv")] for name in ("run", "stopped")]
+    assert steps == [list(range(11))] * 2
+    factors = [float(row["lr"]) / result["config"]["lr"] for row in rows[1:]]
+    places = [position(step, parse_turns("0:12,4:6")) for step in range(1, 11)]
+    assert factors == pytest.approx([(1 + math.cos(math.pi * place / 12)) / 2 for place in places], abs=1e-6)

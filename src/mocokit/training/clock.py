@@ -14,6 +14,7 @@ from mocokit.resolved import Timetable
 
 DECISIONS = 20  # of a run, at most
 TOLERANCE = 0.02  # share of a run's steps that is not worth a turn
+WORTH_TELLING = 0.2  # and share from which on it is told
 PLACES = 100  # of the rest of a run, at which it is asked for the size of views
 
 
@@ -53,7 +54,8 @@ def turn(
     fits = max(1, int(rest / (pace * mean)))
     if abs(fits - left) <= TOLERANCE * config.steps:
         return config
-    say(f"step {step:,}: steps take {pace:.2f} times as long as planned; {fits:,} are left in place of {left:,}")
+    if abs(fits - left) > WORTH_TELLING * config.steps:
+        say(f"step {step:,}: steps take {pace:.2f} times as long as planned; {fits:,} are left in place of {left:,}")
     steps = step + fits
     new = format_turns([*turns, (step, fits)])
     return dataclasses.replace(config, steps=steps, epochs=-(-steps // per_epoch), turns=new)
