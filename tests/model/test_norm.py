@@ -81,10 +81,12 @@ def test_groups_at_once_are_groups_one_by_one(splits, each, affine, dtype):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 6), st.sampled_from([0.0, 3.0]))
-def test_groups_as_rows_are_groups_one_by_one_in_bfloat16(splits, channels, offset):
+@given(
+    st.integers(1, 4), st.integers(1, 6), st.sampled_from([0.0, 3.0]), st.sampled_from([(16, 16), (256, 1), (1, 256)])
+)
+def test_groups_as_rows_are_groups_one_by_one_in_bfloat16(splits, channels, offset, shape):
     """Both beside float64: errors are those of the numbers' few digits, at a mean of some deviations, too."""
-    x = (torch.randn(splits * 4, channels, 16, 16) + offset).bfloat16().contiguous(memory_format=torch.channels_last)
+    x = (torch.randn(splits * 4, channels, *shape) + offset).bfloat16().contiguous(memory_format=torch.channels_last)
     target = torch.randn_like(x)
     norm = make(1, channels)
     nn.init.constant_(norm.weight, 1.5)

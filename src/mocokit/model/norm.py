@@ -30,7 +30,7 @@ def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
         normalise = _normalise_view
     elif len(x) % splits == 0 and x.is_cuda:
         normalise = _normalise_as_channels
-    elif len(x) % splits == 0 and x.dtype == torch.bfloat16 and norm.affine and _are_large(x, splits):
+    elif len(x) % splits == 0 and norm.affine and _are_large(x, splits):
         normalise = _normalise_rows
     y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
@@ -87,13 +87,17 @@ def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tupl
 
 
 def _are_large(x: Tensor, splits: int) -> bool:
-    """Whether groups of ``x`` are so large that torch's group norm is fast: it has another algorithm below."""
+    """Whether groups of ``x``, in bfloat16 on a CPU, are so large that torch's group norm is fast: it has another
+    algorithm below."""
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
     return x.numel() >= LARGE_GROUP * splits * x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _NormaliseRows(torch.autograd.Function):
     """A group of channels-last images [N, C, H, W] is one tall image in memory, and a batch norm of groups is torch's
-    group norm of these, each channel by itself: in bfloat16 one call of half the time, as exact as its numbers.
+    group norm of these, each channel by itself: in bfloat16 one call of half the time, as exact as its numbers unless
+    a mean is tens of deviations (docs/LOG.md).
 
     Gives y, and each group's mean and reciprocal deviation [splits, C]. Its derivative is batch norm's, group by group,
     which is the faster one.
@@ -106,7 +110,7 @@ class _NormaliseRows(torch.autograd.Function):
         N, C, H, W = x.shape
         tall = x.permute(0, 2, 3, 1).view(splits, N // splits * H, W, C).permute(0, 3, 1, 2)
         y, mean, rstd = torch.native_group_norm(tall, weight, bias, splits, C, tall.numel() // splits // C, C, eps)
-        mean, rstd = mean.float(), rstd.float()
+        y, mean, rstd = y.contiguous(memory_format=torch.channels_last), mean.float(), rstd.float()
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, rstd)
