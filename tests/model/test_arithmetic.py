@@ -48,6 +48,8 @@ def test_the_first_call_does_not_count(monkeypatch):
 
 
 def test_what_is_kept_is_of_this_machine_torch_and_threads(monkeypatch):
+    """Those that a command may have; that it gives way to others for a while changes nothing."""
+    monkeypatch.setattr("mocokit.model.arithmetic.CORES.most", 0)
     assert recall("x") is None
     keep("x", {"fp32": 1.0})
     assert recall("x") == {"fp32": 1.0}
@@ -56,6 +58,10 @@ def test_what_is_kept_is_of_this_machine_torch_and_threads(monkeypatch):
         with monkeypatch.context() as changed:
             changed.setattr(f"mocokit.model.arithmetic.{name}", other)
             assert recall("x") is None
+    keep("z", 1)
+    monkeypatch.setattr("mocokit.model.arithmetic.CORES.most", torch.get_num_threads())
+    monkeypatch.setattr("mocokit.model.arithmetic.torch.get_num_threads", lambda: 99)
+    assert recall("z") == 1
     with monkeypatch.context() as changed:
         changed.setattr(torch, "__version__", "99")
         assert recall("x") is None

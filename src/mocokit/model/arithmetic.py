@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mocokit.data.cache import cache_directory
 from mocokit.errors import UserError
 from mocokit.files import write_json
-from mocokit.machine import cpu_name
+from mocokit.machine import CORES, cpu_name
 
 IMAGES, REPEATS = 16, 3  # of an operation that is timed
 KEPT, MOST_KEPT = "speeds.json", 200  # in the cache directory; entries
@@ -96,4 +96,5 @@ def _read() -> dict[str, Any]:
 
 
 def _key(what: str) -> str:
-    return f"{what}; {cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = CORES.most or torch.get_num_threads()  # of the command, not those that it has while others need the cores
+    return f"{what}; {cpu_name()}, {threads} threads, torch {torch.__version__}"
