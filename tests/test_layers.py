@@ -24,6 +24,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"deploy"},
+    {"report"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},
