@@ -1,4 +1,4 @@
-"""The images that a report is about: those of all splits, or a sample of them, as rows that everything else refers to."""
+"""The images that a report is about: those of all splits, or a sample, as the rows that everything else refers to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
