@@ -20,6 +20,7 @@ HOMES = {
     "pretrain": "mocokit.commands.pretrain",
     "probe": "mocokit.commands.probe",
     "read_metrics": "mocokit.preview",
+    "report": "mocokit.commands.report",
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
 }

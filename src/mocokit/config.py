@@ -232,6 +232,18 @@ class ScorecardConfig(ImagesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(ImagesConfig):
+    """One page to look at: figures, a map of the images, and what to look into."""
+
+    data: Annotated[str | None, Option("images; default those of the run", positional=True, path=True)] = None  # type: ignore[assignment]
+    output: Annotated[str | None, Option("the page; default RUN/report.html", short="-o", path=True)] = None
+    images: Annotated[int, Option("most images that are looked at, drawn at random", low=3, high=100_000)] = 100_000
+    clusters: Annotated[
+        int | None, Option("clusters; default the root of a tenth of the images, 2 to 20", low=1, high=100)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbedConfig(RunConfig):
     """Write a table of features."""
 
@@ -241,6 +253,7 @@ class EmbedConfig(RunConfig):
     precision: Annotated[
         Precision | None, Option("arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32")
     ] = None
+    map: Annotated[bool, Option("also columns x, y, cluster and neighbours, as in a report (.parquet)")] = False
     batch_size: Annotated[int, Option("images encoded at once", low=1)] = 256
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
@@ -291,6 +304,7 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "probe": ProbeConfig,
     "finetune": FinetuneConfig,
     "scorecard": ScorecardConfig,
+    "report": ReportConfig,
     "embed": EmbedConfig,
     "search": SearchConfig,
     "export": ExportConfig,

@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mocokit.auto.defaults import image_size_chooser
 from mocokit.commands.pretrain import Request, RunData, complete_config
 from mocokit.config import FIELDS
-from mocokit.data.augment import augment
-from mocokit.data.sampler import generator
 from mocokit.data.store import Store, open_store
-from mocokit.data.view_params import augmentations, sample_params
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate
 from mocokit.recipes import load_recipe
+from mocokit.report.views import two_views
 from mocokit.rundir import RunDirectory
 from mocokit.training.log import read_rows
 
@@ -92,15 +89,8 @@ def draw_views(
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
     config = complete_config(Request.of(given), RunData(store, split), time.perf_counter()).config
     rows = np.arange(min(count, len(images)))
-    pixels, sizes = torch.from_numpy(split.batch(rows)), torch.from_numpy(split.sizes[rows])
-    black, white = ([0.0] * store.channels, [1.0] * store.channels)  # as mean and standard deviation: no normalisation
-    views = []
-    for number, augmentation in enumerate(augmentations(config), start=1):
-        draw = generator(config.seed, f"view {number}")
-        params = sample_params(augmentation, sizes, store.channels, draw)
-        view = augment(pixels, params, config.image_size, mean=black, std=white)
-        views.append(_channels_last((255 * view.clamp(0, 1)).round().byte().numpy()))
-    return [images[row] for row in rows.tolist()], views[0], views[1]
+    first, second = map(_channels_last, two_views(split, rows, config))
+    return [images[row] for row in rows.tolist()], first, second
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 import mocokit
 from mocokit.commands.results import record
@@ -24,13 +25,17 @@ from mocokit.deploy.feature_file import check_format, feature_files, open_featur
 from mocokit.deploy.loading import load
 from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
-from mocokit.files import remove_temporary
+from mocokit.files import remove_temporary, utf8_path
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.options import documented, fields_of, validate
+from mocokit.report.images import MOST
+from mocokit.report.map_columns import with_map
+from mocokit.report.projection import check_installed
 from mocokit.rundir import RunDirectory, check_no_file
 
+MAP_SEED = 0
 IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")  # all that features depend on
 
 
@@ -73,6 +78,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     config = replace(config, precision=config.precision or encoding_precision(encoder, len(order)))
     metadata = _metadata(config, encoder, source)
     found = len(order) + len(index.refused)
+    _check_map(config, len(order))
     finished = not overwrite and _is_complete(path, metadata)
     finished = finished and found - open_features(path).rows <= config.max_skipped * found  # else it is refused again
     writing = RunDirectory(path.parent).writing
@@ -95,6 +101,10 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         with writing():
             write_features(path, parts.tables(), rows, metadata)
 
+    if config.map and not _written_metadata(path).get("map"):
+        say(f"{path}: drawing the map")
+        with writing():
+            _add_map(path, metadata)
     rows = open_features(path).rows
     figures = {
         "path": str(path),
@@ -118,6 +128,22 @@ def _check_output(path: Path, overwrite: bool) -> None:
     existing = [file for file in feature_files(path) if file.exists()]
     if existing and not (overwrite or parts_directory(path).exists() or _written_metadata(path)):
         raise _exists(path, existing[0])
+
+
+def _check_map(config: EmbedConfig, images: int) -> None:
+    """What can be wrong with ``--map``."""
+    if not config.map:
+        return
+    if Path(config.output).suffix != ".parquet":
+        raise UserError(f"--map: its columns are for .parquet; {config.output} is none")
+    if images > MOST:
+        raise UserError(f"--map: is for {MOST:,} images at most, there are {images:,}; leave it out")
+    check_installed("--map")
+
+
+def _add_map(path: Path, metadata: dict[str, Any]) -> None:
+    table = with_map(pq.read_table(utf8_path(path)), MAP_SEED)
+    write_features(path, [table], len(table), metadata | {"map": True})
 
 
 def _exists(path: Path, file: Path) -> UserError:

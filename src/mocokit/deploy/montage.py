@@ -95,10 +95,15 @@ def draw(lines: Sequence[Line]) -> Image.Image:
     return montage
 
 
+def picture(pixels: np.ndarray) -> Image.Image:
+    """uint8 [C, H, W] as RGB: of one channel gray, of any number but three the first."""
+    plane = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+    return Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
+
+
 def fitted(pixels: np.ndarray) -> Image.Image:
     """[C, H, W] as RGB, its longer side `TILE` long: small images keep their pixels as squares."""
-    plane = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
-    image = Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
+    image = picture(pixels)
     scale = TILE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

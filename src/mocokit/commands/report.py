@@ -1,0 +1,244 @@
+"""``mocokit report RUN [DATA]``: one page to look at, which shows what an encoder has found in the images."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mocokit import machine
+from mocokit.commands.inputs import Inputs, open_inputs
+from mocokit.commands.parts import labelled_parts, labels_of
+from mocokit.commands.results import record
+from mocokit.config import ReportConfig
+from mocokit.console import say
+from mocokit.data.sampler import random_subset
+from mocokit.deploy.feature_file import printable
+from mocokit.errors import UserError
+from mocokit.evaluation.baselines import features_of
+from mocokit.files import write_text
+from mocokit.machine import keep_freed_memory
+from mocokit.options import documented, fields_of, validate
+from mocokit.report import about_images, about_run
+from mocokit.report.charts import curves, embedded, map_chart
+from mocokit.report.clusters import Clusters, cluster
+from mocokit.report.images import ReportImages
+from mocokit.report.neighbours import Neighbours, neighbours
+from mocokit.report.page import Section, page, paragraph
+from mocokit.report.projection import check_installed, project
+from mocokit.report.views import two_views
+from mocokit.resolved import Resolved
+from mocokit.rundir import RunDirectory, check_no_file
+from mocokit.training.log import read_rows
+
+VERBS = ("pretrain", "knn", "probe", "finetune")
+# Options of a run that say which images are what; taken from it where no data are named.
+OF_DATA = (
+    *("data", "limit", "labels", "labels_columns", "train", "test", "test_share", "split_by"),
+    *("max_skipped", "follow_links", "max_pixels", "seed"),
+)
+VIEWS = 8
+UNCERTAIN = 20  # test images that a classifier is least certain of
+
+
+@documented(ReportConfig)
+def report(run: str, data: str | None = None, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
+    """Write one HTML page, which needs no network, on what an encoder has found in the images.
+
+    It shows the verdict and the figures that were measured, what the run was made of, its curves and views, a map of
+    all images by t-SNE, clusters, neighbours, and what to look into (lists of which lie beside it as CSV files).
+
+    Args:
+        run: a run directory, or whatever else `mocokit.load` takes.
+        data: the images, as for `mocokit.pretrain`; None takes those of the run.
+        overwrite: replace the file that ``output`` names; the page in a run is always replaced.
+        options: any other field of `mocokit.config.ReportConfig`.
+
+    Returns:
+        ``path`` of the page, its ``bytes``, ``images`` (rows of the map), ``total`` (images that there are),
+        ``clusters`` (their sizes), ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: the extra ``report`` is not installed, no encoder there, unusable images, or a wrong option.
+    """
+    started = time.perf_counter()
+    check_installed("a report")
+    given = validate({"run": run, "data": data, **options}, fields_of(ReportConfig))
+    directory = RunDirectory(Path(given["run"]))
+    resolved = directory.read_config() if directory.config.exists() else None
+    config = ReportConfig(**_with_data(given, resolved))
+    path = _output(config, directory, overwrite)
+    keep_freed_memory()
+    inputs = open_inputs(config)
+    with machine.CORES.shared():
+        seen = _Seen.of(inputs, config)
+    contents = _Contents(config, inputs, seen, directory, resolved)
+    with RunDirectory(path.parent).writing():
+        write_text(path, contents.html)
+    size = path.stat().st_size
+    figures = {
+        "path": str(path),
+        "bytes": size,
+        "images": len(seen.images),
+        "total": seen.images.total,
+        "clusters": [len(rows) for rows in seen.clusters.typical],
+    }
+    say(f"{path}: the report, {size / 1e6:.1f} MB; open it in a browser")
+    return record("report", config.run, config, figures, started, inputs.store.fingerprint)
+
+
+def _with_data(given: dict[str, Any], resolved: Resolved | None) -> dict[str, Any]:
+    """The options, where no data are named with those of the run that say what its images are."""
+    if "data" in given:
+        return given
+    if resolved is None:
+        raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
+    of_run = vars(resolved.config)
+    return {name: of_run[name] for name in OF_DATA if of_run[name] is not None} | given
+
+
+def _output(config: ReportConfig, directory: RunDirectory, overwrite: bool) -> Path:
+    """Where the page goes, if it may."""
+    own = directory.path / "report.html" if directory.path.is_dir() else Path("report.html")
+    path = Path(config.output or own)
+    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
+        raise UserError(f"--output {path}: is a folder or no .html; name an .html file")
+    check_no_file("--output", path.parent)
+    if path.exists() and not overwrite and (config.output or not directory.path.is_dir()):
+        raise UserError(f"--output {path}: exists; name another, or --overwrite to replace it")
+    return path
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the encoder makes of the images."""
+
+    images: ReportImages
+    features: Tensor  # [N, D]
+    neighbours: Neighbours
+    positions: np.ndarray  # [N, 2] on the map
+    clusters: Clusters
+
+    @classmethod
+    def of(cls, inputs: Inputs, config: ReportConfig) -> "_Seen":
+        splits = labelled_parts(inputs.store, config)
+        images = ReportImages.of(inputs.store, None if isinstance(splits, str) else splits, config.seed, config.images)
+        if len(images) < 3:
+            raise UserError(f"{config.data}: a report compares images with each other; give at least 3")
+        if len(images) < images.total:
+            say(f"{len(images):,} of {images.total:,} images are looked at, drawn by seed {config.seed}")
+        features = images.features(features_of(inputs.encoder))
+        near = neighbours(features)
+        positions = project(features, near, config.seed)
+        return cls(images, features, near, positions, cluster(features, config.clusters, config.seed))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The page, section by section."""
+
+    config: ReportConfig
+    inputs: Inputs
+    seen: _Seen
+    directory: RunDirectory
+    resolved: Resolved | None
+
+    @cached_property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Of the verbs that have measured the run."""
+        return {verb: found for verb in VERBS if (found := self.directory.read_result(verb))}
+
+    @property
+    def html(self) -> str:
+        """The whole file."""
+        seen, run = self.seen, self.config.run
+        rows = read_rows(self.directory.metrics)
+        lines = about_run.curves(rows)
+        colours = about_images.colourings(seen.images, seen.clusters, self._columns())
+        chart = map_chart(seen.positions, colours[0].codes, len(colours[0].kinds))
+        scripts, elements = embedded([chart, *(curves(*line) for line in lines)])
+        queries = about_images.shown_queries(seen.images, self.config.seed)
+        uncertain, chances = self._least_certain()
+        sections = [
+            self._made_of(),
+            Section("curves", "Curves" if lines else "", f'<div class="curves">{"".join(elements[1:])}</div>'),
+            self._views(),
+            about_images.map_section(seen.images, elements[0]),
+            about_images.neighbour_section(queries, seen.neighbours),
+            about_images.cluster_section(seen.images, seen.clusters),
+        ]
+        if "finetune" in self.results and uncertain:
+            sections.append(about_run.classifier(self.results["finetune"], uncertain, chances))
+        sections.append(about_run.use(self.inputs.encoder, run))
+        first = [*queries, *seen.neighbours.rows[queries, : about_images.SHOWN].flatten().tolist(), *uncertain]
+        first += [int(row) for rows in seen.clusters.typical for row in rows[: about_images.TYPICAL]]
+        data = about_images.page_data(seen.images, seen.neighbours, colours, first, self.config.seed)
+        return page(printable(self._title()), self._lead(), sections, data, scripts)
+
+    def _title(self) -> str:
+        return f"{self.inputs.store.name}: what {Path(self.config.run).name} has found"
+
+    def _lead(self) -> str:
+        """The verdict and the figures."""
+        said = self.results.get("pretrain", {}).get("verdict")
+        html = f'<p class="verdict">{escape(str(said))}</p>' if said else ""
+        found = about_run.figures(self.results, self.inputs.spec.channels)
+        return html + (found or paragraph("Nothing was measured yet: mocokit knn and mocokit probe do that.", "faint"))
+
+    def _made_of(self) -> Section:
+        store, spec, pretrained = self.inputs.store, self.inputs.spec, self.results.get("pretrain", {})
+        counts = ", ".join(f"{len(images):,} {split}" for split, images in store.splits.items())
+        facts = [
+            ("images", printable(f"{counts} of {self.config.data}")),
+            ("classes", f"{len(store.label_names)}" if store.label_names else "no labels"),
+            ("encoder", f"{spec.backbone}, {self.inputs.encoder.dim} features, images of {spec.image_size} pixels"),
+        ]
+        if pretrained:
+            length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
+            facts.append(("training", f"recipe {pretrained['recipe']}, {length}, {pretrained['wall_s']:,.0f} s in all"))
+        facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
+        skipped = about_run.read_skipped(self.directory.skipped) or [(s.name, s.reason) for s in store.skipped]
+        return about_run.made_of(facts, skipped, self.resolved, pretrained.get("versions") or machine.versions())
+
+    def _views(self) -> Section:
+        if self.resolved is None:
+            return Section("views", "", "")
+        images = self.inputs.store.main
+        rows = random_subset(len(images), VIEWS, self.config.seed).numpy()
+        return about_run.views(
+            [images.batch([row])[0, :, : images.sizes[row, 0], : images.sizes[row, 1]] for row in rows],
+            *two_views(images, rows, self.resolved.config),
+        )
+
+    def _columns(self) -> dict[str, list[str | None]]:
+        """The columns of the file of labels, a value for each image."""
+        labels = labels_of(self.config.labels, self.config.labels_columns)
+        if labels is None:
+            return {}
+        rows = np.concatenate([self._table_rows(part) for part in self.seen.images.parts])
+        found = {}
+        for name, column in labels.columns.items():
+            values = [None if value is None else str(value) for value in column.to_pylist()]
+            found[name] = [values[row] if row >= 0 else None for row in rows.tolist()]
+        return found
+
+    @staticmethod
+    def _table_rows(part: Any) -> np.ndarray:
+        rows = part.images.table_rows
+        return np.full(len(part), -1) if rows is None else rows[part.indices.numpy()]
+
+    def _least_certain(self) -> tuple[list[int], list[float]]:
+        """The test images of which a fine-tuned encoder is least certain, and the chance of the class that it names."""
+        encoder, images = self.inputs.encoder, self.seen.images
+        if encoder.classifier is None:
+            return [], []
+        chance = encoder.probabilities(self.seen.features).max(dim=1).values
+        chance[torch.from_numpy(images.splits != "test")] = torch.inf
+        found = chance.sort()
+        rows = [row for row, value in zip(found.indices.tolist(), found.values.tolist(), strict=True) if value <= 1]
+        return rows[:UNCERTAIN], found.values[: len(rows[:UNCERTAIN])].tolist()

@@ -1,0 +1,140 @@
+"""Sections on the run itself: its figures, what it was made of, its curves, its views, and how to use the encoder."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mocokit.deploy.feature_file import printable
+from mocokit.deploy.montage import fitted
+from mocokit.evaluation.baselines import row_name
+from mocokit.evaluation.metrics import wilson_interval
+from mocokit.model.encoder import Encoder
+from mocokit.report.page import Section, details, paragraph, strip, table
+from mocokit.resolved import Resolved
+
+MEASURED = {"knn": "kNN", "probe": "linear probe", "finetune": "fine-tuning"}
+CURVES: dict[str, dict[str, str]] = {  # title: name of a line: column of metrics.csv
+    "loss": {"loss": "loss"},
+    "kNN top-1": {"kNN top-1": "knn_top1"},
+    "similarity of the two views, and of the others": {"positive": "positive", "negative": "negative"},
+    "learning rate": {"learning rate": "lr"},
+}
+LISTED = 200  # skipped files, rows of a confusion matrix
+
+
+def figures(results: Mapping[str, Mapping[str, Any]], channels: int) -> str:
+    """What was measured, of the encoder and of what it is compared with; ``results`` are those of verbs by name."""
+    found: dict[str, dict[str, str]] = {}
+    for verb, name in MEASURED.items():
+        result = results.get(verb) or {}
+        per_row = (results.get("pretrain") or {}).get("knn") if verb == "knn" and not result else result
+        for who, values in (per_row or {}).items():
+            if isinstance(values, dict) and "top1" in values and "ci95" in values:
+                low, high = values["ci95"]
+                cell = f"{100 * values['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+                found.setdefault(row_name(who, channels), {})[name] = cell
+    if not found:
+        return ""
+    columns = [name for name in MEASURED.values() if any(name in row for row in found.values())]
+    rows = [[who, *(row.get(name, "") for name in columns)] for who, row in found.items()]
+    note = "Top-1 on the test images, with the interval in which it lies in 95 % of cases by the choice of these."
+    return table(["features", *columns], rows, range(1, len(columns) + 1)) + paragraph(note, "faint")
+
+
+def made_of(
+    facts: Sequence[tuple[str, str]], skipped: Sequence[tuple[str, str]], resolved: Resolved | None, versions: Any
+) -> Section:
+    """``facts`` as they are, the skipped files with their reasons, and every value with where it is from."""
+    html = table(["", ""], facts)
+    if skipped:
+        more = f", of which {LISTED} are listed; skipped.csv has all" if len(skipped) > LISTED else ""
+        listed = table(["image", "why"], [(printable(name), why) for name, why in skipped[:LISTED]])
+        html += details(f"{len(skipped):,} images could not be used{more}", listed)
+    if resolved:
+        config, reasons = vars(resolved.config), resolved.reasons
+        rows = [(n, config[n], reasons.get(n, "given")) for n in config if config[n] is not None]
+        html += details("every setting and where it is from", table(["setting", "value", "from"], rows))
+    if versions:
+        html += paragraph(", ".join(f"{name} {version}" for name, version in versions.items()), "faint")
+    return Section("made-of", "What it was made of", html)
+
+
+def curves(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, np.ndarray, dict[str, np.ndarray]]]:
+    """Title, steps and lines of each chart for which the rows of a run's metrics have values."""
+
+    def column(name: str) -> np.ndarray:
+        return np.array([float(row.get(name) or "nan") for row in rows])
+
+    found = []
+    for title, lines in CURVES.items():
+        values = {name: column(of) for name, of in lines.items()}
+        if rows and not all(np.isnan(y).all() for y in values.values()):
+            found.append((title, column("step"), values))
+    return found
+
+
+def views(images: Sequence[np.ndarray], first: np.ndarray, second: np.ndarray) -> Section:
+    """Images [C, H, W] above their two views."""
+    columns = "".join(
+        f'<div style="width:78px">{"".join(f"<figure>{_inline(pixels)}</figure>" for pixels in column)}</div>'
+        for column in zip(images, first, second, strict=True)
+    )
+    text = "Above the image, below the two views of it by which the encoder learns: it is to find them alike."
+    return Section("views", "Two views", paragraph(text) + f'<div class="strip">{columns}</div>')
+
+
+def _inline(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    fitted(pixels).save(buffer, "WEBP", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="" src="data:image/webp;base64,{data}">'
+
+
+def classifier(result: Mapping[str, Any], rows: Sequence[int], chances: Sequence[float]) -> Section:
+    """Of a fine-tuned encoder: accuracy by class, confusion matrix, and test images of which it is least certain, with
+    the chance of the class that it names."""
+    encoder = result["encoder"]
+    by_class = []
+    for name, values in encoder["per_class"].items():
+        if values["recall"] is not None:
+            low, high = wilson_interval(values["recall"], values["images"])
+            share = f"{100 * values['recall']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+            by_class.append((name, values["images"], share))
+    html = table(["class", "test images", "named right"], by_class, (1, 2))
+    if (confusion := encoder.get("confusion")) and len(confusion) <= LISTED:
+        names = list(encoder["per_class"])
+        head = ["is, named", *names]
+        body = [[name, *counts] for name, counts in zip(names, confusion, strict=True)]
+        html += details("confusion matrix", table(head, body, range(1, len(head))))
+    html += "<h3>Least certain</h3>" + strip(rows, [f"{100 * chance:.0f} %" for chance in chances])
+    return Section("classifier", "The classifier", html)
+
+
+def use(encoder: Encoder, run: str) -> Section:
+    """The lines that take the encoder elsewhere."""
+    place = repr(run)
+    quoted = run if run.isascii() and not set(run) & set(" '\"\\$`") else place
+    parts = {
+        "In Python": f"import mocokit\nencoder = mocokit.load({place})\n"
+        f"features = encoder.embed(['image.jpg'])  # [1, {encoder.dim}]",
+        "For timm": f"mocokit export {quoted} --format timm",
+        "For ONNX": f"mocokit export {quoted} --format onnx",
+        "A table of features": f"mocokit embed {quoted} DATA -o features.parquet",
+    }
+    html = "".join(f"<h3>{title}</h3><pre>{escape(printable(code))}</pre>" for title, code in parts.items())
+    return Section("use", "Use the encoder", html)
+
+
+def read_skipped(path: Path) -> list[tuple[str, str]]:
+    """Names and reasons in a run's list of images that could not be used."""
+    import csv
+
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["image"], row["reason"]) for row in csv.DictReader(file)]
