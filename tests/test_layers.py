@@ -24,7 +24,7 @@ LAYERS = [
     {"training"},
     {"evaluation"},
     {"deploy"},
-    {"report"},
+    {"reporting"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},

@@ -41,6 +41,7 @@ def embed(
     threads: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     precision: Literal["fp32", "bf16"] | None = None,
+    map: bool = False,
     batch_size: int = 256,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -65,6 +66,7 @@ def embed(
         dtype: number format of the features (float32, float16; default float32).
         precision: arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32 (fp32,
             bf16).
+        map: also columns x, y, cluster and neighbours, as in a report (.parquet) (default false).
         batch_size: images encoded at once (default 256).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -479,6 +481,66 @@ def probe(
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
+    """
+
+def report(
+    run: str,
+    data: str | None = None,
+    *,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
+    limit: int | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
+    max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
+    seed: int = 0,
+    output: str | None = None,
+    images: int = 100000,
+    clusters: int | None = None,
+) -> dict[str, Any]:
+    """Write one HTML page, which needs no network, on what an encoder has found in the images.
+
+    It shows the verdict and the figures that were measured, what the run was made of, its curves and views, a map of
+    all images by t-SNE, clusters, neighbours, and what to look into (lists of which lie beside it as CSV files).
+
+    Args:
+        run: a run directory, or whatever else `mocokit.load` takes.
+        data: the images, as for `mocokit.pretrain`; None takes those of the run.
+        overwrite: replace the file that ``output`` names; the page in a run is always replaced.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
+        limit: use a random, class-balanced subset of N training images.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        seed: seed of every random draw (default 0).
+        output: the page; default RUN/report.html.
+        images: most images that are looked at, drawn at random (default 100000).
+        clusters: clusters; default the root of a tenth of the images, 2 to 20.
+
+    Returns:
+        ``path`` of the page, its ``bytes``, ``images`` (rows of the map), ``total`` (images that there are),
+        ``clusters`` (their sizes), ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: the extra ``report`` is not installed, no encoder there, unusable images, or a wrong option.
     """
 
 def scorecard(

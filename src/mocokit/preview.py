@@ -15,7 +15,7 @@ from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate
 from mocokit.recipes import load_recipe
-from mocokit.report.views import two_views
+from mocokit.reporting.views import two_views
 from mocokit.rundir import RunDirectory
 from mocokit.training.log import read_rows
 

@@ -30,9 +30,9 @@ from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.options import documented, fields_of, validate
-from mocokit.report.images import MOST
-from mocokit.report.map_columns import with_map
-from mocokit.report.projection import check_installed
+from mocokit.reporting.images import MOST
+from mocokit.reporting.map_columns import with_map
+from mocokit.reporting.projection import check_installed
 from mocokit.rundir import RunDirectory, check_no_file
 
 MAP_SEED = 0

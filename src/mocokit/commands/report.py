@@ -24,14 +24,14 @@ from mocokit.evaluation.baselines import features_of
 from mocokit.files import write_text
 from mocokit.machine import keep_freed_memory
 from mocokit.options import documented, fields_of, validate
-from mocokit.report import about_images, about_run
-from mocokit.report.charts import curves, embedded, map_chart
-from mocokit.report.clusters import Clusters, cluster
-from mocokit.report.images import ReportImages
-from mocokit.report.neighbours import Neighbours, neighbours
-from mocokit.report.page import Section, page, paragraph
-from mocokit.report.projection import check_installed, project
-from mocokit.report.views import two_views
+from mocokit.reporting import about_images, about_run
+from mocokit.reporting.charts import curves, embedded, map_chart
+from mocokit.reporting.clusters import Clusters, cluster
+from mocokit.reporting.images import ReportImages
+from mocokit.reporting.neighbours import Neighbours, neighbours
+from mocokit.reporting.page import Section, page, paragraph
+from mocokit.reporting.projection import check_installed, project
+from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory, check_no_file
 from mocokit.training.log import read_rows

@@ -27,7 +27,7 @@ def page(title: str, lead: str, sections: Sequence[Section], data: Any, scripts:
     body = "\n".join(
         f'<section id="{s.id}"><h2>{escape(s.title)}</h2>\n{s.html}\n</section>' for s in sections if s.title and s.html
     )
-    own = files("mocokit.report")
+    own = files("mocokit.reporting")
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mocokit.deploy.nearest import unit
 from mocokit.errors import UserError
-from mocokit.report.neighbours import Neighbours
+from mocokit.reporting.neighbours import Neighbours
 
 PERPLEXITY = 30
 FEWEST = 10  # images from which on t-SNE has something to arrange; fewer lie where PCA puts them

@@ -8,12 +8,12 @@ import numpy as np
 
 from mocokit.data.notes import count
 from mocokit.data.sampler import random_subset
-from mocokit.report.charts import palette
-from mocokit.report.clusters import Clusters, class_mix
-from mocokit.report.images import ReportImages
-from mocokit.report.neighbours import Neighbours
-from mocokit.report.page import Section, paragraph, strip
-from mocokit.report.thumbnails import thumbnail
+from mocokit.reporting.charts import palette
+from mocokit.reporting.clusters import Clusters, class_mix
+from mocokit.reporting.images import ReportImages
+from mocokit.reporting.neighbours import Neighbours
+from mocokit.reporting.page import Section, paragraph, strip
+from mocokit.reporting.thumbnails import thumbnail
 
 SHOWN, TYPICAL, QUERIES = 5, 10, 12  # neighbours of an image, images of a cluster, images with their neighbours
 THUMBNAILS = 10_000

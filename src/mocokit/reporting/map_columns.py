@@ -5,17 +5,19 @@ import pyarrow as pa
 import torch
 
 from mocokit.deploy.feature_file import feature_matrix
-from mocokit.report.clusters import cluster
-from mocokit.report.neighbours import neighbours
-from mocokit.report.projection import project
+from mocokit.reporting.clusters import cluster
+from mocokit.reporting.neighbours import neighbours
+from mocokit.reporting.projection import project
 
 SHOWN = 5  # neighbours of each row
 
 
 def with_map(table: pa.Table, seed: int) -> pa.Table:
-    """A `mocokit.deploy.feature_file.feature_table` with the columns ``x`` and ``y`` (float32), ``cluster`` (int32, 1 is
-    the largest) and ``neighbours`` (the five rows of the greatest cosine, or all others, the greatest first), as a report
-    has them."""
+    """A `mocokit.deploy.feature_file.feature_table` with the map of a report as columns.
+
+    ``x`` and ``y`` (float32), ``cluster`` (int32, 1 is the largest), ``neighbours`` (the five rows of the greatest cosine,
+    or all others, the greatest first).
+    """
     features = torch.from_numpy(feature_matrix(table).astype(np.float32))
     near = neighbours(features)
     positions = project(features, near, seed)

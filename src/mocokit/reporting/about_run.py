@@ -14,7 +14,7 @@ from mocokit.deploy.montage import fitted
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.model.encoder import Encoder
-from mocokit.report.page import Section, details, paragraph, strip, table
+from mocokit.reporting.page import Section, details, paragraph, strip, table
 from mocokit.resolved import Resolved
 
 MEASURED = {"knn": "kNN", "probe": "linear probe", "finetune": "fine-tuning"}
