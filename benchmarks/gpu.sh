@@ -49,7 +49,7 @@ pace() {
 # recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
 recipe() {
     local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4})
-    mocokit "$1" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms \
+    mocokit "$1" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms --no-report \
         "${small[@]}"
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"
     mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10"

@@ -4,6 +4,6 @@
 set -euo pipefail
 folder=$1 budget=$2 out=$3
 for seed in 0 1 2; do
-    mocokit pretrain "$folder" --time-budget "$budget" --seed "$seed" --out "$out/seed$seed" --json \
+    mocokit pretrain "$folder" --time-budget "$budget" --seed "$seed" --out "$out/seed$seed" --no-report --json \
         >"$out-seed$seed.json"
 done

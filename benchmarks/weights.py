@@ -51,7 +51,7 @@ def main() -> None:
     rows = []
     for name, more in (("nothing", []), ("continued", start)):
         run = given.out / name
-        budget = ["--time-budget", given.budget, "--out", str(run), *options]
+        budget = ["--time-budget", given.budget, "--no-report", "--out", str(run), *options]
         trained = mocokit(given.out / f"{name}.json", "pretrain", given.data, *budget, *more)
         results = {
             kind: mocokit(given.out / f"{name}-{kind}.json", verb[0], str(run), given.data, *verb[1:], *options)

@@ -25,6 +25,7 @@ TINY = {
     "lr": 0.03,
     "symmetric": False,
     "device": "cpu",
+    "report": False,
     "workers": 0,
 }
 

@@ -147,6 +147,9 @@ class PretrainConfig:
     knn_images: Annotated[
         int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", low=0)
     ]
+    report: Annotated[
+        bool, Option("write report.html at the end, of 2,000 images at most (extra report)", identity=False)
+    ]
     log_every: Annotated[int, Option("steps between rows of metrics.csv", low=1)] = 50
     histograms: Annotated[bool, Option("weight histograms in TensorBoard", identity=False)] = True
     checkpoint_every: Annotated[float, Option("seconds between checkpoints", low=0, identity=False)] = 60.0

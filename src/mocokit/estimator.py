@@ -21,7 +21,8 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
-from mocokit.commands.pretrain import Request, complete_config, open_data
+from mocokit.commands.pretrain import complete_config
+from mocokit.commands.request import Request, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mocokit.auto.defaults import image_size_chooser
-from mocokit.commands.pretrain import Request, RunData, complete_config
+from mocokit.commands.pretrain import complete_config
+from mocokit.commands.request import Request, RunData
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError

@@ -24,6 +24,7 @@ CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
 CALIBRATION_STEPS, MOST_CALIBRATION_SHARE = 4, 0.2  # that it takes with views of each size; share it may come to
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 TRAINING_SHARE = 1 / 3  # of a budget after loading, at least, before checks and figures are cut
+REPORT_SHARE = 0.1  # of a time budget for the page at the end
 FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for more
 BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
 
@@ -66,6 +67,9 @@ class Measurements(Protocol):
 
     def images_of_final(self, config: PretrainConfig) -> int:
         """The same for the final figures of one encoder."""
+
+    def seconds_of_report(self, image: float) -> float:
+        """That the page at the end takes, where an image takes ``image`` seconds in an evaluation."""
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Whether the backbone takes views of all these sizes."""
@@ -192,7 +196,11 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     image = measure.seconds_per_image(config)
     check = image * measure.images_of_check(config)
     resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)
-    left = BUDGET_USE * budget - (time.perf_counter() - started)
+    page = measure.seconds_of_report(image) if config.report else 0.0
+    if page > REPORT_SHARE * budget and "report" in resolved.reasons:
+        resolved = resolved.derive(f"it takes about {page:.0f} s; mocokit report writes it later", report=False)
+        page = 0.0
+    left = BUDGET_USE * budget - page - (time.perf_counter() - started)
     resolved, left, checks = _divide(resolved, measure, image, check, left)
     per_epoch = facts.images // config.batch_size
     steps = int((left - checks * check) / step)
@@ -208,7 +216,7 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
     resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
     resolved = resolved.derive("as the clock will have it", turns=format_turns([(0, steps)]))
-    final = 2 * image * measure.images_of_final(resolved.config)
+    final = 2 * image * measure.images_of_final(resolved.config) + page
     timetable = Timetable(started + BUDGET_USE * budget, times, check, final)
     if facts.weights and "warmup_steps" in resolved.reasons:
         resolved = resolved.derive("an eighth of the steps", warmup_steps=warmup_of_weights(steps))

@@ -21,6 +21,8 @@ from mocokit.evaluation.verdict import Check
 from mocokit.model.arithmetic import Pace, keep, measure_pace, recall
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
+from mocokit.reporting.images import IN_A_RUN
+from mocokit.reporting.projection import is_installed
 from mocokit.rundir import RunDirectory
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import read_rows
@@ -28,6 +30,7 @@ from mocokit.training.pretraining import Measure
 from mocokit.training.timing import step_times, view_shares
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
+REPORT_SECONDS, MAP_SECONDS = 4.0, 0.005  # of a report whatever it is of, and of its map an image
 TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
 
 
@@ -127,6 +130,13 @@ class RunMeasurements:
     def images_of_final(self, config: PretrainConfig) -> int:
         """Images that `final_evaluator` reads."""
         return final_evaluator(self.store, config).images_read
+
+    def seconds_of_report(self, image: float) -> float:
+        """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""
+        if not is_installed() or isinstance(self.images, StreamingImages):
+            return 0.0
+        images = min(IN_A_RUN, sum(map(len, self.store.splits.values())))
+        return REPORT_SECONDS + images * (2 * image + MAP_SECONDS)
 
     def view_shares(self, config: PretrainConfig) -> dict[int, float]:
         """Of the steps, by side of the views."""

@@ -2,29 +2,28 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mocokit import distributed, machine
-from mocokit.auto.defaults import Facts, image_size_chooser, weights_image_size
+from mocokit.auto.defaults import Facts, weights_image_size
 from mocokit.auto.trials import complete
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
-from mocokit.commands.parts import about_any_test, labels_of
+from mocokit.commands.parts import about_any_test
+from mocokit.commands.report import report
+from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, turned, with_free_options
 from mocokit.commands.start import Start
-from mocokit.config import FIELDS, DeviceName, PretrainConfig
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import mute, progress, say
-from mocokit.data.image_index import Skipped, Source
-from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
-from mocokit.data.sources import open_source
-from mocokit.data.store import ImageSet, Store, TooManySkipped, write_skipped
-from mocokit.data.streaming import StreamingImages, open_streaming
+from mocokit.data.image_index import Skipped
+from mocokit.data.store import Store, TooManySkipped, write_skipped
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
@@ -32,13 +31,14 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
-from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, pick_device, usable_cores, versions
+from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, usable_cores, versions
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.options import documented, merge, validate
-from mocokit.recipes import load_recipe
+from mocokit.reporting.images import IN_A_RUN
+from mocokit.reporting.projection import is_installed
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
-from mocokit.training.log import announcer, check_tracker, read_rows
+from mocokit.training.log import announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
@@ -80,43 +80,6 @@ def pretrain(
     distributed.init_process_group(request.device)
     with distributed.reporting_lost_peers("its message says why; run the same command to go on from the checkpoint"):
         return _pretrain(request, overwrite, started)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asks for: the options that are ``given``, those of the ``recipe``, the device, and whether to
-    extend a finished run."""
-
-    given: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    device: DeviceName
-    extend: bool = False
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], extend: bool = False) -> "Request":
-        """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
-        check_tracker(given.get("logger"))
-        if given.get("weights") and given.get("recipe", "auto") == "auto":
-            given = {**given, "recipe": "continue"}
-        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")), extend)
-
-    def open_source(self) -> Source:
-        """The images, of which nothing is read yet."""
-        names = ("follow_links", "max_pixels", "train", "test")
-        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
-
-    store: Store
-    images: ImageSet | StreamingImages
-
-    @property
-    def name(self) -> str:
-        """Short name of the data."""
-        return self.store.name
 
 
 def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, Any]:
@@ -185,6 +148,7 @@ def _in_directory(
     figures |= {"test": test, **_measure(task, data.store, run)}
     result = record("pretrain", str(run.path), task.config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], task.config)
+    _write_report(run, task.config)
     are_large = max(data.store.main.canvas) >= LARGE  # as stored, twice the model's at most
     if config.device == "cpu" and not config.weights and are_large and is_hub_reachable():
         say("from nothing, minutes on a CPU teach little of images this large: try --weights timm, known weights")
@@ -197,53 +161,6 @@ def _locked(run: RunDirectory) -> Iterator[None]:
     with ExitStack() as stack:
         on_first(lambda: stack.enter_context(run.locked()))
         yield
-
-
-# Open the data --------------------------------------------------------------------------------------------
-
-
-def open_data(
-    request: Request,
-    source: Source | None = None,
-    cache: Path | None = None,
-    report: Callable[[int, int], None] | None = None,
-    image_size: int | None = None,
-) -> RunData:
-    """Decode the images unless the cache has them.
-
-    Args:
-        request: names the data.
-        source: the images, if they are at hand.
-        cache: where decoded images are kept, if not in the usual cache directory.
-        report: called with the images done and in total.
-        image_size: of the run that is resumed, maybe on a device for which another would be chosen.
-
-    Raises:
-        UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
-    """
-    given, recipe = request.given, request.recipe
-    labels = labels_of(given.get("labels"), given.get("labels_columns"))
-    options = {name: given[name] for name in ("workers",) if name in given}
-    options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
-    size = given.get("image_size", recipe.get("image_size", image_size))
-    options |= {
-        "image_size": size or image_size_chooser(request.device),
-        "progress": report,
-        "cache": cache,
-        "to_train": True,
-    }
-    source = source or request.open_source()
-    if not given.get("stream", recipe.get("stream", False)):
-        store = open_labelled(source, labels, limit=given.get("limit"), **options)
-        store = grouped(store, given.get("split_by"), labels)
-        return RunData(store, store.splits["train"])
-    if "limit" in given:
-        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
-    store, images = open_streaming(source, **options)
-    store = store if labels is None else lay_over_sample(store, labels, images.names)
-    store = grouped(store, given.get("split_by"), labels)
-    say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
-    return RunData(store, images)
 
 
 def _with_list(error: TooManySkipped, run: RunDirectory) -> TooManySkipped:
@@ -385,6 +302,15 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
     origin |= {"keeps_statistics": True} if config.bn_splits == 0 else {}
     with run.writing():
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
+
+
+def _write_report(run: RunDirectory, config: PretrainConfig) -> None:
+    """The page, if it is wanted; what is wrong with it does not undo the run."""
+    if config.report and is_installed() and not config.stream:
+        try:
+            report(str(run.path), overwrite=True, images=IN_A_RUN)
+        except UserError as error:
+            say(f"no report: {error}")
 
 
 def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: PretrainConfig) -> None:

@@ -15,7 +15,7 @@ from mocokit.deploy.feature_file import printable
 from mocokit.evaluation.baselines import Features
 from mocokit.evaluation.splits import LabelledSplits, Subset
 
-MOST = 100_000
+MOST, IN_A_RUN = 100_000, 2000  # images of a report at most; of the one that pretraining writes
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ SHOWN = 5  # neighbours of each row
 def with_map(table: pa.Table, seed: int) -> pa.Table:
     """A `mocokit.deploy.feature_file.feature_table` with the map of a report as columns.
 
-    ``x`` and ``y`` (float32), ``cluster`` (int32, 1 is the largest), ``neighbours`` (the five rows of the greatest cosine,
-    or all others, the greatest first).
+    ``x`` and ``y`` (float32), ``cluster`` (int32, 1 is the largest), ``neighbours`` (five rows by cosine, the
+    greatest first).
     """
     features = torch.from_numpy(feature_matrix(table).astype(np.float32))
     near = neighbours(features)

@@ -1,0 +1,101 @@
+"""What the user asks ``pretrain`` for, and the images that it names, opened."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mocokit.auto.defaults import image_size_chooser
+from mocokit.commands.parts import labels_of
+from mocokit.config import FIELDS, DeviceName
+from mocokit.console import say
+from mocokit.data.image_index import Source
+from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
+from mocokit.data.sources import open_source
+from mocokit.data.store import ImageSet, Store
+from mocokit.data.streaming import StreamingImages, open_streaming
+from mocokit.errors import UserError
+from mocokit.machine import pick_device
+from mocokit.recipes import load_recipe
+from mocokit.training.log import check_tracker
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for: the options that are ``given``, those of the ``recipe``, the device, and whether to
+    extend a finished run."""
+
+    given: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    device: DeviceName
+    extend: bool = False
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], extend: bool = False) -> "Request":
+        """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
+        check_tracker(given.get("logger"))
+        if given.get("weights") and given.get("recipe", "auto") == "auto":
+            given = {**given, "recipe": "continue"}
+        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")), extend)
+
+    def open_source(self) -> Source:
+        """The images, of which nothing is read yet."""
+        names = ("follow_links", "max_pixels", "train", "test")
+        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from: ``images``, stored or streamed, and the ``store`` of those it is evaluated on."""
+
+    store: Store
+    images: ImageSet | StreamingImages
+
+    @property
+    def name(self) -> str:
+        """Short name of the data."""
+        return self.store.name
+
+
+def open_data(
+    request: Request,
+    source: Source | None = None,
+    cache: Path | None = None,
+    report: Callable[[int, int], None] | None = None,
+    image_size: int | None = None,
+) -> RunData:
+    """Decode the images unless the cache has them.
+
+    Args:
+        request: names the data.
+        source: the images, if they are at hand.
+        cache: where decoded images are kept, if not in the usual cache directory.
+        report: called with the images done and in total.
+        image_size: of the run that is resumed, maybe on a device for which another would be chosen.
+
+    Raises:
+        UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
+    """
+    given, recipe = request.given, request.recipe
+    labels = labels_of(given.get("labels"), given.get("labels_columns"))
+    options = {name: given[name] for name in ("workers",) if name in given}
+    options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
+    size = given.get("image_size", recipe.get("image_size", image_size))
+    options |= {
+        "image_size": size or image_size_chooser(request.device),
+        "progress": report,
+        "cache": cache,
+        "to_train": True,
+    }
+    source = source or request.open_source()
+    if not given.get("stream", recipe.get("stream", False)):
+        store = open_labelled(source, labels, limit=given.get("limit"), **options)
+        store = grouped(store, given.get("split_by"), labels)
+        return RunData(store, store.splits["train"])
+    if "limit" in given:
+        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
+    store, images = open_streaming(source, **options)
+    store = store if labels is None else lay_over_sample(store, labels, images.names)
+    store = grouped(store, given.get("split_by"), labels)
+    say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
+    return RunData(store, images)
