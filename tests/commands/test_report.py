@@ -1,0 +1,228 @@
+"""The report: one file that is whole, and does in a real browser what it promises."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mocokit
+from mocokit.cli import main
+from mocokit.commands import report as module
+from mocokit.deploy.encoder_file import save_encoder
+from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.reporting import projection
+from tests.browser import Page, browser
+from tests.encoders import ORIGIN
+from tests.helpers import encode, noise
+from tests.runs import TINY
+
+AWKWARD = ["<script>alert(1)</script>.png", "a b.png", "'\"&amp;.png", "日本語.png", "\udcff.png", "x</script>.png"]
+
+
+def awkward_data(folder: Path) -> Path:
+    for split, count in (("train", 20), ("test", 6)):
+        for kind in ("cat", "dög <b>"):
+            names = AWKWARD + [f"{n:03d}.png" for n in range(count - len(AWKWARD))]
+            for number, name in enumerate(names):
+                path = folder / split / kind / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(noise(number + 100 * len(kind + split), 12, 10)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def awkward_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("awkward")
+    data = awkward_data(folder / "data")
+    mocokit.pretrain(str(data), out=str(folder / "run"), **TINY)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def opened(awkward_run, tmp_path_factory):
+    mocokit.report(str(awkward_run))
+    downloads = tmp_path_factory.mktemp("downloads")
+    with browser(downloads) as driver:
+        page = Page(driver, awkward_run / "report.html")
+        page.downloads = downloads
+        yield page
+
+
+def data_of(html: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', html)[1])
+
+
+@pytest.mark.slow
+class TestInABrowser:
+    def test_it_opens_without_an_error_or_a_request(self, opened):
+        assert opened.errors() == []
+        assert opened.requests() <= {"file", "data", "blob"}
+        assert opened.run("return document.scripts.length") > 3
+        broken = "return [...document.images].filter((i) => !i.complete || !i.naturalWidth).length"
+        opened.wait(lambda: opened.run(broken) == 0)
+        assert opened.run("return document.images.length") > 100
+
+    def test_pointing_shows_the_image_and_its_neighbours(self, opened, awkward_run):
+        data = data_of((awkward_run / "report.html").read_text(encoding="utf-8"))
+        for row in (0, 25):
+            opened.point(opened.place(row))
+            opened.wait(lambda row=row: data["names"][row] in opened.text("beside"))
+            shown = opened.run("return [...document.querySelectorAll('#beside .strip figure')].map((f) => f.title)")
+            assert shown == [data["names"][near] for near in data["neighbours"][row]]
+
+    def test_lasso_search_colours_and_saving(self, opened):
+        opened.lasso()
+        x, y = opened.place(3)
+        corners = [(-8, -8), (8, -8), (8, 8), (-8, 8), (-8, -7)]
+        opened.point(*((x + dx, y + dy) for dx, dy in corners), drag=True)
+        opened.wait(lambda: "selected" in opened.text("count"))
+        name = opened.run("return JSON.parse(document.getElementById('data').textContent).names[3]")
+        assert name in opened.text("chosen").split("\n")
+
+        opened.run(
+            "const s = document.getElementById('search'); s.value = '<SCRIPT>'; s.dispatchEvent(new Event('input'))"
+        )
+        opened.wait(lambda: opened.text("found") == "4 found")
+        assert "4 selected" in opened.text("count")
+        opened.run("document.getElementById('save').click()")
+        saved = opened.downloads / "selected.csv"
+        opened.wait(saved.exists)
+        with saved.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 4
+        assert all(row["image"].endswith("/<script>alert(1)</script>.png") for row in rows)
+        assert {row["split"] for row in rows} == {"train", "test"}
+
+        opened.run("const c = document.getElementById('colour'); c.value = 2; c.dispatchEvent(new Event('change'))")
+        assert opened.text("legend").split("\n") == ["test (12)", "train (40)"] or "test (12)" in opened.text("legend")
+        opened.run("document.querySelector('#legend button').click()")
+        opened.wait(lambda: "12 selected" in opened.text("count"))
+        assert opened.errors() == []
+
+    def test_it_fits_a_phone(self, opened):
+        opened.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        )
+        try:
+            opened.wait(lambda: opened.run("return document.documentElement.scrollWidth") <= 390)
+        finally:
+            opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_it_writes(awkward_run):
+    result = mocokit.report(str(awkward_run))
+    html = (awkward_run / "report.html").read_text(encoding="utf-8")
+    assert result["path"] == str(awkward_run / "report.html")
+    assert result["images"] == result["total"] == 52 == sum(result["clusters"])
+    assert result["bytes"] == len(html.encode())
+    pretrained = json.loads((awkward_run / "results" / "pretrain.json").read_text())
+    assert pretrained["verdict"].split(";")[0].replace("'", "&#x27;") in html
+    assert "<script>alert" not in html
+    outside_scripts = re.sub("<script.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", outside_scripts)
+    assert "<link" not in html
+    data = data_of(html)
+    assert len(data["names"]) == len(data["neighbours"]) == len(data["thumbnails"]) == 52
+    assert [colour["name"] for colour in data["colours"]] == ["class", "cluster", "split"]
+    assert (awkward_run / "results" / "report.json").exists()
+
+
+def test_the_same_run_gives_the_same_map(awkward_run):
+    pages = []
+    for _ in range(2):
+        mocokit.report(str(awkward_run))
+        pages.append(data_of((awkward_run / "report.html").read_text(encoding="utf-8")))
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize("kind", ["three", "gray", "deep", "five", "one class"])
+def test_images_of_any_kind(kind, tmp_path, rgb, gray):
+    channels = {"gray": 1, "deep": 1, "five": 5}.get(kind, 3)
+    data = tmp_path / "data"
+    for number in range(3 if kind == "three" else 15):
+        path = data / ("only" if kind == "one class" else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = noise(number, 20, 20 + number, channels)
+        if kind == "deep":
+            Image.fromarray(pixels.astype(np.uint16) * 200).save(path)
+        elif kind == "five":
+            path = tmp_path / "data.npy"
+        else:
+            path.write_bytes(encode(pixels))
+    if kind == "five":
+        data = tmp_path / "data.npy"
+        np.save(data, np.stack([noise(n, 20, 20, 5) for n in range(15)]))
+    five = EncoderSpec("resnet18_narrow", 24, 5, (0.5,) * 5, (0.25,) * 5, None)
+    encoder = {1: gray, 3: rgb}.get(channels) or Encoder.create(five).eval()
+    save_encoder(encoder, tmp_path / "encoder.safetensors", ORIGIN)
+    result = mocokit.report(str(tmp_path / "encoder.safetensors"), str(data), output=str(tmp_path / "page.html"))
+    assert result["images"] == (3 if kind == "three" else 15)
+    assert len(data_of((tmp_path / "page.html").read_text())["thumbnails"]) == result["images"]
+
+
+def test_columns_of_the_labels_colour_the_map(tiny_run, tmp_path):
+    names = sorted(p.relative_to(tiny_run.data).as_posix() for p in tiny_run.data.rglob("*.png"))
+    lines = [f"{name},c{n % 2},{'left' if n % 3 else 'right'}" for n, name in enumerate(names[:-1])]
+    (tmp_path / "labels.csv").write_text("image,label,side\n" + "\n".join(lines) + "\n")
+    page = tmp_path / "p.html"
+    mocokit.report(str(tiny_run.path), str(tiny_run.data), output=str(page), labels=str(tmp_path / "labels.csv"))
+    colours = {colour["name"]: colour for colour in data_of(page.read_text())["colours"]}
+    assert colours["side"]["kinds"] == ["left", "right"]
+    assert colours["class"]["kinds"] == ["c0", "c1"]
+    assert colours["side"]["codes"].count(-1) == 1
+
+
+def test_refusals(tiny_run, tmp_path, capsys, monkeypatch):
+    encoder = str(tiny_run.path / "encoder.safetensors")
+    existing = tmp_path / "page.html"
+    existing.write_text("mine")
+    for arguments, message in {
+        (encoder,): "does not say what images it is from; name them: mocokit report RUN DATA",
+        (encoder, str(tiny_run.data), "-o", str(existing)): "exists; name another, or --overwrite to replace it",
+        (encoder, str(tiny_run.data), "-o", "page.pdf"): "is a folder or no .html; name an .html file",
+    }.items():
+        assert main(["report", *arguments]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.endswith(message), line
+    assert existing.read_text() == "mine"
+    monkeypatch.setattr(projection, "is_installed", lambda: False)
+    assert main(["report", str(tiny_run.path)]) == 2
+    assert "a report needs more packages: pip install 'mocokit[report]'" in capsys.readouterr().err
+
+
+def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch):
+    data = awkward_data(tmp_path / "data")
+    options = {**TINY, "epochs": 1}
+    mocokit.pretrain(str(data), out=str(tmp_path / "with"), **(options | {"report": True}))
+    assert (tmp_path / "with" / "report.html").exists()
+    mocokit.pretrain(str(data), out=str(tmp_path / "without"), **options)
+    assert not (tmp_path / "without" / "report.html").exists()
+    monkeypatch.setattr("mocokit.commands.pretrain.is_installed", lambda: False)
+    mocokit.pretrain(str(data), out=str(tmp_path / "cannot"), **(options | {"report": True}))
+    assert not (tmp_path / "cannot" / "report.html").exists()
+
+
+def test_a_run_tells_which_images_it_is_from(tmp_path, tiny_run):
+    resolved = module.RunDirectory(tiny_run.path).read_config()
+    given = module._with_data({"run": str(tiny_run.path), "clusters": 3}, resolved)
+    assert given["data"] == str(tiny_run.data)
+    assert given["clusters"] == 3
+    other = module._with_data({"run": str(tiny_run.path), "data": "other"}, resolved)
+    assert other == {"run": str(tiny_run.path), "data": "other"}
+
+
+def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path):
+    out = str(tmp_path / "tuned")
+    mocokit.finetune(str(tiny_run.path), str(tiny_run.data), out=out, epochs=1, baseline=False)
+    mocokit.report(out, str(tiny_run.data))
+    html = (tmp_path / "tuned" / "report.html").read_text(encoding="utf-8")
+    assert "The classifier" in html
+    assert "confusion matrix" in html
+    rows = json.loads(re.search(r'Least certain</h3><div class="strip" data-rows="(\[.*?\])"', html)[1])
+    names = data_of(html)["names"]
+    assert len(rows) == 20
+    assert all(names[row].startswith("test/") for row in rows)
