@@ -318,6 +318,7 @@ def pretrain(
     knn_k: int = 200,
     knn_temperature: float = 0.1,
     knn_images: int | None = None,
+    report: bool | None = None,
     log_every: int = 50,
     histograms: bool = True,
     checkpoint_every: float = 60.0,
@@ -393,6 +394,7 @@ def pretrain(
         knn_k: nearest neighbours of each image (kNN) (default 200).
         knn_temperature: temperature of the neighbours' weights (kNN) (default 0.1).
         knn_images: most images and queries of the final kNN, twice as many for scores; 0: all.
+        report: write report.html at the end, of 2,000 images at most (extra report).
         log_every: steps between rows of metrics.csv (default 50).
         histograms: weight histograms in TensorBoard (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).
