@@ -44,7 +44,7 @@ class Shortcut:
     untrained_interval: tuple[float, float]
     chance: float  # the share of the largest value
     by_class: float | None  # by naming the most common value of an image's class; None without classes
-    change: str | None  # "easier" or "harder" to tell by training, where `mcnemar` sees it
+    change: str | None  # "easier" or "harder" to tell by training, if `mcnemar` sees it (Bonferroni's level)
 
     def __str__(self) -> str:
         low, high = (f"{100 * limit:.0f}" for limit in self.interval)
@@ -52,8 +52,7 @@ class Shortcut:
         return (
             f"the features tell the {self.name} (one of {len(self.values)}) in {100 * self.right:.0f} % of cases "
             f"({low} to {high} %), random initialisation in {100 * self.untrained:.0f} %, {by_class}"
-            f"chance is {100 * self.chance:.0f} %"
-            + (f": training made it {self.change} to tell" if self.change else "")
+            f"chance is {100 * self.chance:.0f} %" + f": training made it {self.change} to tell" * bool(self.change)
         )
 
 
@@ -79,15 +78,14 @@ def shortcuts(
 
     The penalty is chosen within that half; ``seed`` draws both. Numbers are told as one of three ranges. What has a
     single value is left out, and so are folders that follow from class and split, which are no nuisance of their own.
-    Images that belong together, such as bursts, are in both halves: then an image may be told by its twin.
+    Features that tell such things may be shortcuts (Geirhos et al. 2020, doi 10.1038/s42256-020-00257-z), above all
+    where the class alone tells them, too. Bursts and copies are in both halves: an image may be told by its twin.
 
     Args:
         features, untrained: [N, D] float32 of ``images``, those of the encoder and of its random initialisation.
         facts: of the rows that are looked at, see `read_facts`.
     """
     rows = np.array(list(facts), np.int64)
-    if not len(rows):
-        return Shortcuts([], None, [])
     found, notes = _nuisances(images, facts)
     classes = None if images.labels is None else images.labels[rows]
     if classes is not None and images.label_names is not None:
@@ -103,45 +101,39 @@ def shortcuts(
 
 
 def _nuisances(images: ReportImages, facts: Mapping[int, FileFacts]) -> tuple[dict[str, _Values], list[str]]:
-    """The values of each nuisance, and why others have none."""
+    """The values of each nuisance, and why there are none of folders."""
     rows, files = list(facts), list(facts.values())
     height, width = images.sizes[rows].T
     sides = [max(file.size or images.sizes[row].tolist()) for row, file in facts.items()]
     brightness = [round(100 / 255 * float(images.image(row).mean()), 1) for row in rows]
     folders, notes = _folders(images)
-    found = {
-        "image size": _ranges(sides, unit=" pixels"),
+    return {
+        **{name: _categories([of_all[row] for row in rows]) for name, of_all in folders.items()},
+        "image size": _ranges(sides, " pixels"),  # the longer side
         "aspect ratio": _ranges((width / height).round(2).tolist()),
-        "mean brightness": _ranges(brightness, unit=" %"),
+        "mean brightness": _ranges(brightness, " %"),
         "file format": _categories([file.format for file in files]),
         "JPEG quality": _ranges([file.quality for file in files]),
         "camera": _categories([file.camera for file in files]),
         "date taken": _ranges([file.taken for file in files]),
-    }
-    if folders is not None:
-        is_shard = all(folder.endswith((PARQUET, TAR)) for folder in folders)
-        found = {"shard" if is_shard else "folder": _categories([folders[row] for row in rows])} | found
-    return found, notes
+    }, notes
 
 
-def _folders(images: ReportImages) -> tuple[list[str] | None, list[str]]:
-    """The folder of each of all N images, without levels that follow from class and split; a note if none is left.
-
-    It is as deep as leaves at most `MOST_VALUES` of them, if any is.
-    """
-    paths = [name.split("/")[:-1] for name in images.names]
-    levels = list(zip_longest(*paths, fillvalue=""))
-    labels = [-1] * len(images) if images.labels is None else images.labels.tolist()
-    given = list(zip(labels, images.splits.tolist(), strict=True))
+def _folders(images: ReportImages) -> tuple[dict[str, list[str]], list[str]]:
+    """Of all N images the top folder and, if that is another, the folder itself, without levels that follow from class
+    and split; a note if all do."""
+    levels = list(zip_longest(*(name.split("/")[:-1] for name in images.names), fillvalue=""))
+    labels = np.full(len(images), -1) if images.labels is None else images.labels
+    given = list(zip(labels.tolist(), images.splits.tolist(), strict=True))
     cells = len(set(given))
-    free = [level for level in levels if len(set(zip(level, given, strict=True))) > cells]
-    for depth in range(len(free), 0, -1):
-        folders = ["/".join(filter(None, parts)) or "." for parts in zip(*free[:depth], strict=True)]
-        if depth == 1 or len(set(folders)) <= MOST_VALUES:
-            return folders, []
+    if free := [level for level in levels if len(set(zip(level, given, strict=True))) > cells]:
+        paths = ["/".join(filter(None, parts)) or "." for parts in zip(*free, strict=True)]
+        name = "shard" if all(path.endswith((PARQUET, TAR)) for path in paths) else "folder"
+        several = len(set(free[0])) < len(set(paths))
+        return ({"top folder": [folder or "." for folder in free[0]]} if several else {}) | {name: paths}, []
     if any(len(set(level)) > 1 for level in levels):
-        return None, ["folders are not asked for: they follow from class and split, so that what tells one tells both"]
-    return None, []
+        return {}, ["folders are not asked for: they follow from class and split, so that what tells one tells both"]
+    return {}, []
 
 
 def _categories(values: Sequence[str | None]) -> _Values:
