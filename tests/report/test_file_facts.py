@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from mocokit.data.decode import MAX_FILE_BYTES
 from mocokit.data.decode_pool import ImageFile as File
@@ -144,10 +144,13 @@ def test_the_time_is_that_of_taking_where_it_is_valid(stated, taken):
     assert facts_of(encode(noise(0), "JPEG", exif=exif(**stated))).taken == taken
 
 
-def test_tiff_files_that_pillow_does_not_know():
-    file = io.BytesIO()
-    tifffile.imwrite(file, noise(0, 9, 14).astype(np.uint16), photometric="rgb", planarconfig="contig", bigtiff=True)
-    assert facts_of(file.getvalue()) == FileFacts("TIFF", (14, 9))
+@pytest.mark.parametrize("pixels", [np.zeros((9, 14, 5), np.uint8), np.zeros((9, 14))], ids=["bands", "float64"])
+def test_tiff_files_that_pillow_does_not_know(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(tmp_path / "a.tif")
+    for file in (File(str(tmp_path / "a.tif")), (tmp_path / "a.tif").read_bytes()):
+        assert facts_of(file) == FileFacts("TIFF", (14, 9))
 
 
 # Damage -----------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_what_features_do_not_hold_is_at_chance_and_not_changed():
     draw, told = np.random.default_rng(0), []
     for seed in range(60):
         values = _Values(draw.integers(0, 3, 160), "abc")
-        features = torch.tensor(draw.normal(0, 1, (2, 160, 3)), dtype=torch.float32)
+        features = torch.tensor(draw.normal(0, 1, (2, 160, 60)), dtype=torch.float32)
         told.append(_tell("camera", values, list(features), None, seed, LEVEL))
     assert np.mean([one.interval[0] <= one.chance <= one.interval[1] for one in told]) > 0.85
     assert Counter(one.change for one in told)[None] >= 60 - 12
@@ -151,12 +151,12 @@ def test_rows_without_facts_are_not_looked_at():
 
 
 def test_sizes_are_those_of_files_and_else_of_images():
-    sizes = np.array([(10, 20), (20, 10), (30, 30)] * 20)
+    sizes = np.array([(10, 20), (30, 10), (30, 30)] * 20)
     images = Pictures([f"{row}" for row in range(60)], sizes=sizes)
     for facts, sides in ((NO_FACTS, ("20", "30")), (FileFacts("PNG", (7, 5)), None)):
         found = shortcuts(images, torch.randn(60, 3), torch.randn(60, 3), dict.fromkeys(range(60), facts), 0).told
         told = {one.name: one.values for one in found}
-        assert told["aspect ratio"] == ("0.5", "1.0", "2.0")
+        assert told["aspect ratio"] == ("0.33", "1.0", "2.0")
         assert told.get("image size") == (sides and tuple(f"{side} pixels" for side in sides))
         assert len(told) == 1 + (sides is not None)
 
@@ -243,6 +243,14 @@ def test_the_class_alone_tells_what_is_tied_to_it():
     assert found["folder"].by_class > 0.98
     assert found["folder"].right > 0.98
     assert abs(found["camera"].by_class - found["camera"].chance) < 0.15
+
+
+def test_images_without_a_class_are_a_class_of_their_own():
+    labels = [0, 1, 2, -1] * 30
+    facts = {row: FileFacts(camera="known" if label == 2 else "other") for row, label in enumerate(labels)}
+    features = torch.randn(120, 2)
+    (camera,) = shortcuts(Pictures([f"{row}" for row in range(120)], labels), features, features, facts, 0).told
+    assert camera.by_class == 1
 
 
 # Parts ------------------------------------------------------------------------------------------------------

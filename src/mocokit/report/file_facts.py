@@ -137,5 +137,5 @@ def _exif(image: Image.Image) -> tuple[str | None, datetime | None]:
 
 def _text(value: Any) -> str:
     """One short line, empty if there is no text."""
-    text = value.split("\0")[0] if isinstance(value, str) else ""
-    return printable("".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:MOST_LETTERS])
+    words = value.split() if isinstance(value, str) else []
+    return printable("".join(filter(str.isprintable, " ".join(words)))[:MOST_LETTERS].strip())
