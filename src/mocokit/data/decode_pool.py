@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,13 @@ from mocokit.machine import usable_cores
 
 
 class ImageFile(NamedTuple):
-    """A file that is read by the process that decodes it."""
+    """A file that is read by the process that needs its content."""
 
     path: str
 
-    def read(self) -> bytes:
-        """Its content; raises BadImage if it can't be had."""
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open it for reading; raises BadImage if it can't be read, also inside the block."""
         try:
             # Not blocking: the file may have become a FIFO since it was listed.
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -42,9 +43,14 @@ class ImageFile(NamedTuple):
                     raise BadImage("not a regular file")
                 if status.st_size > MAX_FILE_BYTES:
                     raise BadImage(TOO_MANY_BYTES)
-                return file.read(status.st_size)  # a larger number would be allocated in full
+                yield file
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
+
+    def read(self) -> bytes:
+        """Its content; raises BadImage if it can't be had."""
+        with self.open() as file:
+            return file.read(os.fstat(file.fileno()).st_size)  # a larger number would be allocated in full
 
 
 Encoded = bytes | np.ndarray | BadImage | ImageFile
