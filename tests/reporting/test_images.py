@@ -42,6 +42,9 @@ def test_features_are_those_of_the_rows(store):
     images = ReportImages.of(store, None, 0, most=9)
     found = images.features(lambda part: torch.tensor([[float(len(part.images.names[i]))] for i in part.indices]))
     assert found[:, 0].tolist() == [len(name) for name in images.names]
+    some = images.features(lambda part: torch.ones(len(part), 2) * part.indices[:, None], [1, 5, 8])
+    positions = torch.cat([part.indices for part in images.parts]).tolist()
+    assert some[:, 1].tolist() == [positions[row] if row in (1, 5, 8) else 0 for row in range(9)]
 
 
 def test_held_out_images_are_test_images(tmp_path):

@@ -18,6 +18,7 @@ from mocokit.commands.results import record
 from mocokit.config import ReportConfig
 from mocokit.console import say
 from mocokit.data.sampler import random_subset
+from mocokit.data.sources import open_source
 from mocokit.deploy.feature_file import printable
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
@@ -27,10 +28,12 @@ from mocokit.options import documented, fields_of, validate
 from mocokit.reporting import about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
 from mocokit.reporting.clusters import Clusters, cluster
+from mocokit.reporting.file_facts import read_facts
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.neighbours import Neighbours, neighbours
 from mocokit.reporting.page import Section, page, paragraph
 from mocokit.reporting.projection import check_installed, project
+from mocokit.reporting.shortcuts import Shortcuts, shortcuts
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory, check_no_file
@@ -171,6 +174,7 @@ class _Contents:
             about_images.map_section(seen.images, elements[0]),
             about_images.neighbour_section(queries, seen.neighbours),
             about_images.cluster_section(seen.images, seen.clusters),
+            about_images.shortcut_section(self._shortcuts()),
         ]
         if "finetune" in self.results and uncertain:
             sections.append(about_run.classifier(self.results["finetune"], uncertain, chances))
@@ -214,6 +218,14 @@ class _Contents:
             [images.batch([row])[0, :, : images.sizes[row, 0], : images.sizes[row, 1]] for row in rows],
             *two_views(images, rows, self.resolved.config),
         )
+
+    def _shortcuts(self) -> Shortcuts:
+        """What the features tell that should not matter, on some images."""
+        config, images, seed = self.config, self.seen.images, self.config.seed
+        source = open_source(str(config.data), config.follow_links, config.max_pixels, config.train, config.test)
+        facts = read_facts(source, images, seed)
+        untrained = images.features(features_of(self.inputs.random_init), sorted(facts))
+        return shortcuts(images, self.seen.features, untrained, facts, seed)
 
     def _columns(self) -> dict[str, list[str | None]]:
         """The columns of the file of labels, a value for each image."""

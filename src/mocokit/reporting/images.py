@@ -1,6 +1,6 @@
 """The images that a report is about: those of all splits, or a sample, as the rows that everything else refers to."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,9 +79,20 @@ class ReportImages:
         """Height and width of each image as it is stored, at most twice what the encoder sees: [N, 2] int32."""
         return np.concatenate([part.images.sizes[part.indices.numpy()] for part in self.parts])
 
-    def features(self, compute: Features) -> Tensor:
-        """Features of all rows, [N, D] float32."""
-        return torch.cat([compute(part) for part in self.parts if len(part)])
+    def features(self, compute: Features, rows: Collection[int] | None = None) -> Tensor:
+        """Features of all rows, [N, D] float32; of ``rows`` alone, ascending, if they are given, the others zeros."""
+        if rows is None:
+            return torch.cat([compute(part) for part in self.parts if len(part)])
+        wanted, found, start = torch.tensor(list(rows)), [], 0
+        for part in self.parts:
+            here = wanted[(wanted >= start) & (wanted < start + len(part))] - start
+            if len(here):
+                found.append(compute(Subset(part.images, part.indices[here])))
+            start += len(part)
+        some = torch.cat(found)
+        features = torch.zeros(len(self), some.shape[1])
+        features[wanted] = some
+        return features
 
     def pixels(self) -> Iterator[np.ndarray]:
         """Each image in order, uint8 [C, H, W] at the size that it is stored in."""

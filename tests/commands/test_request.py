@@ -1,0 +1,25 @@
+"""What is asked for, before anything is trained."""
+
+import pytest
+
+from mocokit.commands.request import Request, open_data
+from mocokit.errors import UserError
+
+
+def test_weights_choose_the_recipe_to_go_on_unless_another_is_named():
+    assert Request.of({"data": "d", "weights": "w"}).given["recipe"] == "continue"
+    assert Request.of({"data": "d", "weights": "w", "recipe": "moco-v2"}).given["recipe"] == "moco-v2"
+    assert "recipe" not in Request.of({"data": "d"}).given
+
+
+def test_images_are_opened_as_options_and_recipe_say(tiny_run):
+    data = open_data(Request.of({"data": str(tiny_run.data), "image_size": 8, "limit": 9}))
+    assert len(data.images) == 9
+    assert data.images is data.store.splits["train"]
+    assert data.store.image_size == 8
+    assert data.name == data.store.name
+
+
+def test_a_subset_is_not_streamed(tiny_run):
+    with pytest.raises(UserError, match="--stream and --limit exclude each other"):
+        open_data(Request.of({"data": str(tiny_run.data), "stream": True, "limit": 9}))
