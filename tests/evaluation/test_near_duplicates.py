@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mocokit.data.store import open_store
-from mocokit.evaluation.near_duplicates import _thumbnails, near_duplicates
+from mocokit.evaluation.near_duplicates import near_duplicates, thumbnails
 from mocokit.evaluation.splits import Subset, split_labelled
 from tests.helpers import encode
 
@@ -18,7 +18,7 @@ def part(*images: np.ndarray) -> Subset:
         row[0, : image.shape[0], : image.shape[1]] = image
     names = [f"{row}" for row in range(len(images))]
     sizes = np.array([image.shape for image in images], dtype=np.int32)
-    held = SimpleNamespace(batch=lambda rows: canvas[rows], sizes=sizes, names=names)
+    held = SimpleNamespace(batch=lambda rows: canvas[rows], sizes=sizes, names=names, channels=1, canvas=(40, 40))
     return Subset(held, torch.arange(len(images)))  # type: ignore[arg-type]
 
 
@@ -29,12 +29,12 @@ def picture(seed: int, side: int = 32) -> np.ndarray:
     return np.clip(blobs + slope, 0, 255).astype(np.uint8)
 
 
-def test_thumbnails_are_correlations_of_what_rows_and_columns_do_not_share():
+def testthumbnails_are_correlations_of_what_rows_and_columns_do_not_share():
     images = [picture(seed) for seed in range(3)]
     small = np.stack([image.reshape(16, 2, 16, 2).mean((1, 3)) for image in images])
     small = small - small.mean(2, keepdims=True) - small.mean(1, keepdims=True) + small.mean((1, 2), keepdims=True)
     expected = np.corrcoef(small.reshape(3, -1))
-    found = _thumbnails(part(*images))
+    found = thumbnails(part(*images))
     np.testing.assert_allclose((found @ found.T).numpy(), expected, atol=1e-5)
 
 

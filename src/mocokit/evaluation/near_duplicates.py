@@ -1,5 +1,6 @@
 """Test images that are nearly the same as a training image, found by thumbnails; no encoder is needed."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ LEAST, MOST = 0.9, 0.98  # correlation from which on two images may be, and are,
 TIMES_NEARER = 5  # than the nearest training image usually is
 MOST_TRAIN, MOST_TEST = 60_000, 10_000  # images that are looked at
 _BLOCK = 1000
+_BLOCK_FLOATS = 2**24  # of the pixels that thumbnails are made of at once: 64 MB
 
 
 class NearDuplicates(NamedTuple):
@@ -36,10 +38,9 @@ def near_duplicates(train: Subset, test: Subset, seed: int) -> NearDuplicates | 
     if min(int(part.images.sizes.min()) for part in (train, test)) < SIDE:
         return None
     train, test = train.sample(MOST_TRAIN, seed), test.sample(MOST_TEST, seed)
-    bank, asked = _thumbnails(train), _thumbnails(test)
+    bank, asked = thumbnails(train), thumbnails(test)
     similarity = torch.cat([(block @ bank.T).amax(dim=1) for block in asked.split(_BLOCK)])
-    usual = float(similarity.median())
-    found = similarity >= min(MOST, max(LEAST, 1 - (1 - usual) / TIMES_NEARER))
+    found = similarity >= least_correlation(similarity)
     first = None
     if found.any():
         row = int(found.int().argmax())
@@ -48,18 +49,25 @@ def near_duplicates(train: Subset, test: Subset, seed: int) -> NearDuplicates | 
     return NearDuplicates(int(found.sum()), len(test), len(train), first)
 
 
-def _thumbnails(part: Subset) -> Tensor:
+def least_correlation(nearest: Tensor) -> float:
+    """From which correlation on two images are near-duplicates, where those to the ``nearest`` others are [N]."""
+    return min(MOST, max(LEAST, 1 - (1 - float(nearest.median())) / TIMES_NEARER))
+
+
+def thumbnails(part: Subset) -> Tensor:
     """Unit vectors [N, SIDE * SIDE] float32, whose products are correlations; zeros of an image without any pattern."""
-    thumbnails = torch.empty(len(part), SIDE, SIDE)
-    for start in range(0, len(part), _BLOCK):
-        rows = part.indices[start : start + _BLOCK].numpy()
+    small = torch.empty(len(part), SIDE, SIDE)
+    sizes = part.images.sizes[part.indices.numpy()]
+    block = min(_BLOCK, max(1, _BLOCK_FLOATS // math.prod((part.images.channels, *part.images.canvas))))
+    for start in range(0, len(part), block):
+        rows = part.indices[start : start + block].numpy()
         gray = torch.from_numpy(part.images.batch(rows)).float().mean(dim=1, keepdim=True)
-        sizes = part.images.sizes[rows]
-        if (sizes == gray.shape[2:]).all():
-            thumbnails[start : start + len(rows)] = adaptive_avg_pool2d(gray, SIDE)[:, 0]
+        true = sizes[start : start + block]
+        if (true == gray.shape[2:]).all():
+            small[start : start + len(rows)] = adaptive_avg_pool2d(gray, SIDE)[:, 0]
             continue
-        for row, (height, width) in enumerate(sizes.tolist()):
-            thumbnails[start + row] = adaptive_avg_pool2d(gray[row, :, :height, :width], SIDE)[0]
+        for row, (height, width) in enumerate(true.tolist()):
+            small[start + row] = adaptive_avg_pool2d(gray[row, :, :height, :width], SIDE)[0]
     for dim in (1, 2):
-        thumbnails -= thumbnails.mean(dim=dim, keepdim=True)
-    return normalize(thumbnails.flatten(1), eps=1.0)  # below that only rounding is left
+        small -= small.mean(dim=dim, keepdim=True)
+    return normalize(small.flatten(1), eps=1.0)  # below that only rounding is left
