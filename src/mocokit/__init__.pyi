@@ -539,7 +539,8 @@ def report(
 
     Returns:
         ``path`` of the page, its ``bytes``, ``images`` (rows of the map), ``total`` (images that there are),
-        ``clusters`` (their sizes), ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``clusters`` (their sizes), ``suggestions`` (how many images each kind has), ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: the extra ``report`` is not installed, no encoder there, unusable images, or a wrong option.

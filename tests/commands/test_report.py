@@ -129,6 +129,9 @@ def test_what_it_writes(awkward_run):
     assert len(data["names"]) == len(data["neighbours"]) == len(data["thumbnails"]) == 52
     assert [colour["name"] for colour in data["colours"]] == ["class", "cluster", "split"]
     assert (awkward_run / "results" / "report.json").exists()
+    for key, images in result["suggestions"].items():
+        with (awkward_run / "report-lists" / f"{key}.csv").open(encoding="utf-8", newline="") as file:
+            assert len(list(csv.DictReader(file))) == images
 
 
 def test_the_same_run_gives_the_same_map(awkward_run):
@@ -226,3 +229,14 @@ def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path
     names = data_of(html)["names"]
     assert len(rows) == 20
     assert all(names[row].startswith("test/") for row in rows)
+
+
+def test_what_was_selected_is_shown(awkward_run):
+    names = ["train/cat/a b.png", "gone.png", "test/cat/000.png"]
+    path = awkward_run / "select.csv"
+    path.write_text("image,order\n" + "".join(f'"{name}",1\n' for name in names), encoding="utf-8")
+    mocokit.report(str(awkward_run))
+    path.unlink()
+    html = (awkward_run / "report.html").read_text(encoding="utf-8")
+    rows = json.loads(re.search(r'id="label-first".*?data-rows="(.*?)"', html, re.DOTALL)[1])
+    assert [data_of(html)["names"][row] for row in rows] == [names[0], names[2]]

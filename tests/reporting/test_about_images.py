@@ -6,7 +6,6 @@ import pytest
 from mocokit.reporting import about_images
 from mocokit.reporting.clusters import cluster
 from mocokit.reporting.neighbours import neighbours
-from mocokit.reporting.shortcuts import Shortcut, Shortcuts
 from tests.reporting.made import blobs, made_images, noisy_files
 
 
@@ -75,19 +74,3 @@ def test_the_map_says_what_is_on_it(images, most, said):
     assert said in html
     assert "<chart>" in html
     assert np.all(few.splits != "")
-
-
-def shortcut(name, **values):
-    given = {"values": ("a", "b"), "left_out": 0, "images": 50, "right": 0.9, "interval": (0.8, 0.95), "untrained": 0.6}
-    given |= {"untrained_interval": (0.5, 0.7), "chance": 0.5, "by_class": None, "change": None}
-    return Shortcut(name, **(given | values))
-
-
-def test_shortcuts_that_tell_most_come_first():
-    told = [shortcut("size", right=0.55), shortcut("<folder>", change="easier", by_class=0.25), shortcut("format")]
-    html = about_images.shortcut_section(Shortcuts(told, shortcut("class"), ["a note"])).html
-    places = [html.index(text) for text in ("&lt;folder&gt; (one", "format (one", "size (one", "class (one", "a note")]
-    assert places == sorted(places)
-    assert "90 % (80 to 95)" in html
-    assert html.count("The features tell") == 1
-    assert "Nothing differs" in about_images.shortcut_section(Shortcuts([], None, [])).html

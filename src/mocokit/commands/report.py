@@ -1,5 +1,6 @@
 """``mocokit report RUN [DATA]``: one page to look at, which shows what an encoder has found in the images."""
 
+import csv
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from mocokit.evaluation.baselines import features_of
 from mocokit.files import write_text
 from mocokit.machine import keep_freed_memory
 from mocokit.options import documented, fields_of, validate
-from mocokit.reporting import about_images, about_run
+from mocokit.reporting import about_findings, about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
 from mocokit.reporting.clusters import Clusters, cluster
 from mocokit.reporting.file_facts import read_facts
@@ -34,6 +35,7 @@ from mocokit.reporting.neighbours import Neighbours, neighbours
 from mocokit.reporting.page import Section, page, paragraph
 from mocokit.reporting.projection import check_installed, project
 from mocokit.reporting.shortcuts import Shortcuts, shortcuts
+from mocokit.reporting.suggestions import Suggestion, suggestions, write_csv
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory, check_no_file
@@ -64,7 +66,8 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
 
     Returns:
         ``path`` of the page, its ``bytes``, ``images`` (rows of the map), ``total`` (images that there are),
-        ``clusters`` (their sizes), ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``clusters`` (their sizes), ``suggestions`` (how many images each kind has), ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: the extra ``report`` is not installed, no encoder there, unusable images, or a wrong option.
@@ -80,8 +83,10 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     inputs = open_inputs(config)
     with machine.CORES.shared():
         seen = _Seen.of(inputs, config)
-    contents = _Contents(config, inputs, seen, directory, resolved)
+    contents = _Contents(config, inputs, seen, directory, resolved, path.with_name(f"{path.stem}-lists"))
     with RunDirectory(path.parent).writing():
+        for suggestion in contents.suggestions:
+            write_csv(contents.lists, suggestion, seen.images)
         write_text(path, contents.html)
     size = path.stat().st_size
     figures = {
@@ -90,6 +95,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
         "images": len(seen.images),
         "total": seen.images.total,
         "clusters": [len(rows) for rows in seen.clusters.typical],
+        "suggestions": {suggestion.key: len(suggestion.rows) for suggestion in contents.suggestions},
     }
     say(f"{path}: the report, {size / 1e6:.1f} MB; open it in a browser")
     return record("report", config.run, config, figures, started, inputs.store.fingerprint)
@@ -150,6 +156,12 @@ class _Contents:
     seen: _Seen
     directory: RunDirectory
     resolved: Resolved | None
+    lists: Path  # the folder of CSV files
+
+    @cached_property
+    def suggestions(self) -> list[Suggestion]:
+        """What to look into."""
+        return suggestions(self.seen.images, self.seen.neighbours)
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -174,12 +186,15 @@ class _Contents:
             about_images.map_section(seen.images, elements[0]),
             about_images.neighbour_section(queries, seen.neighbours),
             about_images.cluster_section(seen.images, seen.clusters),
-            about_images.shortcut_section(self._shortcuts()),
+            about_findings.suggestion_section(self.suggestions, self.lists.name),
+            about_findings.label_first_section(selected := self._selected()),
+            about_findings.shortcut_section(self._shortcuts()),
         ]
         if "finetune" in self.results and uncertain:
             sections.append(about_run.classifier(self.results["finetune"], uncertain, chances))
         sections.append(about_run.use(self.inputs.encoder, run))
-        first = [*queries, *seen.neighbours.rows[queries, : about_images.SHOWN].flatten().tolist(), *uncertain]
+        first = [*queries, *selected, *(row for s in self.suggestions for row in about_findings.shown_rows(s))]
+        first += [*seen.neighbours.rows[queries, : about_images.SHOWN].flatten().tolist(), *uncertain]
         first += [int(row) for rows in seen.clusters.typical for row in rows[: about_images.TYPICAL]]
         data = about_images.page_data(seen.images, seen.neighbours, colours, first, self.config.seed)
         return page(printable(self._title()), self._lead(), sections, data, scripts)
@@ -218,6 +233,16 @@ class _Contents:
             [images.batch([row])[0, :, : images.sizes[row, 0], : images.sizes[row, 1]] for row in rows],
             *two_views(images, rows, self.resolved.config),
         )
+
+    def _selected(self) -> list[int]:
+        """The rows that `mocokit select` has chosen for this run, in order."""
+        path = self.directory.path / "select.csv"
+        if not path.is_file():
+            return []
+        row_of = {name: row for row, name in enumerate(self.seen.images.names)}
+        with path.open(encoding="utf-8", newline="") as file:
+            chosen = [line.get("image") or "" for line in csv.DictReader(file)]
+        return [row_of[name] for name in chosen[: about_findings.SHOWN] if name in row_of]
 
     def _shortcuts(self) -> Shortcuts:
         """What the features tell that should not matter, on some images."""

@@ -12,8 +12,7 @@ from mocokit.reporting.charts import palette
 from mocokit.reporting.clusters import Clusters, class_mix
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.neighbours import Neighbours
-from mocokit.reporting.page import Section, details, paragraph, strip, table
-from mocokit.reporting.shortcuts import Shortcut, Shortcuts
+from mocokit.reporting.page import Section, paragraph, strip
 from mocokit.reporting.thumbnails import thumbnail
 
 SHOWN, TYPICAL, QUERIES = 5, 10, 12  # neighbours of an image, images of a cluster, images with their neighbours
@@ -118,37 +117,3 @@ def page_data(
         "colours": [colouring.data() for colouring in colours],
         "thumbnails": {row: thumbnail(images.image(row)) for row in rows},
     }
-
-
-def shortcut_section(found: Shortcuts) -> Section:
-    """How well the features tell what should not matter, most of all what they tell best beside chance."""
-    text = (
-        "How often a linear classifier on the features names things that should not matter, on images that it was not "
-        "trained on. What is told far above chance, and above random initialisation, may be a shortcut: features that "
-        "look good then fail elsewhere."
-    )
-
-    def row(told: Shortcut) -> tuple[str, ...]:
-        shares = (told.right, told.untrained, told.chance, told.by_class)
-        low, high = told.interval
-        right, *others = ("" if share is None else f"{100 * share:.0f} %" for share in shares)
-        change = f"training made it {told.change} to tell" if told.change else ""
-        return (
-            f"{told.name} (one of {len(told.values)})",
-            f"{right} ({100 * low:.0f} to {100 * high:.0f})",
-            *others,
-            f"{told.images:,}",
-            change,
-        )
-
-    told = sorted(found.told, key=lambda told: told.chance - told.right)
-    html = paragraph(text)
-    if told or found.label:
-        head = ("told", "by the features", "random init", "chance", "by the class alone", "images", "")
-        rows = [row(one) for one in [*told, *([found.label] if found.label else [])]]
-        html += table(head, rows, (1, 2, 3, 4, 5))
-    html += "".join(paragraph(str(one)[0].upper() + str(one)[1:] + ".") for one in told if one.change == "easier")
-    values = "; ".join(f"{one.name}: {', '.join(one.values)}" for one in told)
-    html += details("what the values are", paragraph(values)) if values else paragraph("Nothing differs among them.")
-    html += "".join(paragraph(note, "faint") for note in found.notes)
-    return Section("shortcuts", "Shortcuts", html)

@@ -117,7 +117,8 @@ def _read(file: BinaryIO, max_pixels: int) -> FileFacts:
             return FileFacts("TIFF", (width, height))
         kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG file with a second picture behind
         quality = _QUALITIES.get(tuple(getattr(image, "quantization", {}).get(0, ())))
-        return FileFacts(kind, image.size, quality, *_exif(image))
+        size = image.size if min(image.size) else None  # damaged
+        return FileFacts(kind, size, quality, *_exif(image))
 
 
 def _exif(image: Image.Image) -> tuple[str | None, datetime | None]:

@@ -1,0 +1,88 @@
+"""Sections on what was found in the images: what to look into, what to label first, and shortcuts."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from mocokit.data.notes import count
+from mocokit.reporting.page import Section, details, paragraph, strip, table
+from mocokit.reporting.shortcuts import Shortcut, Shortcuts
+from mocokit.reporting.suggestions import Suggestion
+
+SHOWN = 40  # pictures of a suggestion
+
+
+def suggestion_section(found: Sequence[Suggestion], folder: str) -> Section:
+    """Each kind with its definition and the most striking images; ``folder`` is where the whole lists are."""
+    html = paragraph("Suggestions: nothing is deleted, and none of it need be wrong.")
+    html += paragraph(f"The whole lists are CSV files in {folder}/ beside this page.", "faint")
+    for suggestion in found:
+        images = count(len(suggestion.rows), "image", "images") if len(suggestion.rows) else "none"
+        html += f"<h3>{suggestion.title}: {images}</h3>" + paragraph(suggestion.definition, "faint")
+        html += _pictures(suggestion)
+        if (more := len(suggestion.rows) - SHOWN) > 0:
+            html += paragraph(f"and {more:,} more in {folder}/{suggestion.key}.csv", "faint")
+    return Section("look-into", "What to look into", html)
+
+
+def shown_rows(suggestion: Suggestion) -> list[int]:
+    """The rows of which there are pictures."""
+    return suggestion.rows[:SHOWN].tolist()
+
+
+def _pictures(suggestion: Suggestion) -> str:
+    rows, notes = shown_rows(suggestion), _notes(suggestion)[:SHOWN]
+    if suggestion.groups is None:
+        return strip(rows, notes) if rows else ""
+    together = groupby(zip(suggestion.groups.tolist(), rows, notes, strict=False), key=lambda item: item[0])
+    groups = ((list(zip(*items, strict=True))) for _, items in together)
+    return f'<div class="strip">{"".join(strip(g[1], g[2], "group") for g in groups)}</div>'
+
+
+def _notes(suggestion: Suggestion) -> list[str]:
+    """What stands before the name of each image: its number, and of what looks like another class that class."""
+    number, *_ = suggestion.columns.values()
+    notes = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in number]
+    if "suggested class" in suggestion.columns:
+        notes = [f"{s}? {note}" for s, note in zip(suggestion.columns["suggested class"], notes, strict=True)]
+    return notes
+
+
+def label_first_section(rows: Sequence[int]) -> Section:
+    """What ``mocokit select`` has chosen."""
+    title = "What to label first" if rows else ""
+    text = "As mocokit select has chosen, in this order: typical images that together cover the others."
+    return Section("label-first", title, paragraph(text) + strip(rows))
+
+
+def shortcut_section(found: Shortcuts) -> Section:
+    """How well the features tell what should not matter, most of all what they tell best beside chance."""
+    text = (
+        "How often a linear classifier on the features names things that should not matter, on images that it was not "
+        "trained on. What is told far above chance, and above random initialisation, may be a shortcut: features that "
+        "look good then fail elsewhere."
+    )
+
+    def row(told: Shortcut) -> tuple[str, ...]:
+        shares = (told.right, told.untrained, told.chance, told.by_class)
+        low, high = told.interval
+        right, *others = ("" if share is None else f"{100 * share:.0f} %" for share in shares)
+        change = f"training made it {told.change} to tell" if told.change else ""
+        return (
+            f"{told.name} (one of {len(told.values)})",
+            f"{right} ({100 * low:.0f} to {100 * high:.0f})",
+            *others,
+            f"{told.images:,}",
+            change,
+        )
+
+    told = sorted(found.told, key=lambda told: told.chance - told.right)
+    html = paragraph(text)
+    if told or found.label:
+        head = ("told", "by the features", "random init", "chance", "by the class alone", "images", "")
+        rows = [row(one) for one in [*told, *([found.label] if found.label else [])]]
+        html += table(head, rows, (1, 2, 3, 4, 5))
+    html += "".join(paragraph(str(one)[0].upper() + str(one)[1:] + ".") for one in told if one.change == "easier")
+    values = "; ".join(f"{one.name}: {', '.join(one.values)}" for one in told)
+    html += details("what the values are", paragraph(values)) if values else paragraph("Nothing differs among them.")
+    html += "".join(paragraph(note, "faint") for note in found.notes)
+    return Section("shortcuts", "Shortcuts", html)
