@@ -232,7 +232,7 @@ def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path
 
 
 def test_what_was_selected_is_shown(awkward_run):
-    names = ["train/cat/a b.png", "gone.png", "test/cat/000.png"]
+    names = ["train/cat/a b.png", "gone.png", "train/cat/001.png"]
     path = awkward_run / "select.csv"
     path.write_text("image,order\n" + "".join(f'"{name}",1\n' for name in names), encoding="utf-8")
     mocokit.report(str(awkward_run))

@@ -114,11 +114,15 @@ def _read(file: BinaryIO, max_pixels: int) -> FileFacts:
         except UnidentifiedImageError:
             file.seek(0)
             height, width = image_size(file.read())  # of TIFF files that Pillow does not know, else BadImage
-            return FileFacts("TIFF", (width, height))
+            return FileFacts("TIFF", _known((width, height)))
         kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG file with a second picture behind
         quality = _QUALITIES.get(tuple(getattr(image, "quantization", {}).get(0, ())))
-        size = image.size if min(image.size) else None  # damaged
-        return FileFacts(kind, size, quality, *_exif(image))
+        return FileFacts(kind, _known(image.size), quality, *_exif(image))
+
+
+def _known(size: tuple[int, int]) -> tuple[int, int] | None:
+    """None of an image without pixels, which is a damaged one."""
+    return size if min(size) > 0 else None
 
 
 def _exif(image: Image.Image) -> tuple[str | None, datetime | None]:
