@@ -2,12 +2,15 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 
 from mocokit.reporting import about_findings
 from mocokit.reporting.shortcuts import Shortcut, Shortcuts
 from mocokit.reporting.suggestions import Suggestion
+
+IMAGES = SimpleNamespace(label_names=("a", "<c>"), labels=np.arange(100) % 2)
 
 
 def rows_of(html):
@@ -17,7 +20,7 @@ def rows_of(html):
 def test_groups_are_strips_of_their_own():
     rows, groups = np.array([5, 9, 2, 3, 4]), np.array([1, 1, 2, 2, 2])
     found = Suggestion("near-duplicates", "Near", "def", rows, {"correlation": [0.99, 0.99, 0.9, 0.9, 0.91]}, groups)
-    html = about_findings.suggestion_section([found], "report-lists").html
+    html = about_findings.suggestion_section([found], IMAGES, "report-lists").html
     assert rows_of(html) == [[5, 9], [2, 3, 4]]
     assert "Near: 5 images" in html
     assert "report-lists/" in html
@@ -26,7 +29,7 @@ def test_groups_are_strips_of_their_own():
 def test_long_lists_say_where_the_rest_is():
     rows = np.arange(100)
     found = Suggestion("outliers", "Outliers", "def", rows, {"distance": [float(n) for n in rows]})
-    html = about_findings.suggestion_section([found], "lists").html
+    html = about_findings.suggestion_section([found], IMAGES, "lists").html
     assert rows_of(html) == [list(range(40))] == [about_findings.shown_rows(found)]
     assert "and 60 more in lists/outliers.csv" in html
     assert "&quot;39&quot;" in html
@@ -35,9 +38,10 @@ def test_long_lists_say_where_the_rest_is():
 def test_what_finds_nothing_says_so_and_errors_name_the_other_class():
     none = Suggestion("blank", "Blank", "def", np.array([], int), {"deviation": []})
     wrong = Suggestion("label-errors", "Errors", "d", np.array([3]), {"share": [0.5], "suggested class": ["<b>"]})
-    html = about_findings.suggestion_section([none, wrong], "lists").html
+    html = about_findings.suggestion_section([none, wrong], IMAGES, "lists").html
     assert "Blank: none" in html
     assert "<b>" not in html
+    assert "&lt;c&gt;, or &lt;b&gt;? 0.5" in html
     assert rows_of(html) == [[3]]
     assert "Errors: 1 image<" in html
 

@@ -48,6 +48,7 @@ OF_DATA = (
     *("max_skipped", "follow_links", "max_pixels", "seed"),
 )
 VIEWS = 8
+FEW_CLASSES = 20  # that are listed
 UNCERTAIN = 20  # test images that a classifier is least certain of
 
 
@@ -186,7 +187,7 @@ class _Contents:
             about_images.map_section(seen.images, elements[0]),
             about_images.neighbour_section(queries, seen.neighbours),
             about_images.cluster_section(seen.images, seen.clusters),
-            about_findings.suggestion_section(self.suggestions, self.lists.name),
+            about_findings.suggestion_section(self.suggestions, seen.images, self.lists.name),
             about_findings.label_first_section(selected := self._selected()),
             about_findings.shortcut_section(self._shortcuts()),
         ]
@@ -214,7 +215,7 @@ class _Contents:
         counts = ", ".join(f"{len(images):,} {split}" for split, images in store.splits.items())
         facts = [
             ("images", printable(f"{counts} of {self.config.data}")),
-            ("classes", f"{len(store.label_names)}" if store.label_names else "no labels"),
+            ("classes", self._classes()),
             ("encoder", f"{spec.backbone}, {self.inputs.encoder.dim} features, images of {spec.image_size} pixels"),
         ]
         if pretrained:
@@ -223,6 +224,16 @@ class _Contents:
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
         skipped = about_run.read_skipped(self.directory.skipped) or [(s.name, s.reason) for s in store.skipped]
         return about_run.made_of(facts, skipped, self.resolved, pretrained.get("versions") or machine.versions())
+
+    def _classes(self) -> str:
+        """How many, and of few the images of each."""
+        names, labels = self.seen.images.label_names, self.seen.images.labels
+        if names is None or labels is None:
+            return "no labels"
+        counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
+        each = ", ".join(f"{name} {n:,}" for name, n in zip(names, counts, strict=True))
+        looked = "" if len(labels) == self.seen.images.total else " of the images that were looked at"
+        return printable(f"{len(names)}: {each}{looked}" if len(names) <= FEW_CLASSES else str(len(names)))
 
     def _views(self) -> Section:
         if self.resolved is None:

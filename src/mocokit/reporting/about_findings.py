@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from mocokit.data.notes import count
+from mocokit.reporting.images import ReportImages
 from mocokit.reporting.page import Section, details, paragraph, strip, table
 from mocokit.reporting.shortcuts import Shortcut, Shortcuts
 from mocokit.reporting.suggestions import Suggestion
@@ -11,14 +12,14 @@ from mocokit.reporting.suggestions import Suggestion
 SHOWN = 40  # pictures of a suggestion
 
 
-def suggestion_section(found: Sequence[Suggestion], folder: str) -> Section:
+def suggestion_section(found: Sequence[Suggestion], images: ReportImages, folder: str) -> Section:
     """Each kind with its definition and the most striking images; ``folder`` is where the whole lists are."""
     html = paragraph("Suggestions: nothing is deleted, and none of it need be wrong.")
     html += paragraph(f"The whole lists are CSV files in {folder}/ beside this page.", "faint")
     for suggestion in found:
-        images = count(len(suggestion.rows), "image", "images") if len(suggestion.rows) else "none"
-        html += f"<h3>{suggestion.title}: {images}</h3>" + paragraph(suggestion.definition, "faint")
-        html += _pictures(suggestion)
+        many = count(len(suggestion.rows), "image", "images") if len(suggestion.rows) else "none"
+        html += f"<h3>{suggestion.title}: {many}</h3>" + paragraph(suggestion.definition, "faint")
+        html += _pictures(suggestion, images)
         if (more := len(suggestion.rows) - SHOWN) > 0:
             html += paragraph(f"and {more:,} more in {folder}/{suggestion.key}.csv", "faint")
     return Section("look-into", "What to look into", html)
@@ -29,8 +30,8 @@ def shown_rows(suggestion: Suggestion) -> list[int]:
     return suggestion.rows[:SHOWN].tolist()
 
 
-def _pictures(suggestion: Suggestion) -> str:
-    rows, notes = shown_rows(suggestion), _notes(suggestion)[:SHOWN]
+def _pictures(suggestion: Suggestion, images: ReportImages) -> str:
+    rows, notes = shown_rows(suggestion), _notes(suggestion, images)[:SHOWN]
     if suggestion.groups is None:
         return strip(rows, notes) if rows else ""
     together = groupby(zip(suggestion.groups.tolist(), rows, notes, strict=False), key=lambda item: item[0])
@@ -38,13 +39,15 @@ def _pictures(suggestion: Suggestion) -> str:
     return f'<div class="strip">{"".join(strip(g[1], g[2], "group") for g in groups)}</div>'
 
 
-def _notes(suggestion: Suggestion) -> list[str]:
-    """What stands before the name of each image: its number, and of what looks like another class that class."""
+def _notes(suggestion: Suggestion, images: ReportImages) -> list[str]:
+    """What stands before the name of each image: its number, and of a possible label error both classes."""
     number, *_ = suggestion.columns.values()
     notes = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in number]
-    if "suggested class" in suggestion.columns:
-        notes = [f"{s}? {note}" for s, note in zip(suggestion.columns["suggested class"], notes, strict=True)]
-    return notes
+    others, names, labels = suggestion.columns.get("suggested class"), images.label_names, images.labels
+    if others is None or names is None or labels is None:
+        return notes
+    own = [names[label] for label in labels[suggestion.rows]]
+    return [f"{one}, or {other}? {note}" for one, other, note in zip(own, others, notes, strict=True)]
 
 
 def label_first_section(rows: Sequence[int]) -> Section:

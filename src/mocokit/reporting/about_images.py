@@ -13,7 +13,7 @@ from mocokit.reporting.clusters import Clusters, class_mix
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.neighbours import Neighbours
 from mocokit.reporting.page import Section, paragraph, strip
-from mocokit.reporting.thumbnails import thumbnail
+from mocokit.reporting.thumbnails import LARGER, SIDE, thumbnail
 
 SHOWN, TYPICAL, QUERIES = 5, 10, 12  # neighbours of an image, images of a cluster, images with their neighbours
 THUMBNAILS = 10_000
@@ -115,5 +115,5 @@ def page_data(
         "names": images.names,
         "neighbours": neighbours.rows[:, :SHOWN].tolist(),
         "colours": [colouring.data() for colouring in colours],
-        "thumbnails": {row: thumbnail(images.image(row)) for row in rows},
+        "thumbnails": {row: thumbnail(images.image(row), LARGER if row in chosen else SIDE) for row in rows},
     }

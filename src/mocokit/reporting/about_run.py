@@ -81,7 +81,7 @@ def curves(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, np.ndarray, dic
 def views(images: Sequence[np.ndarray], first: np.ndarray, second: np.ndarray) -> Section:
     """Images [C, H, W] above their two views."""
     columns = "".join(
-        f'<div style="width:78px">{"".join(f"<figure>{_inline(pixels)}</figure>" for pixels in column)}</div>'
+        f'<div style="width:76px">{"".join(f"<figure>{_inline(pixels)}</figure>" for pixels in column)}</div>'
         for column in zip(images, first, second, strict=True)
     )
     text = "Above the image, below the two views of it by which the encoder learns: it is to find them alike."

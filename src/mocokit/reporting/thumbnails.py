@@ -8,7 +8,7 @@ from PIL import Image
 
 from mocokit.deploy.montage import picture
 
-SIDE = 48  # of the longer side, in pixels
+SIDE, LARGER = 48, 76  # of the longer side, in pixels; of images that are shown without being asked for
 QUALITY = 60
 
 
