@@ -191,9 +191,9 @@ def test_a_run_that_goes_on_from_weights_is_careful():
     options = {"data": "d", "recipe": "continue", "steps": 80}
     found = defaults(options, facts(weights="tf_efficientnet_lite0", image_size=96, longest=192), recipe).config
     assert (found.backbone, found.view_size, found.view_size_end) == ("tf_efficientnet_lite0", 80, 80)
-    assert (found.bn_splits, found.warmup_steps, found.lr) == (0, 10, pytest.approx(0.003 / 64 * found.batch_size))
+    assert (found.bn_splits, found.warmup_steps, found.lr) == (0, 10, pytest.approx(0.01 / 64 * found.batch_size))
     larger = defaults({**options, "batch_size": 256}, facts(weights="resnet50", image_size=96), recipe).config
-    assert larger.lr == pytest.approx(0.003 * 4)
+    assert larger.lr == pytest.approx(0.01 * 4)
     assert weights_image_size(224, "cpu") == 96
     assert weights_image_size(32, "cpu") == 32
     assert weights_image_size(224, "cuda") == 224

@@ -26,7 +26,7 @@ WEIGHTS_SIZE_CAP = {"cpu": 96}  # of images for weights that were trained elsewh
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
-WEIGHTS_RATE = 0.003 / 64  # of a run that goes on from trained weights (docs/LOG.md, 2026-11-27)
+WEIGHTS_RATE = 0.01 / 64  # of a run that goes on from trained weights (docs/LOG.md, 2026-11-27)
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
 

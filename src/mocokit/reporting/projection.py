@@ -12,6 +12,7 @@ from mocokit.reporting.neighbours import Neighbours
 
 PERPLEXITY = 30
 FEWEST = 10  # images from which on t-SNE has something to arrange; fewer lie where PCA puts them
+MANY = 5000  # images from which on interpolation is faster than the tree (docs/LOG.md, 2026-11-27)
 _SPREAD = 1e-4  # standard deviation of the start (Kobak and Berens 2019, doi 10.1038/s41467-019-13056-x)
 
 
@@ -47,7 +48,9 @@ def project(features: Tensor, neighbours: Neighbours, seed: int) -> np.ndarray:
     jitter = np.random.default_rng(seed).normal(size=start.shape)  # equal images would stay on one point
     start = _SPREAD * (start / (start[:, 0].std() or 1) + 0.01 * jitter)
     # The default rate, N / 12, and exaggeration are those of Belkina et al. (2019, doi 10.1038/s41467-019-13055-y).
-    fitted = TSNE(n_jobs=jobs, random_state=seed).fit(affinities=affinities, initialization=start)
+    method = "fft" if len(x) >= MANY else "bh"
+    model = TSNE(n_jobs=jobs, random_state=seed, negative_gradient_method=method)
+    fitted = model.fit(affinities=affinities, initialization=start)
     return np.asarray(fitted, dtype=np.float32)
 
 
