@@ -201,7 +201,8 @@ class _Contents:
         return page(printable(self._title()), self._lead(), sections, data, scripts)
 
     def _title(self) -> str:
-        return f"{self.inputs.store.name}: what {Path(self.config.run).name} has found"
+        run = Path(self.config.run)
+        return f"{self.inputs.store.name}: what {run.parent.name if run.is_file() else run.name} has found"
 
     def _lead(self) -> str:
         """The verdict and the figures."""

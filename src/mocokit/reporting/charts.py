@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-POINT, CURVE = 640, 220  # heights in pixels
+MAP, CURVE = 640, 220  # heights in pixels
+MOVING = 2500  # points that are drawn while the map moves
 UNKNOWN = "#9aa0a6"  # of points without a value
 _INK, _GRID = "#80868b", "#80868b40"  # readable on paper and in the dark
 
@@ -46,9 +47,9 @@ def map_chart(positions: np.ndarray, codes: np.ndarray, kinds: int) -> Any:
     hover = CustomJS(code="window.mocokitReport?.hover(cb_data.index.indices)")
     lasso = LassoSelectTool(continuous=False)
     tools = [PanTool(), WheelZoomTool(), BoxSelectTool(), lasso, TapTool(), ResetTool()]
-    chart = figure(
-        name="map", height=POINT, sizing_mode="stretch_width", match_aspect=True, output_backend="webgl", tools=tools
-    )
+    chart = figure(name="map", height=MAP, sizing_mode="stretch_width", match_aspect=True, tools=tools)
+    # Not by WebGL, which takes seconds a frame where there is no GPU; while it moves, some of the points are drawn.
+    chart.lod_threshold, chart.lod_factor = MOVING, max(1, len(positions) // MOVING)
     chart.toolbar.active_scroll = tools[1]
     chart.add_tools(HoverTool(tooltips=None, callback=hover))
     many = len(positions)
@@ -56,7 +57,7 @@ def map_chart(positions: np.ndarray, codes: np.ndarray, kinds: int) -> Any:
         "x",
         "y",
         source=source,
-        size=9 if many <= 1_000 else 6 if many <= 10_000 else 4,
+        size=9 if many <= 1_000 else 6 if many <= 10_000 else 3,
         color={"field": "c", "transform": colours},
         line_color=None,
         alpha=0.8,
@@ -107,5 +108,5 @@ def embedded(charts: Sequence[Any]) -> tuple[str, list[str]]:
     if not charts:
         return "", []
     script, elements = components(tuple(charts))
-    library = Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render_js()
+    library = Resources(mode="inline", components=["bokeh"]).render_js()
     return library + script, list(elements)
