@@ -307,6 +307,7 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
 def _write_report(run: RunDirectory, config: PretrainConfig) -> None:
     """The page, if it is wanted; what is wrong with it does not undo the run."""
     if config.report and is_installed() and not config.stream:
+        say("now a page to look at (--no-report leaves it out):")
         try:
             report(str(run.path), overwrite=True, images=IN_A_RUN)
         except UserError as error:
