@@ -197,7 +197,7 @@ def test_refusals(tiny_run, tmp_path, capsys, monkeypatch):
     assert "a report needs more packages: pip install 'mocokit[report]'" in capsys.readouterr().err
 
 
-def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch):
+def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch, capfd):
     data = awkward_data(tmp_path / "data")
     options = {**TINY, "epochs": 1}
     mocokit.pretrain(str(data), out=str(tmp_path / "with"), **(options | {"report": True}))
@@ -207,6 +207,7 @@ def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch):
     monkeypatch.setattr("mocokit.commands.pretrain.is_installed", lambda: False)
     mocokit.pretrain(str(data), out=str(tmp_path / "cannot"), **(options | {"report": True}))
     assert not (tmp_path / "cannot" / "report.html").exists()
+    assert f"pip install 'mocokit[report]', then mocokit report {tmp_path / 'cannot'}\n" in capfd.readouterr().err
 
 
 def test_a_run_tells_which_images_it_is_from(tmp_path, tiny_run):

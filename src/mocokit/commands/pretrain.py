@@ -21,7 +21,7 @@ from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.commands.resume import on_its_device, saved_configuration, turned, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, PretrainConfig
-from mocokit.console import mute, progress, say
+from mocokit.console import command, mute, progress, say
 from mocokit.data.image_index import Skipped
 from mocokit.data.store import Store, TooManySkipped, write_skipped
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
@@ -306,12 +306,16 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
 
 def _write_report(run: RunDirectory, config: PretrainConfig) -> None:
     """The page, if it is wanted; what is wrong with it does not undo the run."""
-    if config.report and is_installed() and not config.stream:
-        say("now a page to look at (--no-report leaves it out):")
-        try:
-            report(str(run.path), overwrite=True, images=IN_A_RUN)
-        except UserError as error:
-            say(f"no report: {error}")
+    if not config.report or config.stream:
+        return
+    if not is_installed():
+        say("for a page to look at: pip install 'mocokit[report]', then " + command("report", [run.path]))
+        return
+    say("now a page to look at (--no-report leaves it out):")
+    try:
+        report(str(run.path), overwrite=True, images=IN_A_RUN)
+    except UserError as error:
+        say(f"no report: {error}")
 
 
 def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: PretrainConfig) -> None:
