@@ -22,6 +22,7 @@ HOMES = {
     "read_metrics": "mocokit.preview",
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
+    "select": "mocokit.commands.select",
 }
 __all__ = [*HOMES]
 

@@ -18,7 +18,10 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.options import Fields, Option, fields_of, flag, help_of, load_config, merge, validate
 
 SWITCHES = {  # what some verbs take beside their options: its help, and the verbs
-    "overwrite": ("replace what an earlier command wrote", ("pretrain", "finetune", "embed", "search", "export")),
+    "overwrite": (
+        "replace what an earlier command wrote",
+        ("pretrain", "finetune", "embed", "search", "select", "export"),
+    ),
     "extend": ("go on from a finished run to more epochs, in a new directory beside it", ("pretrain",)),
 }
 METAVARS = {int: "N", float: "X"}
