@@ -307,7 +307,7 @@ def test_a_name_with_strange_letters(tmp_path, capfd):
     "arguments",
     [
         *(["knn", "DATA"], ["probe", "DATA"], ["probe", "DATA", "--protocol=sgd", "--epochs=1"], ["finetune", "DATA"]),
-        *(["scorecard", "DATA"], ["embed", "DATA", "-o", "f.npy"]),
+        *(["scorecard", "DATA"], ["embed", "DATA", "-o", "f.npy"], ["select", "DATA", "-n2"]),
         *(["export", "--format=timm"], ["export", "--format=onnx"]),
     ],
     ids=" ".join,

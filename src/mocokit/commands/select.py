@@ -33,8 +33,8 @@ PRINTED = 10  # on stderr, at most
 def select(run: str, data: str, count: int, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
     """Choose which training images to label first: typical ones of all kinds that there are, and no test images.
 
-    Labels are not looked at, but where they say which images test (those held out, where the data has no test split),
-    these are left out.
+    No label decides what is chosen. But where images have labels and no test split, those that are held out for testing
+    are left out, and a ``limit`` takes as many of each class.
 
     Args:
         run: a run directory, or whatever else `mocokit.load` takes.
@@ -46,7 +46,7 @@ def select(run: str, data: str, count: int, *, overwrite: bool = False, **option
     Returns:
         ``path`` of the CSV file and its rows, ``selected``: ``{image, order, cluster, cluster_size, typicality}`` in
         the order of choice, from 1 (`mocokit.report.selection`); ``candidates``, how many images there were to choose
-        from, without the ``given`` ones; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, fewer images than are to be chosen, a table that names none of them, an output
