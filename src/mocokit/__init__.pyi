@@ -629,7 +629,8 @@ def select(
     Returns:
         ``path`` of the CSV file and its rows, ``selected``: ``{image, order, cluster, cluster_size, typicality}`` in
         the order of choice, from 1 (`mocokit.report.selection`); ``candidates``, how many images there were to choose
-        from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``.
 
     Raises:
         UserError: no encoder there, fewer images than are to be chosen, a table that names none of them, an output
