@@ -160,6 +160,7 @@ PATHS = {
     "embed": "run data output",
     "export": "run output data",
     "search": "features queries montage run data",
+    "select": "run data labels given output",
     "cache": "",
 }
 
