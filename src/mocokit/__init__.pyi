@@ -693,8 +693,8 @@ def select(
 
     Returns:
         ``path`` of the CSV file and its rows, ``selected``: ``{image, order, cluster, cluster_size, typicality}`` in
-        the order of choice, from 1 (`mocokit.reporting.selection`); ``candidates``, how many images there were to choose
-        from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``,
+        the order of choice, from 1 (`mocokit.reporting.selection`); ``candidates``, how many images there were to
+        choose from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``,
         ``versions``.
 
     Raises:
