@@ -161,6 +161,7 @@ PATHS = {
     "export": "run output data",
     "search": "features queries montage run data",
     "select": "run data labels given output",
+    "report": "run data labels output",
     "cache": "",
 }
 
