@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from mocokit import distributed
 from mocokit.auto.turns import parse_turns, position
 from mocokit.config import PretrainConfig
-from mocokit.data.augment import augment
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
 from mocokit.data.loader import create_loader
+from mocokit.data.recorded_views import augment_recorded
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
@@ -111,8 +111,7 @@ class Pretraining(Task):
         params = params[distributed.local_slice(len(params))]
         start = config.view_size_end if self.restart else config.view_size
         size = view_size_at(*self.place(batch.step), start, config.view_size_end)
-        x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
-        return x.contiguous(memory_format=torch.channels_last)
+        return augment_recorded(batch.images, params, size, self.spec.mean, self.spec.std)
 
     def forward(self, views: Views) -> Tensor:
         """The loss of one step, a float32 scalar."""
