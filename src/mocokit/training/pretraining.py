@@ -1,5 +1,6 @@
 """Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -128,9 +129,15 @@ class Pretraining(Task):
 
     def before_optimizer_step(self) -> None:
         """Sum up the gradient norm, and agree on batch norm's running statistics."""
-        distributed.all_reduce_mean_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
-        gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
+        if self.config.bn_splits > 1 and distributed.world_size() > 1:
+            distributed.all_reduce_mean_(running_statistics(self.moco))
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         self.sums[3] += torch.nn.utils.get_total_norm(gradients)
+
+    @functools.cached_property
+    def _trained(self) -> list[Tensor]:
+        """The parameters that learn, collected once."""
+        return [p for p in self.moco.parameters() if p.requires_grad]
 
     def figures(self, means: list[float]) -> dict[str, float]:
         """The columns of metrics.csv that training gives."""
