@@ -1,9 +1,10 @@
 """Is it worth going on from weights? One table for DATA at an equal time budget, of features of every origin.
 
-    python benchmarks/weights.py DATA OUT --weights lite0.safetensors --backbone tf_efficientnet_lite0 --budget 15m
+    python benchmarks/weights.py DATA OUT --weights lite0.safetensors --backbone tf_efficientnet_lite0 \\
+        --image-size 96 --budget 15m
 
 Each figure is that of the command that a user would run. What is finished in OUT is not run again, so a stopped
-benchmark goes on; --finetune adds the longest part. OUT.csv is the table.
+benchmark goes on; --finetune EPOCHS adds the longest part. OUT.csv is the table.
 """
 
 import argparse
@@ -40,14 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
-    for name in ("weights", "backbone", "budget"):
+    for name in ("weights", "backbone", "image-size", "budget"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--finetune", action="store_true")
+    parser.add_argument("--finetune", help="epochs")
     parser.add_argument("--options", default="", help="more options of every command, such as '--limit 5000'")
     given = parser.parse_args()
     options = ["--seed", given.seed, *given.options.split()]
-    start = ["--weights", given.weights, "--backbone", given.backbone]
+    network = ["--backbone", given.backbone, "--image-size", given.image_size]
+    start = ["--weights", given.weights, *network]
     rows = []
     for name, more in (("nothing", []), ("continued", start)):
         run = given.out / name
@@ -58,8 +60,14 @@ def main() -> None:
             for kind, verb in KINDS.items()
         }
         if given.finetune:
-            tune = ["finetune", str(run), given.data, *options]
-            results["finetune"] = mocokit(given.out / f"{name}-finetune.json", *tune)
+            tuned = {"encoder": [str(run)]}
+            tuned |= {"random_init": [str(run), "--from-scratch"]} if name == "nothing" else {}
+            tuned |= {"given_weights": [given.weights, *network]} if name == "continued" else {}
+            results["finetune"] = {}
+            for who, (run_, *rest) in tuned.items():
+                kept = given.out / f"{name}-{who}-finetune.json"
+                how = ["--epochs", given.finetune, "--no-baseline", "--out", str(kept.with_suffix("")), *options, *rest]
+                results["finetune"][who] = mocokit(kept, "finetune", run_, given.data, *how)["encoder"]
         size, seconds = trained["config"]["image_size"], trained["wall_s"]
         origins = {"encoder": "MoCo from random weights" if name == "nothing" else "MoCo continued from the weights"}
         if name == "nothing":
