@@ -25,6 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"reporting"},
+    {"study"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},

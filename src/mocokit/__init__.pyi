@@ -127,6 +127,7 @@ def finetune(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -164,6 +165,7 @@ def finetune(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -205,6 +207,7 @@ def knn(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -229,6 +232,7 @@ def knn(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -296,6 +300,7 @@ def pretrain(
     time_budget: str | None = None,
     turns: str | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -372,6 +377,7 @@ def pretrain(
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         turns: STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -422,6 +428,7 @@ def probe(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -452,6 +459,7 @@ def probe(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -495,6 +503,7 @@ def report(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -523,6 +532,7 @@ def report(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -555,6 +565,7 @@ def scorecard(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -578,6 +589,7 @@ def scorecard(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.

@@ -37,6 +37,10 @@ Backbone = Annotated[str | None, Option("timm model name of the network in a wei
 ImageSize = Annotated[int | None, side("side of the images for timm:NAME or a weights file; default as trained")]
 Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
+Imbalance = Annotated[
+    float | None,
+    Option("long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are", low=0, high=1e6),
+]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
@@ -122,6 +126,7 @@ class PretrainConfig:
         str | None, Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went")
     ] = None
     limit: Limit = None
+    imbalance: Imbalance = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
     train: TrainFolder = None
@@ -176,6 +181,7 @@ class ImagesConfig(RunConfig):
 
     data: Data
     limit: Limit = None
+    imbalance: Imbalance = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
     train: TrainFolder = None
