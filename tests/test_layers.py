@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"reporting"},
-    {"study"},
+    {"studies"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},

@@ -650,3 +650,75 @@ def search(
     Raises:
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
+
+def study(
+    data: str,
+    *,
+    out: str | None = None,
+    sizes: str | None = None,
+    imbalance: str = "0",
+    labels: str = "all",
+    methods: str = "all",
+    seeds: int = 3,
+    steps: int | None = None,
+    time_budget: str | None = None,
+    finetune_steps: int = 1000,
+    recipe: str = "auto",
+    backbone: str | None = None,
+    weights: str | None = None,
+    labels_file: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
+    max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    trial_cpus: int = 1,
+    trial_gpus: float = 0.0,
+    ray_address: str | None = None,
+) -> dict[str, Any]:
+    """Find out when MoCo pays on labelled images: subsets of them, long-tailed ones too, several seeds, every method.
+
+    Test images are the data's, or are held out once, and are in no subset. What is in ``out`` is kept: with more sizes,
+    seeds, labels or methods, trials are added.
+
+    Args:
+        data: labelled images, as for `mocokit.pretrain`.
+        out: directory of the study; default studies/NAME.
+        sizes: numbers of training images, e.g. 500,2000,8000; default a quarter, half and all.
+        imbalance: largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are (default 0).
+        labels: labels of each class, e.g. 10,100,all; all: those of the subset (default all).
+        methods: raw-pixels, random-init, from-scratch, moco, moco-finetuned; all: these (default all).
+        seeds: how often each trial is done, with other seeds (default 3).
+        steps: steps of each pretraining; default as for all images.
+        time_budget: time for each pretraining in place of steps, e.g. 5m.
+        finetune_steps: steps of each training on labels, about (default 1000).
+        recipe: auto, a recipe's name or a recipe file (default auto).
+        backbone: timm model name, e.g. resnet18_cifar; default as for pretrain.
+        weights: weights as for pretrain: methods off-the-shelf and moco-continued, too.
+        labels_file: table of labels, as --labels of other verbs.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        trial_cpus: cores, and threads, of each trial (default 1).
+        trial_gpus: GPUs of each trial; 0.5: two share one (default 0.0).
+        ray_address: a Ray cluster that runs, e.g. auto or HOST:6379.
+
+    Returns:
+        ``out``, the directory with ``study.yaml``, ``trials.csv``, ``summary.csv``, ``answer.md`` and the plots;
+        ``trials``, how many are ``done`` and the last line of each that ``failed`` twice, by name; ``answer``, the
+        sentences; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no labels in the data, a subset does not fit, a wrong option, or ``out`` holds another study.
+        Interrupted: the user stopped it; the same call goes on.
+    """

@@ -301,6 +301,44 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """When MoCo pays: many trials on subsets of labelled images, and an answer."""
+
+    data: Data
+    out: Annotated[str | None, Option("directory of the study; default studies/NAME", path=True)] = None
+    sizes: Annotated[
+        str | None, Option("numbers of training images, e.g. 500,2000,8000; default a quarter, half and all")
+    ] = None
+    imbalance: Annotated[
+        str, Option("largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are")
+    ] = "0"
+    labels: Annotated[str, Option("labels of each class, e.g. 10,100,all; all: those of the subset")] = "all"
+    methods: Annotated[str, Option("raw-pixels, random-init, from-scratch, moco, moco-finetuned; all: these")] = "all"
+    seeds: Annotated[int, Option("how often each trial is done, with other seeds", low=1, high=1000)] = 3
+    steps: Annotated[int | None, Option("steps of each pretraining; default as for all images", low=1)] = None
+    time_budget: Annotated[str | None, Option("time for each pretraining in place of steps, e.g. 5m")] = None
+    finetune_steps: Annotated[int, Option("steps of each training on labels, about", low=1)] = 1000
+    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
+    backbone: Annotated[str | None, Option("timm model name, e.g. resnet18_cifar; default as for pretrain")] = None
+    weights: Annotated[
+        str | None, Option("weights as for pretrain: methods off-the-shelf and moco-continued, too", path=True)
+    ] = None
+    labels_file: Annotated[str | None, Option("table of labels, as --labels of other verbs", path=True)] = None
+    labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
+    test_share: TestShare = 0.2
+    split_by: SplitBy = None
+    max_skipped: MaxSkipped = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
+    device: Device = None
+    trial_cpus: Annotated[int, Option("cores, and threads, of each trial", low=1)] = 1
+    trial_gpus: Annotated[float, Option("GPUs of each trial; 0.5: two share one", low=0, high=1024)] = 0.0
+    ray_address: Annotated[str | None, Option("a Ray cluster that runs, e.g. auto or HOST:6379")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """List or remove the decoded images that are kept."""
 
@@ -317,6 +355,7 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "embed": EmbedConfig,
     "search": SearchConfig,
     "export": ExportConfig,
+    "study": StudyConfig,
     "cache": CacheConfig,
 }
 FIELDS = fields_of(PretrainConfig)

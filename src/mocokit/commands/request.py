@@ -92,8 +92,8 @@ def open_data(
     }
     source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
-        subset = {name: given.get(name) for name in SUBSET}
-        store = open_labelled(source, labels, **subset, **options)
+        options |= {name: given.get(name) for name in SUBSET}
+        store = open_labelled(source, labels, **options)
         store = grouped(store, given.get("split_by"), labels)
         return RunData(store, store.splits["train"])
     for name in SUBSET:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mocokit.study.statistics import (
+from mocokit.studies.statistics import (
     Interval,
     labels_needed,
     paired_difference,

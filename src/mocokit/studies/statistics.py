@@ -93,7 +93,7 @@ def seeds_needed(difference: Interval) -> int | None:
 
 def setting(images: int, imbalance: float, labels: str) -> str:
     """Where a comparison was made: "with 2,000 images, r = 100 and 10 labels a class"."""
-    tail = {0: "classes as they are", 1: "balanced classes"}.get(imbalance, f"r = {imbalance:g}")
+    tail = {0.0: "classes as they are", 1.0: "balanced classes"}.get(imbalance, f"r = {imbalance:g}")
     many = "all labels" if labels == ALL else f"{labels} label{'s' * (labels != '1')} a class"
     return f"with {images:,} images, {tail} and {many}"
 
