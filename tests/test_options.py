@@ -160,6 +160,8 @@ PATHS = {
     "embed": "run data output",
     "export": "run output data",
     "search": "features queries montage run data",
+    "report": "run data labels output",
+    "study": "data out recipe weights labels_file",
     "cache": "",
 }
 

@@ -199,7 +199,8 @@ def _announce(out: Path, plan: Plan, missing: list[Path], seconds: float, resour
     at_once = parallel(resources)
     whole = f"about {len(missing) * seconds / at_once / 60:,.1f} min in all" if missing else "nothing"
     ray = "" if has_ray() else "; pip install 'mocokit[study]' runs them side by side"
-    each = f"about {seconds / 60:,.1f} min each, {at_once} at once"
+    here = " on this machine alone" * bool(resources.ray_address)
+    each = f"about {seconds / 60:,.1f} min each, {at_once} at once{here}"
     say(f"{out}: {len(missing)} trials to do, {each}: {whole}{ray}")
 
 
