@@ -691,14 +691,14 @@ def study(
         sizes: numbers of training images, e.g. 500,2000,8000; default a quarter, half and all.
         imbalance: largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are (default 0).
         labels: labels of each class, e.g. 10,100,all; all: those of the subset (default all).
-        methods: raw-pixels, random-init, from-scratch, moco, moco-finetuned; all: these (default all).
+        methods: what to compare, names with commas between; a wrong name lists all (default all).
         seeds: how often each trial is done, with other seeds (default 3).
         steps: steps of each pretraining; default as for all images.
         time_budget: time for each pretraining in place of steps, e.g. 5m.
         finetune_steps: steps of each training on labels, about (default 1000).
         recipe: auto, a recipe's name or a recipe file (default auto).
         backbone: timm model name, e.g. resnet18_cifar; default as for pretrain.
-        weights: weights as for pretrain: methods off-the-shelf and moco-continued, too.
+        weights: weights as for pretrain, to compare as they are and continued, too.
         labels_file: table of labels, as --labels of other verbs.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.

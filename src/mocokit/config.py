@@ -313,7 +313,7 @@ class StudyConfig:
         str, Option("largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are")
     ] = "0"
     labels: Annotated[str, Option("labels of each class, e.g. 10,100,all; all: those of the subset")] = "all"
-    methods: Annotated[str, Option("raw-pixels, random-init, from-scratch, moco, moco-finetuned; all: these")] = "all"
+    methods: Annotated[str, Option("what to compare, names with commas between; a wrong name lists all")] = "all"
     seeds: Annotated[int, Option("how often each trial is done, with other seeds", low=1, high=1000)] = 3
     steps: Annotated[int | None, Option("steps of each pretraining; default as for all images", low=1)] = None
     time_budget: Annotated[str | None, Option("time for each pretraining in place of steps, e.g. 5m")] = None
@@ -321,7 +321,7 @@ class StudyConfig:
     recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
     backbone: Annotated[str | None, Option("timm model name, e.g. resnet18_cifar; default as for pretrain")] = None
     weights: Annotated[
-        str | None, Option("weights as for pretrain: methods off-the-shelf and moco-continued, too", path=True)
+        str | None, Option("weights as for pretrain, to compare as they are and continued, too", path=True)
     ] = None
     labels_file: Annotated[str | None, Option("table of labels, as --labels of other verbs", path=True)] = None
     labels_columns: LabelsColumns = None
