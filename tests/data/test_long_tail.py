@@ -108,3 +108,12 @@ def test_classes_as_they_are_keep_their_shares():
 def test_refusals(available, images, imbalance, message):
     with pytest.raises(UserError, match=re.escape(message)):
         class_counts(np.array(available), images, imbalance, seed=0)
+
+
+def test_k_labels_a_class_are_of_the_subset():
+    labels = made_labels(np.full(4, 80))
+    tail = long_tail(labels, 150, 8, seed=2)
+    few = long_tail(labels, 4 * 9, 1, seed=2)
+    assert np.bincount(labels[few]).tolist() == [9] * 4
+    assert np.bincount(labels[tail]).min() >= 9
+    assert set(few) <= set(tail)

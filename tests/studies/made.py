@@ -10,8 +10,8 @@ FIGURES = {  # accuracy of fine-tuning at 10 and all labels, and of features, by
 }
 
 
-def made_trials(folder: Path, seeds: int = 3) -> list[Path]:
-    """Of 100 images in 2 classes at imbalance 1 and 10, where features lose a tenth; each seed is a bit better."""
+def made_trials(folder: Path, seeds: int = 3, images: int = 100) -> list[Path]:
+    """Of ``images`` in 2 classes at imbalance 1 and 10, where features lose a tenth; each seed is a bit better."""
     directories = []
     for ratio in (1.0, 10.0):
         for seed in range(seeds):
@@ -24,9 +24,9 @@ def made_trials(folder: Path, seeds: int = 3) -> list[Path]:
                         row = {"method": method, "measure": measure, "labels": labels, "figure": "top1"}
                         rows.append(row | {"accuracy": accuracy + 0.01 * seed, "seconds": 1.5})
             rows[0]["accuracy"] += 0.01 * seed  # of moco-finetuned at 10 labels, so that differences vary
-            directory = folder / f"n100-r{ratio:g}-s{seed}"
+            directory = folder / f"n{images}-r{ratio:g}-s{seed}"
             directory.mkdir(parents=True)
-            cell = {"images": 100, "imbalance": ratio, "seed": seed}
+            cell = {"images": images, "imbalance": ratio, "seed": seed}
             result = {"cell": cell, "labels": ["10", "all"], "methods": list(FIGURES), "rows": rows}
             result |= {"machine": "here, there", "versions": {"torch": "2"}, "wall_s": 9.0}
             (directory / "result.json").write_text(json.dumps(result))

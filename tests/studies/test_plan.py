@@ -69,7 +69,10 @@ def test_what_is_told_and_what_a_trial_is_told():
         ({"sizes": "0"}, "--sizes 0: write numbers"),
         ({"imbalance": "nan"}, "--imbalance nan: write numbers"),
         ({"labels": "1,all"}, "--labels 1: training stops by a held-out label"),
-        ({"labels": "ten"}, "--labels ten: write numbers"),
+        (
+            {"labels": "a.csv"},
+            "--labels a.csv: write labels a class, such as 10,100,all; a table of labels is --labels-file",
+        ),
         ({"methods": "simclr"}, "--methods simclr: is none of raw-pixels, random-init"),
         ({"methods": "off-the-shelf"}, "--methods off-the-shelf: .*needs --weights"),
         ({"sizes": "301", "imbalance": "1"}, "--sizes 301: some class has too few images for --imbalance 1; 300 fit"),

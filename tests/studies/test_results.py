@@ -60,5 +60,20 @@ def test_the_answer(rows, tmp_path):
     assert "| 100 | 1 | 10 | finetune | from-scratch | 41.0 ± 2.5 | 3 |\n" in answer
 
 
+def test_whether_more_images_and_features_of_ones_own_help(tmp_path):
+    figures = by_setting(read_rows([p for n in (50, 100) for p in made_trials(tmp_path / "trials", images=n)]))
+    for key in [key for key in figures if key.images == 50]:  # 3 points, more or less, by which more images are better
+        figures[key] = {seed: value - 0.02 - 0.01 * seed for seed, value in figures[key].items()}
+    probe = next(iter(figures))._replace(images=100, imbalance=1.0, measure="probe", labels="all", figure="top1")
+    figures[probe._replace(method="moco")] = {0: 0.5, 1: 0.6}
+    figures[probe._replace(method="raw-pixels")] = {0: 0.4, 1: 0.5}
+    said = answers(figures, classes=2)[-3:]
+    gains = "MoCo with 100 images gains 3.0 ± 2.5 points over MoCo with 50 (n = 3)."
+    assert said[1:] == [f"With balanced classes and all labels, {gains}", f"With r = 10 and all labels, {gains}"]
+    assert said[0].startswith(
+        "With 100 images, balanced classes and all labels, a probe says: MoCo, frozen, gains 10.0"
+    )
+
+
 def test_nothing_done_is_no_answer():
     assert answers({}, classes=2) == []

@@ -16,7 +16,7 @@ METHODS = {
     "raw-pixels": "raw pixels",
     "random-init": "random initialisation",
     "from-scratch": "training from scratch",
-    "moco": "MoCo's frozen features",
+    "moco": "MoCo, frozen,",
     "moco-finetuned": "MoCo",
 }
 WITH_WEIGHTS = {"off-the-shelf": "off-the-shelf features", "moco-continued": "MoCo continued from them"}
@@ -146,6 +146,10 @@ def _numbers(option: str, text: str, kind: type) -> list[Any]:
 def _budgets(text: str) -> list[str]:
     """Labels a class, ascending, "all" last."""
     parts = [part.strip() for part in text.split(",")]
+    if any(part != ALL and not part.isdecimal() for part in parts):
+        raise UserError(
+            f"--labels {text}: write labels a class, such as 10,100,all; a table of labels is --labels-file"
+        )
     numbers = _numbers("--labels", ",".join(k for k in parts if k != ALL), int) if set(parts) != {ALL} else []
     if 1 in numbers:
         raise UserError("--labels 1: training stops by a held-out label of each class; give 2 or more")

@@ -129,7 +129,34 @@ def answers(figures: dict[Setting, dict[int, float]], classes: int) -> list[str]
             where = f"Δ({key.images:,}, {key.imbalance:g})"
             half = "" if math.isnan(gap.half_width) else f" ± {100 * gap.half_width:.1f}"
             saves.append(f"{where} of the features by {key.method}: {100 * gap.mean:.1f}{half} % (n = {gap.n}).")
-    return lines + saves
+    return lines + saves + _of_features(figures) + _of_images(figures)
+
+
+def _of_features(figures: dict[Setting, dict[int, float]]) -> list[str]:
+    """Whether features of one's own are worth it: linear probes of the largest subset's labels, by imbalance."""
+    lines = []
+    for key, values in figures.items():
+        largest = max(other.images for other in figures if other.imbalance == key.imbalance)
+        if key == (largest, key.imbalance, "moco", "probe", ALL, "top1"):
+            for method in ("raw-pixels", "random-init", "off-the-shelf"):
+                if difference := paired_difference(values, figures.get(key._replace(method=method), {})):
+                    where = setting(key.images, key.imbalance, ALL).capitalize()
+                    lines.append(f"{where}, a probe says: {verdict(difference, NAMES['moco'], NAMES[method])}.")
+    return lines
+
+
+def _of_images(figures: dict[Setting, dict[int, float]]) -> list[str]:
+    """Whether more images help: subsets are nested, so their differences are paired, too."""
+    lines = []
+    for key, values in figures.items():
+        if key[2:] == ("moco-finetuned", "finetune", ALL, "top1"):
+            smaller = [other.images for other in figures if other._replace(images=key.images) == key]
+            before = max((images for images in smaller if images < key.images), default=0)
+            if difference := paired_difference(values, figures.get(key._replace(images=before), {})):
+                where = setting(key.images, key.imbalance, ALL).partition(" images, ")[2]
+                text = verdict(difference, f"MoCo with {key.images:,} images", f"MoCo with {before:,}")
+                lines.append(f"With {where}, {text}.")
+    return lines
 
 
 def _labels(key: Setting, classes: int) -> float:
