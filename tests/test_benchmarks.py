@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import TinyRun
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -72,3 +74,17 @@ def test_each_side_in_a_process_of_its_own(tmp_path):
     speed(*options, "--out", str(out))
     with out.open(newline="") as file:
         assert [line["row"] for line in csv.DictReader(file)] == ["g"]
+
+
+@pytest.mark.slow
+def test_selected_images_stand_beside_random_ones(tiny_run: TinyRun, tmp_path):
+    out = tmp_path / "selection.csv"
+    run, sizes = str(tiny_run.path), ("--pool=72", "--test=30", "--counts=3,72", "--seeds=3")
+    command = [sys.executable, str(BENCHMARKS / "selection.py"), run, str(out), "--data", str(tiny_run.data), *sizes]
+    for _ in range(2):  # lines of the same features are replaced
+        subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with out.open(newline="") as file:
+        few, all_of_them = csv.DictReader(file)
+    assert (few["n"], few["pool"], few["test"], few["seeds"]) == ("3", "72", "30", "3")
+    assert float(all_of_them["gain_points"]) == 0  # the same images either way
+    assert all_of_them["selected"] == all_of_them["random"]

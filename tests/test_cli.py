@@ -307,7 +307,7 @@ def test_a_name_with_strange_letters(tmp_path, capfd):
     "arguments",
     [
         *(["knn", "DATA"], ["probe", "DATA"], ["probe", "DATA", "--protocol=sgd", "--epochs=1"], ["finetune", "DATA"]),
-        *(["scorecard", "DATA"], ["embed", "DATA", "-o", "f.npy"]),
+        *(["scorecard", "DATA"], ["embed", "DATA", "-o", "f.npy"], ["select", "DATA", "-n2"]),
         *(["export", "--format=timm"], ["export", "--format=onnx"]),
     ],
     ids=" ".join,
@@ -348,6 +348,7 @@ def test_names_that_are_not_utf8_are_taken_by_every_verb(tiny_run: TinyRun, tmp_
         commands.append(["embed", run, data, "-o", output, "--workers=0"])
         commands.append(["search", output, "0", file, "--duplicates=0.5", f"--montage={place / suffix}.png"])
     commands.append(["export", run, "--format=timm", "--data", data])
+    commands.append(["select", run, data, "-n5"])
     program = f"""
 import sys
 from mocokit.cli import main

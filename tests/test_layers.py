@@ -76,7 +76,7 @@ def imported_by(program: str) -> set[str]:
 
 
 def test_verbs_that_do_not_train_import_no_training():
-    verbs = ("knn", "scorecard", "probe", "embed", "search", "export")
+    verbs = ("knn", "scorecard", "probe", "embed", "search", "select", "export")
     modules = imported_by("\n".join(f"import mocokit.commands.{verb}" for verb in verbs))
     assert not modules & {"mocokit.training", "pytorch_lightning", "lightning_fabric"}
 

@@ -160,8 +160,9 @@ PATHS = {
     "embed": "run data output",
     "export": "run output data",
     "search": "features queries montage run data",
-    "report": "run data labels output",
     "study": "data out recipe weights labels_file",
+    "select": "run data labels given output",
+    "report": "run data labels output",
     "cache": "",
 }
 

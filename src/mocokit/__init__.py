@@ -23,6 +23,7 @@ HOMES = {
     "report": "mocokit.commands.report",
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
+    "select": "mocokit.commands.select",
     "study": "mocokit.commands.study",
 }
 __all__ = [*HOMES]

@@ -651,6 +651,71 @@ def search(
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
 
+def select(
+    run: str,
+    data: str,
+    count: int,
+    *,
+    overwrite: bool = False,
+    backbone: str | None = None,
+    image_size: int | None = None,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    threads: int | None = None,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
+    max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
+    seed: int = 0,
+    given: str | None = None,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Choose which training images to label first: typical ones of all kinds that there are, and no test images.
+
+    No label decides what is chosen. But where images have labels and no test split, those that are held out for testing
+    are left out, and a ``limit`` takes as many of each class.
+
+    Args:
+        run: a run directory, or whatever else `mocokit.load` takes.
+        data: images, as for `mocokit.pretrain`.
+        count: how many images to choose.
+        overwrite: replace an existing output.
+        backbone: timm model name of the network in a weights file.
+        image_size: side of the images for timm:NAME or a weights file; default as trained.
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        threads: threads to compute with; default one for each core that other programs leave.
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        seed: seed of every random draw (default 0).
+        given: table of images that are labelled already, named as for --labels.
+        output: CSV file of the chosen images; default RUN/select.csv, or select.csv.
+
+    Returns:
+        ``path`` of the CSV file and its rows, ``selected``: ``{image, order, cluster, cluster_size, typicality}`` in
+        the order of choice, from 1 (`mocokit.reporting.selection`); ``candidates``, how many images there were to
+        choose from, and ``given``, how many more are labelled already; ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``.
+
+    Raises:
+        UserError: no encoder there, fewer images than are to be chosen, a table that names none of them, an output
+            that exists, or a wrong option.
+    """
+
 def study(
     data: str,
     *,

@@ -20,7 +20,7 @@ from mocokit.options import Fields, Option, fields_of, flag, help_of, load_confi
 SWITCHES = {  # what some verbs take beside their options: its help, and the verbs
     "overwrite": (
         "replace what an earlier command wrote",
-        ("pretrain", "finetune", "report", "embed", "search", "export"),
+        ("pretrain", "finetune", "report", "embed", "search", "select", "export"),
     ),
     "extend": ("go on from a finished run to more epochs, in a new directory beside it", ("pretrain",)),
 }

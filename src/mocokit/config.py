@@ -287,6 +287,20 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectConfig(ImagesConfig):
+    """Choose which images to label first."""
+
+    count: Annotated[int, Option("how many images to choose", short="-n", low=1)]
+    given: Annotated[
+        str | None, Option("table of images that are labelled already, named as for --labels", path=True)
+    ] = None
+    output: Annotated[
+        str | None,
+        Option("CSV file of the chosen images; default RUN/select.csv, or select.csv", short="-o", path=True),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Write the encoder for timm or ONNX."""
 
@@ -354,6 +368,7 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "report": ReportConfig,
     "embed": EmbedConfig,
     "search": SearchConfig,
+    "select": SelectConfig,
     "export": ExportConfig,
     "study": StudyConfig,
     "cache": CacheConfig,

@@ -15,6 +15,7 @@ from mocokit.commands import report as module
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.reporting import projection
+from mocokit.rundir import RunDirectory
 from tests.browser import Page, browser
 from tests.encoders import ORIGIN
 from tests.helpers import encode, noise
@@ -210,19 +211,20 @@ def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch, capfd):
     assert f"pip install 'mocokit[report]', then mocokit report {tmp_path / 'cannot'}\n" in capfd.readouterr().err
 
 
-def test_a_run_tells_which_images_it_is_from(tmp_path, tiny_run):
-    resolved = module.RunDirectory(tiny_run.path).read_config()
-    given = module._with_data({"run": str(tiny_run.path), "clusters": 3}, resolved)
-    assert given["data"] == str(tiny_run.data)
-    assert given["clusters"] == 3
-    other = module._with_data({"run": str(tiny_run.path), "data": "other"}, resolved)
-    assert other == {"run": str(tiny_run.path), "data": "other"}
+def test_a_run_tells_which_images_it_is_from(tiny_run):
+    directory, run = RunDirectory(tiny_run.path), str(tiny_run.path)
+    resolved = directory.read_config()
+    given = module._with_data({"run": run, "clusters": 3}, directory, resolved)
+    assert (given["data"], given["clusters"]) == (str(tiny_run.data), 3)
+    assert module._with_data({"run": run, "data": "other"}, directory, resolved) == {"run": run, "data": "other"}
+    streamed = resolved.derive("test", stream=True)
+    assert module._with_data({"run": run}, directory, streamed)["limit"] == 10_000
 
 
 def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path):
     out = str(tmp_path / "tuned")
     mocokit.finetune(str(tiny_run.path), str(tiny_run.data), out=out, epochs=1, baseline=False)
-    mocokit.report(out, str(tiny_run.data))
+    mocokit.report(out)
     html = (tmp_path / "tuned" / "report.html").read_text(encoding="utf-8")
     assert "The classifier" in html
     assert "confusion matrix" in html

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mocokit.data.labels_file import LabelsFile, read_labels
+from mocokit.data.labels_file import LabelsFile, read_labelled, read_labels
 from mocokit.errors import UserError
 
 
@@ -159,3 +159,27 @@ def test_unicode_forms_are_one(tmp_path):
     name = unicodedata.normalize("NFD", "über.jpg")
     table = read(tmp_path, "image,label\nüber.jpg,x\nb,y\n")
     np.testing.assert_array_equal(table.match([name, "b.jpg"])[0], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("image,order\na.jpg,1\nb.jpg,2\n", ["a.jpg", "b.jpg"]),  # no column of labels: all of them
+        ("path,label\na.jpg,cat\nb.jpg,\nc.jpg,cat\n", ["a.jpg", "c.jpg"]),  # a single class is one here
+        ("path,label\na.jpg,3\nb.jpg,-1\nc.jpg,\n", ["a.jpg"]),
+        ("path,label\na.jpg,\n", []),
+    ],
+)
+def test_which_images_are_labelled(tmp_path, text, names):
+    (tmp_path / "given.csv").write_text(text)
+    table = read_labelled(str(tmp_path / "given.csv"))
+    assert table.names == names
+    if names:
+        row_of, lines = table.match(["x/c.jpg", "b.jpg", "a.jpg"])
+        assert {row for row in row_of.tolist() if row >= 0} == set(range(len(names)))
+        assert not lines
+
+
+def test_two_rows_of_an_image_that_is_labelled_say_the_same(tmp_path):
+    (tmp_path / "given.csv").write_text("path,label\na.jpg,cat\na.jpg,dog\n")
+    assert read_labelled(str(tmp_path / "given.csv")).match(["a.jpg"])[0].tolist() == [0]

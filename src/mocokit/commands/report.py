@@ -16,16 +16,17 @@ from mocokit import machine
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.parts import labelled_parts, labels_of
 from mocokit.commands.results import record
-from mocokit.config import ReportConfig
+from mocokit.config import FinetuneConfig, ReportConfig
 from mocokit.console import say
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
+from mocokit.data.streaming import SAMPLE_IMAGES
 from mocokit.deploy.feature_file import printable
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import write_text
 from mocokit.machine import keep_freed_memory
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import documented, fields_of, load_config, validate
 from mocokit.reporting import about_findings, about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
 from mocokit.reporting.clusters import Clusters, cluster
@@ -78,7 +79,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     given = validate({"run": run, "data": data, **options}, fields_of(ReportConfig))
     directory = RunDirectory(Path(given["run"]))
     resolved = directory.read_config() if directory.config.exists() else None
-    config = ReportConfig(**_with_data(given, resolved))
+    config = ReportConfig(**_with_data(given, directory, resolved))
     path = _output(config, directory, overwrite)
     keep_freed_memory()
     inputs = open_inputs(config)
@@ -102,14 +103,19 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     return record("report", config.run, config, figures, started, inputs.store.fingerprint)
 
 
-def _with_data(given: dict[str, Any], resolved: Resolved | None) -> dict[str, Any]:
+def _with_data(given: dict[str, Any], directory: RunDirectory, resolved: Resolved | None) -> dict[str, Any]:
     """The options, where no data are named with those of the run that say what its images are."""
     if "data" in given:
         return given
-    if resolved is None:
+    if resolved is not None:
+        of_run = vars(resolved.config)
+        if of_run["stream"]:  # more images than there may be room for
+            of_run = of_run | {"limit": SAMPLE_IMAGES}
+    elif directory.finetuning.exists():
+        of_run = load_config(str(directory.finetuning), fields_of(FinetuneConfig), origin=str(directory.finetuning))
+    else:
         raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
-    of_run = vars(resolved.config)
-    return {name: of_run[name] for name in OF_DATA if of_run[name] is not None} | given
+    return {name: of_run[name] for name in OF_DATA if of_run.get(name) is not None} | given
 
 
 def _output(config: ReportConfig, directory: RunDirectory, overwrite: bool) -> Path:

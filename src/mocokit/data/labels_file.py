@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mocokit.data.image_index import SPLITS, has_image_suffix, reading, split_word, splits_of_words
-from mocokit.data.labels import label_column, label_values, number_labels
+from mocokit.data.labels import UNLABELLED, label_column, label_values, number_labels
 from mocokit.data.notes import count, listed
 from mocokit.errors import UserError
 
@@ -101,10 +101,9 @@ def read_labels(path: str, columns: str | None = None) -> LabelsFile:
         UserError: the file can't be read, lacks a column, or its labels or splits are none.
     """
     with reading(path, " as a table of labels"):
-        is_parquet = path.lower().endswith((".parquet", ".pq"))
-        table = _parquet(path) if is_parquet else _text(Path(path).read_bytes())
+        table = _table(path)
         image, label, split = _columns(path, table, columns)
-        names = table[image].cast(pa.large_string()).fill_null("").to_pylist()
+        names = _names(table[image])
     values, used, notes = _labels(path, table, label)
     labels, label_names, more = number_labels(values, None, path)
     splits = None if split is None else _splits(path, split, table[split])
@@ -112,6 +111,35 @@ def read_labels(path: str, columns: str | None = None) -> LabelsFile:
     takes = f"labels from {path}: {count(len(names), 'row', 'rows')}, columns {taken}"
     labels = np.full(len(names), -1, dtype=np.int64) if labels is None else labels
     return LabelsFile(path, names, labels, label_names, splits, (takes, *notes, *more), table)
+
+
+def read_labelled(path: str) -> LabelsFile:
+    """Read which images a table says are labelled, whatever the labels: rows with one, or all without such a column.
+
+    Raises:
+        UserError: the file can't be read, lacks a column of images, or its labels are no classes.
+    """
+    with reading(path, " as a table of images"):
+        table = _table(path)
+        image, label = _usual(table, _IMAGE), next(iter(label_column(table)), None)
+        if image is None:
+            there = listed([name[:40] for name in table])
+            raise UserError(f"{path}: its first line names no column of images, such as image or path, but {there}")
+        names = _names(table[image])
+        if label is not None:
+            values = _values(path, table, label).to_pylist()
+            names = [name for name, value in zip(names, values, strict=True) if value not in (None, UNLABELLED)]
+    return LabelsFile(path, names, np.zeros(len(names), dtype=np.int64), None, None, (), {})
+
+
+def _table(path: str) -> dict[str, pa.Array]:
+    is_parquet = path.lower().endswith((".parquet", ".pq"))
+    return _parquet(path) if is_parquet else _text(Path(path).read_bytes())
+
+
+def _names(column: pa.Array) -> list[str]:
+    names: list[str] = column.cast(pa.large_string()).fill_null("").to_pylist()
+    return names
 
 
 def _text(content: bytes) -> dict[str, pa.Array]:

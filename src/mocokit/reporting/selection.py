@@ -1,0 +1,87 @@
+"""Which images to label first: the most typical ones of as many clusters as there are labels to give."""
+
+import warnings
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mocokit.deploy.nearest import unit
+from mocokit.seeding import derive_seed
+
+NEIGHBOURS = 20  # that an image is compared with
+MOST_CLUSTERS = 500
+MANY_IMAGES = 20_000  # more are clustered in batches
+LEAST_DISTANCE = 1e-6  # of unit vectors in float32: what is nearer is the same
+
+
+class Choice(NamedTuple):
+    """An image that was chosen: its ``row``; its ``cluster``, 0 being the largest; how many images that has; and the
+    inverse of the mean distance to its neighbours there."""
+
+    row: int
+    cluster: int
+    cluster_size: int
+    typicality: float
+
+
+def typiclust(features: Tensor, count: int, seed: int, given: Collection[int] = ()) -> list[Choice]:
+    """Choose images to label by TypiClust (Hacohen et al. 2022, arXiv 2202.02794, algorithm 1).
+
+    Args:
+        features: [N, D] float32; directions count, not lengths.
+        count: how many, from 1 to the number of images that are not ``given``.
+        seed: of k-means; the same choice to the bit for the same seed, whatever the number of threads.
+        given: rows that are labelled already, which are not chosen; clusters that hold some come last.
+
+    Returns:
+        Distinct rows in the order of choice. More are chosen from more clusters, so the choice of a smaller ``count``
+        is not the beginning of this one; to go on from a choice, give it.
+    """
+    x = unit(features.numpy()).numpy()
+    clusters = _clusters(x, min(len(given) + count, MOST_CLUSTERS, len(x)), seed)
+    return choose(clusters, _typicality(x, clusters), count, given)
+
+
+def choose(clusters: np.ndarray, typicality: np.ndarray, count: int, given: Collection[int] = ()) -> list[Choice]:
+    """Each time the most typical image that is left of the largest of the clusters with the fewest labels.
+
+    ``clusters`` [N] int64 from 0, ``typicality`` [N] float; of equals the lower cluster, or row, comes first.
+    """
+    rows = np.delete(np.arange(len(clusters)), list(given))
+    rows = rows[np.lexsort((-typicality[rows], clusters[rows]))]
+    cluster, sizes = clusters[rows], np.bincount(clusters)
+    # How many of its cluster have labels by the time that an image is due: given ones, and those that are more typical.
+    labels = np.bincount(clusters[list(given)], minlength=len(sizes))[cluster]
+    labels += np.arange(len(rows)) - np.searchsorted(cluster, cluster)
+    order = rows[np.lexsort((cluster, -sizes[cluster], labels))][:count]
+    return [Choice(int(row), int(clusters[row]), int(sizes[clusters[row]]), float(typicality[row])) for row in order]
+
+
+def _clusters(x: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """The cluster of each row of ``x`` by k-means, [N] int64: 0 the largest, of equal ones that with the first row."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    kind = MiniBatchKMeans if len(x) > MANY_IMAGES else KMeans
+    with threadpool_limits(1), warnings.catch_warnings():  # threads add their sums in the order in which they end
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters
+        found = kind(most, random_state=derive_seed(seed, "clusters") % 2**32).fit(x).labels_
+    _, first, inverse, sizes = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
+    return np.lexsort((first, -sizes)).argsort()[inverse]
+
+
+def _typicality(x: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Inverse mean Euclidean distance of each row to its nearest neighbours within its cluster: [N] float64; 0 of the
+    only one."""
+    from sklearn.neighbors import NearestNeighbors
+
+    result = np.zeros(len(x))
+    for cluster in range(clusters.max() + 1):
+        rows = np.flatnonzero(clusters == cluster)
+        if k := min(NEIGHBOURS, len(rows) - 1):
+            distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(x[rows]).kneighbors()
+            result[rows] = 1 / distances.mean(axis=1).round(6).clip(LEAST_DISTANCE)
+    return result
