@@ -40,7 +40,7 @@ mocokit() { run "$1" "$2" "$python" -m mocokit "${@:3}" --device "$device" --jso
 
 tests() {
     run 90 tests "$python" -m pytest -q --durations 12 --tb short -p no:cacheprovider \
-        tests/test_cuda.py tests/data/test_augment.py -k cuda
+        tests/test_cuda.py tests/data -k cuda
 }
 pace() {
     run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \

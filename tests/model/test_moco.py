@@ -239,7 +239,7 @@ def test_follows_the_formula(m, steps):
         with torch.no_grad():
             for p in encoder.parameters():
                 p.add_(torch.randn_like(p))
-        momentum_update(copy, encoder, m)
+        momentum_update(list(copy.parameters()), list(encoder.parameters()), m)
         expected = reference.momentum_update(expected, [p.detach().numpy() for p in encoder.parameters()], m)
     for p, e in zip(copy.parameters(), expected, strict=True):
         np.testing.assert_allclose(p.numpy(), e, rtol=1e-5, atol=1e-5)
@@ -250,7 +250,7 @@ def test_statistics_of_the_key_encoder_are_its_own():
     copy = momentum_copy(encoder)
     encoder(torch.randn(4, 1, 5, 5) + 7)
     before = copy[1].running_mean.clone()
-    momentum_update(copy, encoder, 0.5)
+    momentum_update(list(copy.parameters()), list(encoder.parameters()), 0.5)
     assert torch.equal(copy[1].running_mean, before)
 
 

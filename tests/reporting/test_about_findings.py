@@ -63,5 +63,6 @@ def test_shortcuts_that_tell_most_come_first():
     places = [html.index(text) for text in ("&lt;folder&gt; (one", "format (one", "size (one", "class (one", "a note")]
     assert places == sorted(places)
     assert "90 % (80 to 95)" in html
+    assert "60 % (50 to 70)" in html
     assert html.count("The features tell") == 1
     assert "Nothing differs" in about_findings.shortcut_section(Shortcuts([], None, [])).html

@@ -86,7 +86,7 @@ def test_kinds_that_are_labelled_come_last():
 
 @pytest.mark.parametrize("many", [10, 10_000])
 def test_the_same_to_the_bit_whatever_the_threads(monkeypatch, many):
-    monkeypatch.setattr(module, "MANY_IMAGES", many)  # in batches, or all at once
+    monkeypatch.setattr("mocokit.reporting.clusters.MANY_IMAGES", many)  # in batches, or all at once
     features = torch.randn(600, 16, generator=torch.Generator().manual_seed(0))
     with threadpool_limits(1):
         alone = typiclust(features, 30, seed=5, given=[1, 2])

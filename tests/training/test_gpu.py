@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from mocokit.data import recorded_views
 from mocokit.data.loader import Loader, create_loader
 from mocokit.data.store import ImageSet, open_store
 from mocokit.training.pretraining import Pretraining
@@ -40,7 +41,11 @@ class PretendedGpu(FakeTensorMode):
 
 
 @pytest.fixture
-def gpu():
+def gpu(monkeypatch):
+    def plainly(render, shape, device):
+        return lambda images, packed: render(images, packed.to(device))
+
+    monkeypatch.setattr(recorded_views, "recording", plainly)  # a graph needs the real device
     with PretendedGpu(allow_non_fake_inputs=True) as mode:
         yield mode
 

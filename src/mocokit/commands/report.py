@@ -32,7 +32,7 @@ from mocokit.reporting.charts import curves, embedded, map_chart
 from mocokit.reporting.clusters import Clusters, cluster
 from mocokit.reporting.file_facts import read_facts
 from mocokit.reporting.images import ReportImages
-from mocokit.reporting.neighbours import Neighbours, neighbours
+from mocokit.reporting.neighbours import SHOWN, Neighbours, neighbours
 from mocokit.reporting.page import Section, page, paragraph
 from mocokit.reporting.projection import check_installed, project
 from mocokit.reporting.shortcuts import Shortcuts, shortcuts
@@ -201,7 +201,7 @@ class _Contents:
             sections.append(about_run.classifier(self.results["finetune"], uncertain, chances))
         sections.append(about_run.use(self.inputs.encoder, run))
         first = [*queries, *selected, *(row for s in self.suggestions for row in about_findings.shown_rows(s))]
-        first += [*seen.neighbours.rows[queries, : about_images.SHOWN].flatten().tolist(), *uncertain]
+        first += [*seen.neighbours.rows[queries, :SHOWN].flatten().tolist(), *uncertain]
         first += [int(row) for rows in seen.clusters.typical for row in rows[: about_images.TYPICAL]]
         data = about_images.page_data(seen.images, seen.neighbours, colours, first, self.config.seed)
         return page(printable(self._title()), self._lead(), sections, data, scripts)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mocokit.data.augment import augment, center_view, to_device
+from mocokit.data.augment import augment, center_view
+from mocokit.data.view_operations import to_device
 from mocokit.data.view_params import Augmentation, sample_params
 
 PADDED_SIZE = 64  # up to here views are shifted, above they are cropped and resized

@@ -131,6 +131,18 @@ def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
 
     u: [4, attempts, B] in [0, 1) for area, aspect ratio, top and left -> int64 [B, 4].
     """
+    box, fits = _first_that_fits(augmentation, sizes, u[:, :1])
+    if not fits.all():  # few, so that the other attempts are hardly any work
+        late = (~fits).nonzero()[:, 0]
+        box[late], fits[late] = _first_that_fits(augmentation, sizes[late], u[:, 1:, late])
+    if not fits.all():
+        late = (~fits).nonzero()[:, 0]
+        box[late] = _central_boxes(augmentation, sizes[late])
+    return box.long()
+
+
+def _first_that_fits(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the boxes drawn by ``u`` [4, attempts, B] the first that fits, or the first, [B, 4]; and whether it does."""
     height, width = sizes.double().T
     low, high = augmentation.crop_scale
     area = height * width * (low + (high - low) * u[0])
@@ -141,12 +153,15 @@ def _crop_boxes(augmentation: Augmentation, sizes: Tensor, u: Tensor) -> Tensor:
     first = fits.int().argmax(dim=0, keepdim=True)
     h, w, top_u, left_u = (x.gather(0, first)[0] for x in (h, w, u[2], u[3]))
     top, left = (top_u * (height - h + 1)).floor(), (left_u * (width - w + 1)).floor()
+    return torch.stack([top, left, h, w], dim=1), fits.any(dim=0)
 
-    central_h = torch.minimum(height, (width / min_ratio).round())
-    central_w = torch.minimum(width, (height * max_ratio).round())
-    central = [((height - central_h) / 2).floor(), ((width - central_w) / 2).floor(), central_h, central_w]
-    box = torch.where(fits.any(dim=0), torch.stack([top, left, h, w]), torch.stack(central))
-    return box.T.long()
+
+def _central_boxes(augmentation: Augmentation, sizes: Tensor) -> Tensor:
+    """The largest boxes in the middle whose aspect ratio is allowed, [B, 4]."""
+    height, width = sizes.double().T
+    min_ratio, max_ratio = augmentation.crop_ratio
+    h, w = torch.minimum(height, (width / min_ratio).round()), torch.minimum(width, (height * max_ratio).round())
+    return torch.stack([((height - h) / 2).floor(), ((width - w) / 2).floor(), h, w], dim=1)
 
 
 def view_sizes(start: int, end: int) -> list[int]:

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
-from mocokit.data.augment import Interpolation, center_view, usual_crop
+from mocokit.data.augment import center_view, usual_crop
 from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
 from mocokit.data.pixels import convert, convertible, pad, stored_side
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store
+from mocokit.data.view_operations import Interpolation
 from mocokit.errors import UserError
 from mocokit.model.backbones import create_backbone, feature_dim
 from mocokit.model.folding import folded

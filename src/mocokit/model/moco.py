@@ -20,6 +20,7 @@ every process has the same queue.
 """
 
 import copy
+import functools
 import math
 
 import torch
@@ -60,7 +61,7 @@ class MoCo(nn.Module):
             shuffle: [B] int64 on the CPU, a random permutation for ShuffleBN, or None for none.
             m: momentum of this step.
         """
-        momentum_update(self.encoder_k, self.encoder_q, m)
+        momentum_update(*self._thetas, m)
         pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
         keys = [self.keys(x, shuffle) for _, x in pairs]
         halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
@@ -84,6 +85,11 @@ class MoCo(nn.Module):
         if shuffle is None:
             return k
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
+
+    @functools.cached_property
+    def _thetas(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters of key and query encoder; to collect them anew each step costs the host of a GPU a millisecond."""
+        return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
 
     loss_scale = 1.0
 
@@ -188,14 +194,12 @@ def momentum_copy(encoder: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def momentum_update(encoder_k: nn.Module, encoder_q: nn.Module, m: float) -> None:
-    """theta_k <- m theta_k + (1 - m) theta_q (MoCo v1, equation 2).
+def momentum_update(theta_k: list[Tensor], theta_q: list[Tensor], m: float) -> None:
+    """theta_k <- m theta_k + (1 - m) theta_q (MoCo v1, equation 2), in place.
 
-    Buffers are left alone: the key encoder keeps the batch-norm statistics of the keys it sees.
+    Of parameters alone, not of buffers: the key encoder keeps the batch-norm statistics of the keys it sees.
     """
-    keys: list[Tensor] = list(encoder_k.parameters())
-    queries: list[Tensor] = list(encoder_q.parameters())
-    torch._foreach_lerp_(keys, queries, 1.0 - m)
+    torch._foreach_lerp_(theta_k, theta_q, 1.0 - m)
 
 
 def momentum_at(step: float, steps: int, start: float, end: float) -> float:

@@ -66,17 +66,11 @@ def shortcut_section(found: Shortcuts) -> Section:
     )
 
     def row(told: Shortcut) -> tuple[str, ...]:
-        shares = (told.right, told.untrained, told.chance, told.by_class)
-        low, high = told.interval
-        right, *others = ("" if share is None else f"{100 * share:.0f} %" for share in shares)
+        measured = ((told.right, told.interval), (told.untrained, told.untrained_interval))
+        shares = (f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})" for share, (low, high) in measured)
+        others = ("" if share is None else f"{100 * share:.0f} %" for share in (told.chance, told.by_class))
         change = f"training made it {told.change} to tell" if told.change else ""
-        return (
-            f"{told.name} (one of {len(told.values)})",
-            f"{right} ({100 * low:.0f} to {100 * high:.0f})",
-            *others,
-            f"{told.images:,}",
-            change,
-        )
+        return (f"{told.name} (one of {len(told.values)})", *shares, *others, f"{told.images:,}", change)
 
     told = sorted(found.told, key=lambda told: told.chance - told.right)
     html = paragraph(text)

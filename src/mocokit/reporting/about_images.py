@@ -11,11 +11,11 @@ from mocokit.data.sampler import random_subset
 from mocokit.reporting.charts import palette
 from mocokit.reporting.clusters import Clusters, class_mix
 from mocokit.reporting.images import ReportImages
-from mocokit.reporting.neighbours import Neighbours
+from mocokit.reporting.neighbours import SHOWN, Neighbours
 from mocokit.reporting.page import Section, paragraph, strip
 from mocokit.reporting.thumbnails import LARGER, SIDE, thumbnail
 
-SHOWN, TYPICAL, QUERIES = 5, 10, 12  # neighbours of an image, images of a cluster, images with their neighbours
+TYPICAL, QUERIES = 10, 12  # images of a cluster, images with their neighbours
 THUMBNAILS = 10_000
 MOST_KINDS = 200  # of a colouring
 

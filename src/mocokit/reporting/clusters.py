@@ -1,15 +1,18 @@
 """Groups of images that lie together in feature space, and the most typical images of each."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from mocokit.deploy.nearest import unit
+from mocokit.seeding import derive_seed
 
 FEWEST, MOST, PER_CLUSTER = 2, 20, 10
-EXACT = 20_000  # images up to which k-means looks at all of them at each step
+MANY_IMAGES = 20_000  # more are clustered in batches
+STARTS = 4  # of which the best is taken
 COMPONENTS = 64  # principal components that k-means sees
 
 
@@ -31,24 +34,32 @@ def cluster(features: Tensor, k: int | None, seed: int) -> Clusters:
 
     There are fewer if there are fewer different images.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.decomposition import PCA
 
     x = unit(features.numpy()).numpy()
     if x.shape[1] > COMPONENTS < len(x):
         x = PCA(COMPONENTS, random_state=0).fit_transform(x)
-    different = len(np.unique(x.round(6), axis=0)) if len(x) < EXACT else len(x)
-    k = min(k or cluster_count(len(x)), different)
-    kind = KMeans if len(x) <= EXACT else MiniBatchKMeans
-    model = kind(k, n_init=4, random_state=seed).fit(x)
-    distance = np.linalg.norm(x - model.cluster_centers_[model.labels_], axis=1)
-    by_size = np.argsort(-np.bincount(model.labels_, minlength=k), kind="stable")
-    of = np.empty(k, dtype=np.int64)
-    of[by_size] = np.arange(k)
-    labels = of[model.labels_]
-    order = np.lexsort((distance, labels))
-    typical = np.split(order, np.cumsum(np.bincount(labels, minlength=k))[:-1])
-    return Clusters(labels, [rows for rows in typical if len(rows)])
+    of = kmeans(x, min(k or cluster_count(len(x)), len(x)), seed, STARTS)
+    centres = np.stack([x[of == number].mean(axis=0) for number in range(of.max() + 1)])
+    order = np.lexsort((np.linalg.norm(x - centres[of], axis=1), of))
+    return Clusters(of, np.split(order, np.cumsum(np.bincount(of))[:-1]))
+
+
+def kmeans(x: np.ndarray, most: int, seed: int, starts: int = 1) -> np.ndarray:
+    """The cluster of each row of ``x``, [N] int64: 0 the largest, of equal ones that with the first row.
+
+    The best of so many ``starts``; the same to the bit for the same seed, whatever the number of threads.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    kind = MiniBatchKMeans if len(x) > MANY_IMAGES else KMeans
+    with threadpool_limits(1), warnings.catch_warnings():  # threads add their sums in the order in which they end
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters
+        found = kind(most, n_init=starts, random_state=derive_seed(seed, "clusters") % 2**32).fit(x).labels_
+    _, first, inverse, sizes = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
+    return np.lexsort((first, -sizes)).argsort()[inverse]
 
 
 def class_mix(clusters: Clusters, labels: np.ndarray, classes: int) -> list[list[tuple[int, float]]]:

@@ -6,10 +6,8 @@ import torch
 
 from mocokit.deploy.feature_file import feature_matrix
 from mocokit.reporting.clusters import cluster
-from mocokit.reporting.neighbours import neighbours
+from mocokit.reporting.neighbours import SHOWN, neighbours
 from mocokit.reporting.projection import project
-
-SHOWN = 5  # neighbours of each row
 
 
 def with_map(table: pa.Table, seed: int) -> pa.Table:

@@ -8,6 +8,7 @@ from torch import Tensor
 from mocokit.console import progress
 from mocokit.deploy.nearest import CHUNK_FLOATS, unit
 
+SHOWN = 5  # of each image
 NEIGHBOURS = 90  # three times the perplexity of the map (van der Maaten 2014, JMLR 15, section 4.1)
 
 

@@ -1,6 +1,5 @@
 """Which images to label first: the most typical ones of as many clusters as there are labels to give."""
 
-import warnings
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -8,11 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from mocokit.deploy.nearest import unit
-from mocokit.seeding import derive_seed
+from mocokit.reporting.clusters import kmeans
 
 NEIGHBOURS = 20  # that an image is compared with
 MOST_CLUSTERS = 500
-MANY_IMAGES = 20_000  # more are clustered in batches
 LEAST_DISTANCE = 1e-6  # of unit vectors in float32: what is nearer is the same
 
 
@@ -40,7 +38,7 @@ def typiclust(features: Tensor, count: int, seed: int, given: Collection[int] = 
         is not the beginning of this one; to go on from a choice, give it.
     """
     x = unit(features.numpy()).numpy()
-    clusters = _clusters(x, min(len(given) + count, MOST_CLUSTERS, len(x)), seed)
+    clusters = kmeans(x, min(len(given) + count, MOST_CLUSTERS, len(x)), seed)
     return choose(clusters, _typicality(x, clusters), count, given)
 
 
@@ -57,20 +55,6 @@ def choose(clusters: np.ndarray, typicality: np.ndarray, count: int, given: Coll
     labels += np.arange(len(rows)) - np.searchsorted(cluster, cluster)
     order = rows[np.lexsort((cluster, -sizes[cluster], labels))][:count]
     return [Choice(int(row), int(clusters[row]), int(sizes[clusters[row]]), float(typicality[row])) for row in order]
-
-
-def _clusters(x: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """The cluster of each row of ``x`` by k-means, [N] int64: 0 the largest, of equal ones that with the first row."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    kind = MiniBatchKMeans if len(x) > MANY_IMAGES else KMeans
-    with threadpool_limits(1), warnings.catch_warnings():  # threads add their sums in the order in which they end
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters
-        found = kind(most, random_state=derive_seed(seed, "clusters") % 2**32).fit(x).labels_
-    _, first, inverse, sizes = np.unique(found, return_index=True, return_inverse=True, return_counts=True)
-    return np.lexsort((first, -sizes)).argsort()[inverse]
 
 
 def _typicality(x: np.ndarray, clusters: np.ndarray) -> np.ndarray:

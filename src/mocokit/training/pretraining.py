@@ -1,5 +1,6 @@
 """Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -15,10 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from mocokit import distributed
 from mocokit.auto.turns import parse_turns, position
 from mocokit.config import PretrainConfig
-from mocokit.data.augment import augment
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
 from mocokit.data.loader import create_loader
+from mocokit.data.recorded_views import augment_recorded
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
@@ -111,8 +112,7 @@ class Pretraining(Task):
         params = params[distributed.local_slice(len(params))]
         start = config.view_size_end if self.restart else config.view_size
         size = view_size_at(*self.place(batch.step), start, config.view_size_end)
-        x = augment(batch.images, params, size, self.spec.mean, self.spec.std)
-        return x.contiguous(memory_format=torch.channels_last)
+        return augment_recorded(batch.images, params, size, self.spec.mean, self.spec.std)
 
     def forward(self, views: Views) -> Tensor:
         """The loss of one step, a float32 scalar."""
@@ -129,9 +129,15 @@ class Pretraining(Task):
 
     def before_optimizer_step(self) -> None:
         """Sum up the gradient norm, and agree on batch norm's running statistics."""
-        distributed.all_reduce_mean_(running_statistics(self.moco) if self.config.bn_splits > 1 else [])
-        gradients = [p.grad for p in self.moco.parameters() if p.grad is not None]
+        if self.config.bn_splits > 1 and distributed.world_size() > 1:
+            distributed.all_reduce_mean_(running_statistics(self.moco))
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         self.sums[3] += torch.nn.utils.get_total_norm(gradients)
+
+    @functools.cached_property
+    def _trained(self) -> list[Tensor]:
+        """The parameters that learn, collected once."""
+        return [p for p in self.moco.parameters() if p.requires_grad]
 
     def figures(self, means: list[float]) -> dict[str, float]:
         """The columns of metrics.csv that training gives."""
