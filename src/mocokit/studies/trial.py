@@ -87,7 +87,7 @@ def _measure(directory: Path, request: dict[str, Any]) -> Iterator[dict[str, Any
             options = _schedule(images, request["finetune_steps"]) | {"from_scratch": names is OF_SCRATCH}
             figures = mocokit.finetune(str(run), data, out=str(out), baseline=False, patience=0, **options, **of)
             trained = seconds + figures["encoder"]["train_s"]
-            yield from _rows(figures, names, "finetune", labels, counts if labels == ALL else {}, trained)
+            yield from _rows(figures, names, "finetune", labels, counts, trained)
             if labels == ALL and names is OF_SCRATCH:
                 yield from frozen(out, names, trained, of_subset=False)
 
