@@ -249,8 +249,9 @@ def knn(
     Returns:
         ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
         ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, balanced,
-        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the test images are (``{images, split, held_out,
-        near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the
+        test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -618,7 +619,7 @@ def search(
     *,
     overwrite: bool = False,
     k: int = 10,
-    duplicates: float | None = None,
+    duplicates: str | None = None,
     montage: str | None = None,
     run: str | None = None,
     data: str | None = None,
@@ -633,7 +634,7 @@ def search(
         queries: image files, or row numbers of the features; a row is not its own neighbour.
         overwrite: replace an existing montage.
         k: neighbours of each query (default 10).
-        duplicates: list pairs with at least this cosine.
+        duplicates: list pairs with at least this cosine; auto: far nearer than the nearest usually is.
         montage: PNG file of the queries with their neighbours.
         run: run directory that embeds the queries, if it has moved.
         data: images of the features, if they have moved.
@@ -643,9 +644,11 @@ def search(
 
     Returns:
         ``queries``: for each ``{query, row, path, label, neighbours: [{row, path, label, similarity}]}`` with
-        cosines, the greatest first. With ``duplicates=T`` also ``duplicates``: ``{rows, paths, similarity}`` of each
-        pair of at least that cosine, and ``duplicate_pairs``, how many there are, listed or not. ``rows``,
-        ``dim``, ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        cosines, the greatest first. With ``duplicates`` (a cosine, or "auto": five times nearer to 1 than the nearest
+        other row usually is) also ``duplicates``: ``{rows, paths, similarity}`` of each pair of at least that cosine,
+        ``duplicates_from``; ``duplicate_pairs``, how many there are, listed or not; and ``duplicate_groups``, the
+        rows that listed pairs connect, largest group first. ``rows``, ``dim``, ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.

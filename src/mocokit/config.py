@@ -277,7 +277,9 @@ class SearchConfig:
     features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True, path=True)]
     queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True, path=True)] = ()
     k: Annotated[int, Option("neighbours of each query", low=1)] = 10
-    duplicates: Annotated[float | None, Option("list pairs with at least this cosine", low=-1, high=1)] = None
+    duplicates: Annotated[
+        str | None, Option("list pairs with at least this cosine; auto: far nearer than the nearest usually is")
+    ] = None
     montage: Annotated[str | None, Option("PNG file of the queries with their neighbours", path=True)] = None
     run: Annotated[str | None, Option("run directory that embeds the queries, if it has moved", path=True)] = None
     data: Annotated[str | None, Option("images of the features, if they have moved", path=True)] = None

@@ -80,7 +80,21 @@ def test_duplicates(embedded, capfd):
     rows = [names.index("test/class0/copy.png"), names.index("train/class1/005.png")]
     pair = {"rows": rows, "paths": [names[row] for row in rows], "similarity": 1.0}
     assert (result["duplicates"], result["duplicate_pairs"], result["queries"]) == ([pair], 1, [])
-    assert "1 pairs" in capfd.readouterr().err
+    assert (result["duplicates_from"], result["duplicate_groups"]) == (1.0, [rows])
+    assert "1 pairs of near-duplicates in 1 groups, the largest of 2 images" in capfd.readouterr().err
+
+
+def test_duplicates_by_a_cosine_of_the_data(embedded, capfd):
+    result = mocokit.search(str(embedded / "f.npz"), duplicates="auto")
+    assert [0.9 < result["duplicates_from"] <= 1, result["duplicate_pairs"]] == [True, len(result["duplicates"])]
+    assert {"test/class0/copy.png", "train/class1/005.png"} in [set(p["paths"]) for p in result["duplicates"]]
+    assert "5 times nearer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["2", "often", "nan"])
+def test_wrong_duplicates_are_one_line(embedded, wrong):
+    with pytest.raises(UserError, match=rf"^--duplicates {wrong}: give auto, or a cosine from -1 to 1$"):
+        mocokit.search(str(embedded / "f.npz"), duplicates=wrong)
 
 
 def test_more_duplicates_than_are_listed(embedded, monkeypatch, capfd):

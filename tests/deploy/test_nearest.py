@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import mocokit.deploy.nearest as module
-from mocokit.deploy.nearest import duplicates, nearest, unit, vectors
+from mocokit.deploy.nearest import Pair, connected, duplicates, groups, least_cosine, nearest, unit, vectors
 from mocokit.errors import UserError
 
 
@@ -166,3 +166,46 @@ def test_zero_vectors_are_nobodys_duplicates():
     matrix = np.array([[0, 0], [0, 0], [1, 1], [1, 1]], np.float32)
     assert [pair.rows for pair in duplicates(Made(matrix, 3), -1.0)[0]] == [(2, 3)]
     assert [pair.rows for pair in duplicates(Made(matrix, 3), 1.0)[0]] == [(2, 3)]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 99), rows=st.integers(1, 60), block=st.integers(1, 70), asked=st.integers(1, 80))
+def test_the_cosine_of_near_duplicates_is_five_times_nearer_than_usual(seed, rows, block, asked):
+    matrix = features(seed, rows, 4, copies=rows // 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "USUAL_ROWS", asked)
+        least = least_cosine(Made(matrix, block))
+    if rows == 1:
+        assert least == 1
+        return
+    similarity = cosines(matrix, matrix)
+    np.fill_diagonal(similarity, -1)
+    chosen = np.unique(np.linspace(0, rows - 1, asked, dtype=int))
+    usual = np.median(similarity.max(axis=1)[chosen])
+    assert least == pytest.approx(1 - (1 - usual) / 5, abs=2e-6)
+
+
+def test_copies_are_found_among_images_that_are_all_alike():
+    """A cosine of 0.99, as was the default of people's scripts, would take nearly all of them."""
+    rng = np.random.default_rng(0)
+    matrix = np.concatenate([np.full((400, 1), 12.0), rng.normal(size=(400, 40)) / 6], axis=1).astype(np.float32)
+    matrix[7], matrix[300] = matrix[5] + 1e-3, matrix[200]
+    usual = duplicates(Made(matrix, 64), 0.99)[1]
+    pairs, count = duplicates(Made(matrix, 64), least_cosine(Made(matrix, 64)))
+    assert usual > 1000
+    assert {pair.rows for pair in pairs} == {(5, 7), (200, 300)}
+    assert count == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).filter(lambda ends: ends[0] < ends[1]), max_size=40))
+def test_groups_are_what_pairs_connect(ends):
+    found = groups([Pair(pair, 1.0) for pair in ends])
+    group = {row: {row} for pair in ends for row in pair}
+    for one, other in ends:  # slowly: merge until nothing changes
+        for row in (merged := group[one] | group[other]):
+            group[row] = merged
+    assert sorted(map(tuple, found)) == sorted({tuple(sorted(rows)) for rows in group.values()})
+    assert [len(rows) for rows in found] == sorted(map(len, found), reverse=True)
+    assert groups([]) == []
+    first = connected(np.array(ends or np.empty((0, 2)), int).reshape(-1, 2), 31)
+    assert all(first[row] == min(group.get(row, {row})) for row in range(31))

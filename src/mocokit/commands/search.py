@@ -14,7 +14,7 @@ from mocokit.deploy import montage
 from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import Features, Named, open_features
 from mocokit.deploy.loading import is_foreign, load
-from mocokit.deploy.nearest import Neighbour, duplicates, nearest, vectors
+from mocokit.deploy.nearest import TIMES_NEARER, Neighbour, duplicates, groups, least_cosine, nearest, vectors
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.machine import pick_device
@@ -38,9 +38,11 @@ def search(
 
     Returns:
         ``queries``: for each ``{query, row, path, label, neighbours: [{row, path, label, similarity}]}`` with
-        cosines, the greatest first. With ``duplicates=T`` also ``duplicates``: ``{rows, paths, similarity}`` of each
-        pair of at least that cosine, and ``duplicate_pairs``, how many there are, listed or not. ``rows``,
-        ``dim``, ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        cosines, the greatest first. With ``duplicates`` (a cosine, or "auto": five times nearer to 1 than the nearest
+        other row usually is) also ``duplicates``: ``{rows, paths, similarity}`` of each pair of at least that cosine,
+        ``duplicates_from``; ``duplicate_pairs``, how many there are, listed or not; and ``duplicate_groups``, the
+        rows that listed pairs connect, largest group first. ``rows``, ``dim``, ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
@@ -49,34 +51,41 @@ def search(
     asked = (queries,) if isinstance(queries, str | int | Path) else queries
     given = {"features": features, "queries": tuple(map(str, asked)), **options}
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
-    _check(config, overwrite)
+    asked_least = _check(config, overwrite)
     opened, device = open_features(Path(config.features)), pick_device(config.device)
     rows = [int(query) if query.isascii() and query.isdigit() else None for query in config.queries]  # ./7 is a file
     neighbours = _neighbours(opened, config, rows, device) if rows else []
-    pairs, count = ([], 0) if config.duplicates is None else duplicates(opened, config.duplicates, device)
+    least = least_cosine(opened, device) if config.duplicates == "auto" else asked_least
+    pairs, count = ([], 0) if least is None else duplicates(opened, least, device)
     named = {row for row in rows if row is not None} | {n.row for found in neighbours for n in found}
     names = opened.named(named | {row for pair in pairs for row in pair.rows})
 
     figures: dict[str, Any] = {"rows": opened.rows, "dim": opened.dim}
     figures["queries"] = _query_results(config, rows, neighbours, names)
     _print_queries(figures["queries"])
-    if config.duplicates is not None:
+    if least is not None:
         figures["duplicates"] = [
             {"rows": list(pair.rows), "paths": [names[row].path for row in pair.rows], "similarity": pair.similarity}
             for pair in pairs
         ]
-        figures["duplicate_pairs"] = count
-        _print_duplicates(figures["duplicates"], count)
+        figures |= {"duplicates_from": least, "duplicate_pairs": count, "duplicate_groups": groups(pairs)}
+        _print_duplicates(figures, config.duplicates == "auto")
     if config.montage is not None:
         _write_montage(opened, config, figures["queries"], figures.get("duplicates", []))
     metadata = opened.metadata or {}
     return record("search", _run(opened, config), config, figures, started, metadata.get("data_fingerprint"))
 
 
-def _check(config: SearchConfig, overwrite: bool) -> None:
-    """What can be wrong with the options, before anything is read."""
+def _check(config: SearchConfig, overwrite: bool) -> float | None:
+    """What can be wrong with the options, before anything is read; the cosine that they say, if they do."""
     if not config.queries and config.duplicates is None:
-        raise UserError("search: no queries; give image files or row numbers, or --duplicates T")
+        raise UserError("search: no queries; give image files or row numbers, or --duplicates auto")
+    try:
+        least = None if config.duplicates in (None, "auto") else float(config.duplicates)
+        if least is not None and not -1 <= least <= 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--duplicates {config.duplicates}: give auto, or a cosine from -1 to 1") from None
     if config.montage is not None:
         path = Path(config.montage)
         if path.suffix.lower() != ".png" or path.is_dir():
@@ -84,6 +93,7 @@ def _check(config: SearchConfig, overwrite: bool) -> None:
         check_no_file("--montage", path.parent)
         if path.exists() and not overwrite:
             raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
+    return least
 
 
 def _run(features: Features, config: SearchConfig) -> str | None:
@@ -152,9 +162,12 @@ def _print_queries(queries: list[dict[str, Any]]) -> None:
             say(f"   {n['similarity']:10.6f}  {n['row']:8}  {n['label'] or '-':12}  {n['path'] or '-'}")
 
 
-def _print_duplicates(pairs: list[dict[str, Any]], count: int) -> None:
+def _print_duplicates(figures: dict[str, Any], chosen: bool) -> None:
+    pairs, count, found = figures["duplicates"], figures["duplicate_pairs"], figures["duplicate_groups"]
     listed = f"; the {len(pairs):,} most similar are listed" if len(pairs) < count else ""
-    say(f"{count:,} pairs of near-duplicates{listed}")
+    largest = f" in {len(found):,} groups, the largest of {len(found[0]):,} images" if found else ""
+    why = f", {TIMES_NEARER} times nearer to 1 than the nearest usually is" if chosen else ""
+    say(f"{count:,} pairs of near-duplicates{largest}{listed}: cosine {figures['duplicates_from']:.6g} or more{why}")
     for pair in pairs[:PRINTED_PAIRS]:
         paths = "  ".join(f"{p or '-'} ({row})" for p, row in zip(pair["paths"], pair["rows"], strict=True))
         say(f"   {pair['similarity']:.6f}  {paths}")

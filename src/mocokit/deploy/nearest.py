@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mocokit.console import progress
@@ -17,6 +19,8 @@ from mocokit.deploy.feature_file import Features
 from mocokit.errors import UserError
 
 MAX_PAIRS = 100_000  # of near-duplicates that are listed
+TIMES_NEARER = 5  # near-duplicates than the nearest usually is (docs/LOG.md, 2026-11-27)
+USUAL_ROWS = 1000  # by which that is judged
 CHUNK_FLOATS = 2**22  # similarities held at once: 16 MB, and some times that for ranking them
 
 _UNIT = 10**6
@@ -101,6 +105,20 @@ def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
     ]
 
 
+def least_cosine(features: Features, device: str = "cpu") -> float:
+    """From which cosine on two rows are near-duplicates: `TIMES_NEARER` times nearer to 1 than the nearest other row
+    usually is, the median over rows at equal distances; rounded to six decimals."""
+    rows = np.unique(np.linspace(0, features.rows - 1, USUAL_ROWS, dtype=np.int64)).tolist()
+    queries = np.concatenate([block[_within(rows, first, len(block))] for first, block in features.blocks()])
+    found = nearest(features, queries, 1, rows, device)
+    usual = np.median([neighbours[0].similarity for neighbours in found if neighbours] or [1.0])
+    return round(1 - (1 - float(usual)) / TIMES_NEARER, 6)
+
+
+def _within(rows: list[int], first: int, count: int) -> list[int]:
+    return [row - first for row in rows if first <= row < first + count]
+
+
 @torch.inference_mode()
 def duplicates(features: Features, threshold: float, device: str = "cpu") -> tuple[list[Pair], int]:
     """The pairs of rows whose cosine is at least ``threshold``, most similar first, and how many there are.
@@ -140,3 +158,20 @@ def _most_similar(pairs: Tensor) -> Tensor:
     array = pairs.numpy()
     order = np.lexsort(array.T[::-1])[:MAX_PAIRS]
     return torch.from_numpy(array[order])
+
+
+def groups(pairs: list[Pair]) -> list[list[int]]:
+    """The rows that pairs connect, largest group first."""
+    if not pairs:
+        return []
+    rows, ends = np.unique([pair.rows for pair in pairs], return_inverse=True)
+    of_row = connected(ends.reshape(-1, 2), len(rows))
+    found = [rows[of_row == group].tolist() for group in np.unique(of_row)]
+    return sorted(found, key=len, reverse=True)
+
+
+def connected(pairs: np.ndarray, count: int) -> np.ndarray:
+    """First row of the group of each of ``count`` images, which ``pairs`` [P, 2] make: [count] int64."""
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, first, group = np.unique(connected_components(graph, directed=False)[1], return_index=True, return_inverse=True)
+    return first[group]

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from mocokit.deploy.nearest import connected
 from mocokit.evaluation.near_duplicates import LEAST, SIDE, least_correlation, thumbnails
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.neighbours import neighbours
@@ -94,10 +93,3 @@ def _apart(pairs: Pairs, count: int) -> Pairs:
         kept = ~large[rows[:, 0]] | (1 - correlation <= distance)
         rows, correlation = rows[kept], correlation[kept]
     return Pairs(rows, correlation, pairs.least)
-
-
-def connected(pairs: np.ndarray, count: int) -> np.ndarray:
-    """First row of the group of each of ``count`` images, which ``pairs`` [P, 2] make: [count] int64."""
-    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    _, first, group = np.unique(connected_components(graph, directed=False)[1], return_index=True, return_inverse=True)
-    return first[group]
