@@ -25,6 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"deploy"},
     {"reporting"},
+    {"studies"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},

@@ -160,6 +160,7 @@ PATHS = {
     "embed": "run data output",
     "export": "run output data",
     "search": "features queries montage run data",
+    "study": "data out recipe weights labels_file",
     "select": "run data labels given output",
     "report": "run data labels output",
     "cache": "",

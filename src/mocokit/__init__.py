@@ -24,6 +24,7 @@ HOMES = {
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
     "select": "mocokit.commands.select",
+    "study": "mocokit.commands.study",
 }
 __all__ = [*HOMES]
 

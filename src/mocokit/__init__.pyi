@@ -127,6 +127,7 @@ def finetune(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -164,6 +165,7 @@ def finetune(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -205,6 +207,7 @@ def knn(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -229,6 +232,7 @@ def knn(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -244,9 +248,10 @@ def knn(
 
     Returns:
         ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
-        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
-        top5 being None for five classes or fewer; ``test``, what the test images are (``{images, split, held_out,
-        near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, balanced,
+        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the
+        test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -296,6 +301,7 @@ def pretrain(
     time_budget: str | None = None,
     turns: str | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -372,6 +378,7 @@ def pretrain(
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         turns: STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -422,6 +429,7 @@ def probe(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -452,6 +460,7 @@ def probe(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -478,8 +487,8 @@ def probe(
         the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
         ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
         (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
-        and ``confusion``, and ``l2`` is a list.
+        With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
+        each top-1, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -495,6 +504,7 @@ def report(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -523,6 +533,7 @@ def report(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -555,6 +566,7 @@ def scorecard(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -578,6 +590,7 @@ def scorecard(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -652,6 +665,7 @@ def select(
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
@@ -680,6 +694,7 @@ def select(
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default one for each core that other programs leave.
         limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
@@ -702,4 +717,76 @@ def select(
     Raises:
         UserError: no encoder there, fewer images than are to be chosen, a table that names none of them, an output
             that exists, or a wrong option.
+    """
+
+def study(
+    data: str,
+    *,
+    out: str | None = None,
+    sizes: str | None = None,
+    imbalance: str = "0",
+    labels: str = "all",
+    methods: str = "all",
+    seeds: int = 3,
+    steps: int | None = None,
+    time_budget: str | None = None,
+    finetune_steps: int = 1000,
+    recipe: str = "auto",
+    backbone: str | None = None,
+    weights: str | None = None,
+    labels_file: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
+    max_skipped: float = 0.05,
+    follow_links: bool = False,
+    max_pixels: int = 100000000,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
+    trial_cpus: int = 1,
+    trial_gpus: float = 0.0,
+    ray_address: str | None = None,
+) -> dict[str, Any]:
+    """Find out when MoCo pays on labelled images: subsets of them, long-tailed ones too, several seeds, every method.
+
+    Test images are the data's, or are held out once, and are in no subset. What is in ``out`` is kept: with more sizes,
+    seeds, labels or methods, trials are added.
+
+    Args:
+        data: labelled images, as for `mocokit.pretrain`.
+        out: directory of the study; default studies/NAME.
+        sizes: numbers of training images, e.g. 500,2000,8000; default a quarter, half and all.
+        imbalance: largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are (default 0).
+        labels: labels of each class, e.g. 10,100,all; all: those of the subset (default all).
+        methods: what to compare, names with commas between; a wrong name lists all (default all).
+        seeds: how often each trial is done, with other seeds (default 3).
+        steps: steps of each pretraining; default as for all images.
+        time_budget: time for each pretraining in place of steps, e.g. 5m.
+        finetune_steps: steps of each training on labels, about (default 1000).
+        recipe: auto, a recipe's name or a recipe file (default auto).
+        backbone: timm model name, e.g. resnet18_cifar; default as for pretrain.
+        weights: weights as for pretrain, to compare as they are and continued, too.
+        labels_file: table of labels, as --labels of other verbs.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        device: where to compute; default the fastest here (cpu, cuda, mps).
+        trial_cpus: cores, and threads, of each trial (default 1).
+        trial_gpus: GPUs of each trial; 0.5: two share one (default 0.0).
+        ray_address: a Ray cluster that runs, e.g. auto or HOST:6379.
+
+    Returns:
+        ``out``, the directory with ``study.yaml``, ``trials.csv``, ``summary.csv``, ``answer.md`` and the plots;
+        ``trials``, how many are ``done`` and the last line of each that ``failed`` twice, by name; ``answer``, the
+        sentences; ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+
+    Raises:
+        UserError: no labels in the data, a subset does not fit, a wrong option, or ``out`` holds another study.
+        Interrupted: the user stopped it; the same call goes on.
     """

@@ -37,6 +37,10 @@ Backbone = Annotated[str | None, Option("timm model name of the network in a wei
 ImageSize = Annotated[int | None, side("side of the images for timm:NAME or a weights file; default as trained")]
 Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
+Imbalance = Annotated[
+    float | None,
+    Option("long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are", low=0, high=1e6),
+]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
@@ -122,6 +126,7 @@ class PretrainConfig:
         str | None, Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went")
     ] = None
     limit: Limit = None
+    imbalance: Imbalance = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
     train: TrainFolder = None
@@ -176,6 +181,7 @@ class ImagesConfig(RunConfig):
 
     data: Data
     limit: Limit = None
+    imbalance: Imbalance = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
     train: TrainFolder = None
@@ -311,6 +317,44 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """When MoCo pays: many trials on subsets of labelled images, and an answer."""
+
+    data: Data
+    out: Annotated[str | None, Option("directory of the study; default studies/NAME", path=True)] = None
+    sizes: Annotated[
+        str | None, Option("numbers of training images, e.g. 500,2000,8000; default a quarter, half and all")
+    ] = None
+    imbalance: Annotated[
+        str, Option("largest class by smallest, e.g. 1,10,100; 1: balanced, 0: classes as they are")
+    ] = "0"
+    labels: Annotated[str, Option("labels of each class, e.g. 10,100,all; all: those of the subset")] = "all"
+    methods: Annotated[str, Option("what to compare, names with commas between; a wrong name lists all")] = "all"
+    seeds: Annotated[int, Option("how often each trial is done, with other seeds", low=1, high=1000)] = 3
+    steps: Annotated[int | None, Option("steps of each pretraining; default as for all images", low=1)] = None
+    time_budget: Annotated[str | None, Option("time for each pretraining in place of steps, e.g. 5m")] = None
+    finetune_steps: Annotated[int, Option("steps of each training on labels, about", low=1)] = 1000
+    recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
+    backbone: Annotated[str | None, Option("timm model name, e.g. resnet18_cifar; default as for pretrain")] = None
+    weights: Annotated[
+        str | None, Option("weights as for pretrain, to compare as they are and continued, too", path=True)
+    ] = None
+    labels_file: Annotated[str | None, Option("table of labels, as --labels of other verbs", path=True)] = None
+    labels_columns: LabelsColumns = None
+    train: TrainFolder = None
+    test: TestFolder = None
+    test_share: TestShare = 0.2
+    split_by: SplitBy = None
+    max_skipped: MaxSkipped = 0.05
+    follow_links: FollowLinks = False
+    max_pixels: MaxPixels = 100_000_000
+    device: Device = None
+    trial_cpus: Annotated[int, Option("cores, and threads, of each trial", low=1)] = 1
+    trial_gpus: Annotated[float, Option("GPUs of each trial; 0.5: two share one", low=0, high=1024)] = 0.0
+    ray_address: Annotated[str | None, Option("a Ray cluster that runs, e.g. auto or HOST:6379")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """List or remove the decoded images that are kept."""
 
@@ -328,6 +372,7 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "search": SearchConfig,
     "select": SelectConfig,
     "export": ExportConfig,
+    "study": StudyConfig,
     "cache": CacheConfig,
 }
 FIELDS = fields_of(PretrainConfig)

@@ -32,7 +32,11 @@ def run(tiny_run: TinyRun, tmp_path) -> Path:
 def test_result(tiny_run: TinyRun, run):
     result = mocokit.knn(str(run), str(tiny_run.data), k=20)
     for who in WHO:
-        assert set(result[who]) == {"top1", "top5", "ci95", "wall_s"}
+        assert set(result[who]) == {"top1", "top5", "ci95", "balanced", "per_class", "wall_s"}
+        rows = result[who]["per_class"].values()
+        images, recalls = ([row[name] for row in rows] for name in ("images", "recall"))
+        assert np.dot(images, recalls) / sum(images) == pytest.approx(result[who]["top1"])
+        assert np.mean(recalls) == pytest.approx(result[who]["balanced"])
         assert 0 <= result[who]["top1"] <= 1
         assert result[who]["top5"] is None  # of three classes
     config = result["config"]

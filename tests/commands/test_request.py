@@ -1,8 +1,11 @@
 """What is asked for, before anything is trained."""
 
+import numpy as np
 import pytest
 
+from mocokit.commands.inputs import open_inputs
 from mocokit.commands.request import Request, open_data
+from mocokit.config import KnnConfig
 from mocokit.errors import UserError
 
 
@@ -21,5 +24,13 @@ def test_images_are_opened_as_options_and_recipe_say(tiny_run):
 
 
 def test_a_subset_is_not_streamed(tiny_run):
-    with pytest.raises(UserError, match="--stream and --limit exclude each other"):
-        open_data(Request.of({"data": str(tiny_run.data), "stream": True, "limit": 9}))
+    for name in ("limit", "imbalance"):
+        with pytest.raises(UserError, match=f"--stream and --{name} exclude each other"):
+            open_data(Request.of({"data": str(tiny_run.data), "stream": True, name: 9}))
+
+
+def test_one_cell_of_a_study_by_hand(tiny_run):
+    data = open_data(Request.of({"data": str(tiny_run.data), "image_size": 8, "limit": 21, "imbalance": 4}))
+    assert sorted(np.bincount(data.images.labels)) == [3, 6, 12]
+    inputs = open_inputs(KnnConfig(run=str(tiny_run.path), data=str(tiny_run.data), limit=21, imbalance=4.0))
+    assert inputs.store.main.names == data.images.names

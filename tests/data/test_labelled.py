@@ -12,7 +12,7 @@ from mocokit.data.labels_file import LabelsFile, read_labels
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
 from tests.data.stores import ragged
-from tests.helpers import write_images
+from tests.helpers import class_folders, write_images
 
 
 def table(folder: Path, text: str) -> LabelsFile:
@@ -100,6 +100,21 @@ def test_a_limit_is_balanced_by_the_labels_of_the_file(data, tmp_path):
     store = opened(data, table(tmp_path, "file,label\n" + "\n".join(rows)), limit=6)
     assert np.bincount(store.splits["train"].labels).tolist() == [3, 3]
     assert opened(data, None).from_cache  # all images are in the cache
+
+
+def test_an_imbalance_takes_training_images_only_and_decodes_nothing_again(tmp_path):
+    root = class_folders(tmp_path / "data", classes=3, train=16, test=5)
+    plain = opened(root, None)
+    store = opened(root, None, imbalance=16)
+    assert store.from_cache
+    assert sorted(np.bincount(store.splits["train"].labels)) == [1, 4, 16]
+    assert set(store.splits["train"].names) < set(plain.splits["train"].names)
+    assert store.splits["test"].names == plain.splits["test"].names
+    assert (
+        len({store.train_fingerprint, plain.train_fingerprint, opened(root, None, imbalance=4).train_fingerprint}) == 3
+    )
+    with pytest.raises(UserError, match="--imbalance 2: needs labels"):
+        opened(ragged(tmp_path / "flat"), None, imbalance=2)
 
 
 def test_nothing_left_to_train_on_is_refused(data, tmp_path):

@@ -15,6 +15,7 @@ from mocokit.evaluation.metrics import (
     balanced_interval,
     classification_metrics,
     rank_of_class,
+    recalls,
     repeated_interval,
     wilson_interval,
 )
@@ -179,3 +180,16 @@ def test_several_trainings_add_students_t_to_the_images():
     assert repeated_interval(values, intervals) == pytest.approx(expected)
     assert repeated_interval(values[:1], intervals[:1]) == pytest.approx(intervals[0])
     assert repeated_interval([1.0, 1.0], [(0.9, 1.0)] * 2) == pytest.approx((0.9, 1.0))
+
+
+@given(st.integers(0, 99), st.integers(2, 7), st.integers(1, 40))
+def test_recalls_are_those_of_the_scores(seed, classes, count):
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, classes, generator=draw)
+    labels = torch.randint(classes, (count,), generator=draw)
+    expected = classification_metrics(scores, labels, names(classes))
+    found = recalls(scores.argmax(dim=1) == labels, labels, names(classes))
+    assert found["balanced"] == pytest.approx(expected["balanced"])
+    for name, row in expected["per_class"].items():
+        assert found["per_class"][name]["images"] == row["images"]
+        assert found["per_class"][name]["recall"] == pytest.approx(row["recall"])

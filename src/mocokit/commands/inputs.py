@@ -70,6 +70,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
             labels,
             image_size=spec.image_size,
             limit=config.limit,
+            imbalance=config.imbalance,
             seed=config.seed,
             max_skipped=config.max_skipped,
             intensity_range=spec.intensity_range,

@@ -1,6 +1,7 @@
 """``mocokit knn RUN DATA``: kNN accuracy of an encoder, of its random initialisation and of what takes no network."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mocokit.commands.inputs import open_inputs
@@ -9,6 +10,7 @@ from mocokit.config import KnnConfig
 from mocokit.console import say
 from mocokit.evaluation.baselines import Features, features_of, row_name, simple_features
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
+from mocokit.evaluation.metrics import recalls
 from mocokit.options import documented, fields_of, validate
 
 
@@ -24,9 +26,10 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
 
     Returns:
         ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
-        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, wall_s}``,
-        top5 being None for five classes or fewer; ``test``, what the test images are (``{images, split, held_out,
-        near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
+        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, balanced,
+        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the
+        test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -39,14 +42,17 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     features = {key: features_of(encoder) for key, encoder in inputs.encoders.items()}
     features |= simple_features(inputs.spec.image_size)
     channels = inputs.spec.channels
-    figures = {key: _measure(row_name(key, channels), evaluator, kind) for key, kind in features.items()}
+    names = inputs.parts.names
+    figures = {key: _measure(row_name(key, channels), evaluator, names, kind) for key, kind in features.items()}
     figures["test"] = inputs.test
     return record("knn", run, config, figures, started, inputs.store.fingerprint)
 
 
-def _measure(name: str, evaluator: KnnEvaluator, features: Features) -> dict[str, Any]:
+def _measure(name: str, evaluator: KnnEvaluator, label_names: Sequence[str], features: Features) -> dict[str, Any]:
     """Figures of one kind of features, also printed to stderr."""
     started = time.perf_counter()
-    figures = Accuracy.of(evaluator.ranks(features), evaluator.classes).figures()
+    ranks = evaluator.ranks(features)
+    figures = Accuracy.of(ranks, evaluator.classes).figures()
     say(accuracy_line(name, figures))
+    figures |= recalls(ranks == 0, evaluator.queries.labels, label_names)
     return figures | {"wall_s": round(time.perf_counter() - started, 2)}

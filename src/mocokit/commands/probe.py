@@ -42,8 +42,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
         ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
         (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, ``accuracies`` lists each top-1 in place of ``per_class``
-        and ``confusion``, and ``l2`` is a list.
+        With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
+        each top-1, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -120,6 +120,11 @@ def _averages(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for name, interval in (("top1", "ci95"), ("balanced", "balanced_ci95")):
         figures[interval] = list(repeated_interval(values[name], [each[interval] for each in metrics]))
+    figures["per_class"] = {}
+    for name, row in metrics[0]["per_class"].items():
+        of_choices = [each["per_class"][name]["recall"] for each in metrics]
+        recall = None if None in of_choices else fmean(of_choices)
+        figures["per_class"][name] = {"recall": recall, "images": row["images"]}
     return figures | {"accuracies": values["top1"]}
 
 

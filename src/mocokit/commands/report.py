@@ -45,7 +45,7 @@ from mocokit.training.log import read_rows
 VERBS = ("pretrain", "knn", "probe", "finetune")
 # Options of a run that say which images are what; taken from it where no data are named.
 OF_DATA = (
-    *("data", "limit", "labels", "labels_columns", "train", "test", "test_share", "split_by"),
+    *("data", "limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by"),
     *("max_skipped", "follow_links", "max_pixels", "seed"),
 )
 VIEWS = 8

@@ -16,8 +16,11 @@ from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages, open_streaming
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
+from mocokit.options import flag
 from mocokit.recipes import load_recipe
 from mocokit.training.log import check_tracker
+
+SUBSET = ("limit", "imbalance")  # of the images, to learn from
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,13 @@ def open_data(
     }
     source = source or request.open_source()
     if not given.get("stream", recipe.get("stream", False)):
-        store = open_labelled(source, labels, limit=given.get("limit"), **options)
+        options |= {name: given.get(name) for name in SUBSET}
+        store = open_labelled(source, labels, **options)
         store = grouped(store, given.get("split_by"), labels)
         return RunData(store, store.splits["train"])
-    if "limit" in given:
-        raise UserError("--stream and --limit exclude each other: a subset has room in the cache directory")
+    for name in SUBSET:
+        if name in given:
+            raise UserError(f"--stream and {flag(name)} exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
     store = store if labels is None else lay_over_sample(store, labels, images.names)
     store = grouped(store, given.get("split_by"), labels)

@@ -10,6 +10,7 @@ import numpy as np
 from mocokit.data.build import subset
 from mocokit.data.image_index import SPLITS, ImageIndex, Source, main_split
 from mocokit.data.labels_file import LabelsFile
+from mocokit.data.long_tail import long_tail
 from mocokit.data.notes import count, listed
 from mocokit.data.store import ImageSet, Store, check_trainable, open_store
 from mocokit.errors import UserError
@@ -18,18 +19,30 @@ PARENT = "parent"  # of an image: its folder
 
 
 def open_labelled(
-    source: Source, labels: LabelsFile | None, *, limit: int | None, seed: int, to_train: bool, **options: Any
+    source: Source,
+    labels: LabelsFile | None,
+    *,
+    limit: int | None,
+    seed: int,
+    to_train: bool,
+    imbalance: float | None = None,
+    **options: Any,
 ) -> Store:
-    """As `open_store`, with the labels and splits of a file in the place of the folders', if there is one.
+    """As `open_store`, with the labels and splits of a file in the place of the folders', if there is one; with an
+    ``imbalance`` of a subset of `mocokit.data.long_tail`.
 
-    With a file all images are decoded, whatever the ``limit``, so that another one finds them in the cache.
+    With either all images are decoded, whatever the ``limit``, so that another one finds them in the cache.
+
+    Raises:
+        UserError: the images or the file can't be read, or no such subset fits.
     """
-    if labels is None:
+    if labels is None and imbalance is None:
         return open_store(source, limit=limit, seed=seed, to_train=to_train, **options)
-    store = lay_over(open_store(source, seed=seed, **options), labels)
+    store = open_store(source, seed=seed, **options)
+    store = store if labels is None else lay_over(store, labels)
     if to_train:
         check_trainable(store.splits, source.name)
-    return store if limit is None else _limited(store, limit, seed)
+    return store if limit is imbalance is None else _limited(store, limit, imbalance, seed)
 
 
 def grouped(store: Store, by: str | None, labels: LabelsFile | None) -> Store:
@@ -109,13 +122,17 @@ def _laid(store: Store, labels: LabelsFile, names: list[str], row_of: np.ndarray
     return _identified(laid, store)
 
 
-def _limited(store: Store, limit: int, seed: int) -> Store:
-    """The store with a random, class-balanced subset of its main split."""
+def _limited(store: Store, limit: int | None, imbalance: float | None, seed: int) -> Store:
+    """The store with a random subset of its main split, class-balanced without an ``imbalance``."""
     split = main_split(store.splits)
     images = store.splits[split]
-    assert images.labels is not None
-    chosen = subset(np.arange(len(images)), images.labels, limit, seed)
-    part = ImageSet(store.path, split, images.rows[chosen], images.labels[chosen])
+    labels = np.full(len(images), -1) if images.labels is None else images.labels
+    if imbalance is not None:
+        chosen = long_tail(labels, limit, imbalance, seed)
+    else:
+        assert limit is not None
+        chosen = subset(np.arange(len(images)), labels, limit, seed)
+    part = ImageSet(store.path, split, images.rows[chosen], labels[chosen])
     part.table_rows = None if images.table_rows is None else images.table_rows[chosen]
     return _identified(replace(store, splits=store.splits | {split: part}), store)
 

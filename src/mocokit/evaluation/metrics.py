@@ -51,6 +51,20 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     }
 
 
+def recalls(right: Tensor, labels: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
+    """``balanced`` and ``per_class``, ``{name: {recall, images}}``, as in `classification_metrics`, from which images
+    are ``right`` [N] bool."""
+    images = labels.bincount(minlength=len(label_names))
+    found = labels[right].bincount(minlength=len(label_names)).double() / images  # nan of a class without images
+    return {
+        "balanced": float(found[images > 0].mean()),
+        "per_class": {
+            name: {"recall": _defined(recall), "images": n}
+            for name, recall, n in zip(label_names, found.tolist(), images.tolist(), strict=True)
+        },
+    }
+
+
 def top_shares(ranks: Tensor, classes: int) -> tuple[float, float | None]:
     """Shares of images whose class, by its rank [N] among so many ``classes``, is the first and among the first five.
 

@@ -1,0 +1,1 @@
+"""A study: many pretrainings on subsets of the images, and what they say together."""

@@ -1,0 +1,121 @@
+"""What the figures of several seeds say together: intervals, differences, labels saved, and the answer in sentences.
+
+Pure functions of numbers; accuracies are fractions from 0 to 1, in ``{seed: accuracy}`` where seeds are paired.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit  # the quantile of Student's t
+
+MOST_SEEDS = 1000  # that a study is told to need
+ALL = "all"  # labels
+
+BySeed = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of ``n`` values with the half width of its 95 % interval: nan for one value, of which nothing is known."""
+
+    mean: float
+    half_width: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        """The lower end."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """The upper end."""
+        return self.mean + self.half_width
+
+    @property
+    def sees_difference(self) -> bool:
+        """Whether 0 lies outside."""
+        return abs(self.mean) > self.half_width
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean of one value or more, with Student's interval."""
+    n = len(values)
+    half_width = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Interval(float(np.mean(values)), half_width, n)
+
+
+def paired_difference(of: BySeed, before: BySeed) -> Interval | None:
+    """Of ``of`` minus ``before``, over the seeds that both have, which share subset and initialisation; None if none.
+
+    What a seed does to both drops out, so the interval is narrower than those of the two means.
+    """
+    seeds = sorted(of.keys() & before.keys())
+    return t_interval([of[seed] - before[seed] for seed in seeds]) if seeds else None
+
+
+def relative_gap(balanced: BySeed, imbalanced: BySeed) -> Interval | None:
+    """Δ(n, r) = (A(n, 1) - A(n, r)) / A(n, 1), of each seed, of features learned from as many images (Liu et al. 2022,
+    arXiv 2110.05025, section 2.2)."""
+    seeds = sorted(seed for seed in balanced.keys() & imbalanced.keys() if balanced[seed] > 0)
+    return t_interval([1 - imbalanced[seed] / balanced[seed] for seed in seeds]) if seeds else None
+
+
+def labels_needed(labels: Sequence[float], accuracies: Sequence[float], wanted: float) -> float:
+    """Labels a class at which a curve of ``accuracies`` over ascending ``labels`` first has what is ``wanted``.
+
+    Between two points it is a line over the logarithm of the labels. Infinite if no point has it ("more than all"); the
+    first point if that has it already.
+    """
+    for index, accuracy in enumerate(accuracies):
+        if accuracy >= wanted:
+            if index == 0:
+                return float(labels[0])
+            before = accuracies[index - 1]
+            share = (wanted - before) / (accuracy - before)
+            return float(labels[index - 1] * (labels[index] / labels[index - 1]) ** share)
+    return math.inf
+
+
+def seeds_needed(difference: Interval) -> int | None:
+    """Seeds for an interval that leaves out 0, should mean and spread stay; None for one seed, or if there were more
+    than `MOST_SEEDS`."""
+    if math.isnan(difference.half_width):
+        return None
+    n = difference.n
+    deviation = difference.half_width / stdtrit(n - 1, 0.975) * math.sqrt(n)
+    counts = np.arange(2, MOST_SEEDS + 1)
+    enough = stdtrit(counts - 1, 0.975) * deviation / np.sqrt(counts) < abs(difference.mean)
+    return int(counts[enough.argmax()]) if enough.any() else None
+
+
+def setting(images: int, imbalance: float, labels: str) -> str:
+    """Where a comparison was made: "with 2,000 images, r = 100 and 10 labels a class"."""
+    tail = {0.0: "classes as they are", 1.0: "balanced classes"}.get(imbalance, f"r = {imbalance:g}")
+    many = "all labels" if labels == ALL else f"{labels} label{'s' * (labels != '1')} a class"
+    return f"with {images:,} images, {tail} and {many}"
+
+
+def verdict(difference: Interval, method: str, other: str) -> str:
+    """What a difference of accuracies says, without the setting: "MoCo gains 8.1 ± 1.9 points over ... (n = 5)"."""
+    mean, half = 100 * difference.mean, 100 * difference.half_width
+    if difference.n == 1:
+        return f"{method} is {mean:+.1f} points from {other} with the only seed; two seeds or more say how sure that is"
+    if difference.sees_difference:
+        word = "gains" if mean > 0 else "loses"
+        against = "over" if mean > 0 else "against"
+        return f"{method} {word} {abs(mean):.1f} ± {half:.1f} points {against} {other} (n = {difference.n})"
+    needed = seeds_needed(difference)
+    seeds = f"about {needed:,} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
+    return (
+        f"no difference that this study could see between {method} and {other} ({mean:+.1f} ± {half:.1f} points, "
+        f"n = {difference.n}); {seeds} would be needed to see one of this size"
+    )
+
+
+def saved(labels: str, needed: float) -> str:
+    """How many labels a class from scratch would need for what ``labels`` a class give."""
+    many = "more than all" if math.isinf(needed) else f"about {needed:,.0f}"
+    return f"for what it gets with {labels} labels a class, training from scratch needs {many}"

@@ -1,0 +1,123 @@
+"""A whole study on tiny trials: what it leaves, what is added, what is refused."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import mocokit
+from mocokit.commands import study as command
+from mocokit.errors import UserError
+from mocokit.studies import engine, trial
+from tests.helpers import write_images
+from tests.runs import TINY
+
+GRID = {"sizes": "21", "imbalance": "1,4", "methods": "moco", "steps": 3, "device": "cpu"}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> str:
+    path = tmp_path / "tiny.yaml"
+    options = {name: value for name, value in TINY.items() if name not in ("epochs", "device", "report", "workers")}
+    path.write_text(yaml.safe_dump(options | {"monitor_every": 0}))
+    return str(path)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trials in this process, one after the other; those whose names are added to the list fail."""
+    broken: list[str] = []
+
+    def attempt(module: str, directory: str, threads: int, folder: str) -> str | None:
+        if Path(directory).name in broken:
+            return "out of luck"
+        trial.run(Path(directory))
+        return None
+
+    for module in (engine, command):
+        monkeypatch.setattr(module, "has_ray", lambda: False)
+    monkeypatch.setattr(engine, "attempt", attempt)
+    return broken
+
+
+def figures(out: Path) -> pd.DataFrame:
+    """What does not depend on the clock."""
+    return (
+        pd.read_csv(out / "trials.csv")
+        .drop(columns="seconds")
+        .sort_values(["trial", "measure", "figure"], ignore_index=True)
+    )
+
+
+def test_a_study_and_what_is_added(tiny_run, tmp_path, recipe, in_process, capfd):
+    out = tmp_path / "study"
+    options = GRID | {"out": str(out), "recipe": recipe}
+    in_process.append("n21-r4-s0")
+    result = mocokit.study(str(tiny_run.data), **options, seeds=1)
+    assert result["trials"] == {"done": 1, "failed": {"n21-r4-s0": "out of luck"}}
+    assert "- n21-r4-s0 failed twice and is left out: out of luck\n" in (out / "answer.md").read_text()
+    told = capfd.readouterr().err
+    assert f"{out}: 2 trials to do, about " in told
+    assert "1 of 2 trials done, 0 running, 1 failed, about 0.0 min left" in told
+    first = figures(out)
+    assert set(first.trial) == {"n21-r1-s0"}
+
+    in_process.clear()
+    result = mocokit.study(str(tiny_run.data), **options, seeds=2)
+    assert result["trials"] == {"done": 4, "failed": {}}
+    assert f"{out}: 3 trials to do" in capfd.readouterr().err
+    every = figures(out)
+    pd.testing.assert_frame_equal(every[every.trial == "n21-r1-s0"].reset_index(drop=True), first)
+    plan = yaml.safe_load((out / "study.yaml").read_text())
+    assert set(plan["trials"]) == set(every.trial)
+    assert plan["options"]["steps"] == 3
+    summary = pd.read_csv(out / "summary.csv")
+    assert set(summary.n) == {2}
+    assert {"mean", "relative gap"} == set(summary.statistic)
+    assert {path.name for path in out.iterdir()} >= {"study.png", "study.svg", "labels.csv"}
+
+    with pytest.raises(UserError, match="holds a study with --steps 3; give the same, or another --out"):
+        mocokit.study(str(tiny_run.data), **options | {"steps": 4})
+    with pytest.raises(UserError, match="holds a study of other images or labels"):
+        mocokit.study("digits", **options)
+
+
+def test_test_images_are_in_no_subset(tmp_path, recipe, in_process):
+    """They are held out once for all trials, where the data has none."""
+    data = write_images(tmp_path / "data", [f"{c}/{n}.png" for c in "ab" for n in range(30)], height=12, width=12)
+    out = tmp_path / "study"
+    mocokit.study(str(data), out=str(out), **GRID | {"sizes": "20", "imbalance": "1"}, recipe=recipe, seeds=2)
+    table = pd.read_csv(out / "labels.csv")
+    assert table.groupby(["label", "split"]).size().to_dict() == {
+        ("a", "test"): 6, ("a", "train"): 24, ("b", "test"): 6, ("b", "train"): 24,
+    }  # fmt: skip
+    for seed in (0, 1):
+        run = out / "trials" / f"n20-r1-s{seed}" / "run"
+        result = json.loads((run / "results" / "probe.json").read_text())
+        assert (result["images"], result["test"]["held_out"]) == ({"train": 16, "val": 4, "test": 12}, None)
+
+
+def test_what_is_refused_writes_nothing(tiny_run, tmp_path, in_process):
+    with pytest.raises(UserError, match="a study needs labels: there are no labels"):
+        mocokit.study(str(write_images(tmp_path / "flat", [f"{n}.png" for n in range(9)])), out=str(tmp_path / "s"))
+    with pytest.raises(UserError, match="--time-budget and --steps exclude each other"):
+        mocokit.study(str(tiny_run.data), steps=1, time_budget="1m")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="exists and holds no study"):
+        mocokit.study(str(tiny_run.data), out=str(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_ray_and_one_after_the_other_agree_bit_for_bit(tiny_run, tmp_path, recipe, in_process, monkeypatch):
+    pytest.importorskip("ray")
+    options = GRID | {"recipe": recipe, "seeds": 4}
+    mocokit.study(str(tiny_run.data), out=str(tmp_path / "one"), **options)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "usable_cores", lambda: 2)
+    result = mocokit.study(str(tiny_run.data), out=str(tmp_path / "ray"), **options)
+    assert result["trials"] == {"done": 8, "failed": {}}
+    pd.testing.assert_frame_equal(figures(tmp_path / "ray"), figures(tmp_path / "one"), check_exact=True)

@@ -1,0 +1,115 @@
+"""Trials one after the other and on real Ray: all are done, failures are told, nothing is lost when the driver dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from copy import copy
+from pathlib import Path
+
+import pytest
+
+from mocokit.errors import UserError
+from mocokit.studies import engine
+from mocokit.studies.engine import Resources, State, attempt, run_trials
+
+FAKE = "tests.studies.fake_trial"
+ENGINES = [pytest.param(False, id="one by one"), pytest.param(True, id="ray", marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """`fake(by_ray)` replaces the trials, and chooses the engine of two workers."""
+
+    def choose(by_ray: bool) -> None:
+        if by_ray:
+            pytest.importorskip("ray")
+        monkeypatch.setattr(engine, "TRIAL", FAKE)
+        monkeypatch.setattr(engine, "has_ray", lambda: by_ray)
+        monkeypatch.setattr(engine, "usable_cores", lambda: 2)
+
+    return choose
+
+
+def trials(folder: Path, *requests: dict[str, object]) -> list[Path]:
+    directories = [folder / f"trial{number}" for number in range(len(requests))]
+    for number, (directory, request) in enumerate(zip(directories, requests, strict=True)):
+        directory.mkdir(parents=True)
+        (directory / "trial.json").write_text(json.dumps({"value": number} | request))
+    return directories
+
+
+def runs(directories: list[Path]) -> list[int]:
+    return [len((path / "runs.txt").read_text().splitlines()) for path in directories]
+
+
+@pytest.mark.parametrize("by_ray", ENGINES)
+def test_all_are_done_and_one_that_fails_twice_is_told(fake, tmp_path, by_ray):
+    fake(by_ray)
+    directories = trials(tmp_path, {}, {"fails": 1}, {"fails": 9}, *[{}] * 5)
+    told: list[State] = []
+    failed = run_trials(directories, Resources(), lambda state: told.append(copy(state)))
+    assert failed == {directories[2]: "luck"}
+    assert runs(directories) == [1, 2, 2, *[1] * 5]
+    for number, directory in enumerate(directories):
+        if number != 2:
+            assert json.loads((directory / "result.json").read_text()) == {"value": 2 * number}
+    assert (told[-1].done, told[-1].running, len(told[-1].failed), told[-1].total) == (7, 0, 1, 8)
+    assert (directories[2] / "log.txt").read_text() == "a long story\nout of\nluck\n" * 2
+
+
+def test_a_trial_has_its_threads_and_a_killed_one_is_told(tmp_path, monkeypatch):
+    (directory,) = trials(tmp_path, {})
+    told = "import os, sys; sys.exit(os.environ['OMP_NUM_THREADS'] + os.getcwd())"
+    for name, program in (("teller", told), ("killer", "import os; os.kill(os.getpid(), 9)")):
+        (tmp_path / f"{name}.py").write_text(program)
+    assert attempt("teller", str(directory), 3, str(tmp_path)) == f"3{tmp_path}"
+    assert attempt("killer", str(directory), 1, str(tmp_path)) == "killed by signal 9"
+
+
+def test_a_cluster_needs_ray(fake, tmp_path):
+    fake(False)
+    with pytest.raises(UserError, match=r"--ray-address auto: needs Ray; run pip install 'mocokit\[study\]'"):
+        run_trials([], Resources(ray_address="auto"), print)
+
+
+@pytest.mark.slow
+def test_more_than_there_is_is_refused(fake, tmp_path):
+    fake(True)
+    with pytest.raises(UserError, match="--trial-cpus 64: Ray has 2 here; give less"):
+        run_trials(trials(tmp_path, {}), Resources(cpus=64), print)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from mocokit.studies import engine
+engine.TRIAL, engine.has_ray, engine.usable_cores = "tests.studies.fake_trial", lambda: sys.argv[1] == "True", lambda: 2
+paths = sorted(Path(sys.argv[2]).iterdir())
+missing = [path for path in paths if not (path / "result.json").exists()]
+failed = engine.run_trials(missing, engine.Resources(), lambda state: print(state.done, flush=True))
+print(len(missing), len(failed))
+"""
+
+
+@pytest.mark.parametrize("by_ray", ENGINES)
+def test_a_driver_that_is_killed_loses_nothing(tmp_path, by_ray):
+    if by_ray:
+        pytest.importorskip("ray")
+    folder = tmp_path / "trials"
+    directories = trials(folder, *[{"sleep": 0.5}] * 8)
+    command = [sys.executable, "-c", DRIVER, str(by_ray), str(folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        while int(driver.stdout.readline()) < 3:
+            pass
+        os.kill(driver.pid, signal.SIGKILL)
+    time.sleep(1.5)  # a trial that was under way ends by itself
+    done = [path for path in directories if (path / "result.json").exists()]
+    assert 3 <= len(done) < 8
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert again.stdout.splitlines()[-1] == f"{8 - len(done)} 0", again.stderr
+    assert all((path / "result.json").exists() for path in directories)
+    assert runs(done) == [1] * len(done)

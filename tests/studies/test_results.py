@@ -1,0 +1,79 @@
+"""Tables and the answer of a study, from made results; read by pandas alone."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from mocokit.studies.results import answers, by_setting, compare, read_rows, write_answer, write_tables
+from tests.studies.made import made_trials
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return read_rows([*made_trials(tmp_path / "trials"), tmp_path / "not done"])
+
+
+def test_tables(rows, tmp_path):
+    write_tables(tmp_path, rows, compare(by_setting(rows)))
+    trials = pd.read_csv(tmp_path / "trials.csv")
+    assert len(trials) == len(rows) == 2 * 3 * 6
+    assert trials.columns.tolist() == [
+        *("trial", "images", "imbalance", "seed", "method", "measure", "labels", "figure", "accuracy", "seconds"),
+        *("machine", "versions"),
+    ]
+    assert set(trials.machine) == {"here, there"}
+    summary = pd.read_csv(tmp_path / "summary.csv").set_index(["imbalance", "method", "measure", "labels", "statistic"])
+    mean = summary.loc[(1, "from-scratch", "finetune", "10", "mean")]
+    assert (mean["mean"], mean["n"]) == (pytest.approx(0.41), 3)
+    assert mean["half_width"] == pytest.approx(4.302652729911275 * 0.01 / math.sqrt(3))
+    difference = summary.loc[(10, "moco-finetuned", "finetune", "10", "minus from-scratch")]
+    assert (difference["mean"], difference["n"]) == (pytest.approx(0.11), 3)
+    gaps = summary[summary.index.get_level_values("statistic") == "relative gap"]
+    assert len(gaps) == 2
+    by_hand = [0.05 / 0.50, 0.05 / 0.51, 0.05 / 0.52]
+    assert gaps.loc[(10, "moco", "probe-all", "all", "relative gap"), "mean"] == pytest.approx(sum(by_hand) / 3)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    rows = read_rows(made_trials(tmp_path / "trials", seeds=1))
+    write_tables(tmp_path, rows, compare(by_setting(rows)))
+    assert pd.read_csv(tmp_path / "summary.csv")["half_width"].isna().all()
+    assert "only seed" in answers(by_setting(rows), classes=2)[0]
+
+
+def test_the_answer(rows, tmp_path):
+    figures = by_setting(rows)
+    sentences = answers(figures, classes=2)
+    start = "With 100 images, balanced classes and "
+    assert sentences[0] == f"{start}10 labels a class, MoCo gains 11.0 ± 2.5 points over training from scratch (n = 3)."
+    assert sentences[1] == f"{start}all labels, MoCo loses 10.0 ± 0.0 points against training from scratch (n = 3)."
+    # From 0.41 at 10 labels a class to 0.81 at 50, MoCo's 0.52 is reached at 10 * 5 ** (0.11 / 0.4).
+    needed = round(10 * 5 ** (0.11 / 0.4))
+    text = f"for what it gets with 10 labels a class, training from scratch needs about {needed}."
+    assert sentences[4] == f"With 100 images, balanced classes, {text}"
+    assert sentences[-1].startswith("Δ(100, 10) of the features by moco: 9.8 ± ")
+    write_answer(tmp_path, "When?", sentences, compare(figures), ["n1 failed twice and is left out: luck"])
+    answer = (tmp_path / "answer.md").read_text()
+    assert all(f"- {line}\n" in answer for line in sentences)
+    assert "- n1 failed twice and is left out: luck\n" in answer
+    assert "| 100 | 1 | 10 | finetune | from-scratch | 41.0 ± 2.5 | 3 |\n" in answer
+
+
+def test_whether_more_images_and_features_of_ones_own_help(tmp_path):
+    figures = by_setting(read_rows([p for n in (50, 100) for p in made_trials(tmp_path / "trials", images=n)]))
+    for key in [key for key in figures if key.images == 50]:  # 3 points, more or less, by which more images are better
+        figures[key] = {seed: value - 0.02 - 0.01 * seed for seed, value in figures[key].items()}
+    probe = next(iter(figures))._replace(images=100, imbalance=1.0, measure="probe", labels="all", figure="top1")
+    figures[probe._replace(method="moco")] = {0: 0.5, 1: 0.6}
+    figures[probe._replace(method="raw-pixels")] = {0: 0.4, 1: 0.5}
+    said = answers(figures, classes=2)[-3:]
+    gains = "MoCo with 100 images gains 3.0 ± 2.5 points over MoCo with 50 (n = 3)."
+    assert said[1:] == [f"With balanced classes and all labels, {gains}", f"With r = 10 and all labels, {gains}"]
+    assert said[0].startswith(
+        "With 100 images, balanced classes and all labels, a probe says: MoCo, frozen, gains 10.0"
+    )
+
+
+def test_nothing_done_is_no_answer():
+    assert answers({}, classes=2) == []
