@@ -29,7 +29,7 @@ def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_con
 
 def test_all_files_lie_inside(tmp_path):
     run = RunDirectory(tmp_path)
-    files = [run.config, run.checkpoint, run.encoder, run.metrics, run.tensorboard, run.skipped, run.data]
+    files = [run.config, run.checkpoint, run.encoder, run.metrics, run.tensorboard, run.images, run.skipped, run.data]
     assert all(file.is_relative_to(tmp_path) for file in [*files, run.finetuning, run.result("knn")])
 
 

@@ -32,6 +32,7 @@ class RunDirectory:
         self.encoder = path / "encoder.safetensors"
         self.initial = path / "initial.safetensors"  # the encoder that a run with --weights goes on from
         self.metrics = path / "metrics.csv"
+        self.images = path / "images.png"  # some of the images as the encoder sees them
         self.tensorboard = path / "tensorboard"
         self.skipped = path / "skipped.csv"  # images that could not be used, and why
         self.data = path / "data.json"  # fingerprint and number of images, fingerprint of given weights

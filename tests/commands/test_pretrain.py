@@ -93,7 +93,7 @@ def test_run_directory(tiny_run: TinyRun):
     assert event_files
     assert files - event_files == {
         *("config.yaml", "data.json", "checkpoints/last.ckpt", "encoder.safetensors"),
-        *("metrics.csv", "skipped.csv", "results/pretrain.json"),
+        *("metrics.csv", "skipped.csv", "images.png", "results/pretrain.json"),
     }
     assert (tiny_run.path / "skipped.csv").read_text() == "image,reason\n"
     config = yaml.safe_load((tiny_run.path / "config.yaml").read_text())

@@ -11,6 +11,7 @@ from typing import Any
 from mocokit import distributed, machine
 from mocokit.auto.defaults import Facts, weights_image_size
 from mocokit.auto.trials import complete
+from mocokit.commands.about_data import about_data, write_sheet
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
@@ -105,7 +106,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
             data = open_data(request, source, report=report, image_size=size)
         except TooManySkipped as error:
             raise _with_list(error, run) from None
-    say(data.store.summary())
+    say("\n".join([data.store.summary(), *about_data(data.store, source, given.get("labels"))]))
     with _locked(run), machine.CORES.shared():
         return _in_directory(run, origin, request, data, start, overwrite, started)
 
@@ -139,6 +140,7 @@ def _in_directory(
     if not saved:
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
+        on_first(lambda: write_sheet(run, data.store, spec, config.seed))
     on_first(lambda: take_over(run, resolved.extends))
     skipped = _train(task, data, run, resolved)
     if distributed.rank() > 0:

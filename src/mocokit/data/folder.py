@@ -41,6 +41,7 @@ class FolderSource:
         snapshots = next((parent for parent in self.root.parents if parent.name == "snapshots"), None)
         self._blobs = snapshots and snapshots.parent / "blobs"
         self._others = OtherFiles()
+        self.tables = self._others.tables  # paths inside of files that may hold labels, once it is listed
         self._unnamed: dict[str, os.stat_result] = {}  # images by their content alone
         self._linked: set[str] = set()  # files that are read by the name of a link
         self.name = self.root.name or "data"
