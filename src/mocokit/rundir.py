@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,8 @@ def run_name(data_name: str, recipe: str) -> str:
     """Directory name of a run below ``runs/``; what is not UTF-8 in the data's name becomes "_"."""
     data_name = re.sub("[\ud800-\udfff]", "_", data_name)
     return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``path-2``, ``path-3``, ... that is not there."""
+    return next(free for number in count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())

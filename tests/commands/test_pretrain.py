@@ -248,10 +248,10 @@ def test_runs_are_named_after_data_and_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = tiny_data(tmp_path)
     (tmp_path / "mine.yaml").write_text("temperature: 0.3\nepochs: 50\n")
-    assert mocokit.pretrain(str(data), **SHORT)["run"] == str(Path("runs/data"))
+    assert mocokit.pretrain(str(data), **SHORT)["run"] == str(Path(f"runs/{tmp_path.name}-data"))
     result = mocokit.pretrain("data", recipe="mine.yaml", **SHORT)
-    assert (result["run"], result["steps"]) == (str(Path("runs/data-mine")), 3)
-    assert "temperature: 0.3" in (tmp_path / "runs" / "data-mine" / "config.yaml").read_text()
+    assert (result["run"], result["steps"]) == (str(Path(f"runs/{tmp_path.name}-data-mine")), 3)
+    assert "temperature: 0.3" in (tmp_path / "runs" / f"{tmp_path.name}-data-mine" / "config.yaml").read_text()
 
 
 # An awkward folder ---------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_a_list_of_unusable_images_is_named_only_where_it_is(awkward, tiny_run: 
         assert main(verb) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert ("skipped.csv" in line) == (verb[0] == "pretrain")
-    assert skipped(Path("runs/pictures")) == broken
+    assert skipped(Path(f"runs/{folder.parent.name}-pictures")) == broken
     run = tmp_path / "run"
     pretrain(tiny_run.data, run)
     before = (run / "skipped.csv").read_bytes()

@@ -276,12 +276,11 @@ def test_cifar10_from_an_archive() -> None:
 )
 def test_the_smallest_and_the_largest_class_are_named(tmp_path: Path, labels: list[int] | None, expected: str) -> None:
     count = 7 if labels is None else len(labels)
-    write_images(tmp_path / "data", [f"{number}.png" for number in range(count)])
-    store = open_images(tmp_path / "data")
+    store = open_images(write_images(tmp_path / "pets", [f"{number}.png" for number in range(count)]))
     values = None if labels is None else np.array(labels)
     images = ImageSet(store.path, "train", labels=values)
     named = replace(store, splits={"train": images}, label_names=("ant", "bee", "cow"))
-    assert named.summary() == f"data: {count} train images, colour, {expected}"
+    assert named.summary() == f"pets: {count} train images, colour, {expected}"
 
 
 @pytest.mark.parametrize("options", [{}, {"image_size": 8}])
