@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -91,7 +92,9 @@ def test_run_directory(tiny_run: TinyRun):
     files = {p.relative_to(tiny_run.path).as_posix() for p in tiny_run.path.rglob("*") if p.is_file()}
     event_files = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
     assert event_files
-    assert files - event_files == {
+    projector = {f"tensorboard/00000/features/{name}" for name in ("metadata.tsv", "sprite.png", "tensors.tsv")}
+    assert files - event_files == projector | {
+        "tensorboard/projector_config.pbtxt",
         *("config.yaml", "data.json", "checkpoints/last.ckpt", "encoder.safetensors"),
         *("metrics.csv", "skipped.csv", "images.png", "results/pretrain.json"),
     }
@@ -123,20 +126,31 @@ def test_metrics(tiny_run: TinyRun):
 def test_tensorboard(tiny_run: TinyRun):
     found = events(tiny_run.path)
     rows = metrics(tiny_run.path)
-    losses = found.Scalars("loss")
+    losses = found.Scalars("train/loss")
     assert [event.step for event in losses] == [int(row["step"]) for row in rows if row["loss"]]
     assert losses[-1].value == pytest.approx(tiny_run.result["loss"], rel=1e-5)
-    assert {"knn_top1", "grad_norm", "images_per_second", "rankme"} <= set(found.Tags()["scalars"])
+    assert {"knn/top1", "train/grad_norm", "speed/images_per_second", "features/rankme"} <= set(found.Tags()["scalars"])
     weights = {f"encoder_q.0.{name}" for name in ("conv1.weight", "layer4.1.bn2.bias")}
     assert weights <= set(found.Tags()["histograms"])
-    assert [event.step for event in found.Histograms("encoder_q.0.conv1.weight")] == [1, 2, 3]
+    assert [event.step for event in found.Histograms("encoder_q.0.conv1.weight")] == [9, 18, 27]
+    assert [event.step for event in found.Images("two views")] == [0]
+    board = tiny_run.path / "tensorboard"
+    with (board / "00000" / "features" / "metadata.tsv").open(newline="", encoding="utf-8") as file:
+        told = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["image"].split("/")[-2] for row in told] == [row["class"] for row in told]
+    assert [int(row["row"]) for row in told] == list(range(tiny_run.result["images"]))
+    features = np.loadtxt(board / "00000" / "features" / "tensors.tsv")
+    paths = [tiny_run.data / "train" / row["class"] / row["image"].split("/")[-1] for row in told]
+    expected = torch.nn.functional.normalize(mocokit.load(tiny_run.path).embed(paths))
+    np.testing.assert_allclose(features, expected.numpy(), atol=2e-5)
 
 
 def test_histograms_can_be_turned_off(tmp_path):
     pretrain(tiny_data(tmp_path), tmp_path / "run", histograms=False)
     tags = events(tmp_path / "run").Tags()
-    assert tags["histograms"] == []
-    assert "loss" in tags["scalars"]
+    assert tags["histograms"] == tags["images"] == []
+    assert "train/loss" in tags["scalars"]
+    assert [path.name.split(".")[0] for path in (tmp_path / "run" / "tensorboard").iterdir()] == ["events"]
 
 
 def test_encoder_header(tiny_run: TinyRun):
@@ -150,7 +164,7 @@ def test_encoder_header(tiny_run: TinyRun):
 # What it takes -------------------------------------------------------------------------------------------
 
 
-def test_unlabelled_images(tmp_path, capfd):
+def test_unlabelled_images(tmp_path, monkeypatch, capfd):
     data = write_images(tmp_path / "photos", [f"{i:02d}.png" for i in range(24)])
     result = pretrain(data, tmp_path / "run")
     assert result["knn"] is None
@@ -162,7 +176,11 @@ def test_unlabelled_images(tmp_path, capfd):
     stderr = capfd.readouterr().err
     assert "no labels" in stderr
     assert "two-view retrieval" in stderr
-    assert f"mocokit.load('{tmp_path / 'run'}')" in stderr
+    monkeypatch.chdir(tmp_path)  # what is proposed works, in this order
+    proposed = [line.partition(": mocokit ")[2] for line in stderr.splitlines() if ": mocokit " in line]
+    assert [line.split()[0] for line in proposed] == ["scorecard", "embed", "search"]
+    assert [main(shlex.split(line)) for line in proposed] == [0, 0, 0]
+    assert (tmp_path / "nearest.png").exists()
 
 
 def test_classes_that_do_not_meet_are_not_measured(tmp_path, capfd):

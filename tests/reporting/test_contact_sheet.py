@@ -7,7 +7,7 @@ import torch
 from mocokit.data.arrays import ImageListSource
 from mocokit.data.store import ImageSet, open_store
 from mocokit.model.encoder import EncoderSpec
-from mocokit.reporting.contact_sheet import GAP, as_seen, contact_sheet
+from mocokit.reporting.contact_sheet import GAP, as_seen, contact_sheet, thumbnails
 
 
 def stored(images: list[np.ndarray], size: int, cache) -> ImageSet:
@@ -46,3 +46,12 @@ def test_number_and_size(count, side, across, down, shown, tmp_path):
         other = np.asarray(contact_sheet(images, spec(1, side), seed=1))
         assert not np.array_equal(sheet, other)
         np.testing.assert_array_equal(sheet, np.asarray(contact_sheet(images, spec(1, side), seed=0)))
+
+
+@pytest.mark.parametrize(("size", "shown"), [(8, 8), (48, 32)])
+def test_thumbnails_are_small_and_in_order(size, shown, tmp_path):
+    images = stored([np.full((size, size), 2 * number, np.uint8) for number in range(100)], size, tmp_path)
+    rows = np.arange(99, 20, -1)
+    found = thumbnails(images, rows, spec(1, size))
+    assert (found.dtype, found.shape) == (np.uint8, (79, shown, shown, 3))
+    np.testing.assert_array_equal(found, np.broadcast_to(2 * rows[:, None, None, None], found.shape))
