@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib import Memory
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -65,6 +66,62 @@ def test_pipeline_grid_search_and_frames():
     assert frame.shape == (36, best[0].encoder_.dim)
     with pytest.raises(NotFittedError):
         clone(best[0]).transform(X)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The numbers of images that were learned from, a fit each."""
+    counts, train = [], mocokit.estimator.train
+
+    def counting(task, images, *args, **kwargs):
+        counts.append(len(images))
+        return train(task, images, *args, **kwargs)
+
+    monkeypatch.setattr(mocokit.estimator, "train", counting)
+    return counts
+
+
+@pytest.mark.parametrize("kind", [str, Path, lambda path: Memory(path, verbose=0)], ids=["str", "Path", "Memory"])
+def test_a_search_over_the_classifier_pretrains_each_fold_once(kind, tmp_path, fits):
+    """And finds the same as without the memory."""
+    X, y = pictures(36, 8, 8, 3), np.arange(36) % 2
+    found = []
+    for memory, expected in ((None, 7), (kind(tmp_path / "kept"), 3), (kind(tmp_path / "kept"), 0)):
+        fits.clear()
+        pipeline = make_pipeline(small(memory=memory), LogisticRegression())
+        search = GridSearchCV(pipeline, {"logisticregression__C": [0.01, 1, 100]}, cv=2).fit(X, y)
+        found.append((search.cv_results_["mean_test_score"].tolist(), search.best_estimator_[0].transform(X).tolist()))
+        assert len(fits) == expected
+    assert found[0] == found[1] == found[2]
+
+
+def test_only_an_equal_fit_is_taken_from_the_memory(tmp_path, fits):
+    paths = [tmp_path / f"{number}.png" for number in range(9)]
+    for number, path in enumerate(paths):
+        path.write_bytes(encode(pictures(8, 8, 3, seed=number)))
+    recipe, arrays = tmp_path / "mine.yaml", list(pictures(9, 8, 8, 3))
+    recipe.write_text("temperature: 0.3\n")
+
+    def fit(X, **options) -> int:
+        """How often it trains."""
+        fits.clear()
+        estimator = small(memory=str(tmp_path / "kept"), **options)
+        again = clone(estimator).fit(X)
+        assert again.get_params() == estimator.get_params()
+        assert np.isfinite(again.transform(X)).all()
+        return len(fits)
+
+    assert [fit(paths), fit(paths), fit(arrays), fit(arrays)] == [1, 0, 1, 0]
+    paths[0].write_bytes(encode(pictures(8, 8, 3, seed=99)))  # another image in the same place
+    arrays[0] = arrays[0] ^ 1
+    assert [fit(paths), fit(arrays), fit(arrays)] == [1, 1, 0]
+    assert [fit(arrays, random_state=1), fit(arrays, steps=3), fit(arrays, verbose=True)] == [1, 1, 0]
+    assert [fit(arrays, random_state=None), fit(arrays, random_state=None)] == [1, 1]
+    assert [fit(arrays, recipe=str(recipe)), fit(arrays, recipe=str(recipe))] == [1, 0]
+    recipe.write_text("temperature: 0.2\n")
+    assert fit(arrays, recipe=str(recipe)) == 1
+    listed = [Image.fromarray(image) for image in arrays]
+    assert [fit(listed), fit([image.copy() for image in listed])] == [1, 0]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.errors import UserError
-from mocokit.rundir import RunDirectory, check_no_file, run_name
+from mocokit.rundir import RunDirectory, check_no_file, free_name, run_name
 
 
 def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_configuration(tmp_path):
@@ -29,7 +29,7 @@ def test_a_directory_is_empty_until_it_holds_more_than_what_comes_before_the_con
 
 def test_all_files_lie_inside(tmp_path):
     run = RunDirectory(tmp_path)
-    files = [run.config, run.checkpoint, run.encoder, run.metrics, run.tensorboard, run.skipped, run.data]
+    files = [run.config, run.checkpoint, run.encoder, run.metrics, run.tensorboard, run.images, run.skipped, run.data]
     assert all(file.is_relative_to(tmp_path) for file in [*files, run.finetuning, run.result("knn")])
 
 
@@ -158,3 +158,12 @@ def test_a_directory_is_cleared_unless_another_command_writes_inside(tmp_path):
         assert run.read_result("knn")
         run.clear()
         assert set(run.path.iterdir()) == {run.lock, run.owner}
+
+
+def test_a_free_name_is_the_first_that_is_not_there(tmp_path):
+    run = tmp_path / "digits"
+    for number in (2, 3, 4):
+        assert free_name(run) == tmp_path / f"digits-{number}"
+        (tmp_path / f"digits-{number}").mkdir()
+    (tmp_path / "digits-3").rmdir()
+    assert free_name(run) == tmp_path / "digits-3"

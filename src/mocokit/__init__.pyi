@@ -403,7 +403,7 @@ def pretrain(
         knn_images: most images and queries of the final kNN, twice as many for scores; 0: all.
         report: write report.html at the end, of 2,000 images at most (extra report).
         log_every: steps between rows of metrics.csv (default 50).
-        histograms: weight histograms in TensorBoard (default true).
+        histograms: weight histograms, views and features in TensorBoard (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).
         logger: experiment tracker that also gets every row of metrics.csv; an extra each (wandb, mlflow).
 

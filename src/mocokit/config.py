@@ -156,7 +156,7 @@ class PretrainConfig:
         bool, Option("write report.html at the end, of 2,000 images at most (extra report)", identity=False)
     ]
     log_every: Annotated[int, Option("steps between rows of metrics.csv", low=1)] = 50
-    histograms: Annotated[bool, Option("weight histograms in TensorBoard", identity=False)] = True
+    histograms: Annotated[bool, Option("weight histograms, views and features in TensorBoard", identity=False)] = True
     checkpoint_every: Annotated[float, Option("seconds between checkpoints", low=0, identity=False)] = 60.0
     logger: Annotated[
         Literal["wandb", "mlflow"] | None,

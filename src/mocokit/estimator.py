@@ -4,6 +4,7 @@ A top layer beside the command line, for pipelines, cross-validation and grid se
 """
 
 import copy
+import hashlib
 import math
 import numbers
 import tempfile
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from joblib import Memory
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags, check_array, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.pretrain import complete_config
@@ -27,9 +29,10 @@ from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
-from mocokit.machine import pick_device
+from mocokit.machine import pick_device, versions
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import merge, validate
+from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory
 from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
@@ -67,6 +70,8 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         device: ``cpu``, ``cuda`` or ``mps``; None takes the fastest here.
         random_state: an int is the seed of ``mocokit pretrain --seed``; see scikit-learn's glossary for others.
         verbose: tell on stderr how training goes.
+        memory: a directory or `joblib.Memory` that keeps what `fit` learned, as in scikit-learn's Pipeline: another
+            `fit` with equal images, parameters and versions of the packages takes it from there. None keeps nothing.
 
     Attributes:
         encoder_: the `mocokit.Encoder`, on the CPU.
@@ -105,6 +110,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     device: str | None = None
     random_state: int | np.random.RandomState | None = 0
     verbose: bool = False
+    memory: str | Path | Memory | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn an encoder from at least 8 images; ``y`` is ignored.
@@ -120,7 +126,11 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 f"MoCo contrasts an image with others and needs at least {MIN_IMAGES}; got n_samples = {count}"
             )
         with _sklearn_errors():
-            self.encoder_, self.history_ = _pretrain(images, self._options(), self.verbose, started)
+            options = self._options()
+            memory = check_memory(str(self.memory) if isinstance(self.memory, Path) else self.memory)
+            learn = memory.cache(_pretrain, ignore=["verbose", "started"])
+            context = None if self.memory is None else _context(images, options)
+            self.encoder_, self.history_ = learn(images, options, context, self.verbose, started)
         self._n_features_out = self.encoder_.dim
         return self
 
@@ -201,8 +211,18 @@ def _is_listed(X: Any) -> bool:
     return isinstance(first, str | Path | Image.Image) or getattr(first, "ndim", 0) in (2, 3)
 
 
-def _pretrain(images: list[Any], options: dict[str, Any], verbose: bool, started: float) -> tuple[Encoder, list[Row]]:
-    """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed."""
+def _context(images: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What a fit depends on beside its arguments: the content of files, of the recipe, and versions."""
+    files = [Path(image) for image in images if isinstance(image, str | Path)]
+    digests = [hashlib.blake2b(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    return {"files": digests, "recipe": dict(load_recipe(options.get("recipe", "auto"))), "versions": versions()}
+
+
+def _pretrain(
+    images: list[Any], options: dict[str, Any], context: dict[str, Any] | None, verbose: bool, started: float
+) -> tuple[Encoder, list[Row]]:
+    """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed; ``context`` is for
+    who keeps the result."""
     request, rows = Request.of(options), list[Row]()
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
         data = open_data(request, ImageListSource(images), cache=Path(name))

@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class RunDirectory:
         self.encoder = path / "encoder.safetensors"
         self.initial = path / "initial.safetensors"  # the encoder that a run with --weights goes on from
         self.metrics = path / "metrics.csv"
+        self.images = path / "images.png"  # some of the images as the encoder sees them
         self.tensorboard = path / "tensorboard"
         self.skipped = path / "skipped.csv"  # images that could not be used, and why
         self.data = path / "data.json"  # fingerprint and number of images, fingerprint of given weights
@@ -185,3 +187,8 @@ def run_name(data_name: str, recipe: str) -> str:
     """Directory name of a run below ``runs/``; what is not UTF-8 in the data's name becomes "_"."""
     data_name = re.sub("[\ud800-\udfff]", "_", data_name)
     return data_name if recipe == "auto" else f"{data_name}-{recipe.removesuffix('.yaml').split('/')[-1]}"
+
+
+def free_name(path: Path) -> Path:
+    """The first of ``path-2``, ``path-3``, ... that is not there."""
+    return next(free for number in count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())

@@ -33,7 +33,9 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
     assert final_evaluator(store, dataclasses.replace(config, knn_images=500)).images_read == scored + bank + queries
     assert check_evaluator(store, config).images_read <= final_evaluator(store, config).images_read
     measure = RunMeasurements(store, store.splits["train"])
-    assert measure.images_of_final(few) == 40
+    assert measure.images_of_final(few) == 40 + 5 // 2  # those for TensorBoard are encoded once
+    assert measure.images_of_final(dataclasses.replace(few, histograms=False)) == 40
+    assert measure.images_of_final(config) == scored + bank + queries + bank // 2
     assert measure.images_of_check(config) == check_evaluator(store, config).images_read
 
 

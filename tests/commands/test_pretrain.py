@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from collections import Counter
@@ -91,9 +92,11 @@ def test_run_directory(tiny_run: TinyRun):
     files = {p.relative_to(tiny_run.path).as_posix() for p in tiny_run.path.rglob("*") if p.is_file()}
     event_files = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
     assert event_files
-    assert files - event_files == {
+    projector = {f"tensorboard/00000/features/{name}" for name in ("metadata.tsv", "sprite.png", "tensors.tsv")}
+    assert files - event_files == projector | {
+        "tensorboard/projector_config.pbtxt",
         *("config.yaml", "data.json", "checkpoints/last.ckpt", "encoder.safetensors"),
-        *("metrics.csv", "skipped.csv", "results/pretrain.json"),
+        *("metrics.csv", "skipped.csv", "images.png", "results/pretrain.json"),
     }
     assert (tiny_run.path / "skipped.csv").read_text() == "image,reason\n"
     config = yaml.safe_load((tiny_run.path / "config.yaml").read_text())
@@ -123,20 +126,31 @@ def test_metrics(tiny_run: TinyRun):
 def test_tensorboard(tiny_run: TinyRun):
     found = events(tiny_run.path)
     rows = metrics(tiny_run.path)
-    losses = found.Scalars("loss")
+    losses = found.Scalars("train/loss")
     assert [event.step for event in losses] == [int(row["step"]) for row in rows if row["loss"]]
     assert losses[-1].value == pytest.approx(tiny_run.result["loss"], rel=1e-5)
-    assert {"knn_top1", "grad_norm", "images_per_second", "rankme"} <= set(found.Tags()["scalars"])
+    assert {"knn/top1", "train/grad_norm", "speed/images_per_second", "features/rankme"} <= set(found.Tags()["scalars"])
     weights = {f"encoder_q.0.{name}" for name in ("conv1.weight", "layer4.1.bn2.bias")}
     assert weights <= set(found.Tags()["histograms"])
-    assert [event.step for event in found.Histograms("encoder_q.0.conv1.weight")] == [1, 2, 3]
+    assert [event.step for event in found.Histograms("encoder_q.0.conv1.weight")] == [9, 18, 27]
+    assert [event.step for event in found.Images("two views")] == [0]
+    board = tiny_run.path / "tensorboard"
+    with (board / "00000" / "features" / "metadata.tsv").open(newline="", encoding="utf-8") as file:
+        told = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["image"].split("/")[-2] for row in told] == [row["class"] for row in told]
+    assert [int(row["row"]) for row in told] == list(range(tiny_run.result["images"]))
+    features = np.loadtxt(board / "00000" / "features" / "tensors.tsv")
+    paths = [tiny_run.data / "train" / row["class"] / row["image"].split("/")[-1] for row in told]
+    expected = torch.nn.functional.normalize(mocokit.load(tiny_run.path).embed(paths))
+    np.testing.assert_allclose(features, expected.numpy(), atol=2e-5)
 
 
 def test_histograms_can_be_turned_off(tmp_path):
     pretrain(tiny_data(tmp_path), tmp_path / "run", histograms=False)
     tags = events(tmp_path / "run").Tags()
-    assert tags["histograms"] == []
-    assert "loss" in tags["scalars"]
+    assert tags["histograms"] == tags["images"] == []
+    assert "train/loss" in tags["scalars"]
+    assert [path.name.split(".")[0] for path in (tmp_path / "run" / "tensorboard").iterdir()] == ["events"]
 
 
 def test_encoder_header(tiny_run: TinyRun):
@@ -150,7 +164,7 @@ def test_encoder_header(tiny_run: TinyRun):
 # What it takes -------------------------------------------------------------------------------------------
 
 
-def test_unlabelled_images(tmp_path, capfd):
+def test_unlabelled_images(tmp_path, monkeypatch, capfd):
     data = write_images(tmp_path / "photos", [f"{i:02d}.png" for i in range(24)])
     result = pretrain(data, tmp_path / "run")
     assert result["knn"] is None
@@ -162,7 +176,11 @@ def test_unlabelled_images(tmp_path, capfd):
     stderr = capfd.readouterr().err
     assert "no labels" in stderr
     assert "two-view retrieval" in stderr
-    assert f"mocokit.load('{tmp_path / 'run'}')" in stderr
+    monkeypatch.chdir(tmp_path)  # what is proposed works, in this order
+    proposed = [line.partition(": mocokit ")[2] for line in stderr.splitlines() if ": mocokit " in line]
+    assert [line.split()[0] for line in proposed] == ["scorecard", "embed", "search"]
+    assert [main(shlex.split(line)) for line in proposed] == [0, 0, 0]
+    assert (tmp_path / "nearest.png").exists()
 
 
 def test_classes_that_do_not_meet_are_not_measured(tmp_path, capfd):
@@ -248,10 +266,10 @@ def test_runs_are_named_after_data_and_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = tiny_data(tmp_path)
     (tmp_path / "mine.yaml").write_text("temperature: 0.3\nepochs: 50\n")
-    assert mocokit.pretrain(str(data), **SHORT)["run"] == str(Path("runs/data"))
+    assert mocokit.pretrain(str(data), **SHORT)["run"] == str(Path(f"runs/{tmp_path.name}-data"))
     result = mocokit.pretrain("data", recipe="mine.yaml", **SHORT)
-    assert (result["run"], result["steps"]) == (str(Path("runs/data-mine")), 3)
-    assert "temperature: 0.3" in (tmp_path / "runs" / "data-mine" / "config.yaml").read_text()
+    assert (result["run"], result["steps"]) == (str(Path(f"runs/{tmp_path.name}-data-mine")), 3)
+    assert "temperature: 0.3" in (tmp_path / "runs" / f"{tmp_path.name}-data-mine" / "config.yaml").read_text()
 
 
 # An awkward folder ---------------------------------------------------------------------------------------
@@ -365,7 +383,7 @@ def test_a_list_of_unusable_images_is_named_only_where_it_is(awkward, tiny_run: 
         assert main(verb) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert ("skipped.csv" in line) == (verb[0] == "pretrain")
-    assert skipped(Path("runs/pictures")) == broken
+    assert skipped(Path(f"runs/{folder.parent.name}-pictures")) == broken
     run = tmp_path / "run"
     pretrain(tiny_run.data, run)
     before = (run / "skipped.csv").read_bytes()

@@ -80,7 +80,7 @@ def test_an_archive_is_like_its_folder(tmp_path: Path, suffix: str) -> None:
     path = archive(folder, tmp_path / f"data{suffix}")
     source, reference = open_source(str(path)), open_source(str(folder))
     image_index, expected = source.read_index(), reference.read_index()
-    assert source.name == "data"
+    assert source.name == reference.name == f"{tmp_path.name}-data"
     assert image_index.names == expected.names
     assert image_index.label_names == expected.label_names
     np.testing.assert_array_equal(image_index.labels, expected.labels)
@@ -190,5 +190,5 @@ def test_a_compressed_archive_under_the_name_of_a_plain_one(tmp_path: Path) -> N
 
 
 def test_opening_reads_nothing(tmp_path: Path) -> None:
-    (tmp_path / "data.zip").write_bytes(b"not a zip at all")
-    assert open_source(str(tmp_path / "data.zip")).name == "data"
+    (tmp_path / "pets.zip").write_bytes(b"not a zip at all")
+    assert open_source(str(tmp_path / "pets.zip")).name == "pets"

@@ -74,6 +74,48 @@ def test_gray_stays_gray_and_becomes_rgb_beside_colour(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.splits["train"].batch([0])[0], np.repeat(gray, 3, axis=0))
 
 
+def test_one_colour_file_among_many_gray_ones_becomes_gray(tmp_path: Path) -> None:
+    """Named, and like the others, whether those are saved with one channel or with three equal ones."""
+    gray = write_images(tmp_path / "gray", [f"{number:03d}.png" for number in range(100)], channels=1)
+    for name in ("000.png", "001.png"):
+        (gray / name).write_bytes(
+            encode(noise(7, channels=1)[..., None].repeat(3, axis=2) + np.uint8(name == "001.png"))
+        )
+    alone = open_images(gray)
+    assert (alone.channels, alone.notes) == (1, ())
+    write_images(gray, ["x.png"])
+    store = open_images(gray)
+    luma = open_images(write_images(tmp_path / "x", ["x.png"]), channels=1)
+    assert store.channels == 1
+    assert store.notes == ("1 of 101 images has colour, under 1 %, so all are kept as gray; the first is x.png",)
+    np.testing.assert_array_equal(all_pixels(store)[:-1], all_pixels(alone))
+    np.testing.assert_array_equal(all_pixels(store)[-1:], all_pixels(luma))
+    assert open_images(gray, channels=3).notes == ()  # asked for, so not told
+    write_images(gray, ["y.png"])
+    store = open_images(gray)
+    assert store.channels == 3
+    assert store.notes[0].startswith("2 of 102 images have colour, so all are kept as colour; the first is x.png")
+
+
+def test_images_of_equal_pixels_are_counted(tmp_path: Path) -> None:
+    """Copies whatever the files, also across splits; other shapes of the same bytes are none."""
+    root = tmp_path / "data"
+    (root / "train").mkdir(parents=True)
+    (root / "test").mkdir()
+    pixels = noise(1, 4, 6)
+    (root / "train" / "a.png").write_bytes(encode(pixels))
+    (root / "train" / "b.png").write_bytes(encode(pixels.reshape(6, 4, 3)))
+    (root / "train" / "c.png").write_bytes(encode(noise(2, 4, 6)))
+    (root / "test" / "c.png").write_bytes(encode(noise(3, 4, 6)))
+    assert open_images(root).notes == ()
+    (root / "test" / "d.bmp").write_bytes(encode(pixels, "BMP"))
+    assert open_images(root).notes == ("1 image is an exact copy of another; the first: train/a.png = test/d.bmp",)
+    (root / "train" / "e.png").write_bytes(encode(pixels))
+    (root / "train" / "f.png").write_bytes(encode(noise(2, 4, 6)))
+    copies = open_images(root).notes[0]
+    assert copies == "3 images are exact copies of another; the first: train/a.png = train/e.png"
+
+
 def test_channels_can_be_asked_for(tmp_path: Path) -> None:
     root = write_images(tmp_path / "data", ["1.png"])
     rgb = decode((root / "1.png").read_bytes()).astype(float)

@@ -218,7 +218,7 @@ def test_a_killed_builder_does_not_stop_the_one_that_waits(tmp_path: Path, cache
         [sys.executable, "-c", program, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert waiting.stderr is not None
-    assert "waiting for another process that decodes data-" in waiting.stderr.readline()
+    assert "waiting for another process that decodes " in waiting.stderr.readline()
     os.killpg(builder.pid, signal.SIGKILL)
     path = waiting.communicate(timeout=60)[0].strip()
     assert waiting.returncode == 0

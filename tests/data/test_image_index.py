@@ -1,5 +1,6 @@
 """Splits and labels follow from the folders that images lie in."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,32 @@ def test_folders_that_are_not_there_are_refused():
         index_by_folders(["pets/1.png"], [], Path("data"), {"hot": "train"})
     with pytest.raises(UserError, match="--train hot: data has no folder of images of that name beside ice; folders"):
         index_by_folders(SAID, [], Path("data"), {"hot": "train", "ice": "test"})
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["Final_Training", "Final_Test", "Extra"], "--train Final_Training --test Final_Test"),
+        (["TRAIN_set", "test images", "x"], "--train TRAIN_set --test 'test images'"),
+        (["myTrainImages", "TestImages", "notes"], "--train myTrainImages --test TestImages"),
+        (["cats", "final_test_2"], "--test final_test_2"),
+        (["trainers", "contest", "attest"], None),
+        (["train", "bus", "car"], None),  # the vehicle, which has a line of its own
+        (["train", "test"], None),  # taken
+        (["final_training", "final_test"], None),  # taken
+    ],
+)
+@pytest.mark.parametrize("wrapped", ["", "set/"])
+def test_folders_that_may_be_splits_are_named_with_the_way_to_say_so(folders, said, wrapped):
+    """And what is proposed does what it says."""
+    names = [f"{wrapped}{folder}/{number}.png" for folder in folders for number in range(2)]
+    index = index_by_folders(names, [], Path("data"))
+    lines = [note for note in index.notes if note.startswith("folders that may be splits")]
+    assert lines == ([] if said is None else [f"folders that may be splits are not taken as such; if they are: {said}"])
+    if said:
+        words = shlex.split(said)
+        options = {folder: option[2:] for option, folder in zip(words[::2], words[1::2], strict=True)}
+        told = index_by_folders(names, [], Path("data"), options)
+        for folder, split in options.items():
+            assert {told.names[row].split("/")[-2] for row in told.splits[split]} >= {folder}
+        assert not [note for note in told.notes if note.startswith("folders that may be splits")]

@@ -1,6 +1,6 @@
 """What was decided about images is told once, with count and first name."""
 
-from mocokit.data.notes import Notes
+from mocokit.data.notes import Notes, OtherFiles
 
 
 def test_a_line_for_each_text() -> None:
@@ -13,3 +13,10 @@ def test_a_line_for_each_text() -> None:
         "2 images with 5 pages; the first is b.tif",
         "1 image with several frames; the first is c.gif",
     ]
+
+
+def test_tables_are_kept_by_name() -> None:
+    others = OtherFiles()
+    for name in ("a/b.CSV", "c.txt", "d.json", "e.parquet", "csv", "f.tsv", "g.jsonl"):
+        others.add(name)
+    assert others.tables == ["a/b.CSV", "d.json", "e.parquet", "f.tsv"]

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from mocokit.auto.defaults import choose_image_size
 from mocokit.data.decode import decode
 from mocokit.data.folder import FolderSource
-from mocokit.data.store import Skipped, open_store, write_skipped
+from mocokit.data.store import ImageSet, Skipped, open_store, write_skipped
 from tests.data.stores import all_pixels, contents, open_images, ragged
 from tests.helpers import archive, class_folders, encode, noise, write_images
 
@@ -261,3 +262,31 @@ def test_cifar10_from_an_archive() -> None:
     assert np.bincount(store.splits["train"].labels).tolist() == [5000] * 10
     means = store.splits["train"].batch(np.arange(0, 50_000, 10)).mean(axis=(0, 2, 3))
     np.testing.assert_allclose(means, [125.3, 123.0, 113.9], atol=2)  # the data set's well-known mean
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0] * 3 + [1] * 5 + [2] * 4, "3 classes of 3 (ant) to 5 (bee) images"),
+        ([0] * 2 + [1] * 2 + [-1] * 3, "3 classes of 2 images"),  # of the cow there are none
+        ([-1] * 4, "3 classes"),
+        (None, "3 classes"),
+        ([2] * 1, "3 classes of 1 image"),
+    ],
+)
+def test_the_smallest_and_the_largest_class_are_named(tmp_path: Path, labels: list[int] | None, expected: str) -> None:
+    count = 7 if labels is None else len(labels)
+    store = open_images(write_images(tmp_path / "pets", [f"{number}.png" for number in range(count)]))
+    values = None if labels is None else np.array(labels)
+    images = ImageSet(store.path, "train", labels=values)
+    named = replace(store, splits={"train": images}, label_names=("ant", "bee", "cow"))
+    assert named.summary() == f"pets: {count} train images, colour, {expected}"
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 8}])
+def test_the_median_side_is_known_where_it_is_trained_on(tmp_path: Path, options: dict[str, int]) -> None:
+    """In the images' own pixels, from the cache, too."""
+    for number, side in enumerate((30, 50, 70)):
+        write_images(tmp_path / "data", [f"{number}.png"], height=side, width=100)
+    for _ in range(2):
+        assert open_images(tmp_path / "data", to_train=True, **options).median_side == 50

@@ -3,8 +3,9 @@
 import numpy as np
 
 import mocokit
+from mocokit.data.sampler import random_subset
 from mocokit.data.store import open_store
-from mocokit.reporting.views import two_views
+from mocokit.reporting.views import two_views, views_picture
 from mocokit.rundir import RunDirectory
 
 
@@ -18,3 +19,15 @@ def test_as_draw_views_gives_them(tiny_run):
         assert view.shape == (4, 3, 8, 8)
         assert np.array_equal(view.transpose(0, 2, 3, 1), other)
     assert not np.array_equal(found[0], found[1])
+
+
+def test_the_picture_has_both_views_of_each_image(tiny_run):
+    config = RunDirectory(tiny_run.path).read_config().config
+    images = open_store(str(tiny_run.data), image_size=config.image_size).splits["train"]
+    seen = views_picture(images, config)
+    rows = random_subset(len(images), 8, config.seed).numpy()
+    views = np.stack(two_views(images, rows, config))  # [2, 8, C, 8, 8], each enlarged eight times
+    assert seen.shape == (2 * 66 - 2, 8 * 66 - 2, 3)
+    for which, number in np.ndindex(2, 8):
+        shown = seen[66 * which :, 66 * number :][4:64:8, 4:64:8]
+        np.testing.assert_array_equal(shown.transpose(2, 0, 1), views[which, number])

@@ -2,17 +2,21 @@
 
 import csv
 import importlib.util
+import io
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger
+from PIL import Image
 
 from mocokit.errors import UserError
-from mocokit.training.log import Log, MetricsFile, check_tracker, read_rows, tensorboard
+from mocokit.training import finetuning, linear_probe, pretraining
+from mocokit.training.log import Log, MetricsFile, check_tracker, read_rows, tag, tensorboard
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "knn_top1")
 
@@ -97,10 +101,11 @@ def test_rows_with_the_values_that_are_needed(tmp_path):
 def test_a_run_is_logged_by_all_loggers(tmp_path):
     kept = Kept()
     announced = []
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     log = Log(
         lambda step: [MetricsFile(tmp_path / "m.csv", step, COLUMNS), *tensorboard(tmp_path / "tb", step), kept],
         per_epoch=2, steps=3, batch_size=8, evaluate=lambda step: {"knn_top1": step / 10},
-        weights=lambda: {"w": torch.zeros(3)}, announce=announced.append,
+        weights=lambda: {"w": torch.zeros(3)}, pictures=lambda: {"two views": picture}, announce=announced.append,
     )  # fmt: skip
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     log.open(0)
@@ -121,14 +126,28 @@ def test_a_run_is_logged_by_all_loggers(tmp_path):
 
     events = EventAccumulator(str(tmp_path / "tb"), {"histograms": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("knn_top1")] == [0, 2, 3]
-    assert [event.step for event in events.Histograms("w")] == [1, 2]  # by epoch
+    assert events.Tags()["scalars"] == ["knn/top1", "train/loss", "train/lr", "speed/images_per_second"]
+    assert [event.step for event in events.Scalars("knn/top1")] == [0, 2, 3]
+    assert [event.step for event in events.Histograms("w")] == [2, 3]
+    (image,) = events.Images("two views")
+    assert image.step == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), picture)
 
 
-def test_a_resumed_run_begins_without_evaluating():
+def test_each_column_has_a_tag_of_its_own():
+    columns = {*pretraining.COLUMNS, *finetuning.COLUMNS, *linear_probe.COLUMNS}
+    tags = {tag(column) for column in columns}
+    assert len(tags) == len(columns)
+    assert all(name.count("/") == 1 and "_" not in name.partition("/")[0] for name in tags)
+    assert {tag("loss"), tag("knn_low"), tag("retrieval")} == {"train/loss", "knn/low", "features/retrieval"}
+
+
+def test_a_resumed_run_begins_without_evaluating(tmp_path):
     kept = Kept()
-    log = Log(lambda step: [kept], per_epoch=2, steps=4, batch_size=8, evaluate=lambda step: pytest.fail("no"))
+    nothing = {"evaluate": lambda step: pytest.fail("no"), "pictures": lambda: pytest.fail("no")}
+    log = Log(lambda step: [kept, *tensorboard(tmp_path, step)], per_epoch=2, steps=4, batch_size=8, **nothing)
     log.open(2)
+    log.close()
     assert not kept.rows
 
 

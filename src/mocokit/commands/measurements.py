@@ -31,6 +31,7 @@ from mocokit.training.timing import step_times, view_shares
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 REPORT_SECONDS, MAP_SECONDS = 10.0, 0.005  # of a report whatever it is of, and of its map an image
+PROJECTED = 1000  # images for TensorBoard's embedding projector
 TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
 
 
@@ -66,6 +67,11 @@ def quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Me
         return evaluator.evaluate(encoder).row()
 
     return check
+
+
+def projected(config: PretrainConfig) -> int:
+    """Images for TensorBoard's embedding projector, at most."""
+    return min(PROJECTED, config.knn_images or PROJECTED) if config.histograms else 0
 
 
 def knn_checks(metrics: Path) -> list[Check]:
@@ -128,8 +134,9 @@ class RunMeasurements:
         return check_evaluator(self.store, config).images_read
 
     def images_of_final(self, config: PretrainConfig) -> int:
-        """Images that `final_evaluator` reads."""
-        return final_evaluator(self.store, config).images_read
+        """Images that `final_evaluator` reads for each of two encoders, and half of those that TensorBoard gets."""
+        for_tensorboard = min(projected(config), len(self.store.splits["train"]))
+        return final_evaluator(self.store, config).images_read + for_tensorboard // 2
 
     def seconds_of_report(self, image: float) -> float:
         """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""

@@ -2,18 +2,21 @@
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mocokit import distributed, machine
 from mocokit.auto.defaults import Facts, weights_image_size
 from mocokit.auto.trials import complete
+from mocokit.commands.about_data import about_data, write_sheet
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
-from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, quality_check
+from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
 from mocokit.commands.parts import about_any_test
 from mocokit.commands.report import report
 from mocokit.commands.request import Request, RunData, open_data
@@ -23,23 +26,28 @@ from mocokit.commands.start import Start
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import command, mute, progress, say
 from mocokit.data.image_index import Skipped
+from mocokit.data.sampler import random_subset
 from mocokit.data.store import Store, TooManySkipped, write_skipped
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.baselines import random_encoder, row_name
+from mocokit.evaluation.features import extract
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, usable_cores, versions
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
 from mocokit.options import documented, merge, validate
+from mocokit.reporting.contact_sheet import thumbnails
 from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
+from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
 from mocokit.training.log import announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
+from mocokit.training.projector import write_projector
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
 # Of a whole result.
@@ -105,7 +113,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
             data = open_data(request, source, report=report, image_size=size)
         except TooManySkipped as error:
             raise _with_list(error, run) from None
-    say(data.store.summary())
+    say("\n".join([data.store.summary(), *about_data(data.store, source, given.get("labels"))]))
     with _locked(run), machine.CORES.shared():
         return _in_directory(run, origin, request, data, start, overwrite, started)
 
@@ -139,11 +147,13 @@ def _in_directory(
     if not saved:
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
+        on_first(lambda: write_sheet(run, data.store, spec, config.seed))
     on_first(lambda: take_over(run, resolved.extends))
     skipped = _train(task, data, run, resolved)
     if distributed.rank() > 0:
         return {}
     _write_encoder(task, data.store, run)
+    _write_projector(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
     figures |= {"test": test, **_measure(task, data.store, run)}
     result = record("pretrain", str(run.path), task.config, figures, started, data.store.fingerprint, must_keep=True)
@@ -242,7 +252,8 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
     try:
         with run.writing(), progress("training", in_logs=False) as report:
             check, tell = quality_check(data.store, config, run), announcer(lambda: task.config)
-            skipped = train(task, data.images, run, check, tell, report, resolved.timetable, turned(run, resolved))
+            keep, shown = turned(run, resolved), _pictures(data.store, config)
+            skipped = train(task, data.images, run, check, tell, report, resolved.timetable, keep, shown)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     distributed.destroy_process_group()
@@ -251,6 +262,11 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
         with run.writing():
             write_skipped(run.skipped, skipped)
     return skipped
+
+
+def _pictures(store: Store, config: PretrainConfig) -> Callable[[], dict[str, np.ndarray]]:
+    """What TensorBoard shows of the images."""
+    return lambda: {"two views": views_picture(store.splits["train"], config)} if config.histograms else {}
 
 
 # Measure and write ----------------------------------------------------------------------------------------
@@ -304,6 +320,22 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 
 
+def _write_projector(task: Pretraining, store: Store, run: RunDirectory) -> None:
+    """Features of some training images for TensorBoard, where it is written."""
+    if not (most := projected(task.config)) or not run.tensorboard.exists():
+        return
+    images, spec = store.splits["train"], task.spec
+    indices = random_subset(len(images), most, task.config.seed)
+    rows = indices.numpy()
+    columns = {"row": [str(row) for row in rows], "image": [images.names[row] for row in rows]}
+    if images.labels is not None and store.label_names:
+        names = (*store.label_names, "")  # the last one of -1
+        columns = {"class": [names[value] for value in images.labels[rows]], **columns}
+    features = extract(Encoder(task.moco.backbone, spec), images, indices)
+    with run.writing():
+        write_projector(run.tensorboard, features, columns, thumbnails(images, rows, spec))
+
+
 def _write_report(run: RunDirectory, config: PretrainConfig) -> None:
     """The page, if it is wanted; what is wrong with it does not undo the run."""
     if not config.report or config.stream:
@@ -326,6 +358,8 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     elif result["knn"]:
         say(f"next: {next_command('knn', str(run.path), data, asdict(config))}")
     else:
-        say(f"next: in Python, mocokit.load({str(run.path)!r}).embed(['image.jpg'])")
+        say(f"next: {next_command('scorecard', str(run.path), data, asdict(config))}")
+        say(f"or: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
+        say(f"then: {command('search', ['features.parquet', '0'], '--montage nearest.png')}")  # nearest to row 0
     if result["verdict"].startswith("not learning"):
         say(f"to go on from here: --out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend")

@@ -1,5 +1,6 @@
 """Whether a command goes on with the run in its directory, and with which options."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from mocokit.errors import UserError
 from mocokit.files import write_text
 from mocokit.machine import computes_in_bf16, pick_device, usable_cores, versions
 from mocokit.resolved import Resolved, differences, dump, moves
-from mocokit.rundir import RunDirectory
+from mocokit.rundir import RunDirectory, free_name
 
 
 def saved_configuration(
@@ -46,8 +47,8 @@ def saved_configuration(
         )
     if not same_images:
         raise UserError(
-            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, "
-            f"or --overwrite to replace it"
+            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, such as "
+            f"{shlex.quote(str(free_name(run.path)))}, or --overwrite to replace it"
         )
     if start is not None and start.path != run.path:
         check_extends(saved, start, run)

@@ -23,6 +23,7 @@ from mocokit.data.image_index import (
     is_hidden,
     reading,
 )
+from mocokit.data.names import data_name
 from mocokit.data.notes import OtherFiles
 from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
@@ -60,7 +61,7 @@ class ArchiveSource:
         self.splits = splits or {}
         suffix = max((s for s in ARCHIVE_SUFFIXES if path.name.lower().endswith(s)), key=len)
         self.path = path
-        self.name = path.name[: -len(suffix)] or "data"
+        self.name = data_name(path, path.name[: -len(suffix)])
         self._members: list[Any] = []
 
     def fingerprint(self) -> str:

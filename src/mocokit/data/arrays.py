@@ -15,6 +15,7 @@ from mocokit.data.archives import file_fingerprint
 from mocokit.data.decode import BadImage, decode_pillow
 from mocokit.data.image_index import SPLITS, ImageIndex, reading
 from mocokit.data.labels import join_labels, label_values, number_labels
+from mocokit.data.names import data_name
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -91,7 +92,7 @@ class ArraySource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.stem or "data"
+        self.name = data_name(path, path.stem)
 
     def fingerprint(self) -> str:
         return file_fingerprint(self.path)

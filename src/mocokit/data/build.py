@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mocokit.data.channels import about_colour, common_channels, is_gray
 from mocokit.data.decode import BadImage, image_size
 from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
@@ -32,7 +32,7 @@ from mocokit.data.sources import read_all
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 8  # part of every cache key: raise it when files or pixels change
+FORMAT = 9  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100
@@ -57,7 +57,9 @@ class _Staged(NamedTuple):
     position: int  # in the image index
     shape: tuple[int, int, int]
     sample: np.ndarray | None  # pixels of a deep image, which is float32; None for uint8
-    extremes: tuple[float, float] = (0.0, 255.0)
+    extremes: tuple[float, float]
+    gray: bool
+    digest: bytes  # of the pixels
 
 
 def prepare(source: Source, limit: int | None, seed: int, measure: bool) -> tuple[ImageIndex, float | None]:
@@ -95,7 +97,11 @@ def build(
     )
     staging = directory / "staging.bin"
     staged, skipped = _stage(results, order, image_index.names, staging, progress)
-    channels = options["channels"] or _common_channels(staged)
+    kinds = [image.shape[0] for image in staged], [image.gray for image in staged]
+    channels, colour = options["channels"], list[str]()
+    if channels is None:
+        channels = common_channels(*kinds)
+        colour = about_colour(*kinds, [image_index.names[image.position] for image in staged], channels)
     # For an encoder of 8-bit images, beside such images, and from 0 to 1, a deep one means what it means alone.
     is_alone = options["channels"] is not None or any(image.sample is None for image in staged)
     assumed = (is_alone or all(in_unit(*image.extremes) for image in staged)) and options["intensity_range"] is None
@@ -145,7 +151,7 @@ def build(
             "intensity_range": intensity_range,
             "fingerprint": _fingerprint(directory / PIXELS, channels, counts, arrays),
             "skipped": skipped,
-            "notes": [*image_index.notes, *notes.lines(), *lines],
+            "notes": [*image_index.notes, *notes.lines(), *lines, *colour, *_copies(kept, image_index.names)],
             "label_notes": image_index.label_notes(),
         },
     }
@@ -226,19 +232,25 @@ def _stage(
             else:
                 deep = result.dtype != np.uint8
                 sample = _sampled(result, most, index) if deep else None
-                staged.append(_Staged(index, result.shape, sample, (float(result.min()), float(result.max()))))
+                extremes = float(result.min()), float(result.max())
+                digest = hashlib.blake2b(result.data, digest_size=8).digest()
+                staged.append(_Staged(index, result.shape, sample, extremes, is_gray(result), digest))
                 file.write(result.data)
             if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(order)):
                 progress(done, len(order))
     return staged, skipped
 
 
-def _common_channels(staged: list[_Staged]) -> int:
-    """The most frequent channel count, where gray and RGB count together: as RGB if there is any."""
-    counts = Counter(image.shape[0] for image in staged)
-    if counts[1] and counts[3]:
-        counts[3] += counts.pop(1)
-    return max(counts, key=lambda channels: (counts[channels], channels), default=3)
+def _copies(kept: list[_Staged], names: Sequence[str]) -> list[str]:
+    """A line on images with the same pixels as an earlier one, or none."""
+    firsts: dict[tuple[Any, ...], int] = {}
+    pairs = [(firsts.setdefault((image.digest, image.shape), image.position), image.position) for image in kept]
+    pairs = [(first, copy) for first, copy in pairs if first != copy]
+    if not pairs:
+        return []
+    first, copy = (names[position] for position in pairs[0])
+    are = count(len(pairs), "image is an exact copy", "images are exact copies")
+    return [f"{are} of another; the first: {first} = {copy}"]
 
 
 def _sampled(pixels: np.ndarray, most: int, position: int) -> np.ndarray:

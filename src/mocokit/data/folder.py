@@ -20,6 +20,7 @@ from mocokit.data.image_index import (
     is_hidden,
     is_run,
 )
+from mocokit.data.names import data_name
 from mocokit.data.notes import OtherFiles, count, listed
 from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
 from mocokit.errors import UserError
@@ -41,9 +42,10 @@ class FolderSource:
         snapshots = next((parent for parent in self.root.parents if parent.name == "snapshots"), None)
         self._blobs = snapshots and snapshots.parent / "blobs"
         self._others = OtherFiles()
+        self.tables = self._others.tables  # paths inside of files that may hold labels, once it is listed
         self._unnamed: dict[str, os.stat_result] = {}  # images by their content alone
         self._linked: set[str] = set()  # files that are read by the name of a link
-        self.name = self.root.name or "data"
+        self.name = data_name(self.root)
         self._names: Sequence[str] = []
         self._images: dict[str, tuple[int, int]] = {}  # size and modification time by relative path
         self._refused: list[Skipped] = []

@@ -1,6 +1,7 @@
 """What a source holds: the names, splits and labels of its images, derived from paths for folders and archives."""
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ NO_IMAGES = (
 )
 SPLITS = ("train", "val", "test")
 
+_SPLIT_FLAGS = {"train": "--train", "test": "--test"}
 _TEST, _EVAL = ("test", "testing", "tests"), ("eval", "evaluation")
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -193,6 +195,8 @@ def index_by_folders(
     names, notes = _without_copies(names)
     paths = [name.split("/") for name in names]
     depth, split_folders = _said_depth(paths, said, place) if said else _split_depth(paths)
+    if not said and not split_folders:
+        notes += _may_be_splits({path[depth] for path in paths if len(path) > depth + 1})
     beside = None if "train" in split_folders.values() else "train"  # of images next to folders such as test
     split_of: list[str | None] = ["train"] * len(paths)
     if split_folders:
@@ -273,6 +277,19 @@ def _split_folders(folders: set[str]) -> dict[str, str]:
     if splits:
         splits |= {folder: "train" for folder in folders if folder.lower() in _UNLABELLED}
     return splits
+
+
+def _may_be_splits(folders: set[str]) -> list[str]:
+    """A line on folders that are not taken as splits, but whose names have a word for one, and how to say so."""
+    parted = {folder: _words(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder)) for folder in sorted(folders)}
+    found: dict[str, str] = {}
+    for folder, words in parted.items():
+        for split in {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS} & {"train", "test"}:
+            found.setdefault(split, folder)
+    if "test" not in found:
+        return []
+    named = [f"{flag} {shlex.quote(found[split])}" for split, flag in _SPLIT_FLAGS.items() if split in found]
+    return [f"folders that may be splits are not taken as such; if they are: {' '.join(named)}"]
 
 
 def _folders_note(splits: dict[str, str], beside: bool) -> list[str]:

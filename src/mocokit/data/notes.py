@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 _NAMED = 3  # of a list of names
 _KINDS = 8  # of endings that a line names
+TABLES = (".csv", ".tsv", ".parquet", ".json")  # endings of files that labels are often in
 
 
 def count(number: int, one: str, several: str) -> str:
@@ -40,9 +41,10 @@ class Notes:
 
 
 class OtherFiles:
-    """Files that are not read, by their ending."""
+    """Files that are not read, by their ending; ``tables`` are the paths of those that may hold labels."""
 
     def __init__(self) -> None:
+        self.tables: list[str] = []
         self._numbers: Counter[str] = Counter()
         self._firsts: dict[str, str] = {}
 
@@ -51,6 +53,8 @@ class OtherFiles:
         ending = os.path.splitext(name)[1].lower() or "without an ending"
         self._numbers[ending] += 1
         self._firsts[ending] = min(self._firsts.get(ending, name), name)
+        if ending in TABLES:
+            self.tables.append(name)
 
     def kinds(self) -> list[tuple[str, int]]:
         """Endings and how many files have them, sorted."""

@@ -30,6 +30,7 @@ from mocokit.data.image_index import (
     splits_of_words,
 )
 from mocokit.data.labels import join_labels, label_column, number_labels
+from mocokit.data.names import data_name
 from mocokit.data.notes import listed
 from mocokit.data.shard_readers import LABEL_MEMBERS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
@@ -119,8 +120,9 @@ class ShardSource:
         self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None, notes: tuple[str, ...] = ()
     ) -> None:
         self.data, self.shards, self.classes, self.notes = data, shards, classes, notes
-        path = data if data.startswith(HUB) or is_remote(data) else str(Path(data).resolve())
-        self.name = re.sub(r"\W+", "-", path.removeprefix(HUB).rstrip("/").split("/")[-1]) or "data"
+        far = data.startswith(HUB) or is_remote(data)
+        name = data.removeprefix(HUB).rstrip("/").split("/")[-1] if far else data_name(Path(data))
+        self.name = re.sub(r"\W+", "-", name) or "data"
         self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
 
     def fingerprint(self) -> str:

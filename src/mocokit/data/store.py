@@ -30,6 +30,7 @@ from mocokit.data.build import (
 from mocokit.data.cache import IMAGES, building, cache_directory, cache_errors, hold, locked, remove_leftovers
 from mocokit.data.decode_pool import max_pixels_of
 from mocokit.data.image_index import Skipped, Source, main_split
+from mocokit.data.notes import count
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
 from mocokit.files import replacing
@@ -121,6 +122,7 @@ class Store:
     path: Path  # of its entry in the cache directory
     name: str  # short, for a run directory
     image_size: int  # the side of the square that models should take in
+    median_side: float | None  # of the shorter sides of some images before they were shrunk; None if not measured
     channels: int  # of every image
     label_names: tuple[str, ...] | None  # the class of each label value, or None without labels
     skipped: list[Skipped]  # the images that cannot be used, and why
@@ -140,15 +142,34 @@ class Store:
     def summary(self) -> str:
         """What was found, in one line, and the notes, a line each."""
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
-        labels = f"{len(self.label_names)} classes" if self.label_names else "no labels"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
         skipped = ""
         if self.skipped:
             skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
         cached = ", from the cache" if self.from_cache else ""
         return "\n".join(
-            [f"{self.name}: {counts} images, {kind}, {labels}{skipped}{cached}", *self.notes, *self.label_notes]
+            [
+                f"{self.name}: {counts} images, {kind}, {self._classes()}{skipped}{cached}",
+                *self.notes,
+                *self.label_notes,
+            ]
         )
+
+    def _classes(self) -> str:
+        """How many classes there are, and the smallest and the largest of those in the main split."""
+        if not self.label_names:
+            return "no labels"
+        number = f"{len(self.label_names):,} classes"
+        labels = self.main.labels
+        counts = np.bincount(labels[labels >= 0]) if labels is not None else np.empty(0, dtype=np.int64)
+        if not counts.any():
+            return number
+        there = np.flatnonzero(counts)
+        low, high = there[counts[there].argmin()], counts.argmax()
+        if counts[low] == counts[high]:
+            return f"{number} of {count(int(counts[low]), 'image', 'images')}"
+        smallest, largest = (f"{counts[value]:,} ({self.label_names[value]})" for value in (low, high))
+        return f"{number} of {smallest} to {largest} images"
 
 
 def open_store(
@@ -177,7 +198,7 @@ def open_store(
         max_skipped: fraction of the images that may be unusable, 0 to 1.
         workers: decoding processes, 0 for none; None chooses.
         intensity_range: scale 16- and 32-bit images from this range, not from their own.
-        channels: convert gray to RGB (3) or the reverse (1); None keeps gray if every image is.
+        channels: convert gray to RGB (3) or the reverse (1); None keeps gray where fewer than a hundredth have colour.
         progress: called with the images done and in total.
         cache: keep the decoded images below this directory, not below ``cache_directory()``.
         to_train: whether there have to be images to train on.
@@ -218,7 +239,7 @@ def open_store(
         with locked(folder, name):
             if store := find():  # built by another process in the meantime
                 return store
-            image_index, median = prepare(source, limit, seed, measure=callable(image_size))
+            image_index, median = prepare(source, limit, seed, measure=to_train or callable(image_size))
             if to_train:
                 check_trainable(image_index.splits, source.name)
             options = wanted(median)
@@ -263,7 +284,8 @@ def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], m
             fields[name] = tuple(fields[name])
         fields["train_fingerprint"] = fields["fingerprint"]
         splits = {split: ImageSet(path, split) for split in facts["splits"]}
-        store = Store(path=path, from_cache=True, splits=splits, **fields)
+        median = facts["median"] if facts["median"] is not None and facts["median"] > 0 else None  # not nan
+        store = Store(path=path, from_cache=True, splits=splits, median_side=median, **fields)
     except Exception:  # whatever comes of damage
         return None
     check_skipped(store.skipped, found, max_skipped)

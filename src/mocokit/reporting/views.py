@@ -5,9 +5,12 @@ import torch
 
 from mocokit.config import PretrainConfig
 from mocokit.data.augment import augment
-from mocokit.data.sampler import generator
+from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
 from mocokit.data.view_params import augmentations, sample_params
+from mocokit.reporting.contact_sheet import grid
+
+PICTURED = 8  # images
 
 
 def two_views(images: ImageSet, rows: np.ndarray, config: PretrainConfig) -> list[np.ndarray]:
@@ -20,3 +23,9 @@ def two_views(images: ImageSet, rows: np.ndarray, config: PretrainConfig) -> lis
         view = augment(pixels, params, config.image_size, mean=black, std=white)
         views.append((255 * view.clamp(0, 1)).round().byte().numpy())
     return views
+
+
+def views_picture(images: ImageSet, config: PretrainConfig) -> np.ndarray:
+    """Two views, one above the other, of random images, eight at most: uint8 [H, W, 3]."""
+    rows = random_subset(len(images), PICTURED, config.seed).numpy()
+    return np.asarray(grid(np.concatenate(two_views(images, rows, config)), len(rows)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning_fabric.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,6 +19,14 @@ from mocokit.errors import UserError
 from mocokit.files import is_utf8, write_text
 
 Row = dict[str, Any]
+# Columns by the group that TensorBoard shows them in; the others are of training.
+_GROUPS = {
+    "contrast": ("queue_fill", "positive", "negative"),
+    "knn": ("knn_top1", "knn_low", "knn_high", "knn_top5"),
+    "features": ("rankme", "effective_dimension", "alignment", "uniformity", "retrieval"),
+    "validation": ("val_top1",),
+    "speed": ("images_per_second",),
+}
 
 
 class MetricsFile(Logger):
@@ -96,6 +105,12 @@ def tensorboard(folder: Path, step: int) -> list[Logger]:
     return [TensorBoardLogger(folder.absolute(), name="", version="", purge_step=step + 1 if step else 0)]
 
 
+def tag(column: str) -> str:
+    """TensorBoard's name of a column of metrics, in its group: ``knn/top1``, ``train/loss``."""
+    group = next((group for group, columns in _GROUPS.items() if column in columns), "train")
+    return f"{group}/{column.removeprefix('knn_').removeprefix('val_')}"
+
+
 def check_tracker(name: str | None) -> None:
     """Raise `UserError` if the package of the experiment tracker ``name`` is missing, or Lightning's logger for it."""
     if name and not all(importlib.util.find_spec(package) for package in (name, "pytorch_lightning")):
@@ -132,6 +147,7 @@ class Log:
         first_row: whether a fresh run evaluates its initialisation.
         evaluate: figures of the task at a step, asked at step 0 and at the ends of epochs; maybe none.
         weights: what TensorBoard gets histograms of, at epochs that were evaluated.
+        pictures: what it shows of a fresh run's images, uint8 [H, W, 3] by name.
         announce: gets every row as it is written.
     """
 
@@ -146,11 +162,12 @@ class Log:
         first_row: bool = True,
         evaluate: Callable[[int], dict[str, float]] = no_evaluation,
         weights: Callable[[], Mapping[str, Tensor]] = dict,
+        pictures: Callable[[], Mapping[str, np.ndarray]] = dict,
         announce: Callable[[Row], None] = lambda row: None,
     ) -> None:
         self.per_epoch, self.steps, self.batch_size = per_epoch, steps, batch_size
         self.every, self.first_row = every, first_row
-        self.evaluate, self.weights, self.announce = evaluate, weights, announce
+        self.evaluate, self.weights, self.pictures, self.announce = evaluate, weights, pictures, announce
         self._loggers, self.loggers, self.opened = loggers, list[Logger](), False
 
     def open(self, step: int) -> None:
@@ -160,6 +177,9 @@ class Log:
         self.opened, self.loggers = True, self._loggers(step)
         if step == 0 and self.first_row and self.loggers:
             self.write({"step": 0, "epoch": 0} | self.evaluate(0))
+            for board in (logger for logger in self.loggers if isinstance(logger, TensorBoardLogger)):
+                for name, pixels in self.pictures().items():
+                    board.experiment.add_image(name, pixels, 0, dataformats="HWC")
         self._clock = step, time.perf_counter()
 
     def due(self, step: int) -> bool:
@@ -186,10 +206,12 @@ class Log:
         """Hand a row to all loggers, and histograms of the weights to TensorBoard."""
         figures = {name: value for name, value in row.items() if name not in ("step", "epoch")}
         for logger in self.loggers:
-            logger.log_metrics(row if isinstance(logger, MetricsFile) else figures, row["step"])
-            if isinstance(logger, TensorBoardLogger) and histograms:
-                for name, tensor in self.weights().items():
-                    logger.experiment.add_histogram(name, tensor, row["epoch"])
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({tag(name): value for name, value in figures.items()}, row["step"])
+                for name, tensor in self.weights().items() if histograms else ():
+                    logger.experiment.add_histogram(name, tensor, row["step"])
+            else:
+                logger.log_metrics(row if isinstance(logger, MetricsFile) else figures, row["step"])
             logger.save()
         self.announce(row)
         self._clock = row["step"], time.perf_counter()

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric.loggers import Logger
 from torch import Tensor
@@ -193,6 +194,7 @@ def train(
     report: Callable[[int, int], None] = lambda step, steps: None,
     timetable: Timetable | None = None,
     keep: Callable[[PretrainConfig], None] = lambda config: None,
+    pictures: Callable[[], Mapping[str, np.ndarray]] = dict,
 ) -> list[Skipped]:
     """Train until the last step, from the run's checkpoint if it has one.
 
@@ -207,6 +209,7 @@ def train(
         report: called with the steps done and in total.
         timetable: of a run with a time budget that begins.
         keep: writes the configuration.
+        pictures: what TensorBoard shows of the images.
 
     Returns:
         Streamed images that turned out to be unusable, in any process.
@@ -259,6 +262,7 @@ def train(
         every=config.log_every,
         evaluate=evaluate,
         weights=weights,
+        pictures=pictures,
         announce=announce,
     )
     with checkpoints.catching_signals(), closing(log):
