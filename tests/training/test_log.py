@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger
 
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
-from mocokit.training.log import Log, MetricsFile, check_tracker, read_rows, tensorboard
+from mocokit.training.log import Log, MetricsFile, announcer, check_tracker, read_rows, tensorboard
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "knn_top1")
 
@@ -130,6 +131,16 @@ def test_a_resumed_run_begins_without_evaluating():
     log = Log(lambda step: [kept], per_epoch=2, steps=4, batch_size=8, evaluate=lambda step: pytest.fail("no"))
     log.open(2)
     assert not kept.rows
+
+
+def test_a_row_without_a_chance_level_is_told_without_a_share(capfd):
+    announce = announcer(lambda: PretrainConfig(**dict.fromkeys(FIELDS) | {"epochs": 4, "steps": 80}))
+    row = {"step": 20, "epoch": 1, "loss": 0.5, "images_per_second": 9.0, "rankme": 3.0, "retrieval": 0.5}
+    announce(row)
+    announce(row | {"loss_over_chance": 0.42})
+    filling, full = capfd.readouterr().err.splitlines()
+    assert filling.startswith("epoch 1/4  step 20/80  loss 0.500 (queue fills)  9 images/s")
+    assert "loss 0.500 (42 % of chance)" in full
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -62,10 +62,10 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict; test (what the test images are: images, split, held_out,
-        near_duplicates) and knn (top1, top5 and the interval ci95), None without labels; scorecard and
-        retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init, raw_pixels and
-        colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
+        wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
+        images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
+        scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
+        raw_pixels and colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
         several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
 
     Raises:
@@ -237,7 +237,9 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
             f"{processes} processes of {config.batch_size // processes} images each: "
             f"batch {config.batch_size}, learning rate {config.lr:g}"
         )
-    formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
+    formula = "2 tau log(batch) a half"
+    if config.queue_size:
+        formula = f"log(K + 1), to compare with when the queue is full, after {task.steps_to_fill:,} steps"
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
@@ -271,8 +273,9 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
         say(f"kNN of {evaluator.knn.describe()}")
     for who, figures in knn.items():
         say(accuracy_line(row_name(who, spec.channels), figures))
-    loss = float(read_rows(run.metrics, "loss")[-1]["loss"])
-    over_chance = loss / task.chance_level
+    last = read_rows(run.metrics, "loss")[-1]
+    loss = float(last["loss"])
+    over_chance = loss / task.chance_level if last["loss_over_chance"] else None
     return {
         "run": str(run.path),
         "recipe": config.recipe,

@@ -117,7 +117,7 @@ class Finetuning(Task):
         self.sums += torch.stack([loss.detach() * count, right.to(loss.dtype), count])
         return loss
 
-    def figures(self, means: list[float]) -> dict[str, float]:
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
         """The columns of metrics.csv that training gives."""
         return dict(zip(("loss", "top1"), means, strict=True))
 

@@ -211,7 +211,8 @@ def announcer(configuration: Callable[[], PretrainConfig]) -> Callable[[Row], No
         announced, config = time.monotonic(), configuration()
         parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
         if "loss" in row:
-            parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
+            chance = f"{100 * row['loss_over_chance']:.0f} % of chance" if "loss_over_chance" in row else "queue fills"
+            parts.append(f"loss {row['loss']:.3f} ({chance})")
             parts.append(f"{row['images_per_second']:.0f} images/s")
         if "knn_top1" in row:
             low, high = 100 * row["knn_low"], 100 * row["knn_high"]
