@@ -26,7 +26,7 @@ from mocokit.model.encoder import Encoder
 from mocokit.options import documented, fields_of, flag, load_config, validate
 from mocokit.rundir import RunDirectory
 from mocokit.training.finetuning import Finetuning, attach_classifier, train_classifier
-from mocokit.training.log import Row, read_rows
+from mocokit.training.log import Row, Status, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 # May differ when a training goes on; of run, data and labels the content counts.
@@ -176,7 +176,8 @@ class _Training:
 
         try:
             with run.writing(), progress(self.protocol, in_logs=False) as report:
-                best = train_classifier(task, run, validate, self._announce, report)
+                status = Status(report, task.per_epoch, self._announce)
+                best = train_classifier(task, run, validate, status.announce, status.report)
         except Interrupted as stopped:
             again = "the same command without --overwrite" if overwrite else "the same command"
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None

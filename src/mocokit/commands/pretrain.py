@@ -38,7 +38,7 @@ from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
-from mocokit.training.log import announcer, read_rows
+from mocokit.training.log import Status, announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
@@ -243,8 +243,11 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
-            check, tell = quality_check(data.store, config, run), announcer(lambda: task.config)
-            skipped = train(task, data.images, run, check, tell, report, resolved.timetable, turned(run, resolved))
+            check, timetable = quality_check(data.store, config, run), resolved.timetable
+            per_epoch, tell = len(data.images) // config.batch_size, announcer(lambda: task.config)
+            status = Status(report, per_epoch, tell, timetable.ends if timetable else None)
+            keep = turned(run, resolved)
+            skipped = train(task, data.images, run, check, status.announce, status.report, timetable, keep)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     distributed.destroy_process_group()
