@@ -138,10 +138,10 @@ def _run(argv: Sequence[str], started: float) -> None:
         print(yaml.safe_dump(options, sort_keys=False), end="")
         return
     options |= {name: getattr(arguments, name) for name in switches_of(arguments.verb)}
-    if arguments.verb == "pretrain":
+    if arguments.verb in ("pretrain", "finetune"):
         options["started"] = started
-        if "RANK" not in os.environ:  # of several processes the one that starts them
-            print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
+    if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
+        print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     result: Mapping[str, Any] = command(**options)
     if arguments.json and result:  # of several processes only the first has a result

@@ -45,6 +45,7 @@ Imbalance = Annotated[
         "long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are", "data", low=0, high=1e6
     ),
 ]
+TimeBudget = Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it", "data")]
@@ -139,7 +140,7 @@ class PretrainConfig:
     ]
     warmup_steps: Annotated[int, Option("steps of linear warm-up before the schedule", "schedule", low=0)]
 
-    time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
+    time_budget: TimeBudget = None
     turns: Annotated[
         str | None,
         Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went", "schedule"),
@@ -171,6 +172,7 @@ class PretrainConfig:
     knn_images: Annotated[
         int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", "measuring", low=0)
     ]
+    evaluate: Annotated[bool, Option("measure encoder and baselines at the end", "measuring", identity=False)] = True
     report: Annotated[
         bool,
         Option("write report.html at the end, of 2,000 images at most (extra report)", "measuring", identity=False),
@@ -180,9 +182,7 @@ class PretrainConfig:
     checkpoint_every: Annotated[float, Option("seconds between checkpoints", "machine", low=0, identity=False)] = 60.0
     logger: Annotated[
         Literal["wandb", "mlflow"] | None,
-        Option(
-            "experiment tracker that also gets every row of metrics.csv; an extra each", "measuring", identity=False
-        ),
+        Option("tracker that also gets every row of metrics.csv; an extra each", "measuring", identity=False),
     ] = None
 
 
@@ -248,6 +248,7 @@ class FinetuneConfig(ImagesConfig):
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
     baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
+    time_budget: TimeBudget = None
     batch_size: Annotated[int | None, Option("images per step; default 64 or fewer", low=2)] = None
     lr: Annotated[float | None, Option("peak learning rate; default 0.001 at 512 features", low=0, high=1e3)] = None
     layer_decay: Annotated[float, Option("factor on the learning rate per layer", "schedule", low=1e-3, high=1)] = 1.0

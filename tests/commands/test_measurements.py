@@ -34,6 +34,7 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
     assert check_evaluator(store, config).images_read <= final_evaluator(store, config).images_read
     measure = RunMeasurements(store, store.splits["train"])
     assert measure.images_of_final(few) == 40
+    assert measure.images_of_final(dataclasses.replace(few, evaluate=False)) == 0
     assert measure.images_of_check(config) == check_evaluator(store, config).images_read
 
 

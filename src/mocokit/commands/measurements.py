@@ -129,7 +129,7 @@ class RunMeasurements:
 
     def images_of_final(self, config: PretrainConfig) -> int:
         """Images that `final_evaluator` reads."""
-        return final_evaluator(self.store, config).images_read
+        return config.evaluate and final_evaluator(self.store, config).images_read
 
     def seconds_of_report(self, image: float) -> float:
         """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""

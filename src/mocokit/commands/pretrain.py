@@ -42,6 +42,7 @@ from mocokit.training.log import Status, announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
+NOT_MEASURED = "not measured (--no-evaluate)"
 # Of a whole result.
 FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "test", "scorecard", "config")
 
@@ -65,8 +66,9 @@ def pretrain(
         wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
         images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
         scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
-        raw_pixels and colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from
-        another. Of several processes that torchrun or SLURM started, only the first returns it; the others nothing.
+        raw_pixels and colour_histogram, all three None with ``evaluate=False``; config, data_fingerprint, versions;
+        extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
+        the first returns it; the others nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -262,8 +264,15 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
 
 
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
-    """The encoder and its baselines, on all images unless the configuration says less."""
+    """The encoder and its baselines, on all images unless the configuration says less, or not at all."""
     config, spec = task.config, task.spec
+    last = read_rows(run.metrics, "loss")[-1]
+    loss = float(last["loss"])
+    over_chance = loss / task.chance_level if last["loss_over_chance"] else None
+    figures = {"run": str(run.path), "recipe": config.recipe, "epochs": config.epochs, "steps": config.steps}
+    figures |= {"loss": loss, "loss_over_chance": over_chance}
+    if not config.evaluate:
+        return figures | {"verdict": NOT_MEASURED, "knn": None, "scorecard": None, "retrieval_ci95": None}
     evaluator = final_evaluator(store, config)
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
@@ -274,18 +283,9 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
         say(f"kNN of {evaluator.knn.describe()}")
-    for who, figures in knn.items():
-        say(accuracy_line(row_name(who, spec.channels), figures))
-    last = read_rows(run.metrics, "loss")[-1]
-    loss = float(last["loss"])
-    over_chance = loss / task.chance_level if last["loss_over_chance"] else None
-    return {
-        "run": str(run.path),
-        "recipe": config.recipe,
-        "epochs": config.epochs,
-        "steps": config.steps,
-        "loss": loss,
-        "loss_over_chance": over_chance,
+    for who, accuracy in knn.items():
+        say(accuracy_line(row_name(who, spec.channels), accuracy))
+    return figures | {
         "verdict": verdict(
             over_chance,
             encoder,
@@ -329,6 +329,8 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
         say(f"next: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
+    elif not config.evaluate:
+        say(f"next: {next_command('scorecard', str(run.path), data, asdict(config))}, or with labels knn in its place")
     elif result["knn"]:
         say(f"next: {next_command('knn', str(run.path), data, asdict(config))}")
     else:
