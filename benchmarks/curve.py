@@ -17,7 +17,8 @@ def main(run: str, out: str) -> None:
     left.axhline(measured[0][1], color="gray", linestyle="--", linewidth=1)
     left.annotate("untrained network", (epochs[-1], measured[0][1]), ha="right", va="bottom", color="gray")
     left.set(xlabel="epoch", ylabel="kNN top-1 (%)", title="checks during training")
-    losses = [(e, float(row["loss_over_chance"])) for e, row in zip(epochs, rows, strict=True) if row["loss"]]
+    shares = [row["loss_over_chance"] for row in rows]  # none while the queue fills
+    losses = [(e, float(share)) for e, share in zip(epochs, shares, strict=True) if share]
     right.plot(*zip(*losses, strict=True), color="tab:orange")
     right.set(xlabel="epoch", ylabel="loss / log(K + 1)", title="loss over chance level")
     for axes in (left, right):

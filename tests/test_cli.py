@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from mocokit.cli import SWITCHES, main
-from mocokit.config import VERBS
-from mocokit.options import fields_of, flag
+from mocokit.config import FIELDS, VERBS
+from mocokit.options import fields_of, flag, grouped
+from mocokit.recipes import recipe_names
 from tests.helpers import encode, noise, write_images
 from tests.runs import FLAGS, TinyRun, tiny_data
 
@@ -85,11 +86,47 @@ def test_help_names_and_explains_every_option(verb, capsys):
         assert (f"{flag(switch)} {switch_help}" in text) == (verb in verbs)
 
 
-def test_help_lists_the_verbs(capsys):
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_in_groups_after_what_people_reach_for(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"  {verb}" in text for verb in VERBS)
+        main([verb, "--help"])
+    fields, place = fields_of(VERBS[verb]), ""
+    listed = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            place = {"positional arguments": "", "options": ""}.get(line[:-1], line[:-1])
+        elif line.startswith("  -"):
+            listed |= {word.split(" ")[0]: place for word in line.strip().split(", ") if word.startswith("-")}
+    assert {n: listed[flag(n)] for n, o in fields.items() if not o.positional} == {
+        n: o.group for n, o in fields.items() if not o.positional
+    }
+    groups = list(dict.fromkeys(listed.values()))  # in the order of help
+    assert groups[0] == ""
+    assert sorted(listed.values(), key=groups.index) == list(listed.values())  # each in one piece
+    assert listed["--json"] == ""
+
+
+def test_help_of_pretrain_begins_with_a_dozen_options_and_names_recipes(capsys):
+    assert len([option for option in grouped(FIELDS)[""] if not option.positional]) <= 12
+    assert {option.name for option in grouped(FIELDS)[""]} >= {"data", "out", "recipe", "epochs", "time_budget", "seed"}
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        head = " ".join(capsys.readouterr().out.partition("positional arguments:")[0].split())
+        for name in ["auto", *recipe_names()]:
+            assert (f" {name}" in head) == (verb in ("pretrain", "study"))
+        assert ("What is not given comes from the recipe, or is derived" in head) == (verb == "pretrain")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_help_lists_the_verbs_and_so_does_mocokit_alone(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f" {verb} {config.__doc__}" in text for verb, config in VERBS.items())
 
 
 # Mistakes ------------------------------------------------------------------------------------------------
@@ -98,7 +135,6 @@ def test_help_lists_the_verbs(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["VERB"]),
         (["pretrian"], ["'pretrian'", "pretrain"]),
         (["pretrain"], ["no DATA given", "what to learn from: digits"]),
         (["pretrain", ""], ["--data: is empty"]),

@@ -4,6 +4,7 @@ import io
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,42 @@ def test_a_terminal_has_a_bar_that_goes_away(monkeypatch):
         report(1, 2)
     assert "decoding" in terminal.getvalue()
     assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_bars_inside_bars_share_the_terminal(monkeypatch):
+    """The outer one is there before, during and after; an inner one that failed leaves nothing."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def look() -> str:
+        before = len(terminal.getvalue())
+        console._bars.refresh()
+        return terminal.getvalue()[before:]
+
+    with console.progress("training") as outer:
+        outer(1, 4, "epoch 1/4, loss 42 % of chance")
+        assert "epoch 1/4, loss 42 % of chance" in look()
+        for fails in (True, False):
+            with suppress(KeyError), console.progress("encoding") as inner:
+                inner(1, 2)
+                drawn = look()
+                assert "epoch 1/4" in drawn
+                assert "encoding" in drawn
+                if fails:
+                    raise KeyError
+            drawn = look()
+            assert "epoch 1/4" in drawn
+            assert "encoding" not in drawn
+        outer(2, 4)
+        assert "training" in look()
+    assert terminal.getvalue().endswith("\x1b[2K")
+    assert console._bars is None
+    with console.progress("another") as report:
+        report(1, 2)
+        assert "another" in look()
 
 
 def test_muted_it_says_nothing(monkeypatch, clock, capsys):

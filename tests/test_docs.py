@@ -9,7 +9,7 @@ import pytest
 import mocokit
 from mocokit.cli import verb_parser
 from mocokit.config import VERBS
-from mocokit.options import fields_of, flag
+from mocokit.options import fields_of, flag, grouped
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 pytest.importorskip("mkdocstrings", reason="needs the extra docs")
@@ -28,6 +28,17 @@ def test_every_verbs_page_lists_every_option(verb):
         assert all(f"`{choice}`" in row for choice in option.choices)
     flags = [word for action in verb_parser(verb)._actions for word in action.option_strings]
     assert all(f"`{word}" in page for word in flags if word not in ("-h", "--help"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verbs_page_is_in_the_groups_of_help(verb):
+    top, *others = mkdocs_hooks.options(verb).split("\n## ")
+    sections = {"": top} | {part.split("\n")[0].lower(): part for part in others}
+    assert list(sections) == list(grouped(fields_of(VERBS[verb])))
+    for group, options in grouped(fields_of(VERBS[verb])).items():
+        shown = [line for line in sections[group].splitlines() if line.startswith("| `")]
+        names = [option.name.upper() if option.positional else flag(option.name) for option in options]
+        assert [line[3:].split("`")[0] for line in shown][: len(names)] == names
 
 
 def test_the_navigation_names_every_page():

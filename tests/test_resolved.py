@@ -117,6 +117,19 @@ def test_a_configuration_of_another_version_is_refused():
         parse(without, "config.yaml")
 
 
+def test_a_run_of_before_an_option_has_its_default_and_goes_on():
+    """Any option that has one; nobody is said to have set it."""
+    resolved = defaults({"data": "x", "labels": "l.csv"}, facts())
+    lines = yaml.safe_load(dump(resolved, {}))
+    for name in (name for name, option in FIELDS.items() if option.has_default and name != "labels"):
+        older = {n: v for n, v in lines.items() if n != name}
+        older["reasons"] = {n: v for n, v in lines["reasons"].items() if n != name}
+        read = parse(yaml.safe_dump(older), "config.yaml")
+        assert getattr(read.config, name) == FIELDS[name].default
+        assert read.given == resolved.given
+        assert differences({"data": "x", "labels": "l.csv"}, {}, read) == []
+
+
 def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
     resolved = defaults({"data": "x", "epochs": 5}, facts())
     path = tmp_path / "config.yaml"

@@ -7,9 +7,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import mocokit
-from mocokit.cli import switches_of
+from mocokit.cli import switches_of, texts_of
 from mocokit.config import VERBS
-from mocokit.options import Option, fields_of, flag
+from mocokit.options import Option, fields_of, flag, grouped
 
 ROOT = Path(mocokit.__file__).parents[2]
 TYPES = {int: "whole number", float: "number", bool: "switch", str: "text", tuple: "text, several"}
@@ -34,7 +34,7 @@ def options(verb: str) -> str:
     """A table of all options of a verb."""
     fields = fields_of(VERBS[verb])
     arguments = "".join(f"{name.upper()} " for name, option in fields.items() if option.positional)
-    rows = [_row(option) for option in fields.values()]
+    rows = {group.capitalize(): [*map(_row, options)] for group, options in grouped(fields).items()}
     more = ["| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"]
     more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
     for name, text in switches_of(verb).items():
@@ -44,20 +44,21 @@ def options(verb: str) -> str:
         [
             f"# mocokit {verb}",
             "",
-            str(VERBS[verb].__doc__),
+            "\n\n".join(texts_of(verb)),
             "",
             f"```bash\nmocokit {verb} {arguments}[options]\n```",
             "",
             f"In Python: [`mocokit.{verb}`](../api.md#mocokit.{verb}), with `batch_size` for `--batch-size`.",
             "In a YAML file: `batch_size: 64`; switches are `true` or `false`.",
             "",
-            "| Option | Values | Default | Meaning |",
-            "|---|---|---|---|",
-            *rows,
-            *more,
-            "",
+            *_table(rows.pop("") + more),
+            *(line for group, lines in rows.items() for line in (f"## {group}", "", *_table(lines))),
         ]
     )
+
+
+def _table(rows: list[str]) -> list[str]:
+    return ["| Option | Values | Default | Meaning |", "|---|---|---|---|", *rows, ""]
 
 
 def _row(option: Option) -> str:

@@ -62,7 +62,7 @@ def embed(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         dtype: number format of the features (float32, float16; default float32).
         precision: arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32 (fp32,
             bf16).
@@ -122,6 +122,7 @@ def finetune(
     data: str,
     *,
     overwrite: bool = False,
+    started: float | None = None,
     backbone: str | None = None,
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
@@ -142,6 +143,7 @@ def finetune(
     from_scratch: bool = False,
     baseline: bool = True,
     epochs: int = 50,
+    time_budget: str | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     layer_decay: float = 1.0,
@@ -154,24 +156,26 @@ def finetune(
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
     features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
     the start, and measured once on the test part. The same network is also trained from random weights with the
-    same budget and augmentation, unless ``baseline=False``.
+    same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are timed first, and both are
+    trained for as many epochs as fit, the default number at most; a training that is resumed keeps them.
 
     Args:
         run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
+        started: `time.perf_counter()` when the command began, for ``time_budget``.
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -180,6 +184,7 @@ def finetune(
         from_scratch: train from random weights only (default false).
         baseline: also train from random weights, to compare (default true).
         epochs: passes over the images at most (default 50).
+        time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         batch_size: images per step; default 64 or fewer.
         lr: peak learning rate; default 0.001 at 512 features.
         layer_decay: factor on the learning rate per layer (default 1.0).
@@ -230,15 +235,15 @@ def knn(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -324,6 +329,7 @@ def pretrain(
     knn_k: int = 200,
     knn_temperature: float = 0.1,
     knn_images: int | None = None,
+    evaluate: bool = True,
     report: bool | None = None,
     log_every: int = 50,
     histograms: bool = True,
@@ -378,13 +384,13 @@ def pretrain(
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         turns: STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -392,7 +398,7 @@ def pretrain(
         seed: seed of every random draw (default 0).
         device: where to compute (cpu, cuda, mps).
         devices: processes on this machine, one per GPU (default 1).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         precision: arithmetic of the encoders (fp32, bf16).
         compile: compile the encoders: faster after a minute.
         cuda_graphs: run compiled encoders as CUDA graphs (default false).
@@ -401,19 +407,21 @@ def pretrain(
         knn_k: nearest neighbours of each image (kNN) (default 200).
         knn_temperature: temperature of the neighbours' weights (kNN) (default 0.1).
         knn_images: most images and queries of the final kNN, twice as many for scores; 0: all.
+        evaluate: measure encoder and baselines at the end (default true).
         report: write report.html at the end, of 2,000 images at most (extra report).
         log_every: steps between rows of metrics.csv (default 50).
-        histograms: weight histograms, views and features in TensorBoard (default true).
+        histograms: pictures in TensorBoard, of weights too (default true).
         checkpoint_every: seconds between checkpoints (default 60.0).
-        logger: experiment tracker that also gets every row of metrics.csv; an extra each (wandb, mlflow).
+        logger: tracker that also gets every row of metrics.csv; an extra each (wandb, mlflow).
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict; test (what the test images are: images, split, held_out,
-        near_duplicates) and knn (top1, top5 and the interval ci95), None without labels; scorecard and
-        retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init, raw_pixels and
-        colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
-        several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
+        images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
+        scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
+        raw_pixels and colour_histogram, all three None with ``evaluate=False``; config, data_fingerprint, versions;
+        extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
+        the first returns it; the others nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -458,15 +466,15 @@ def probe(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -531,15 +539,15 @@ def report(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -588,15 +596,15 @@ def scorecard(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -692,15 +700,15 @@ def select(
         backbone: timm model name of the network in a weights file.
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
-        threads: threads to compute with; default one for each core that other programs leave.
+        threads: threads to compute with; default: the cores that others leave.
         limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -772,7 +780,7 @@ def study(
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, e.g. patient.
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).

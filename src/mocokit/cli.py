@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,7 +16,8 @@ import yaml
 import mocokit
 from mocokit.config import VERBS
 from mocokit.errors import Interrupted, UserError
-from mocokit.options import Fields, Option, fields_of, flag, help_of, load_config, merge, validate
+from mocokit.options import Fields, Option, fields_of, flag, grouped, help_of, load_config, merge, validate
+from mocokit.recipes import recipe_names
 
 SWITCHES = {  # what some verbs take beside their options: its help, and the verbs
     "overwrite": (
@@ -31,6 +33,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = message.replace("ignored explicit argument", "takes no value, got")
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class _Formatter(argparse.HelpFormatter):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs, in which names stay whole."""
+        return "\n\n".join(textwrap.fill(part, width, break_on_hyphens=False) for part in text.split("\n\n"))
 
 
 def main_parser() -> argparse.ArgumentParser:
@@ -50,11 +58,14 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"mocokit {verb}",
         usage=f"mocokit {verb} {positional}[options]",
-        description=VERBS[verb].__doc__,
+        description="\n\n".join(texts_of(verb)),
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    for option in fields.values():
-        _add_option(parser, option)
+    for group, options in grouped(fields).items():
+        place = parser.add_argument_group(group) if group else parser
+        for option in options:
+            _add_option(place, option)
     parser.add_argument("--config", metavar="FILE", help="YAML file of options; flags win over it")
     parser.add_argument("--print_config", action="store_true", help="print the options that are set, and exit")
     for name, text in switches_of(verb).items():
@@ -63,12 +74,19 @@ def verb_parser(verb: str) -> argparse.ArgumentParser:
     return parser
 
 
+def texts_of(verb: str) -> list[str]:
+    """What help and documentation say of a verb before its options: what it does, and where other values come from."""
+    config = VERBS[verb]
+    recipes = [f"Recipes: {', '.join(['auto', *recipe_names()])}."] if "recipe" in fields_of(config) else []
+    return [str(config.__doc__), *filter(None, [getattr(config, "NOTE", "")]), *recipes]
+
+
 def switches_of(verb: str) -> dict[str, str]:
     """Name and help of the switches that a verb takes beside its options."""
     return {name: text for name, (text, verbs) in SWITCHES.items() if verb in verbs}
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+def _add_option(parser: argparse._ActionsContainer, option: Option) -> None:
     help_text = help_of(option).replace("%", "%%")
     if option.positional:  # may be in --config instead; `_options` checks that none is missing
         count = "*" if option.kind is tuple else "?"
@@ -83,8 +101,11 @@ def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one command line, not yet checked; a `UserError` if verb, flag or a flag's value is missing."""
-    verb = main_parser().parse_args(argv[:1]).verb
+    """The arguments of one command line, not yet checked; a `UserError` if a flag or its value is wrong.
+
+    Without a verb it prints what there is, as ``--help``, and exits.
+    """
+    verb = main_parser().parse_args(argv[:1] or ["--help"]).verb
     parser, options = verb_parser(verb), fields_of(VERBS[verb])
     arguments, unknown = parser.parse_known_intermixed_args(argv[1:])
     if unknown:
@@ -117,10 +138,10 @@ def _run(argv: Sequence[str], started: float) -> None:
         print(yaml.safe_dump(options, sort_keys=False), end="")
         return
     options |= {name: getattr(arguments, name) for name in switches_of(arguments.verb)}
-    if arguments.verb == "pretrain":
+    if arguments.verb in ("pretrain", "finetune"):
         options["started"] = started
-        if "RANK" not in os.environ:  # of several processes the one that starts them
-            print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
+    if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
+        print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     result: Mapping[str, Any] = command(**options)
     if arguments.json and result:  # of several processes only the first has a result

@@ -23,7 +23,7 @@ side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
 Threads = Annotated[
     int | None,
-    Option("threads to compute with; default one for each core that other programs leave", low=1, identity=False),
+    Option("threads to compute with; default: the cores that others leave", "machine", low=1, identity=False),
 ]
 Run = Annotated[
     str,
@@ -39,35 +39,44 @@ Data = Annotated[str, Option("images, named as for pretrain", positional=True, p
 Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
 Imbalance = Annotated[
     float | None,
-    Option("long-tailed subset: largest class by smallest; 1: balanced, 0: classes as they are", low=0, high=1e6),
+    Option("long-tailed subset: largest class by smallest; 1: balanced, 0: as they are", "data", low=0, high=1e6),
 ]
+TimeBudget = Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
-MaxSkipped = Annotated[float, share("share of unusable images that is accepted")]
-FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it")]
-MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", low=1)]
+MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data")]
+FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it", "data")]
+MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", "data", low=1)]
 Labels = Annotated[
     str | None, Option("table (CSV, TSV, Parquet) of labels by path or name of the images", path=True, identity=False)
 ]
 LabelsColumns = Annotated[
-    str | None, Option("its columns: image,label or image,label,split; default the usual names", identity=False)
+    str | None, Option("its columns: image,label or image,label,split; default the usual names", "data", identity=False)
 ]
-TrainFolder = Annotated[str | None, Option("name of the folder of training images, if not a usual one", identity=False)]
-TestFolder = Annotated[str | None, Option("name of the folder of test images, if not a usual one", identity=False)]
+TrainFolder = Annotated[
+    str | None, Option("name of the folder of training images, if not a usual one", "data", identity=False)
+]
+TestFolder = Annotated[
+    str | None, Option("name of the folder of test images, if not a usual one", "data", identity=False)
+]
 TestShare = Annotated[
-    float, Option("share of each class held out for testing, if no test split", low=0.01, high=0.9, identity=False)
+    float,
+    Option("share of each class held out for testing, if no test split", "data", low=0.01, high=0.9, identity=False),
 ]
 SplitBy = Annotated[
     str | None,
-    Option("keep together when held out: parent (folder) or a column of --labels, e.g. patient", identity=False),
+    Option("keep together when held out: parent (folder) or a column of --labels, as patient", "data", identity=False),
 ]
-Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", low=1)]
-KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", low=1e-3)]
+Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", "measuring", low=1)]
+KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", "measuring", low=1e-3)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Learn an encoder from images without labels."""
 
+    NOTE: ClassVar = (
+        "What is not given comes from the recipe, or is derived from images and machine: config.yaml says why."
+    )
     DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
     data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False, path=True)]
@@ -79,51 +88,56 @@ class PretrainConfig:
         Option("start from timm, timm:NAME, a run, or a weights file (with --backbone)", identity=False, path=True),
     ] = None
     backbone: Annotated[str, Option("timm model name, e.g. resnet18_cifar or resnet50")]
-    zero_init_last: Annotated[bool, Option("residual branches end in a batch norm that starts at zero")] = True
+    zero_init_last: Annotated[bool, Option("residual branches end in a batch norm that starts at zero", "model")] = True
     image_size: Annotated[int, side("side of the encoder's square images, in pixels")]
-    view_size: Annotated[int, side("side of the views at the start: small ones are fast")]
-    view_size_end: Annotated[int, side("side of the views at the end, reached in a few steps")]
+    view_size: Annotated[int, side("side of the views at the start: small ones are fast", "views")]
+    view_size_end: Annotated[int, side("side of the views at the end, reached in a few steps", "views")]
     head: Annotated[
         Literal["linear", "mlp", "v3-resnet", "v3-vit"],
-        Option("projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head"),
+        Option("projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head", "model"),
     ]
-    head_hidden: Annotated[int, Option("width of hidden layers; 0: that of the features", low=0)] = 0
-    head_dim: Annotated[int, Option("dimension of the contrasted embedding", low=2)]
+    head_hidden: Annotated[int, Option("width of hidden layers; 0: that of the features", "model", low=0)] = 0
+    head_dim: Annotated[int, Option("dimension of the contrasted embedding", "model", low=2)]
     bn_splits: Annotated[
-        int, Option("groups of split batch norm, over all processes; 1: plain; 0: its statistics stay", low=0)
+        int, Option("groups of split batch norm, over all processes; 1: plain; 0: its statistics stay", "model", low=0)
     ]
-    queue_size: Annotated[int, Option("negatives in the queue (K); 0 (v3): those of the batch", low=0)]
-    momentum: Annotated[float, share("momentum of the key encoder (m) at the start")]
-    momentum_end: Annotated[float, share("momentum at the end, reached on half a cosine")]
-    temperature: Annotated[float, Option("softmax temperature of InfoNCE (tau)", low=1e-3, high=10)]
-    symmetric: Annotated[bool, Option("let both views be the query in turn (twice the work per step)")]
+    queue_size: Annotated[int, Option("negatives in the queue (K); 0 (v3): those of the batch", "model", low=0)]
+    momentum: Annotated[float, share("momentum of the key encoder (m) at the start", "model")]
+    momentum_end: Annotated[float, share("momentum at the end, reached on half a cosine", "model")]
+    temperature: Annotated[float, Option("softmax temperature of InfoNCE (tau)", "model", low=1e-3, high=10)]
+    symmetric: Annotated[bool, Option("let both views be the query in turn (twice the work per step)", "model")]
 
-    views: Annotated[Literal["v1", "v2", "v3"], Option("augmentation of the paper")]
-    crop_min: Annotated[float, Option("smallest share of the image's area in a view", low=0.01, high=1)]
-    flip_p: Annotated[float, share("probability of a horizontal flip")]
-    jitter_strength: Annotated[float, Option("factor on the colour jitter; 0: none", low=0, high=2)]
-    gray_p: Annotated[float, share("probability of turning a view gray")]
-    blur_p: Annotated[float, share("probability of a Gaussian blur of view 1")]
-    blur_p2: Annotated[float, share("probability of a Gaussian blur of view 2")]
-    solarize_p2: Annotated[float, share("probability of solarizing view 2")]
+    views: Annotated[Literal["v1", "v2", "v3"], Option("augmentation of the paper", "views")]
+    crop_min: Annotated[float, Option("smallest share of the image's area in a view", "views", low=0.01, high=1)]
+    flip_p: Annotated[float, share("probability of a horizontal flip", "views")]
+    jitter_strength: Annotated[float, Option("factor on the colour jitter; 0: none", "views", low=0, high=2)]
+    gray_p: Annotated[float, share("probability of turning a view gray", "views")]
+    blur_p: Annotated[float, share("probability of a Gaussian blur of view 1", "views")]
+    blur_p2: Annotated[float, share("probability of a Gaussian blur of view 2", "views")]
+    solarize_p2: Annotated[float, share("probability of solarizing view 2", "views")]
 
     epochs: Annotated[int, Option("passes over the images", low=1)]
-    steps: Annotated[int, Option("optimizer steps in all, instead of epochs", low=1)]
+    steps: Annotated[int, Option("optimizer steps in all, instead of epochs", "schedule", low=1)]
     batch_size: Annotated[int, Option("images per step, over all processes", low=2)]
     optimizer: Annotated[
         Literal["sgd", "lars", "larc", "adamw"],
-        Option("sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the learning rate) or adamw (v3, ViT)"),
+        Option(
+            "sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the learning rate) or adamw (v3, ViT)", "schedule"
+        ),
     ]
-    lr: Annotated[float, Option("peak learning rate", low=0, high=1e6)]
-    weight_decay: Annotated[float, Option("weight decay", low=0, high=1e3)]
-    sgd_momentum: Annotated[float, share("momentum of SGD, LARS and LARC")] = 0.9
-    trust: Annotated[float, share("trust coefficient of LARS and LARC")] = 0.001
-    schedule: Annotated[Literal["cosine", "step"], Option("learning-rate schedule: cosine (v2) or step (v1)")]
-    warmup_steps: Annotated[int, Option("steps of linear warm-up before the schedule", low=0)]
+    lr: Annotated[float, Option("peak learning rate", "schedule", low=0, high=1e6)]
+    weight_decay: Annotated[float, Option("weight decay", "schedule", low=0, high=1e3)]
+    sgd_momentum: Annotated[float, share("momentum of SGD, LARS and LARC", "schedule")] = 0.9
+    trust: Annotated[float, share("trust coefficient of LARS and LARC", "schedule")] = 0.001
+    schedule: Annotated[
+        Literal["cosine", "step"], Option("learning-rate schedule: cosine (v2) or step (v1)", "schedule")
+    ]
+    warmup_steps: Annotated[int, Option("steps of linear warm-up before the schedule", "schedule", low=0)]
 
-    time_budget: Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")] = None
+    time_budget: TimeBudget = None
     turns: Annotated[
-        str | None, Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went")
+        str | None,
+        Option("STEP:LEFT,...: steps that were left when, to repeat a run with a time budget as it went", "schedule"),
     ] = None
     limit: Limit = None
     imbalance: Imbalance = None
@@ -133,34 +147,36 @@ class PretrainConfig:
     test: TestFolder = None
     test_share: TestShare = 0.2
     split_by: SplitBy = None
-    stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample")] = False
-    max_skipped: Annotated[float, share("share of unusable images that is accepted", identity=False)] = 0.05
+    stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample", "data")] = False
+    max_skipped: Annotated[float, share("share of unusable images that is accepted", "data", identity=False)] = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
     seed: Seed = 0
 
     device: Annotated[DeviceName, Option("where to compute", identity=False)]
-    devices: Annotated[int, Option("processes on this machine, one per GPU", low=1, identity=False)] = 1
+    devices: Annotated[int, Option("processes on this machine, one per GPU", "machine", low=1, identity=False)] = 1
     threads: Threads = None
-    precision: Annotated[Precision, Option("arithmetic of the encoders")]
-    compile: Annotated[bool, Option("compile the encoders: faster after a minute", identity=False)]
-    cuda_graphs: Annotated[bool, Option("run compiled encoders as CUDA graphs", identity=False)] = False
-    workers: Annotated[int, Option("processes that decode and load images", low=0, identity=False)]
-    monitor_every: Annotated[int, Option("epochs between quality checks; 0: none", low=0)]
+    precision: Annotated[Precision, Option("arithmetic of the encoders", "machine")]
+    compile: Annotated[bool, Option("compile the encoders: faster after a minute", "machine", identity=False)]
+    cuda_graphs: Annotated[bool, Option("run compiled encoders as CUDA graphs", "machine", identity=False)] = False
+    workers: Annotated[int, Option("processes that decode and load images", "machine", low=0, identity=False)]
+    monitor_every: Annotated[int, Option("epochs between quality checks; 0: none", "measuring", low=0)]
     knn_k: Neighbours = 200
     knn_temperature: KnnTemperature = 0.1
     knn_images: Annotated[
-        int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", low=0)
+        int, Option("most images and queries of the final kNN, twice as many for scores; 0: all", "measuring", low=0)
     ]
+    evaluate: Annotated[bool, Option("measure encoder and baselines at the end", "measuring", identity=False)] = True
     report: Annotated[
-        bool, Option("write report.html at the end, of 2,000 images at most (extra report)", identity=False)
+        bool,
+        Option("write report.html at the end, of 2,000 images at most (extra report)", "measuring", identity=False),
     ]
-    log_every: Annotated[int, Option("steps between rows of metrics.csv", low=1)] = 50
-    histograms: Annotated[bool, Option("weight histograms, views and features in TensorBoard", identity=False)] = True
-    checkpoint_every: Annotated[float, Option("seconds between checkpoints", low=0, identity=False)] = 60.0
+    log_every: Annotated[int, Option("steps between rows of metrics.csv", "measuring", low=1)] = 50
+    histograms: Annotated[bool, Option("pictures in TensorBoard, of weights too", "measuring", identity=False)] = True
+    checkpoint_every: Annotated[float, Option("seconds between checkpoints", "machine", low=0, identity=False)] = 60.0
     logger: Annotated[
         Literal["wandb", "mlflow"] | None,
-        Option("experiment tracker that also gets every row of metrics.csv; an extra each", identity=False),
+        Option("tracker that also gets every row of metrics.csv; an extra each", "measuring", identity=False),
     ] = None
 
 
@@ -213,9 +229,9 @@ class ProbeConfig(ImagesConfig):
     labels_per_class: Annotated[int | None, Option("train on N labelled images per class", low=1)] = None
     label_fraction: Annotated[float | None, Option("train on this share of the labels", low=1e-6, high=1)] = None
     repeats: Annotated[int, Option("random choices of the few labels", low=1, high=1000)] = 5
-    epochs: Annotated[int, Option("sgd: passes over the images", low=1)] = 100
-    batch_size: Annotated[int, Option("sgd: images per step", low=1)] = 256
-    lr: Annotated[float, Option("sgd: peak learning rate", low=0, high=1e6)] = 30.0
+    epochs: Annotated[int, Option("sgd: passes over the images", "schedule", low=1)] = 100
+    batch_size: Annotated[int, Option("sgd: images per step", "schedule", low=1)] = 256
+    lr: Annotated[float, Option("sgd: peak learning rate", "schedule", low=0, high=1e6)] = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +242,12 @@ class FinetuneConfig(ImagesConfig):
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
     baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
+    time_budget: TimeBudget = None
     batch_size: Annotated[int | None, Option("images per step; default 64 or fewer", low=2)] = None
     lr: Annotated[float | None, Option("peak learning rate; default 0.001 at 512 features", low=0, high=1e3)] = None
-    layer_decay: Annotated[float, Option("factor on the learning rate per layer", low=1e-3, high=1)] = 1.0
-    weight_decay: Annotated[float, Option("weight decay of AdamW", low=0, high=1e3)] = 0.05
-    patience: Annotated[int, Option("stop after N epochs without progress; 0: never", low=0)] = 20
+    layer_decay: Annotated[float, Option("factor on the learning rate per layer", "schedule", low=1e-3, high=1)] = 1.0
+    weight_decay: Annotated[float, Option("weight decay of AdamW", "schedule", low=0, high=1e3)] = 0.05
+    patience: Annotated[int, Option("stop after N epochs without progress; 0: never", "schedule", low=0)] = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,14 +277,15 @@ class EmbedConfig(RunConfig):
     output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o", path=True)]
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
-        Precision | None, Option("arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32")
+        Precision | None,
+        Option("arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32", "machine"),
     ] = None
     map: Annotated[bool, Option("also columns x, y, cluster and neighbours, as in a report (.parquet)")] = False
-    batch_size: Annotated[int, Option("images encoded at once", low=1)] = 256
+    batch_size: Annotated[int, Option("images encoded at once", "machine", low=1)] = 256
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
-    workers: Annotated[int | None, Option("processes that decode images; 0: none", low=0)] = None
+    workers: Annotated[int | None, Option("processes that decode images; 0: none", "machine", low=0)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,9 +367,9 @@ class StudyConfig:
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
     device: Device = None
-    trial_cpus: Annotated[int, Option("cores, and threads, of each trial", low=1)] = 1
-    trial_gpus: Annotated[float, Option("GPUs of each trial; 0.5: two share one", low=0, high=1024)] = 0.0
-    ray_address: Annotated[str | None, Option("a Ray cluster that runs, e.g. auto or HOST:6379")] = None
+    trial_cpus: Annotated[int, Option("cores, and threads, of each trial", "machine", low=1)] = 1
+    trial_gpus: Annotated[float, Option("GPUs of each trial; 0.5: two share one", "machine", low=0, high=1024)] = 0.0
+    ray_address: Annotated[str | None, Option("a Ray cluster that runs, e.g. auto or HOST:6379", "machine")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
 LINE_SECONDS = 10.0  # between progress lines where nothing can be drawn
 
@@ -34,17 +35,49 @@ def command(verb: str, paths: Sequence[str | Path], options: str = "") -> str:
     return f"{shlex.join(['mocokit', verb, *named])} {options}".rstrip()
 
 
+class Report(Protocol):
+    """Called with what is done and what there is to do, and maybe with a ``text`` in the place of the title."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...
+
+
+_bars: Progress | None = None  # that are drawn; one inside another has a line of its own
+
+
 @contextmanager
-def progress(title: str, in_logs: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Yields ``report(done, total)``, which draws a bar on a terminal and, ``in_logs``, prints a line now and then."""
+def _drawn() -> Iterator[Progress]:
+    """The bars on the terminal, which can show only one such group at a time."""
+    global _bars
+    if _bars is not None:
+        yield _bars
+        return
+    columns = "{task.description}", BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as _bars:
+        try:
+            yield _bars
+        finally:
+            _bars = None
+
+
+@contextmanager
+def progress(title: str, in_logs: bool = True) -> Iterator[Report]:
+    """Yields a `Report` that draws a bar on a terminal and, ``in_logs``, prints a line now and then."""
     if sys.stderr.isatty() and not _muted:
-        with Progress(console=Console(stderr=True), transient=True) as bars:
+        with _drawn() as bars:
             task = bars.add_task(title, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+            def draw(done: int, total: int, text: str = "") -> None:
+                bars.update(task, completed=done, total=total, description=text or title)
+
+            try:
+                yield draw
+            finally:
+                if len(bars.tasks) > 1:  # the last one goes with the group
+                    bars.remove_task(task)
         return
     last = time.monotonic()
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int, text: str = "") -> None:
         nonlocal last
         if in_logs and time.monotonic() - last > LINE_SECONDS:
             last = time.monotonic()

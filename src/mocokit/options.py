@@ -30,6 +30,7 @@ class Option:
     """
 
     help: str
+    group: str = ""  # that help and documentation list it in; first come those that people reach for, which have none
     low: float | None = None
     high: float | None = None
     identity: bool = True  # False: changes where or how a run is carried out, not its result; may differ on resuming
@@ -72,6 +73,14 @@ def fields_of(config: type) -> dict[str, Option]:
             required=default is NO_DEFAULT and (option.positional or not derives),
         )
     return options
+
+
+def grouped(fields: Fields) -> dict[str, list[Option]]:
+    """The options by group, those without one, "", first."""
+    groups: dict[str, list[Option]] = {"": []}
+    for option in fields.values():
+        groups.setdefault(option.group, []).append(option)
+    return groups
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -83,11 +83,12 @@ def parse(text: str, origin: str) -> Resolved:
     if not isinstance(reasons, dict) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
         raise UserError(f"{origin}: not a mocokit configuration (it has no reasons); start anew with --overwrite")
     values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
-    if missing := [name for name in FIELDS if name not in raw]:
+    absent = {name: option.default for name, option in FIELDS.items() if name not in raw and option.has_default}
+    if missing := [name for name in FIELDS if name not in raw and name not in absent]:
         problem = f"of another version: it does not say {missing[0]}"
         raise UserError(f"{origin}: not a mocokit configuration ({problem}); start anew with --overwrite")
-    config = PretrainConfig(**(dict.fromkeys(FIELDS) | values))  # type: ignore[arg-type]
-    return Resolved(config, reasons, _parse_extends(raw.get("extends"), origin))
+    config = PretrainConfig(**(dict.fromkeys(FIELDS) | absent | values))  # type: ignore[arg-type]
+    return Resolved(config, reasons | dict.fromkeys(absent, "default"), _parse_extends(raw.get("extends"), origin))
 
 
 def _parse_extends(raw: Any, origin: str) -> Extends | None:

@@ -197,3 +197,11 @@ def test_a_run_that_goes_on_from_weights_is_careful():
     assert weights_image_size(224, "cpu") == 96
     assert weights_image_size(32, "cpu") == 32
     assert weights_image_size(224, "cuda") == 224
+
+
+def test_who_wants_no_figures_gets_no_checks_and_no_report_unless_they_are_asked_for():
+    without = defaults({"data": "x", "evaluate": False}, facts()).config
+    assert (without.monitor_every, without.report) == (0, False)
+    asked = {"data": "x", "evaluate": False, "monitor_every": 3, "report": True}
+    assert (defaults(asked, facts()).config.monitor_every, defaults(asked, facts()).config.report) == (3, True)
+    assert defaults({"data": "x"}, facts()).config.monitor_every > 0

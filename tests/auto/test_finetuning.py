@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.auto.finetuning import choose_batch_size, choose_lr
+from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 
 
 @given(st.integers(1, 10**7), st.integers(0, 10**6))
@@ -26,3 +26,11 @@ def test_the_documented_rate():
     assert choose_lr(512, True) == pytest.approx(0.001)
     assert choose_lr(128, True) == pytest.approx(0.004)
     assert choose_lr(128, False) == pytest.approx(0.001)
+
+
+@given(st.floats(0, 1e5), st.floats(1e-3, 1e4), st.floats(0, 1e4), st.integers(1, 200))
+def test_the_epochs_that_are_chosen_fit_and_one_more_would_not(seconds, epoch, once, most):
+    chosen = choose_epochs(seconds, epoch, once, most)
+    assert 1 <= chosen <= most
+    assert chosen == 1 or once + chosen * epoch <= seconds * (1 + 1e-9)
+    assert chosen == most or once + (chosen + 1) * epoch > seconds * (1 - 1e-9)

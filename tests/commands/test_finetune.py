@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load, load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
 
@@ -360,3 +361,71 @@ def test_fewer_images_than_a_batch(run, tmp_path):
     result = mocokit.finetune(str(run), str(data), **SHORT | {"batch_size": 64})
     assert result["images"]["train"] == 4
     assert [int(row["step"]) for row in read_rows(run / "finetune" / "metrics.csv")] == [0, 1, 2, 3]
+
+
+# Within a time
+
+
+@pytest.fixture
+def paced(monkeypatch) -> dict[str, float]:
+    """The seconds that a step is said to take, and how often it was asked."""
+    pace = {"step": 0.05, "asked": 0}
+
+    def timed(task: object, seconds: float) -> float:
+        assert seconds == pytest.approx(0.05 * 600)
+        pace["asked"] += 1
+        return pace["step"]
+
+    monkeypatch.setattr("mocokit.commands.finetune.step_time", timed)
+    return pace
+
+
+def test_a_time_budget_gives_both_trainings_the_epochs_that_fit(run, tiny_run, paced):
+    """Three steps an epoch; of 558 s each training has half."""
+    paced["step"] = 25.0
+    within = {"time_budget": "10m", "batch_size": 16, "device": "cpu"}
+    result = mocokit.finetune(str(run), str(tiny_run.data), **within)
+    epochs = result["config"]["epochs"]
+    assert epochs == 3
+    assert paced["asked"] == 1
+    for place in ("finetune", "from-scratch"):
+        saved = yaml.safe_load((run / place / "finetune.yaml").read_text())
+        assert saved["epochs"] == epochs == len(read_rows(run / place / "metrics.csv")) - 1
+    assert yaml.safe_load((run / "finetune" / "finetune.yaml").read_text())["time_budget"] == "10m"
+    paced["step"] = 1e-9
+    assert mocokit.finetune(str(run), str(tiny_run.data), **within) == result  # finished, whatever the pace is now
+    by_hand = mocokit.finetune(str(run), str(tiny_run.data), **SHORT | {"epochs": epochs, "out": str(run / "other")})
+    assert by_hand["encoder"]["confusion"] == result["encoder"]["confusion"]  # a trial leaves no trace
+    assert rows(run / "other") == rows(run / "finetune")
+
+
+def test_a_training_that_goes_on_keeps_the_epochs_that_fitted(run, tiny_run, paced, monkeypatch):
+    paced["step"] = 50.0
+    within = {"time_budget": "10m", "batch_size": 16, "device": "cpu", "from_scratch": True}
+    with monkeypatch.context() as patched:
+        patched.setattr("mocokit.commands.finetune.save_encoder", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mocokit.finetune(str(run), str(tiny_run.data), **within)
+    paced["step"] = 1e-9
+    result = mocokit.finetune(str(run), str(tiny_run.data), **within)
+    assert result["config"]["epochs"] == result["encoder"]["epochs"] == 3
+    assert paced["asked"] == 1
+
+
+def test_a_time_that_is_too_short_is_said_and_a_long_one_has_the_usual_number(run, tiny_run, paced, capfd):
+    within = {"time_budget": "10m", "batch_size": 16, "device": "cpu", "from_scratch": True, "patience": 1}
+    for step, epochs, words in ((1e4, 1, "that is more than there is time for"), (1e-9, 50, "50 epochs of 0.")):
+        paced["step"] = step
+        result = mocokit.finetune(str(run), str(tiny_run.data), **within, overwrite=True)
+        assert result["config"]["epochs"] == epochs
+        assert words in capfd.readouterr().err
+    with pytest.raises(UserError, match="--time-budget and --epochs exclude each other"):
+        mocokit.finetune(str(run), str(tiny_run.data), time_budget="1m", epochs=3)
+
+
+def test_steps_are_timed_without_a_word_to_the_network(tiny_run, run):
+    """The whole way, with a clock: it ends in time."""
+    begun = time.perf_counter()
+    result = mocokit.finetune(str(run), str(tiny_run.data), time_budget="60s", batch_size=16, device="cpu", patience=3)
+    assert time.perf_counter() - begun < 60
+    assert 1 <= result["encoder"]["epochs"] <= result["config"]["epochs"] <= 50

@@ -36,6 +36,7 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
     assert measure.images_of_final(few) == 40 + 5 // 2  # those for TensorBoard are encoded once
     assert measure.images_of_final(dataclasses.replace(few, histograms=False)) == 40
     assert measure.images_of_final(config) == scored + bank + queries + bank // 2
+    assert measure.images_of_final(dataclasses.replace(few, evaluate=False)) == 0
     assert measure.images_of_check(config) == check_evaluator(store, config).images_read
 
 

@@ -26,6 +26,7 @@ from mocokit.config import FIELDS
 from mocokit.deploy.encoder_file import read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.metrics import wilson_interval
+from mocokit.training.log import read_rows
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.runs import TINY, TinyRun, coloured_data, tiny_data
 
@@ -479,3 +480,28 @@ def test_it_learns_from_real_photographs(cifar10: Path, tmp_path):
     assert "--time-budget 30s" in saved["reasons"]["steps"]
     assert budget["steps"] == saved["steps"] >= 1
     assert budget["verdict"]
+
+
+def test_a_short_run_need_not_be_measured(tiny_run: TinyRun, tmp_path, monkeypatch, capfd):
+    """Nothing is encoded, and the result says so; the verbs that measure do it later."""
+    options = {name: value for name, value in TINY.items() if name not in ("epochs", "monitor_every", "report")}
+    options |= {"steps": 2, "evaluate": False, "out": str(tmp_path / "run")}
+    with monkeypatch.context() as patched:
+        patched.setattr("mocokit.evaluation.evaluator.Evaluator.evaluate", lambda *_: pytest.fail("measured"))
+        patched.setattr("mocokit.commands.pretrain.report", lambda *_, **__: pytest.fail("reported"))
+        result = mocokit.pretrain(str(tiny_run.data), **options)
+    assert (result["steps"], result["verdict"]) == (2, "not measured (--no-evaluate)")
+    assert (result["knn"], result["scorecard"], result["retrieval_ci95"]) == (None, None, None)
+    assert result["loss_over_chance"] is None  # two steps fill the queue
+    assert result["config"]["evaluate"] is False
+    assert result.keys() == tiny_run.result.keys()
+    assert f"next: mocokit scorecard {tmp_path / 'run'}" in capfd.readouterr().err
+    assert mocokit.pretrain(str(tiny_run.data), **options) == result
+    assert mocokit.knn(str(tmp_path / "run"), str(tiny_run.data), device="cpu")["encoder"]["top1"] > 0
+
+
+def test_checks_that_are_asked_for_are_made_without_final_figures(tiny_run: TinyRun, tmp_path):
+    out = str(tmp_path / "run")
+    result = mocokit.pretrain(str(tiny_run.data), out=out, **TINY | {"epochs": 1, "evaluate": False})
+    assert result["knn"] is None
+    assert all(row["knn_top1"] for row in read_rows(Path(out, "metrics.csv")) if row["step"] in ("0", "9"))

@@ -47,6 +47,15 @@ def test_verdict(loss, encoder, random_init, state, words):
     assert f"loss at {100 * loss:.0f} % of chance" in found
 
 
+@pytest.mark.parametrize(("labels", "state"), [(True, "learning"), (False, "not learning")])
+def test_a_loss_against_random_keys_is_no_sign(labels, state):
+    """Without labels nobody then knows whether the run learned; with them kNN does."""
+    found = verdict(None, metrics(0.9, labels), metrics(0.5, labels))
+    assert found.startswith(f"{state}: ")
+    assert "loss of a queue that was still filling" in found
+    assert "chance level" not in found
+
+
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize(("share", "before"), [(0.004, 0.003), (0.3, 0.3), (1.0, 1.0), (0.303, 0.3), (0.3, 0.303)])
 def test_a_difference_of_a_few_images_is_none(labels, share, before):

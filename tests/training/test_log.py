@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger
 from PIL import Image
 
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.training import finetuning, linear_probe, pretraining
-from mocokit.training.log import Log, MetricsFile, check_tracker, read_rows, tag, tensorboard
+from mocokit.training import log as log_module
+from mocokit.training.log import Log, MetricsFile, Status, announcer, check_tracker, read_rows, tag, tensorboard
 
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "knn_top1")
 
@@ -149,6 +151,39 @@ def test_a_resumed_run_begins_without_evaluating(tmp_path):
     log.open(2)
     log.close()
     assert not kept.rows
+
+
+def test_a_row_without_a_chance_level_is_told_without_a_share(capfd):
+    announce = announcer(lambda: PretrainConfig(**dict.fromkeys(FIELDS) | {"epochs": 4, "steps": 80}))
+    row = {"step": 20, "epoch": 1, "loss": 0.5, "images_per_second": 9.0, "rankme": 3.0, "retrieval": 0.5}
+    announce(row)
+    announce(row | {"loss_over_chance": 0.42})
+    filling, full = capfd.readouterr().err.splitlines()
+    assert filling.startswith("epoch 1/4  step 20/80  loss 0.500 (queue fills)  9 images/s")
+    assert "loss 0.500 (42 % of chance)" in full
+
+
+def test_what_stands_beside_the_bar(monkeypatch):
+    """Epoch of epochs from the first step on, figures as soon as there are any, the last kNN until the next."""
+    drawn, rows, now = [], [], [100.0]
+    monkeypatch.setattr(log_module.time, "perf_counter", lambda: now[0])
+    bar = lambda done, total, text="": drawn.append((done, total, text))  # noqa: E731
+    status = Status(bar, 10, rows.append, ends=500.0)
+    status.announce({"step": 0, "epoch": 0, "knn_top1": 0.301})
+    status.report(1, 35)
+    status.announce({"step": 10, "loss": 3.0, "loss_over_chance": 0.424})
+    now[0] = 499.0
+    status.report(10, 35)
+    now[0] = 600.0
+    status.report(31, 40)  # the clock gave more steps
+    assert drawn == [
+        (1, 35, "epoch 1/4, kNN 30.1 %, 0:06:40 left"),
+        (10, 35, "epoch 1/4, loss 42 % of chance, kNN 30.1 %, 0:00:01 left"),
+        (31, 40, "epoch 4/4, loss 42 % of chance, kNN 30.1 %, 0:00:00 left"),
+    ]
+    assert [row["step"] for row in rows] == [0, 10]
+    Status(bar, 10, rows.append).report(1, 35)
+    assert drawn[-1] == (1, 35, "epoch 1/4")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -49,7 +49,7 @@ class Line(Task):
         assert self.layer.weight.grad is not None
         self.events.append("step")
 
-    def figures(self, means: list[float]) -> dict[str, float]:
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
         return {"loss": means[0]}
 
 

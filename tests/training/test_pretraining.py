@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mocokit
 from mocokit.auto.defaults import Facts, defaults
@@ -24,6 +27,16 @@ def task(backbone, size=32, restart=0, **values):
     given |= {"view_size": size, "view_size_end": size} | values
     spec = EncoderSpec(backbone, size, 3, (0.5,) * 3, (0.25,) * 3)
     return Pretraining(defaults(given, dataclasses.replace(FACTS, image_size=size)).config, spec, restart)
+
+
+def untrained(K, symmetric):
+    return task("resnet18_narrow", 8, queue_size=K, symmetric=symmetric, temperature=0.1)
+
+
+def views_of(step):
+    """Of other images at each step; the two views of an image have nothing in common."""
+    x1, x2 = torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+    return Views(x1, x2, torch.arange(8 * step, 8 * step + 8), step)
 
 
 def step(pretraining, seed=0):
@@ -108,3 +121,55 @@ def test_views_of_an_extension_stay_as_large_as_they_had_become():
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     for at in range(6, 10):
         assert pretraining.views(Batch(images, torch.full((8, 2), 16), torch.arange(8), at)).x1.shape == (8, 3, 12, 12)
+
+
+@settings(max_examples=15)
+@given(K=st.integers(1, 40), symmetric=st.booleans(), rows=st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_loss_is_compared_with_chance_once_every_key_is_real(K, symmetric, rows):
+    """Rows of any numbers of steps: a row has the figure if no step of it met a key of nobody, and then it is the mean
+    loss by log(K + 1)."""
+    pretraining, at = untrained(K, symmetric), 0
+    for length in rows:
+        losses, real = [], True
+        for step in range(at, at + length):
+            real = real and bool((pretraining.moco.queue.ids >= 0).all())
+            losses.append(pretraining(views_of(step)).item())
+            pretraining.sums[3] += 1  # the loop's part
+        at += length
+        figures = pretraining.means()
+        assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert ("loss_over_chance" in figures) == real
+        if real:
+            assert figures["loss_over_chance"] == pytest.approx(np.mean(losses) / np.log(K + 1), rel=1e-4)
+    assert (pretraining.steps_to_fill <= at) == (float(pretraining.moco.queue.fill) == 1)
+
+
+def test_a_row_that_was_interrupted_is_compared_as_a_whole():
+    """The checkpoint has its sums, so the steps before it count."""
+    for interrupted, at in ((True, 1), (True, 2), (False, 2)):
+        pretraining, other = untrained(16, False), untrained(16, False)
+        for step in range(4):
+            if step == at:
+                if not interrupted:
+                    pretraining.means()
+                other.load_state_dict(pretraining.state_dict())
+                pretraining = other
+            pretraining(views_of(step))
+        assert ("loss_over_chance" in pretraining.means()) == (not interrupted)
+
+
+def test_an_untrained_network_is_at_chance_and_never_said_to_be_below():
+    """Against random keys alone, which are easy to tell from real ones, its loss is a twentieth of log(K + 1)."""
+    pretraining, rows = untrained(64, False), []
+    for step in range(12):
+        pretraining(views_of(step))
+        rows.append(pretraining.means())
+    assert rows[0]["loss"] < 0.1 * np.log(65)
+    assert not any("loss_over_chance" in row for row in rows[:8])
+    assert all(0.95 < row["loss_over_chance"] < 1.25 for row in rows[8:])
+
+
+def test_a_batch_of_negatives_is_compared_at_once():
+    pretraining = task("resnet18_narrow", 8, **V3_RESNET)
+    loss = pretraining(views_of(0)).item()
+    assert pretraining.means()["loss_over_chance"] == pytest.approx(loss / pretraining.chance_level, rel=1e-5)

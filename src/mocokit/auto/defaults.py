@@ -276,6 +276,9 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     default("compile", False, "a short run")
     default("workers", max(1, facts.cpus), f"{facts.cpus} CPU cores")
     default("knn_images", 0, "all")
+    if not default("evaluate", True, "default"):
+        default("report", False, "--no-evaluate")
+        default("monitor_every", 0, "--no-evaluate")
     default("report", True, "a page to look at")
     default("monitor_every", max(1, values["epochs"] // 10), "about ten times a run")
 

@@ -1,5 +1,6 @@
 """``mocokit finetune RUN DATA``: encoder and classifier trained on labels, next to the same from random weights."""
 
+import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import yaml
 from torch import nn
 
-from mocokit.auto.finetuning import choose_batch_size, choose_lr
+from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
+from mocokit.auto.trials import BUDGET_USE, CALIBRATION_SHARE
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
@@ -23,10 +25,10 @@ from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.files import write_json, write_text
 from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
-from mocokit.options import documented, fields_of, flag, load_config, validate
+from mocokit.options import documented, fields_of, flag, load_config, merge, parse_duration, validate
 from mocokit.rundir import RunDirectory
-from mocokit.training.finetuning import Finetuning, attach_classifier, train_classifier
-from mocokit.training.log import Row, read_rows
+from mocokit.training.finetuning import Finetuning, attach_classifier, step_time, train_classifier
+from mocokit.training.log import Row, Status, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 # May differ when a training goes on; of run, data and labels the content counts.
@@ -34,19 +36,23 @@ FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseli
 
 
 @documented(FinetuneConfig)
-def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) -> dict[str, Any]:
+def finetune(
+    run: str, data: str, *, overwrite: bool = False, started: float | None = None, **options: Any
+) -> dict[str, Any]:
     """Train all weights of an encoder and a linear classifier on labelled images.
 
     Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
     features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
     the start, and measured once on the test part. The same network is also trained from random weights with the
-    same budget and augmentation, unless ``baseline=False``.
+    same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are timed first, and both are
+    trained for as many epochs as fit, the default number at most; a training that is resumed keeps them.
 
     Args:
         run: a run directory, or whatever else `mocokit.load` takes.
         data: labelled images, as for `mocokit.pretrain`; see `mocokit.evaluation.splits.split_labelled`.
         overwrite: train again what is in the directories of the results.
+        started: `time.perf_counter()` when the command began, for ``time_budget``.
         options: any other field of `mocokit.config.FinetuneConfig`.
 
     Returns:
@@ -60,8 +66,9 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         UserError: no encoder there, no labels in the data, a wrong option, or a directory holds another training.
         Interrupted: a signal stopped it; the same call goes on.
     """
-    started = time.perf_counter()
-    config = FinetuneConfig(**validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)))
+    started = time.perf_counter() if started is None else started
+    given = merge(validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)), {})
+    config = FinetuneConfig(**given)
     inputs = open_inputs(config, labels_for="fine-tuning", to_train=True)
     home = home_of(run)
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
@@ -74,11 +81,14 @@ def finetune(run: str, data: str, *, overwrite: bool = False, **options: Any) ->
         raise UserError(f"{data}: {too_few}")
     derived = _derived(config, len(labelled.train), inputs.encoder)
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
-    result = _Training(config, inputs, labelled).result(started, overwrite)
-    if config.baseline and not config.from_scratch and result["random_init"] is None:
+    compares = config.baseline and not config.from_scratch
+    training = _Training(config, inputs, labelled, started, 2 if compares else 1)
+    result = training.result(started, overwrite)
+    if compares and result["random_init"] is None:
         path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
-        scratch = dataclasses.replace(config, from_scratch=True, out=str(path))
-        baseline = _Training(scratch, inputs, labelled).result(started, overwrite)
+        config = training.config  # with the epochs that fit
+        scratch = dataclasses.replace(config, from_scratch=True, out=str(path), time_budget=None)
+        baseline = _Training(scratch, inputs, labelled, started).result(started, overwrite)
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
@@ -102,11 +112,17 @@ def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str,
 
 
 class _Training:
-    """One network to train: on what, and with options that also say from which weights and where."""
+    """One network to train: on what, and with options that also say from which weights and where.
 
-    def __init__(self, config: FinetuneConfig, inputs: Inputs, labelled: LabelledSplits) -> None:
+    It is the first of so many ``trainings`` of a command that ``started`` then, which share a time budget.
+    """
+
+    def __init__(
+        self, config: FinetuneConfig, inputs: Inputs, labelled: LabelledSplits, started: float, trainings: int = 1
+    ) -> None:
         assert config.out is not None
         self.config, self.inputs, self.labelled = config, inputs, labelled
+        self.started, self.trainings = started, trainings
         self.run = RunDirectory(Path(config.out))
         self.protocol = "from scratch" if config.from_scratch else "finetune"
 
@@ -120,6 +136,8 @@ class _Training:
         encoder = Encoder.create(inputs.spec, inputs.seed) if self.config.from_scratch else inputs.encoder
         identity = {"fingerprint": inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
         saved = _read_config(run)
+        if saved and not overwrite and self.config.time_budget:  # what fitted when it began
+            self.config = dataclasses.replace(self.config, epochs=saved["epochs"])
         if saved is None or overwrite:
             self._begin(identity)
         elif changed := self._changed(saved, identity):
@@ -149,8 +167,11 @@ class _Training:
             if self.run.finetuning.exists():
                 self.run.clear()
             write_json(self.run.data, identity | {"images": len(self.labelled.train)})
-            options = dataclasses.asdict(self.config) | {"versions": versions()}
-            write_text(self.run.finetuning, yaml.safe_dump(options, sort_keys=False))
+            self._write_options()
+
+    def _write_options(self) -> None:
+        options = dataclasses.asdict(self.config) | {"versions": versions()}
+        write_text(self.run.finetuning, yaml.safe_dump(options, sort_keys=False))
 
     def _task(self, encoder: Encoder) -> Finetuning:
         """``encoder`` with a classifier: small random weights or the linear probe; a checkpoint will replace either."""
@@ -162,7 +183,28 @@ class _Training:
             assert encoder.classifier is not None
             encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
         keep = bool(encoder.origin.get("keeps_statistics"))  # not of new weights, which have no origin
+        if self.config.time_budget and not self.run.checkpoint.exists():
+            copied = copy.deepcopy(encoder).to(self.inputs.device)
+            self._fit_budget(Finetuning(copied, self.config, train.images, train.indices, keep))
         return Finetuning(encoder, self.config, train.images, train.indices, keep)
+
+    def _fit_budget(self, trial: Finetuning) -> None:
+        """Choose the epochs that there is time for, by a ``trial`` that is thrown away, and record them."""
+        config, labelled = self.config, self.labelled
+        assert config.time_budget is not None
+        budget, begun = parse_duration(config.time_budget), time.perf_counter()
+        _metrics(trial.encoder, labelled.val, labelled.names)
+        validation = time.perf_counter() - begun
+        epoch = trial.per_epoch * step_time(trial, CALIBRATION_SHARE * budget) + validation
+        once = validation * (1 + len(labelled.test) / len(labelled.val))  # of the start, and the test
+        left = (BUDGET_USE * budget - (time.perf_counter() - self.started)) / self.trainings
+        epochs = choose_epochs(left, epoch, once, config.epochs)
+        short = "; that is more than there is time for" if once + epoch > left else ""
+        each = f" in each of {self.trainings} trainings" if self.trainings > 1 else ""
+        say(f"--time-budget {config.time_budget}: {epochs} epochs of {epoch:.1f} s{each}{short}")
+        self.config = dataclasses.replace(config, epochs=epochs)
+        with self.run.writing():
+            self._write_options()
 
     def _train(self, encoder: Encoder, overwrite: bool) -> dict[str, Any]:
         """Train, keep the encoder, measure it on the test part."""
@@ -176,7 +218,8 @@ class _Training:
 
         try:
             with run.writing(), progress(self.protocol, in_logs=False) as report:
-                best = train_classifier(task, run, validate, self._announce, report)
+                status = Status(report, task.per_epoch, self._announce)
+                best = train_classifier(task, run, validate, status.announce, status.report)
         except Interrupted as stopped:
             again = "the same command without --overwrite" if overwrite else "the same command"
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None

@@ -71,7 +71,7 @@ def quality_check(store: Store, config: PretrainConfig, run: RunDirectory) -> Me
 
 def projected(config: PretrainConfig) -> int:
     """Images for TensorBoard's embedding projector, at most."""
-    return min(PROJECTED, config.knn_images or PROJECTED) if config.histograms else 0
+    return min(PROJECTED, config.knn_images or PROJECTED) if config.histograms and config.evaluate else 0
 
 
 def knn_checks(metrics: Path) -> list[Check]:
@@ -135,6 +135,8 @@ class RunMeasurements:
 
     def images_of_final(self, config: PretrainConfig) -> int:
         """Images that `final_evaluator` reads for each of two encoders, and half of those that TensorBoard gets."""
+        if not config.evaluate:
+            return 0
         for_tensorboard = min(projected(config), len(self.store.splits["train"]))
         return final_evaluator(self.store, config).images_read + for_tensorboard // 2
 

@@ -45,11 +45,12 @@ from mocokit.reporting.projection import is_installed
 from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
-from mocokit.training.log import announcer, read_rows
+from mocokit.training.log import Status, announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
 from mocokit.training.projector import write_projector
 
 LARGE = 64  # pixels of a side, from which a CPU is told of known weights
+NOT_MEASURED = "not measured (--no-evaluate)"
 # Of a whole result.
 FIGURES = ("run", "images", "steps", "wall_s", "loss", "verdict", "knn", "test", "scorecard", "config")
 
@@ -70,11 +71,12 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance, verdict; test (what the test images are: images, split, held_out,
-        near_duplicates) and knn (top1, top5 and the interval ci95), None without labels; scorecard and
-        retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init, raw_pixels and
-        colour_histogram; config, data_fingerprint, versions; extends (run and step) if it goes on from another. Of
-        several processes that torchrun or SLURM started, only the first returns it; the others return nothing.
+        wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
+        images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
+        scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
+        raw_pixels and colour_histogram, all three None with ``evaluate=False``; config, data_fingerprint, versions;
+        extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
+        the first returns it; the others nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -247,13 +249,17 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
             f"{processes} processes of {config.batch_size // processes} images each: "
             f"batch {config.batch_size}, learning rate {config.lr:g}"
         )
-    formula = "log(K + 1)" if config.queue_size else "2 tau log(batch) a half"
+    formula = "2 tau log(batch) a half"
+    if config.queue_size:
+        formula = f"log(K + 1), to compare with when the queue is full, after {task.steps_to_fill:,} steps"
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
-            check, tell = quality_check(data.store, config, run), announcer(lambda: task.config)
+            check, timetable = quality_check(data.store, config, run), resolved.timetable
+            per_epoch, tell = len(data.images) // config.batch_size, announcer(lambda: task.config)
+            status = Status(report, per_epoch, tell, timetable.ends if timetable else None)
             keep, shown = turned(run, resolved), _pictures(data.store, config)
-            skipped = train(task, data.images, run, check, tell, report, resolved.timetable, keep, shown)
+            skipped = train(task, data.images, run, check, status.announce, status.report, timetable, keep, shown)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
     distributed.destroy_process_group()
@@ -273,8 +279,15 @@ def _pictures(store: Store, config: PretrainConfig) -> Callable[[], dict[str, np
 
 
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
-    """The encoder and its baselines, on all images unless the configuration says less."""
+    """The encoder and its baselines, on all images unless the configuration says less, or not at all."""
     config, spec = task.config, task.spec
+    last = read_rows(run.metrics, "loss")[-1]
+    loss = float(last["loss"])
+    over_chance = loss / task.chance_level if last["loss_over_chance"] else None
+    figures = {"run": str(run.path), "recipe": config.recipe, "epochs": config.epochs, "steps": config.steps}
+    figures |= {"loss": loss, "loss_over_chance": over_chance}
+    if not config.evaluate:
+        return figures | {"verdict": NOT_MEASURED, "knn": None, "scorecard": None, "retrieval_ci95": None}
     evaluator = final_evaluator(store, config)
     encoder = evaluator.evaluate(Encoder(task.moco.backbone, spec))
     untrained = random_encoder(spec, config.seed, store.splits["train"], config.device)
@@ -285,17 +298,9 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
         say(f"kNN of {evaluator.knn.describe()}")
-    for who, figures in knn.items():
-        say(accuracy_line(row_name(who, spec.channels), figures))
-    loss = float(read_rows(run.metrics, "loss")[-1]["loss"])
-    over_chance = loss / task.chance_level
-    return {
-        "run": str(run.path),
-        "recipe": config.recipe,
-        "epochs": config.epochs,
-        "steps": config.steps,
-        "loss": loss,
-        "loss_over_chance": over_chance,
+    for who, accuracy in knn.items():
+        say(accuracy_line(row_name(who, spec.channels), accuracy))
+    return figures | {
         "verdict": verdict(
             over_chance,
             encoder,
@@ -355,6 +360,8 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
     say(f"{run.encoder}: the encoder, after {result['wall_s']:.0f} s")
     if config.stream:
         say(f"next: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
+    elif not config.evaluate:
+        say(f"next: {next_command('scorecard', str(run.path), data, asdict(config))}, or with labels knn in its place")
     elif result["knn"]:
         say(f"next: {next_command('knn', str(run.path), data, asdict(config))}")
     else:

@@ -1,11 +1,12 @@
 """The baselines of every evaluation: the same network before training, and features that take no network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
+from mocokit.console import progress
 from mocokit.data.store import ImageSet
 from mocokit.evaluation.features import BATCH, SIMPLE, Simple, extract, rows_of
 from mocokit.evaluation.splits import Subset
@@ -24,9 +25,15 @@ def random_encoder(spec: EncoderSpec, seed: int, images: ImageSet, device: str) 
     encoder = Encoder.create(spec, seed).to(device)
     encoder.name = "the random initialisation"
     indices = torch.arange(len(images))[:: max(1, len(images) // CALIBRATION_IMAGES)]
-    views = (spec.view(*rows_of(images, batch, encoder.device)) for batch in indices.split(BATCH) if len(batch) > 1)
-    with CORES.shared():
-        update_bn(views, encoder.backbone)
+    batches = [batch for batch in indices.split(BATCH) if len(batch) > 1]
+    with CORES.shared(), progress("statistics of the random initialisation") as report:
+
+        def views() -> Iterator[Tensor]:
+            for done, batch in enumerate(batches, 1):
+                yield spec.view(*rows_of(images, batch, encoder.device))
+                report(done, len(batches))
+
+        update_bn(views(), encoder.backbone)
     return encoder.eval()
 
 

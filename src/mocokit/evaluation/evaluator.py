@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from mocokit.data.sampler import generator, random_subset
 from mocokit.data.store import ImageSet
 from mocokit.data.view_params import Augmentation, sample_params
 from mocokit.evaluation.baselines import Features, features_of, simple_features
-from mocokit.evaluation.features import BATCH, SIMPLE, Simple, rows_of
+from mocokit.evaluation.features import BATCH, SIMPLE, Simple, gathered, rows_of
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.scorecard import SCORES, retrieved
@@ -78,7 +79,7 @@ class Evaluator:
 
         def of_views(view: int) -> Tensor:
             views = self._views(view, spec.image_size, spec.mean, spec.std, encoder.device)
-            return torch.cat(list(encode(encoder, ((x,) for x in views), images=len(self._scored))))
+            return gathered(encode(encoder, ((x,) for x in views), images=len(self._scored)), len(self._scored))
 
         return self._metrics(features_of(encoder), of_views)
 
@@ -88,7 +89,8 @@ class Evaluator:
 
         def of_views(simple: Simple) -> Callable[[int], Tensor]:
             size = min(image_size, simple.most)
-            return lambda view: torch.cat([simple.compute(x) for x in self._views(view, size, *plain, cpu)])
+            views = partial(self._views, size=size, mean=plain[0], std=plain[1], device=cpu)
+            return lambda view: gathered(map(simple.compute, views(view)), len(self._scored))
 
         features = simple_features(image_size)
         return {key: self._metrics(features[key], of_views(simple)) for key, simple in SIMPLE.items()}

@@ -1,13 +1,14 @@
 """Features of stored images: an encoder's, and two that take no network, raw pixels and a colour histogram."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mocokit.console import progress
 from mocokit.data.augment import center_view
 from mocokit.data.store import ImageSet
 from mocokit.model.encoder import Encoder
@@ -22,7 +23,18 @@ def extract(encoder: Encoder, images: ImageSet, indices: Tensor | None = None) -
     indices = torch.arange(len(images)) if indices is None else indices
     count, cpu = len(indices), torch.device("cpu")
     batches = (rows_of(images, rows, cpu) for rows in indices.split(batch_size(encoder.device, count)))
-    return torch.cat(list(encode(encoder, batches, images=count)))
+    return gathered(encode(encoder, batches, images=count), count)
+
+
+def gathered(batches: Iterable[Tensor], count: int) -> Tensor:
+    """The ``count`` rows of features of all batches, [N, D]; what is done is shown."""
+    done, parts = 0, []
+    with progress("encoding images") as report:
+        for batch in batches:
+            parts.append(batch)
+            done += len(batch)
+            report(done, count)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -83,7 +95,8 @@ class Simple:
         indices = torch.arange(len(images)) if indices is None else indices
         size, black, white = min(size, self.most), [0.0] * images.channels, [1.0] * images.channels
         batches = (rows_of(images, rows, torch.device("cpu")) for rows in indices.split(BATCH))
-        return torch.cat([self.compute(center_view(*batch, size, black, white)) for batch in batches])
+        features = (self.compute(center_view(*batch, size, black, white)) for batch in batches)
+        return gathered(features, len(indices))
 
 
 # By their key in results. More pixels are slower and no better: kNN of raw pixels on flowers 41.4 % at 16 x 16, 39.8 at

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mocokit.console import progress
 from mocokit.evaluation.metrics import rank_of_class, top_shares, wilson_interval
 from mocokit.evaluation.splits import LabelledSplits, Subset
 
@@ -51,11 +52,13 @@ def knn_ranks(
     k = min(k, len(bank))
     chunk = max(1, CHUNK_FLOATS // len(bank))
     ranks = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ bank.T  # [chunk, N]
-        nearest, index = similarity.topk(k, dim=1)
-        votes = _log_votes((nearest - nearest[:, :1]) / temperature, bank_labels.to(index.device)[index], classes)
-        ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
+    with progress("comparing images") as report:
+        for start in range(0, len(queries), chunk):
+            similarity = queries[start : start + chunk] @ bank.T  # [chunk, N]
+            nearest, index = similarity.topk(k, dim=1)
+            votes = _log_votes((nearest - nearest[:, :1]) / temperature, bank_labels.to(index.device)[index], classes)
+            ranks.append(rank_of_class(votes, query_labels[start : start + chunk].to(votes.device)).cpu())
+            report(start + len(similarity), len(queries))
     return torch.cat(ranks)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
+from mocokit.console import progress
 from mocokit.evaluation.splits import Subset
 
 SIDE = 16  # of the thumbnails
@@ -59,15 +60,17 @@ def thumbnails(part: Subset) -> Tensor:
     small = torch.empty(len(part), SIDE, SIDE)
     sizes = part.images.sizes[part.indices.numpy()]
     block = min(_BLOCK, max(1, _BLOCK_FLOATS // math.prod((part.images.channels, *part.images.canvas))))
-    for start in range(0, len(part), block):
-        rows = part.indices[start : start + block].numpy()
-        gray = torch.from_numpy(part.images.batch(rows)).float().mean(dim=1, keepdim=True)
-        true = sizes[start : start + block]
-        if (true == gray.shape[2:]).all():
-            small[start : start + len(rows)] = adaptive_avg_pool2d(gray, SIDE)[:, 0]
-            continue
-        for row, (height, width) in enumerate(true.tolist()):
-            small[start + row] = adaptive_avg_pool2d(gray[row, :, :height, :width], SIDE)[0]
+    with progress("looking for near-duplicates") as report:
+        for start in range(0, len(part), block):
+            report(start, len(part))
+            rows = part.indices[start : start + block].numpy()
+            gray = torch.from_numpy(part.images.batch(rows)).float().mean(dim=1, keepdim=True)
+            true = sizes[start : start + block]
+            if (true == gray.shape[2:]).all():
+                small[start : start + len(rows)] = adaptive_avg_pool2d(gray, SIDE)[:, 0]
+                continue
+            for row, (height, width) in enumerate(true.tolist()):
+                small[start + row] = adaptive_avg_pool2d(gray[row, :, :height, :width], SIDE)[0]
     for dim in (1, 2):
         small -= small.mean(dim=dim, keepdim=True)
     return normalize(small.flatten(1), eps=1.0)  # below that only rounding is left

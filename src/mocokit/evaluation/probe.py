@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mocokit.console import progress
 from mocokit.data.sampler import generator
 from mocokit.evaluation.baselines import Features
 from mocokit.evaluation.logistic import LinearClassifier, logistic_path
@@ -40,7 +41,9 @@ def fast(features: Features, train: Subset, val: Subset | None, classes: int, se
         data = torch.cat([data[0], validation[0]]), torch.cat([data[1], validation[1]])
     else:
         folds = []
-    (classifier,) = logistic_path(*data, classes, [choose_l2(folds, classes)])
+    l2 = choose_l2(folds, classes)
+    with progress("fitting the probe"):
+        (classifier,) = logistic_path(*data, classes, [l2])
     return classifier
 
 
@@ -56,14 +59,16 @@ def choose_l2(folds: list[tuple[Labelled, Labelled]], classes: int) -> float:
         return DEFAULT_L2
     paths = [logistic_path(*train, classes, L2_GRID, VALIDATION_TOLERANCE) for train, _ in folds]
     best, lowest, worse = DEFAULT_L2, float("inf"), 0
-    for l2, *classifiers in zip(L2_GRID, *paths, strict=True):
-        loss = sum(
-            float(cross_entropy(classifier.scores(features), labels, reduction="sum"))
-            for classifier, (_, (features, labels)) in zip(classifiers, folds, strict=True)
-        )
-        best, lowest, worse = (l2, loss, 0) if loss < lowest else (best, lowest, worse + 1)
-        if worse == PATIENCE:
-            break
+    with progress("choosing the probe's penalty") as report:
+        for tried, (l2, *classifiers) in enumerate(zip(L2_GRID, *paths, strict=True), 1):
+            loss = sum(
+                float(cross_entropy(classifier.scores(features), labels, reduction="sum"))
+                for classifier, (_, (features, labels)) in zip(classifiers, folds, strict=True)
+            )
+            best, lowest, worse = (l2, loss, 0) if loss < lowest else (best, lowest, worse + 1)
+            report(tried, len(L2_GRID))
+            if worse == PATIENCE:
+                break
     return best
 
 

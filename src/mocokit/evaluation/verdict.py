@@ -18,7 +18,7 @@ Check = tuple[float, float, float]  # kNN during training: top-1 and the limits 
 
 
 def verdict(
-    loss_over_chance: float,
+    loss_over_chance: float | None,
     encoder: Metrics,
     random_init: Metrics,
     simple: Mapping[str, Metrics] | None = None,
@@ -48,11 +48,12 @@ def verdict(
       apart, such as colour (Chen et al. 2020, arXiv 2002.05709, section 3.2), and training longer does not help.
 
     Args:
-        loss_over_chance: the final loss as a share of its chance level.
+        loss_over_chance: the final loss as a share of its chance level; None while a queue fills with keys.
         encoder, random_init, given, simple: figures on the same images; ``simple`` by key of results.
         largest_class, checks: see above.
         channels: of the images.
     """
+    below_chance = loss_over_chance is not None and loss_over_chance < 1
     reference = given or random_init
     share, before = _share(encoder.right), _share(reference.right)
     better, worse = mcnemar(encoder.right, reference.right), mcnemar(reference.right, encoder.right)
@@ -66,14 +67,16 @@ def verdict(
         reason += f"{100 * (share - _share(random_init.right)):+.1f} from " if given else ""
         reason += "random initialisation"
     else:
-        learned = learned and loss_over_chance < 1
+        learned = learned and below_chance
         place = "of the given weights" if given else "at random initialisation"
         reason = f"two-view retrieval {_percent(encoder.right)}, {_percent(reference.right)} {place}"
     if min(better, worse) >= LEVEL:
         reason += f": no difference that could be seen on {len(encoder.right):,} images"
     elif 0 < share - before <= limit:
         reason += ": another initialisation may give as much"
-    loss = f"loss at {100 * loss_over_chance:.0f} % of chance level"
+    loss = "loss of a queue that was still filling"
+    if loss_over_chance is not None:
+        loss = f"loss at {100 * loss_over_chance:.0f} % of chance level"
     if (rank := encoder.scores["rankme"]) < COLLAPSED:
         return f"collapsed: features have an effective rank of {rank:.1f}; {loss}"
     state = "learning" if learned else "not learning"
@@ -88,7 +91,7 @@ def verdict(
             if state != "hurt":
                 way_out = f"{weights}train longer (--time-budget, --epochs)"
         below_start = worse < LEVEL and before - share > limit
-        if loss_over_chance < 1 and (fall := _fall(below_start, checks)):
+        if below_chance and (fall := _fall(below_start, checks)):
             what = "colour" if channels == 3 else "brightness"
             options = "--jitter-strength, --gray-p" if channels == 3 else "--jitter-strength"
             parts.append(f"{fall}: the views may be told apart by something simple, such as {what}")

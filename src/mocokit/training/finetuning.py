@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mocokit.config import FinetuneConfig
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.data.dataset import Batch
-from mocokit.data.loader import create_loader
+from mocokit.data.loader import Loader, create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.machine import computes_in_bf16, usable_cores
@@ -31,6 +31,7 @@ from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import Log, MetricsFile, Row
 from mocokit.training.loop import Task, Trainer, create_fabric
 from mocokit.training.optim import lr_factor
+from mocokit.training.timing import TIMED_STEPS, Stopwatch
 
 COLUMNS = ("step", "epoch", "loss", "top1", "val_top1", "lr", "images_per_second")
 WARMUP_SHARE = 0.05  # of the schedule
@@ -117,7 +118,7 @@ class Finetuning(Task):
         self.sums += torch.stack([loss.detach() * count, right.to(loss.dtype), count])
         return loss
 
-    def figures(self, means: list[float]) -> dict[str, float]:
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
         """The columns of metrics.csv that training gives."""
         return dict(zip(("loss", "top1"), means, strict=True))
 
@@ -174,17 +175,7 @@ def train_classifier(
         UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
         Interrupted: a signal stopped the run; its checkpoint is written.
     """
-    config = task.config
-    assert config.device is not None
-    device = torch.device(config.device)
-    precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
-    if device.type == "cpu" and encoding_precision(task.encoder, len(task.rows)) == "bf16":
-        precision = "bf16"
-        multiply_small(task.encoder.backbone)
-    loader = create_loader(
-        task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
-    )
-    trainer = Trainer(task, create_fabric(config.device, precision))
+    loader, trainer = _prepare(task)
     checkpoints = Checkpoints(run.checkpoint, CHECKPOINT_SECONDS, task.check_state)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -204,3 +195,26 @@ def train_classifier(
         checkpoints.restore(trainer)
         trainer.fit(loader, task.steps, log=log, checkpoints=checkpoints, stop=task.has_converged, report=report)
     return task.best.eval()
+
+
+def _prepare(task: Finetuning) -> tuple[Loader, Trainer]:
+    """The batches, and the task on its device in the precision that is fastest there."""
+    config = task.config
+    assert config.device is not None
+    device = torch.device(config.device)
+    precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
+    if device.type == "cpu" and encoding_precision(task.encoder, len(task.rows)) == "bf16":
+        precision = "bf16"
+        multiply_small(task.encoder.backbone)
+    loader = create_loader(
+        task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
+    )
+    return loader, Trainer(task, create_fabric(config.device, precision))
+
+
+def step_time(task: Finetuning, seconds: float) -> float:
+    """Mean time of a step in seconds, from about ``seconds`` of steps; ``task`` is thrown away afterwards."""
+    loader, trainer = _prepare(task)
+    stopwatch = Stopwatch(loader.device.type, seconds)
+    trainer.fit(loader, TIMED_STEPS, stop=stopwatch)
+    return stopwatch.mean

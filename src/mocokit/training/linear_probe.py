@@ -67,7 +67,7 @@ class LinearProbe(Task):
         self.sums += torch.stack([loss.detach(), torch.ones_like(loss)])
         return loss
 
-    def figures(self, means: list[float]) -> dict[str, float]:
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
         """The loss of an epoch."""
         return {"loss": means[0]}
 

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mocokit.config import PretrainConfig
-from mocokit.console import LINE_SECONDS, say
+from mocokit.console import LINE_SECONDS, Report, say
 from mocokit.errors import UserError
 from mocokit.files import is_utf8, write_text
 
@@ -222,6 +223,41 @@ class Log:
             logger.finalize("finished")
 
 
+BESIDE = {  # the bar of a training: what of a row, and how
+    "loss_over_chance": "loss {:.0f} % of chance",
+    "knn_top1": "kNN {:.1f} %",
+    "val_top1": "validation {:.1f} %",
+}
+
+
+class Status:
+    """Keeps the ``bar`` of a training up to date: epoch, last figures, and the time until ``ends``, if there is one.
+
+    Args:
+        bar: draws it.
+        per_epoch: steps of an epoch.
+        announce: is handed every row.
+        ends: when the command shall end, of `time.perf_counter`.
+    """
+
+    def __init__(self, bar: Report, per_epoch: int, announce: Callable[[Row], None], ends: float | None = None) -> None:
+        self._bar, self.per_epoch, self._announce, self.ends = bar, per_epoch, announce, ends
+        self.last: Row = {}
+
+    def announce(self, row: Row) -> None:
+        """Take a row of metrics."""
+        self.last |= row
+        self._announce(row)
+
+    def report(self, step: int, steps: int) -> None:
+        """Draw the bar after ``step`` of ``steps``."""
+        parts = [f"epoch {-(-step // self.per_epoch)}/{-(-steps // self.per_epoch)}"]
+        parts += [words.format(100 * self.last[name]) for name, words in BESIDE.items() if name in self.last]
+        if self.ends is not None:
+            parts.append(f"{timedelta(seconds=max(0, round(self.ends - time.perf_counter())))} left")
+        self._bar(step, steps, ", ".join(parts))
+
+
 def announcer(configuration: Callable[[], PretrainConfig]) -> Callable[[Row], None]:
     """Prints every quality check, and in between a row now and then; asks for the ``configuration`` as it is then."""
     announced = 0.0
@@ -233,7 +269,8 @@ def announcer(configuration: Callable[[], PretrainConfig]) -> Callable[[Row], No
         announced, config = time.monotonic(), configuration()
         parts = [f"epoch {row['epoch']}/{config.epochs}", f"step {row['step']:,}/{config.steps:,}"]
         if "loss" in row:
-            parts.append(f"loss {row['loss']:.3f} ({100 * row['loss_over_chance']:.0f} % of chance)")
+            chance = f"{100 * row['loss_over_chance']:.0f} % of chance" if "loss_over_chance" in row else "queue fills"
+            parts.append(f"loss {row['loss']:.3f} ({chance})")
             parts.append(f"{row['images_per_second']:.0f} images/s")
         if "knn_top1" in row:
             low, high = 100 * row["knn_low"], 100 * row["knn_high"]

@@ -65,10 +65,10 @@ class Task(nn.Module):
         distributed.all_reduce_mean_([self.sums])
         *sums, count = self.sums.tolist()
         self.sums.zero_()
-        return self.figures([value / count for value in sums])
+        return self.figures([value / count for value in sums], count)
 
-    def figures(self, means: list[float]) -> dict[str, float]:
-        """The names of the means."""
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
+        """The names of the means, which are over ``count`` steps or images."""
         raise NotImplementedError
 
     def check_finite(self, step: int) -> None:

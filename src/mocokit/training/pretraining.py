@@ -82,6 +82,7 @@ class Pretraining(Task):
             compile_encoders(self.moco, config.cuda_graphs and distributed.world_size() == 1)
         self.augmentations = augmentations(config)
         self.register_buffer("sums", torch.zeros(5))
+        self.last_step = -1
         self.remedy = (
             f"Start again (--overwrite) with a lower --lr than {config.lr:g}, with --warmup-steps, "
             f"or with --precision fp32"
@@ -89,8 +90,14 @@ class Pretraining(Task):
 
     @property
     def chance_level(self) -> float:
-        """The loss of features that tell nothing apart."""
+        """The loss of features that tell nothing apart, once the queue is full."""
         return self.moco.chance_level(self.config.batch_size)
+
+    @property
+    def steps_to_fill(self) -> int:
+        """How many steps it takes until no random key is left in the queue; 0 if there is none."""
+        config = self.config
+        return -(-config.queue_size // (config.batch_size * (1 + config.symmetric)))
 
     def place(self, step: int) -> tuple[float, int]:
         """Where in a schedule of how many steps ``step`` is; of a run that follows the clock that may be in between."""
@@ -118,6 +125,7 @@ class Pretraining(Task):
     def forward(self, views: Views) -> Tensor:
         """The loss of one step, a float32 scalar."""
         config, shuffle = self.config, None
+        self.last_step = views.step
         if config.bn_splits > 1:  # without splits batch norm sees the whole batch, and its order changes nothing
             draw = generator(config.seed, "shuffle", views.step)
             shuffle = torch.randperm(len(views.ids) * distributed.world_size(), generator=draw)
@@ -140,11 +148,11 @@ class Pretraining(Task):
         """The parameters that learn, collected once."""
         return [p for p in self.moco.parameters() if p.requires_grad]
 
-    def figures(self, means: list[float]) -> dict[str, float]:
-        """The columns of metrics.csv that training gives."""
-        loss, positive, negative, grad_norm = means
-        figures = {"loss": loss, "loss_over_chance": loss / self.chance_level}
-        figures |= {"positive": positive, "negative": negative, "grad_norm": grad_norm}
+    def figures(self, means: list[float], count: float) -> dict[str, float]:
+        """The columns of metrics.csv that training gives; loss over chance if no step of the row saw a random key."""
+        figures = dict(zip(("loss", "positive", "negative", "grad_norm"), means, strict=True))
+        if self.last_step + 1 - count >= self.steps_to_fill:  # known without a word from the device
+            figures["loss_over_chance"] = figures["loss"] / self.chance_level
         if isinstance(self.moco, MoCoV2):
             figures["queue_fill"] = float(self.moco.queue.fill)
         return figures

@@ -8,6 +8,7 @@ import torch
 
 from mocokit import distributed
 from mocokit.config import PretrainConfig
+from mocokit.console import progress
 from mocokit.data.loader import create_loader
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
@@ -41,12 +42,14 @@ def step_times(
         workers=config.workers,
     )
     trainer = Trainer(task, create_fabric(config.device, config.precision))
-    times = {}
-    for size in sizes:
-        task.config = replace(config, view_size=size, view_size_end=size)
-        stopwatch = Stopwatch(config, seconds / len(sizes))
-        trainer.fit(loader, trainer.step + TIMED_STEPS, stop=stopwatch)
-        times[size] = stopwatch.mean
+    times: dict[int, float] = {}
+    with progress("timing steps") as report:
+        for size in sizes:
+            report(len(times), len(sizes))
+            task.config = replace(config, view_size=size, view_size_end=size)
+            stopwatch = Stopwatch(config.device, seconds / len(sizes), config.cuda_graphs)
+            trainer.fit(loader, trainer.step + TIMED_STEPS, stop=stopwatch)
+            times[size] = stopwatch.mean
     return times
 
 
@@ -59,9 +62,9 @@ def view_shares(config: PretrainConfig) -> dict[int, float]:
 class Stopwatch:
     """Asked after each step whether to stop; times the steps in between."""
 
-    def __init__(self, config: PretrainConfig, seconds: float) -> None:
-        self.first, self.seconds = FIRST_STEPS[config.cuda_graphs], seconds
-        self.device = config.device
+    def __init__(self, device: str, seconds: float, cuda_graphs: bool = False) -> None:
+        self.first, self.seconds = FIRST_STEPS[cuda_graphs], seconds
+        self.device = device
         self.times: list[float] = []
         self.clock: float | None = None
 
