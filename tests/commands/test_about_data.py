@@ -40,6 +40,20 @@ def test_what_is_lost_is_said_from_a_third_on(folder: Path, median: float | None
     assert said == ([] if expected is None else [f"{expected}; a larger --image-size keeps more"])
 
 
+@pytest.mark.parametrize(("median", "size", "said"), [(32, 224, True), (75, 224, False), (8, 64, True), (8, 32, False)])
+def test_images_that_are_enlarged_a_lot_cost_more_than_they_need(folder: Path, median: float, size: int, said: bool):
+    source = open_source(str(folder))
+    found = about_data(replace(open_store(source, image_size=8), median_side=median, image_size=size), source, None)
+    assert (
+        found
+        == [
+            f"images are {median} px at their median, enlarged to {size} px: "
+            "a smaller --image-size is faster: the work goes with its square"
+        ]
+        * said
+    )
+
+
 def test_a_table_of_labels_is_named_with_the_option_that_reads_it(folder: Path):
     assert lines(folder) == []
     (folder / "labels.csv").write_text("image,label\na.png,x\nb.png,y\nz.png,x\n")

@@ -16,6 +16,7 @@ from mocokit.reporting.contact_sheet import contact_sheet
 from mocokit.rundir import RunDirectory
 
 LOST = 3  # times as large as they are seen: from there on that is said
+ENLARGED, DEAR = 3, 64  # times as large seen, in at least so many pixels
 TRIED, MOST_BYTES = 3, 2**24  # tables that are looked into, and how large they may be
 
 
@@ -26,6 +27,9 @@ def about_data(store: Store, source: Source, labels: str | None) -> list[str]:
 
 
 def _about_size(median: float | None, size: int) -> list[str]:
+    if median is not None and size >= max(DEAR, ENLARGED * median):
+        faster = "a smaller --image-size is faster: the work goes with its square"
+        return [f"images are {median:,.0f} px at their median, enlarged to {size} px: {faster}"]
     if median is None or median < LOST * size:
         return []
     gone = f"detail under {median / size:.0f} px is gone; a larger --image-size keeps more"
