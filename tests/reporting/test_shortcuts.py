@@ -129,7 +129,7 @@ def test_training_may_make_it_harder_to_tell():
 
 
 def test_the_seed_decides():
-    images, features = Pictures(["0/x", "1/x"] * 100), torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    images, features = Pictures(["0/x", "1/x"] * 100), torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     first, again, other = (
         shortcuts(images, features, features, dict.fromkeys(range(200), NO_FACTS), seed) for seed in (0, 0, 1)
     )
