@@ -1,5 +1,6 @@
 """``--devices N``: processes that are started, watched, stopped and killed as users and machines do it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -159,6 +160,17 @@ def test_all_processes_refuse_a_directory_that_another_command_writes_to(tmp_pat
             _, errors = process.communicate(timeout=120)
             assert process.returncode == 2
             assert f"{out}: process {os.getpid()} on " in errors.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_first_process_measures_and_has_the_result(tmp_path):
+    data, port = tiny_data(tmp_path), free_port()
+    run = command(*arguments(data, tmp_path / "run", **TINY | {"epochs": 1}), "--json")
+    started = [subprocess.Popen(run, env=meeting(2, rank, port), stdout=subprocess.PIPE) for rank in range(2)]
+    first, second = (process.communicate(timeout=120)[0] for process in started)
+    assert [process.returncode for process in started] == [0, 0]
+    assert json.loads(first)["scorecard"]
+    assert second == b""
 
 
 @pytest.mark.slow

@@ -82,8 +82,8 @@ def test_sgd_leaves_its_epochs(tiny_run: TinyRun, run, capfd):
     assert all(0 <= float(row["val_top1"]) <= 1 and float(row["loss"]) > 0 for row in rows)
     events = EventAccumulator(str(run / "tensorboard" / "probe-sgd"), size_guidance={"histograms": 0}).Reload()
     assert events.Tags()["histograms"] == ["weight", "bias"]
-    assert [event.step for event in events.Histograms("weight")] == [1, 2]
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+    assert [event.step for event in events.Histograms("weight")] == [3, 6]  # steps, three an epoch
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
         [float(row["loss"]) for row in rows], rel=1e-4
     )
     assert set(result["encoder"]) >= {"top1", "top5", "balanced", "ci95", "per_class", "confusion"}

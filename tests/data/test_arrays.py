@@ -77,9 +77,9 @@ def test_every_image_comes_out_as_it_is(tmp_path: Path, images: np.ndarray, kind
 @pytest.mark.parametrize("channels", [None, 1, 3, 2, 7])
 def test_bytes_reach_the_store_unchanged(tmp_path: Path, channels: int | None) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 9, 12, *[channels] * bool(channels)), np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    store = store_of(tmp_path / "images.npy")
-    assert (store.name, store.channels, store.label_names) == ("images", channels or 1, None)
+    np.save(tmp_path / "scans.npy", images)
+    store = store_of(tmp_path / "scans.npy")
+    assert (store.name, store.channels, store.label_names) == ("scans", channels or 1, None)
     assert store.intensity_range is None
     np.testing.assert_array_equal(store.splits["train"].batch(range(6)), planes(images))
 

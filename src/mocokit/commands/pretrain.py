@@ -152,7 +152,9 @@ def _in_directory(
         on_first(lambda: write_sheet(run, data.store, spec, config.seed))
     on_first(lambda: take_over(run, resolved.extends))
     skipped = _train(task, data, run, resolved)
-    if distributed.rank() > 0:
+    is_first = distributed.rank() == 0  # of whom the others need not wait
+    distributed.destroy_process_group()
+    if not is_first:
         return {}
     _write_encoder(task, data.store, run)
     _write_projector(task, data.store, run)
@@ -262,7 +264,6 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
             skipped = train(task, data.images, run, check, status.announce, status.report, timetable, keep, shown)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
-    distributed.destroy_process_group()
     skipped = sorted({*data.store.skipped, *skipped})
     if distributed.rank() == 0:
         with run.writing():
