@@ -4,8 +4,8 @@
 #
 #   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [--rehearse] [PART ...]
 #
-# Parts, with the seconds that each may take: tests (90), pace (120), fast (180), seed (90), full (330), and 60 each for the
-# kNN and the probe of fast and full. Without any: all of them, in that order. A part that fails or that lacks a package does
+# Parts, with the seconds that each may take: tests (120), pace (150), fast (330), seed (90), full (390), and 60 each for the
+# kNN and the probe of fast and full; a first compiler takes 30 to 50 of them. Without any: all of them, in that order. A part that fails or that lacks a package does
 # not keep the others from their turn. --rehearse does everything on a CPU with tiny sizes: give it a small folder in the
 # archive's place. $PYTHON is the interpreter (python).
 set -uo pipefail
@@ -39,11 +39,11 @@ run() {
 mocokit() { run "$1" "$2" "$python" -m mocokit "${@:3}" --device "$device" --json; }
 
 tests() {
-    run 90 tests "$python" -m pytest -q --durations 12 --tb short -p no:cacheprovider \
-        tests/test_cuda.py tests/data -k cuda
+    run 120 tests "$python" -m pytest -q --durations 12 --tb short -p no:cacheprovider \
+        tests/data tests/test_cuda.py -k cuda
 }
 pace() {
-    run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
+    run 150 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
         ${rehearse:+--batch-size 16 --steps 2}
 }
 # recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
@@ -54,7 +54,7 @@ recipe() {
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"
     mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10"
 }
-fast() { recipe 180 fast fast-cifar10; }
+fast() { recipe 330 fast fast-cifar10; }
 seed() {
     if ! "$python" -c "import lightly" 2>/dev/null; then
         echo "== seed is left out: no lightly here" | tee -a "$out/parts.txt"
@@ -65,7 +65,7 @@ seed() {
     run 90 seed "$python" benchmarks/speed.py --rows b --sides peer --device "$device" --repeats 1 --out "$out/seed.csv" \
         --scratch "$out/speed" --data "$MOCOKIT_CIFAR10" --workers "$(nproc)" "${sizes[@]}"
 }
-full() { recipe 330 full moco-v2-cifar10; }
+full() { recipe 390 full moco-v2-cifar10; }
 
 "$python" - <<'END' | tee "$out/machine.txt"
 import platform, torch
