@@ -14,8 +14,9 @@ from mocokit.deploy import montage
 from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import Features, Named, open_features
 from mocokit.deploy.loading import is_foreign, load
-from mocokit.deploy.nearest import TIMES_NEARER, Neighbour, duplicates, groups, least_cosine, nearest, vectors
+from mocokit.deploy.nearest import Neighbour, duplicates, groups, least_cosine, nearest, vectors
 from mocokit.errors import UserError
+from mocokit.evaluation.near_duplicates import TIMES_NEARER
 from mocokit.files import replacing
 from mocokit.machine import pick_device
 from mocokit.options import documented, fields_of, validate

@@ -17,10 +17,10 @@ from torch import Tensor
 from mocokit.console import progress
 from mocokit.deploy.feature_file import Features
 from mocokit.errors import UserError
+from mocokit.evaluation.near_duplicates import TIMES_NEARER
 
 MAX_PAIRS = 100_000  # of near-duplicates that are listed
-TIMES_NEARER = 5  # near-duplicates than the nearest usually is (docs/LOG.md, 2026-11-27)
-USUAL_ROWS = 1000  # by which that is judged
+USUAL_ROWS = 1000  # by which it is judged how near the nearest usually is
 CHUNK_FLOATS = 2**22  # similarities held at once: 16 MB, and some times that for ranking them
 
 _UNIT = 10**6
