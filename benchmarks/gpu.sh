@@ -44,11 +44,11 @@ tests() {
 }
 pace() {
     run 150 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
-        ${rehearse:+--batch-size 16 --steps 2}
+        ${rehearse:+--batch-size 8 --steps 2 --warmup 1}
 }
 # recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
 recipe() {
-    local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4})
+    local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
     mocokit "$1" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms --no-report \
         "${small[@]}"
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"

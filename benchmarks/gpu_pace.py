@@ -1,6 +1,6 @@
 """What a machine can do at most in the units of a training step, and what the loop makes of it.
 
-python benchmarks/gpu_pace.py OUT.csv [--device cuda] [--batch-size 512] [--steps 200]
+python benchmarks/gpu_pace.py OUT.csv [--device cuda] [--batch-size 512] [--steps 200] [--warmup 20]
 
 Ceilings: matrix product, convolution, copies, the launch of a kernel. The bare network: query forward and backward and
 key forward of ResNet-18 on random tensors. The loop: views, loss, queue, momentum and optimizer as `mocokit pretrain`
@@ -30,7 +30,6 @@ from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
 
 GFLOP_IMAGE = 4 * 2 * 0.557  # ResNet-18, CIFAR stem: query forward and backward (1 + 2), key forward (1), 2 a MAC
-WARMUP = 20  # steps, most of them compilers' and allocators'
 EAGER = "as it is"
 MODES = {"cuda": (EAGER, "default", "reduce-overhead"), "cpu": (EAGER,)}  # of torch.compile; the last: CUDA graphs
 WAYS = {"cuda": ("", "compile", "compile cuda_graphs"), "cpu": ("",)}  # options of the loop; of fast-cifar10 the last
@@ -98,7 +97,7 @@ def bare(device: str, batch: int, mode: str, repeats: int) -> float:
     return batch / seconds(call, device, repeats)
 
 
-def loops(paces: Paces, device: str, batch: int, steps: int) -> None:
+def loops(paces: Paces, device: str, batch: int, steps: int, warmup: int) -> None:
     """Images a second of the loop of the recipes, in bfloat16, as it is and compiled."""
     store = open_store(os.environ["MOCOKIT_CIFAR10"], image_size=32)
     images = store.splits["train"]
@@ -117,9 +116,9 @@ def loops(paces: Paces, device: str, batch: int, steps: int) -> None:
             begun = settled(device)
             trainer.fit(loader, 1)
             first = settled(device) - begun
-            trainer.fit(loader, WARMUP)
+            trainer.fit(loader, warmup)
             begun = settled(device)
-            trainer.fit(loader, WARMUP + steps)
+            trainer.fit(loader, warmup + steps)
             pace = batch * steps / (settled(device) - begun)
             name = f"loop of {recipe}, batch {batch}" + "".join(f", {word}" for word in way.split())
             paces.add(name, pace, "images/s")
@@ -135,6 +134,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=20, help="steps before, most of them compilers' and allocators'")
     options = parser.parse_args()
     device, batch, steps = options.device, options.batch_size, options.steps
     paces = Paces(options.out)
@@ -144,7 +144,7 @@ def main() -> None:
         pace = bare(device, batch, mode, max(2, steps // 4))
         paces.add(name, pace, "images/s")
         paces.add(f"{name}: arithmetic", pace * GFLOP_IMAGE / 1e3, "TFLOP/s")
-    loops(paces, device, batch, steps)
+    loops(paces, device, batch, steps, options.warmup)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import class_folders
 from tests.runs import TinyRun
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -88,3 +90,23 @@ def test_selected_images_stand_beside_random_ones(tiny_run: TinyRun, tmp_path):
     assert (few["n"], few["pool"], few["test"], few["seeds"]) == ("3", "72", "30", "3")
     assert float(all_of_them["gain_points"]) == 0  # the same images either way
     assert all_of_them["selected"] == all_of_them["random"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="a shell script")
+def test_the_programme_of_a_gpu_is_rehearsed(tmp_path):
+    """All parts of it, on a CPU; those on the device itself can only skip their tests."""
+    data, out = class_folders(tmp_path / "data", train=40, test=6, height=32, width=32), tmp_path / "out"
+    given = {"MOCOKIT_CIFAR10": str(data), "MOCOKIT_CACHE": str(tmp_path / "cache"), "PYTHON": sys.executable}
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), str(out), "--rehearse"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=os.environ | given | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    parts = dict(re.findall(r"^== ([\w-]+): \d+ s, exit code (\d+)$", done.stdout, re.MULTILINE))
+    names = ["tests", "pace", "seed", *(f"{run}{of}" for run in ("fast", "full") for of in ("", "-knn", "-probe"))]
+    assert parts == dict.fromkeys(names, "0")
+    assert {"pace.csv", "seed.csv", "machine.txt"} <= {path.name for path in out.iterdir()}
+    for recipe in ("fast", "full"):
+        assert (out / recipe / "encoder.safetensors").exists()
+        assert json.loads((out / f"{recipe}-probe.txt").read_text().splitlines()[-1])["encoder"]["top1"] > 0
