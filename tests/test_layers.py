@@ -81,6 +81,12 @@ def test_verbs_that_do_not_train_import_no_training():
     assert not modules & {"mocokit.training", "pytorch_lightning", "lightning_fabric"}
 
 
+def test_pretraining_starts_without_what_only_other_verbs_need():
+    """torchmetrics is not mocokit's: Lightning's Fabric asks it for its version where it is installed, as in tests."""
+    modules = imported_by("sys.modules['torchmetrics'] = None\nimport mocokit.commands.pretrain")
+    assert not modules & {"pandas", "pyarrow.dataset", "scipy", "sklearn", "tensorboard", "matplotlib", "bokeh", "ray"}
+
+
 def test_help_imports_no_torch():
     program = """
 from mocokit.cli import main

@@ -44,6 +44,11 @@ def is_utf8(name: str) -> bool:
     return True
 
 
+def printable(name: str) -> str:
+    """A name as every format can hold it: of files and folders it need not be UTF-8; what is not gets backslashes."""
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
+
+
 def utf8_path(path: Path) -> str:
     """A name of an existing file for readers that take UTF-8 alone: where its own is not, that of a descriptor, which
     stays open."""

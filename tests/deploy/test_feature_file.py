@@ -21,10 +21,10 @@ from mocokit.deploy.feature_file import (
     feature_matrix,
     feature_table,
     open_features,
-    printable,
     write_features,
 )
 from mocokit.errors import UserError
+from mocokit.files import printable
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npz", ".npy"])
 

@@ -22,7 +22,7 @@ def plan_of(**options):
 
 def test_the_plan_of_no_option():
     plan = plan_of()
-    assert [t.cell for t in plan.trials] == [Cell(n, 0.0, s) for n in (300, 150, 75) for s in (0, 1, 2)]
+    assert [t.cell for t in plan.trials] == [Cell(n, 0.0, s) for s in (0, 1, 2) for n in (300, 150, 75)]
     assert plan.trials[0].counts == {"cat": 100, "dog": 100, "owl": 100}
     assert plan.methods == tuple(METHODS)
     assert plan.notes == ()

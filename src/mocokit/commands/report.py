@@ -21,10 +21,9 @@ from mocokit.console import say
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
-from mocokit.deploy.feature_file import printable
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
-from mocokit.files import write_text
+from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
 from mocokit.options import documented, fields_of, load_config, validate
 from mocokit.reporting import about_findings, about_images, about_run

@@ -17,10 +17,9 @@ from mocokit.console import say
 from mocokit.data.labels_file import read_labelled
 from mocokit.data.notes import count as counted
 from mocokit.data.store import Store
-from mocokit.deploy.feature_file import printable
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
-from mocokit.files import replacing
+from mocokit.files import printable, replacing
 from mocokit.options import documented, fields_of, validate
 from mocokit.reporting.selection import Choice, typiclust
 from mocokit.rundir import RunDirectory, check_no_file

@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 
 from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.errors import UserError
-from mocokit.files import replacing, utf8_path, write_json
+from mocokit.files import printable, replacing, utf8_path, write_json
 
 FORMAT = "mocokit-features-1"
 SUFFIXES = (".parquet", ".npz", ".npy")
@@ -36,11 +36,6 @@ class Named(NamedTuple):
 
     path: str | None = None
     label: str | None = None
-
-
-def printable(name: str) -> str:
-    """A name as every format can hold it: of files and folders it need not be UTF-8; what is not gets backslashes."""
-    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 # Writing --------------------------------------------------------------------------------------------------

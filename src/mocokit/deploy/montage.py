@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from mocokit.data.decode import MAX_PIXELS, BadImage
 from mocokit.data.decode_pool import Encoded, decode_for_model
 from mocokit.data.sources import open_source, read_all
-from mocokit.deploy.feature_file import printable
 from mocokit.errors import UserError
+from mocokit.files import printable
 from mocokit.model.encoder import EncoderSpec
 
 TILE = 112  # side of the square that an image is fitted into

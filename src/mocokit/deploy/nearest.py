@@ -6,18 +6,18 @@ So neither chunk size nor number of threads changes the order of identical image
 
 import itertools
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mocokit.console import progress
-from mocokit.deploy.feature_file import Features
 from mocokit.errors import UserError
 from mocokit.evaluation.near_duplicates import TIMES_NEARER
+
+if TYPE_CHECKING:  # reads files by pyarrow, which pretraining should not wait for
+    from mocokit.deploy.feature_file import Features
 
 MAX_PAIRS = 100_000  # of near-duplicates that are listed
 USUAL_ROWS = 1000  # by which it is judged how near the nearest usually is
@@ -51,7 +51,7 @@ def unit(features: np.ndarray) -> Tensor:
     return torch.nn.functional.normalize(x, dim=1)
 
 
-def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
+def vectors(features: "Features", rows: Collection[int]) -> np.ndarray:
     """Features [len(rows), D] float32 of some rows; one out of range or a zero vector raises a UserError."""
     for row in rows:
         if not 0 <= row < features.rows:
@@ -67,7 +67,7 @@ def vectors(features: Features, rows: Collection[int]) -> np.ndarray:
 
 @torch.inference_mode()
 def nearest(
-    features: Features, queries: np.ndarray, k: int, exclude: list[int | None], device: str = "cpu"
+    features: "Features", queries: np.ndarray, k: int, exclude: list[int | None], device: str = "cpu"
 ) -> list[list[Neighbour]]:
     """The k rows of greatest cosine to each of ``queries`` [Q, D] float32, exactly; all rows if there are fewer.
 
@@ -105,7 +105,7 @@ def _neighbours(ranks: Tensor) -> list[list[Neighbour]]:
     ]
 
 
-def least_cosine(features: Features, device: str = "cpu") -> float:
+def least_cosine(features: "Features", device: str = "cpu") -> float:
     """From which cosine on two rows are near-duplicates: `TIMES_NEARER` times nearer to 1 than the nearest other row
     usually is, the median over rows at equal distances; rounded to six decimals."""
     rows = np.unique(np.linspace(0, features.rows - 1, USUAL_ROWS, dtype=np.int64)).tolist()
@@ -120,7 +120,7 @@ def _within(rows: list[int], first: int, count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def duplicates(features: Features, threshold: float, device: str = "cpu") -> tuple[list[Pair], int]:
+def duplicates(features: "Features", threshold: float, device: str = "cpu") -> tuple[list[Pair], int]:
     """The pairs of rows whose cosine is at least ``threshold``, most similar first, and how many there are.
 
     At most `MAX_PAIRS` are in the list. Zero vectors are in no pair.
@@ -172,6 +172,9 @@ def groups(pairs: list[Pair]) -> list[list[int]]:
 
 def connected(pairs: np.ndarray, count: int) -> np.ndarray:
     """First row of the group of each of ``count`` images, which ``pairs`` [P, 2] make: [count] int64."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, first, group = np.unique(connected_components(graph, directed=False)[1], return_index=True, return_inverse=True)
     return first[group]

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mocokit.deploy.feature_file import printable
 from mocokit.deploy.montage import fitted
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.metrics import wilson_interval
+from mocokit.files import printable
 from mocokit.model.encoder import Encoder
 from mocokit.reporting.page import Section, details, paragraph, strip, table
 from mocokit.resolved import Resolved

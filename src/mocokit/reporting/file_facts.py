@@ -17,7 +17,7 @@ from mocokit.data.image_index import Source
 from mocokit.data.pillow import FORMATS, translated_errors
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import read_all
-from mocokit.deploy.feature_file import printable
+from mocokit.files import printable
 from mocokit.reporting.images import ReportImages
 
 MOST = 4000  # images that are looked at

@@ -11,9 +11,9 @@ from torch import Tensor
 from mocokit.data.image_index import SPLITS
 from mocokit.data.sampler import random_subset
 from mocokit.data.store import ImageSet, Store
-from mocokit.deploy.feature_file import printable
 from mocokit.evaluation.baselines import Features
 from mocokit.evaluation.splits import LabelledSplits, Subset
+from mocokit.files import printable
 
 MOST, IN_A_RUN = 100_000, 2000  # images of a report at most; of the one that pretraining writes
 

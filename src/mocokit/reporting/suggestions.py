@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mocokit.deploy.feature_file import printable
 from mocokit.evaluation.near_duplicates import SIDE
-from mocokit.files import replacing
+from mocokit.files import printable, replacing
 from mocokit.reporting.duplicates import Duplicates
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.label_errors import OTHER, TIMES, label_errors

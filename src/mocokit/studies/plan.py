@@ -64,8 +64,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials, a seed after the other, so that a study that is stopped has compared everything with some seeds, and of
-    a seed the larger first; ``notes`` say what is left out."""
+    """All trials, seed after seed, so that a study stopped early has compared everything with some of them, and of a
+    seed the larger first; ``notes`` say what is left out."""
 
     trials: tuple[Trial, ...]
     methods: tuple[str, ...]
@@ -108,7 +108,9 @@ def make_plan(config: StudyConfig, labels: np.ndarray, names: Sequence[str]) -> 
                     notes.append(f"{size:,} images at imbalance {ratio:g} have {are}")
                 cell = Cell(int(counts.sum()), ratio, seed)
                 trials.append(Trial(cell, {name: n for name, n in zip(names, counts.tolist(), strict=True) if n}, fit))
-    order = sorted({trial.cell: trial for trial in trials}.values(), key=lambda t: (t.cell.seed, -t.cell.images, t.cell.imbalance))
+    order = sorted(
+        {trial.cell: trial for trial in trials}.values(), key=lambda t: (t.cell.seed, -t.cell.images, t.cell.imbalance)
+    )
     return Plan(tuple(order), _methods(config), tuple(dict.fromkeys(notes)))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 TAG, DIGITS = "features", 5  # decimals of a feature's numbers: as text they take less room
 
@@ -16,6 +15,8 @@ def write_projector(folder: Path, features: Tensor, columns: Mapping[str, Sequen
     """Write features [N, D], two or more ``columns`` of N texts, and ``pictures`` uint8 [N, S, S, 3] beside
     TensorBoard's events in ``folder``, in the place of earlier ones. Features are scaled to length 1, since their
     cosines count."""
+    from torch.utils.tensorboard import SummaryWriter  # here: it would delay the start of training
+
     unit = torch.nn.functional.normalize(features.double())
     # A line is a row and a tab ends a column; what is not UTF-8 can't be written.
     texts = [[_text(value) for value in row] for row in zip(*columns.values(), strict=True)]
