@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.helpers import class_folders, encode, noise
 
+LEAN = Path(__file__).parent / "lean"  # before all that is installed, in processes that tests start
 TINY = {
     "backbone": "resnet18_narrow",
     "image_size": 8,

@@ -11,20 +11,22 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import class_folders
-from tests.runs import TinyRun
+from tests.runs import LEAN, TinyRun
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+def environment(**more: str) -> dict[str, str]:
+    """One in which the other side has all its packages."""
+    paths = os.environ["PYTHONPATH"].split(os.pathsep)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path != str(LEAN))} | more
+
+
 def speed(*arguments: str) -> str:
     """What `speed.py` prints. It makes its own images, whatever the user's are."""
-    environment = {name: value for name, value in os.environ.items() if name != "MOCOKIT_CIFAR10"}
+    own = {name: value for name, value in environment(OMP_NUM_THREADS="1").items() if name != "MOCOKIT_CIFAR10"}
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "speed.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, str(BENCHMARKS / "speed.py"), *arguments], capture_output=True, text=True, timeout=300, env=own
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -99,9 +101,8 @@ def test_the_programme_of_a_gpu_is_rehearsed(tmp_path):
     data, out = class_folders(tmp_path / "data", train=40, test=6, height=32, width=32), tmp_path / "out"
     given = {"MOCOKIT_CIFAR10": str(data), "MOCOKIT_CACHE": str(tmp_path / "cache"), "PYTHON": sys.executable}
     command = ["bash", str(BENCHMARKS / "gpu.sh"), str(out), "--rehearse"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=os.environ | given | {"OMP_NUM_THREADS": "1"}
-    )
+    own = environment(**given, OMP_NUM_THREADS="1")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=own)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     parts = dict(re.findall(r"^== ([\w-]+): \d+ s, exit code (\d+)$", done.stdout, re.MULTILINE))
     names = ["tests", "pace", "seed", *(f"{run}{of}" for run in ("fast", "full") for of in ("", "-knn", "-probe"))]

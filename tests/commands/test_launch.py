@@ -17,7 +17,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.rundir import RunDirectory
 from tests.runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
-LONG = TINY | {"epochs": 60, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 300 steps
+LONG = TINY | {"epochs": 40, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 200 steps
 
 
 def arguments(data: Path, out: Path, **options: object) -> list[object]:
@@ -91,7 +91,7 @@ def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 300
+    assert steps[-1] == 200
 
 
 @pytest.mark.parametrize("switches", [{}, {"extend": True}, {"overwrite": True, "extend": True}])
