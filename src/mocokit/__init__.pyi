@@ -182,7 +182,7 @@ def finetune(
         seed: seed of every random draw (default 0).
         out: directory; default RUN/finetune or RUN/from-scratch.
         from_scratch: train from random weights only (default false).
-        baseline: also train from random weights, to compare (default true).
+        baseline: also measure what it is compared with, which takes most of the time (default true).
         epochs: passes over the images at most (default 50).
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         batch_size: images per step; default 64 or fewer.
@@ -225,6 +225,7 @@ def knn(
     seed: int = 0,
     k: int = 200,
     temperature: float = 0.1,
+    baseline: bool = True,
 ) -> dict[str, Any]:
     """Compare an encoder with its baselines by weighted kNN classification of labelled images.
 
@@ -250,12 +251,13 @@ def knn(
         seed: seed of every random draw (default 0).
         k: nearest neighbours of each image (kNN) (default 200).
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
+        baseline: also measure what it is compared with, which takes most of the time (default true).
 
     Returns:
-        ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
-        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, balanced,
-        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the
-        test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights), ``random_init``,
+        ``raw_pixels`` and ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1,
+        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer;
+        ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
         ``data_fingerprint``, ``versions``.
 
     Raises:
@@ -455,6 +457,7 @@ def probe(
     epochs: int = 100,
     batch_size: int = 256,
     lr: float = 30.0,
+    baseline: bool = True,
 ) -> dict[str, Any]:
     """Train a linear classifier on an encoder's frozen features, on those of its random initialisation, on raw pixels
     and on a colour histogram.
@@ -487,13 +490,14 @@ def probe(
         epochs: sgd: passes over the images (default 100).
         batch_size: sgd: images per step (default 256).
         lr: sgd: peak learning rate (default 30.0).
+        baseline: also measure what it is compared with, which takes most of the time (default true).
 
     Returns:
-        ``protocol``; ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``,
-        ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
-        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two always follow,
-        the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
-        ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
+        ``protocol``; ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights),
+        ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95,
+        per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two
+        always follow, the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow
+        for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
         (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
         With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
         each top-1, and ``l2`` is a list.

@@ -68,6 +68,7 @@ SplitBy = Annotated[
 ]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", "measuring", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", "measuring", low=1e-3)]
+Baseline = Annotated[bool, Option("also measure what it is compared with, which takes most of the time")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,7 @@ class KnnConfig(ImagesConfig):
 
     k: Neighbours = 200
     temperature: KnnTemperature = 0.1
+    baseline: Baseline = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +234,7 @@ class ProbeConfig(ImagesConfig):
     epochs: Annotated[int, Option("sgd: passes over the images", "schedule", low=1)] = 100
     batch_size: Annotated[int, Option("sgd: images per step", "schedule", low=1)] = 256
     lr: Annotated[float, Option("sgd: peak learning rate", "schedule", low=0, high=1e6)] = 30.0
+    baseline: Baseline = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +243,7 @@ class FinetuneConfig(ImagesConfig):
 
     out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch", path=True)] = None
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
-    baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
+    baseline: Baseline = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
     time_budget: TimeBudget = None
     batch_size: Annotated[int | None, Option("images per step; default 64 or fewer", low=2)] = None

@@ -72,6 +72,12 @@ def test_result(tiny_run: TinyRun, run):
     assert [again[who] | {"wall_s": 0} for who in WHO] == [result[who] | {"wall_s": 0} for who in WHO]
 
 
+def test_without_a_baseline_the_encoder_alone_is_measured(tiny_run: TinyRun, run):
+    alone, beside = (mocokit.probe(str(run), str(tiny_run.data), baseline=baseline) for baseline in (False, True))
+    assert set(WHO) - alone.keys() == set(WHO) - {"encoder"}
+    assert alone["encoder"] | {"wall_s": 0} == beside["encoder"] | {"wall_s": 0}
+
+
 def test_sgd_leaves_its_epochs(tiny_run: TinyRun, run, capfd):
     before = (run / "encoder.safetensors").read_bytes()
     for _ in range(2):  # a second one replaces the first

@@ -47,6 +47,10 @@ class Inputs:
         given = {"given_weights": self.given_weights} if self.given_weights else {}
         return {"encoder": self.encoder, **given, "random_init": self.random_init}
 
+    def compared(self, baseline: bool) -> dict[str, Encoder]:
+        """`encoders`, or without a ``baseline`` the encoder alone, by key of results."""
+        return self.encoders if baseline else {"encoder": self.encoder}
+
     @cached_property
     def random_init(self) -> Encoder:
         """The same network before training, in evaluation mode."""

@@ -25,10 +25,10 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.KnnConfig`.
 
     Returns:
-        ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``, ``raw_pixels`` and
-        ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1, top5, ci95, balanced,
-        per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer; ``test``, what the
-        test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
+        ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights), ``random_init``,
+        ``raw_pixels`` and ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1,
+        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer;
+        ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
         ``data_fingerprint``, ``versions``.
 
     Raises:
@@ -39,8 +39,8 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="kNN")
     assert inputs.parts is not None
     evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
-    features = {key: features_of(encoder) for key, encoder in inputs.encoders.items()}
-    features |= simple_features(inputs.spec.image_size)
+    features = {key: features_of(encoder) for key, encoder in inputs.compared(config.baseline).items()}
+    features |= simple_features(inputs.spec.image_size) if config.baseline else {}
     channels = inputs.spec.channels
     names = inputs.parts.names
     figures = {key: _measure(row_name(key, channels), evaluator, names, kind) for key, kind in features.items()}

@@ -36,11 +36,11 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ProbeConfig`.
 
     Returns:
-        ``protocol``; ``encoder``, ``given_weights`` (of a run that went on from weights), ``random_init``,
-        ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95, per_class,
-        confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two always follow,
-        the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow for;
-        ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
+        ``protocol``; ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights),
+        ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95,
+        per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two
+        always follow, the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow
+        for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
         (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
         With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
         each top-1, and ``l2`` is a list.
@@ -61,12 +61,13 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         repeats = [(splits.few_shot(*few, repeat), None) for repeat in range(config.repeats)]
     train, val = repeats[0]
     drawn = "top-1 over test images" if len(repeats) == 1 else "mean top-1 over choices of labels and test images"
-    simple = simple_features(inputs.spec.image_size)
-    simple["raw_pixels"] = reduced(simple["raw_pixels"], splits.train_val)
+    simple = simple_features(inputs.spec.image_size) if config.baseline else {}
+    if simple:
+        simple["raw_pixels"] = reduced(simple["raw_pixels"], splits.train_val)
     figures: dict[str, Any] = {"protocol": config.protocol}
-    for key, encoder in inputs.encoders.items():
+    for key, encoder in inputs.compared(config.baseline).items():
         figures[key] = _measure_encoder(key, encoder, splits, repeats, config)
-    if config.protocol == "sgd":
+    if config.protocol == "sgd" and simple:
         say("without a network, by the fast protocol:")
     for key, features in simple.items():
         figures[key] = _measure(row_name(key, inputs.spec.channels), features, splits, repeats, config)

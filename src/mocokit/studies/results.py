@@ -22,12 +22,11 @@ from mocokit.studies.statistics import (
     t_interval,
     verdict,
 )
-from mocokit.studies.trial import RESULT, read
+from mocokit.studies.trial import LEARNED, RESULT, read
 
 NAMES = METHODS | WITH_WEIGHTS
 COLUMNS = ("trial", "images", "imbalance", "seed", "method", "measure", "labels", "figure", "accuracy", "seconds")
 SUMMARY = ("images", "imbalance", "method", "measure", "labels", "figure", "statistic", "mean", "half_width", "n")
-LEARNED = ("moco", "moco-continued", "from-scratch")  # features that depend on the subset
 MEAN, DIFFERENCE, GAP = "mean", "minus from-scratch", "relative gap"
 
 

@@ -27,6 +27,7 @@ OF_RUN = {"encoder": "moco", "random_init": "random-init", "raw_pixels": "raw-pi
 OF_CONTINUED = {"encoder": "moco-continued", "given_weights": "off-the-shelf"}
 OF_SCRATCH = {"encoder": "from-scratch"}
 OF_TUNED = {"encoder": "moco-finetuned"}
+LEARNED = ("moco", "moco-continued", "from-scratch")  # features that depend on the subset
 KNN_IMAGES = 1000  # of pretraining's own figures, which the study does not use
 
 
@@ -68,14 +69,15 @@ def _measure(directory: Path, request: dict[str, Any]) -> Iterator[dict[str, Any
 
     def frozen(run: Path, names: dict[str, str], seconds: float, of_subset: bool = True) -> Iterator[dict[str, Any]]:
         """kNN and linear probes of a run's features; a classifier's own labels it has learned already."""
+        beside: dict[str, Any] = {"baseline": bool(methods & set(names.values()) - set(LEARNED))}
         for measure, figures in (
-            ("knn", mocokit.knn(str(run), data, **common)),
-            ("probe-all", mocokit.probe(str(run), data, **common)),
+            ("knn", mocokit.knn(str(run), data, **common, **beside)),
+            ("probe-all", mocokit.probe(str(run), data, **common, **beside)),
         ):
             yield from _rows(figures, names, measure, ALL, counts, seconds)
         for labels in request["labels"] if of_subset else ():
             few: dict[str, Any] = {} if labels == ALL else {"labels_per_class": int(labels)}
-            figures = mocokit.probe(str(run), data, **subset, **few)
+            figures = mocokit.probe(str(run), data, **subset, **few, **beside)
             yield from _rows(figures, names, "probe", labels, counts, seconds)
 
     def tuned(names: dict[str, str], seconds: float) -> Iterator[dict[str, Any]]:
