@@ -1,6 +1,7 @@
 """A whole study on tiny trials: what it leaves, what is added, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +78,14 @@ def test_a_study_and_what_is_added(tiny_run, tmp_path, recipe, in_process, capfd
     assert set(summary.n) == {2}
     assert {"mean", "relative gap"} == set(summary.statistic)
     assert {path.name for path in out.iterdir()} >= {"study.png", "study.svg", "labels.csv"}
+
+    moved = tmp_path / "moved"  # the plan and the results are enough to go on elsewhere
+    for path in (out / "study.yaml", *out.glob("trials/*/result.json")):
+        (moved / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, moved / path.relative_to(out))
+    in_process.extend(plan["trials"])  # none is done again
+    assert mocokit.study(str(tiny_run.data), **options | {"out": str(moved)}, seeds=2)["trials"] == result["trials"]
+    pd.testing.assert_frame_equal(figures(moved), every)
 
     with pytest.raises(UserError, match="holds a study with --steps 3; give the same, or another --out"):
         mocokit.study(str(tiny_run.data), **options | {"steps": 4})

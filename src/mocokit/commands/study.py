@@ -63,7 +63,7 @@ def study(data: str, **options: Any) -> dict[str, Any]:
     home = RunDirectory(out)
     with home.locked(), home.writing():
         saved = _saved(home, opened.store.fingerprint)
-        if not saved:
+        if not saved or not (out / TABLE).exists():
             write_text(out / TABLE, table)
         laid = open_data(replace(request, given={**request.given, "labels": str(out / TABLE), "labels_columns": None}))
         images, names = laid.images, laid.store.label_names
