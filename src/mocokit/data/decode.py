@@ -3,8 +3,10 @@
 Everything that is wrong with a file is a ``BadImage``.
 """
 
+import io
 import struct
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -87,17 +89,20 @@ def decode(
         return np.ascontiguousarray(shrink(pixels, max_side))
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) as the file's header states them, before the EXIF orientation; may raise BadImage."""
-    with translated_errors():
+def image_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as `decode` gives them, of which no more is read than the header; may raise BadImage."""
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    with translated_errors(max_pixels):
         try:
-            with open_image(data) as image:
-                return image.height, image.width
+            image = open_image(stream)
         except UnidentifiedImageError:
-            if data[:4] not in SIGNATURES:
+            stream.seek(0)
+            if (data := stream.read())[:4] not in SIGNATURES:
                 raise
-            with open_tiff(data) as file:
-                return file.pages.first.imagelength, file.pages.first.imagewidth
+            with open_tiff(data) as tiff:
+                return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
+        turned = orientation_of(image, in_header=True) >= 5  # by a quarter
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _is_deep_png(data: bytes) -> bool:
