@@ -35,7 +35,7 @@ def _about_size(median: float | None, size: int, tiles: int) -> list[str]:
         return [f"{what} are {median:,.0f} px at their median, enlarged to {size} px: {faster}"]
     if median is None or median < LOST * size:
         return []
-    way = "smaller --tiles" if tiles else f"cut into tiles, such as --tiles {2 * size},"
+    way = "smaller --tiles" if tiles else f"cut into tiles: --tiles {2 * size}"
     gone = f"detail under {median / size:.0f} px is gone; a larger --image-size keeps more, or {way}"
     return [f"{what} are {median:,.0f} px at their median, seen at {size} px: {gone}"]
 

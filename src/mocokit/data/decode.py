@@ -101,8 +101,9 @@ def image_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[in
                 raise
             with open_tiff(data) as tiff:
                 return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
-        turned = orientation_of(image, in_header=True) >= 5  # by a quarter
-        return (image.width, image.height) if turned else (image.height, image.width)
+        tags = getattr(image, "tag_v2", {})  # of TIFF files, whose size some versions of Pillow have turned
+        height, width = tags.get(257, image.height), tags.get(256, image.width)
+        return (width, height) if orientation_of(image, in_header=True) >= 5 else (height, width)  # by a quarter
 
 
 def _is_deep_png(data: bytes) -> bool:

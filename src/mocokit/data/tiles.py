@@ -20,7 +20,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, height: int, width: int, side: int) -> "Grid":
-        """The grid whose tiles come nearest to ``side`` pixels: each side of the image by it, rounded, half up. A side of
+        """The grid whose tiles come nearest to ``side`` pixels: each side of the image by it, rounded, half up; one of
         less than one and a half times that is not cut."""
         return cls(*(max(1, (2 * length + side) // (2 * side)) for length in (height, width)))
 
