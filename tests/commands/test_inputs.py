@@ -89,7 +89,7 @@ def test_a_run_remembers_its_tiles(tiled_run: Path, scenes: Path, tmp_path: Path
     assert found["test"]["held_out"]["by"] == "image"
     assert found["test"]["images"] % (GRID.rows * GRID.columns) == 0
     assert mocokit.knn(str(tiled_run), str(scenes), tiles=0, **labels)["test"]["images"] < IMAGES
-    assert mocokit.scorecard(str(tiled_run), str(scenes))["encoder"]
+    assert mocokit.scorecard(str(tiled_run), str(scenes))["images"] == IMAGES * GRID.rows * GRID.columns
     mocokit.finetune(str(tiled_run), str(scenes), epochs=1, baseline=False, out=str(tmp_path / "tuned"), **labels)
     assert tiles_of(None, mocokit.load(tmp_path / "tuned")) == 16
 

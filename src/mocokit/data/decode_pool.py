@@ -224,16 +224,12 @@ def _decode(image: Encoded, max_side: int | None, max_pixels: int) -> list[_Resu
 def decode_tiles(tiles: Tiles, max_side: int | None, max_pixels: int) -> list[_Result]:
     """The tiles, each shrunk to ``max_side`` at most; what is to be told of their image is told of the first."""
     ((whole, notes),) = _decode(tiles.image, None, max_pixels)
+    if not isinstance(whole, BadImage) and whole.shape[1:] != tiles.size:
+        whole = BadImage("not of the size that its header says")
     if isinstance(whole, BadImage):
-        return [(whole, [])] * len(tiles.numbers)
-    results: list[_Result] = []
-    for number in tiles.numbers:
-        pixels = whole[:, *tiles.grid.box(number, *whole.shape[1:])]
-        if not pixels.size:
-            results.append((BadImage("smaller than its header says"), []))
-        else:
-            results.append((np.ascontiguousarray(shrink(pixels, max_side)), [] if results else notes))
-    return results
+        return [(whole, [])] * _count(tiles)
+    parts = (whole[:, *tiles.grid.box(number, *tiles.size)] for number in tiles.numbers)
+    return [(np.ascontiguousarray(shrink(part, max_side)), [] if n else notes) for n, part in enumerate(parts)]
 
 
 class _Pool:

@@ -27,15 +27,12 @@ class Grid(NamedTuple):
     def box(self, number: int, height: int, width: int) -> tuple[slice, slice]:
         """The lines and columns of an image of that size that tile ``number`` has."""
         row, column = divmod(number, self.columns)
-        return _part(row, self.rows, height), _part(column, self.columns, width)
+        lines = slice(row * height // self.rows, (row + 1) * height // self.rows)
+        return lines, slice(column * width // self.columns, (column + 1) * width // self.columns)
 
     def names(self, image: str) -> list[str]:
         """The names of the tiles of an image: its own, then row and column from 0, as in ``scan.png#r0c3``."""
         return [f"{image}#r{row}c{column}" for row in range(self.rows) for column in range(self.columns)]
-
-
-def _part(number: int, parts: int, length: int) -> slice:
-    return slice(number * length // parts, (number + 1) * length // parts)
 
 
 def origin_of(name: str) -> str:
