@@ -45,7 +45,8 @@ class Request:
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
         names = ("follow_links", "max_pixels", "train", "test", "tiles")
-        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
+        said = {**self.recipe, **self.given}
+        return open_source(self.given["data"], **{n: said.get(n, FIELDS[n].default) for n in names})
 
 
 @dataclass(frozen=True)
