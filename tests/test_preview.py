@@ -84,3 +84,11 @@ def test_metrics_are_the_columns_of_the_file(tiny_run: TinyRun, tmp_path):
         np.testing.assert_array_equal(column, expected)
     with pytest.raises(mocokit.UserError, match="no metrics here"):
         mocokit.read_metrics(tmp_path)
+
+
+def test_tiles_are_looked_at(folder):
+    images = mocokit.open_images(str(folder), image_size=16, tiles=16)
+    assert images.names[0].endswith("#r0c0")
+    originals, first, _ = mocokit.draw_views(str(folder), count=3, image_size=16, tiles=16)
+    np.testing.assert_array_equal(originals[2], images[2])
+    assert first.shape[:3] == (3, 16, 16)

@@ -43,6 +43,7 @@ def embed(
     precision: Literal["fp32", "bf16"] | None = None,
     map: bool = False,
     batch_size: int = 256,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -68,6 +69,7 @@ def embed(
             bf16).
         map: also columns x, y, cluster and neighbours, as in a report (.parquet) (default false).
         batch_size: images encoded at once (default 256).
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -135,6 +137,7 @@ def finetune(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -176,6 +179,7 @@ def finetune(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -219,6 +223,7 @@ def knn(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -245,6 +250,7 @@ def knn(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -315,6 +321,7 @@ def pretrain(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int = 0,
     stream: bool = False,
     max_skipped: float = 0.05,
     follow_links: bool = False,
@@ -393,6 +400,7 @@ def pretrain(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: cut images into tiles of about N x N pixels; 0: leave them whole (default 0).
         stream: read images anew each epoch; the cache holds only a sample (default false).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
@@ -446,6 +454,7 @@ def probe(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -478,6 +487,7 @@ def probe(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -523,6 +533,7 @@ def report(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -552,6 +563,7 @@ def report(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -585,6 +597,7 @@ def scorecard(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -609,6 +622,7 @@ def scorecard(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
@@ -684,6 +698,7 @@ def select(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -713,12 +728,13 @@ def select(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         seed: seed of every random draw (default 0).
-        given: table of images that are labelled already, named as for --labels.
-        output: CSV file of the chosen images; default RUN/select.csv, or select.csv.
+        given: table of what is labelled already, as for --labels.
+        output: CSV file; default RUN/select.csv, or select.csv.
 
     Returns:
         ``path`` of the CSV file and its rows, ``selected``: ``{image, order, cluster, cluster_size, typicality}`` in
@@ -752,6 +768,7 @@ def study(
     test: str | None = None,
     test_share: float = 0.2,
     split_by: str | None = None,
+    tiles: int = 0,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
@@ -785,6 +802,7 @@ def study(
         test: name of the folder of test images, if not a usual one.
         test_share: share of each class held out for testing, if no test split (default 0.2).
         split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
+        tiles: cut images into tiles of about N x N pixels; 0: leave them whole (default 0).
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).

@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16"]
 
 share = partial(Option, low=0, high=1)
 side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
+free = partial(Option, identity=False)
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
@@ -46,18 +47,16 @@ Seed = Annotated[int, Option("seed of every random draw", low=0)]
 MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data")]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it", "data")]
 MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", "data", low=1)]
+Tiles = Annotated[int, Option("cut images into tiles of about N x N pixels; 0: leave them whole", "data", low=0)]
+RunTiles = Annotated[int | None, Option("side of tiles in pixels, 0: none; default as for the run", "data", low=0)]
 Labels = Annotated[
     str | None, Option("table (CSV, TSV, Parquet) of labels by path or name of the images", path=True, identity=False)
 ]
 LabelsColumns = Annotated[
     str | None, Option("its columns: image,label or image,label,split; default the usual names", "data", identity=False)
 ]
-TrainFolder = Annotated[
-    str | None, Option("name of the folder of training images, if not a usual one", "data", identity=False)
-]
-TestFolder = Annotated[
-    str | None, Option("name of the folder of test images, if not a usual one", "data", identity=False)
-]
+TrainFolder = Annotated[str | None, free("name of the folder of training images, if not a usual one", "data")]
+TestFolder = Annotated[str | None, free("name of the folder of test images, if not a usual one", "data")]
 TestShare = Annotated[
     float,
     Option("share of each class held out for testing, if no test split", "data", low=0.01, high=0.9, identity=False),
@@ -148,6 +147,7 @@ class PretrainConfig:
     test: TestFolder = None
     test_share: TestShare = 0.2
     split_by: SplitBy = None
+    tiles: Tiles = 0
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample", "data")] = False
     max_skipped: Annotated[float, share("share of unusable images that is accepted", "data", identity=False)] = 0.05
     follow_links: FollowLinks = False
@@ -205,6 +205,7 @@ class ImagesConfig(RunConfig):
     test: TestFolder = None
     test_share: TestShare = 0.2
     split_by: SplitBy = None
+    tiles: RunTiles = None
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
@@ -285,6 +286,7 @@ class EmbedConfig(RunConfig):
     ] = None
     map: Annotated[bool, Option("also columns x, y, cluster and neighbours, as in a report (.parquet)")] = False
     batch_size: Annotated[int, Option("images encoded at once", "machine", low=1)] = 256
+    tiles: RunTiles = None
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
@@ -314,13 +316,10 @@ class SelectConfig(ImagesConfig):
     """Choose which images to label first."""
 
     count: Annotated[int, Option("how many images to choose", short="-n", low=1)]
-    given: Annotated[
-        str | None, Option("table of images that are labelled already, named as for --labels", path=True)
-    ] = None
-    output: Annotated[
-        str | None,
-        Option("CSV file of the chosen images; default RUN/select.csv, or select.csv", short="-o", path=True),
-    ] = None
+    given: Annotated[str | None, Option("table of what is labelled already, as for --labels", path=True)] = None
+    output: Annotated[str | None, Option("CSV file; default RUN/select.csv, or select.csv", short="-o", path=True)] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,6 +365,7 @@ class StudyConfig:
     test: TestFolder = None
     test_share: TestShare = 0.2
     split_by: SplitBy = None
+    tiles: Tiles = 0
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000

@@ -11,6 +11,7 @@ from mocokit.auto.defaults import image_size_chooser
 from mocokit.commands.pretrain import complete_config
 from mocokit.commands.request import Request, RunData
 from mocokit.config import FIELDS
+from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
@@ -46,7 +47,9 @@ class Images:
         return _channels_last(self._images.batch([row])[0, :, :height, :width])
 
 
-def open_images(data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None) -> Images:
+def open_images(
+    data: str, *, split: str = "train", limit: int | None = None, image_size: int | None = None, tiles: int = 0
+) -> Images:
     """Decode images as pretraining does: once, at most twice as large as ``image_size``; then read them from the cache.
 
     Args:
@@ -54,11 +57,13 @@ def open_images(data: str, *, split: str = "train", limit: int | None = None, im
         split: "train", "val" or "test".
         limit: use a random, class-balanced subset of that many training images.
         image_size: side of the encoder's images in pixels; None chooses by images and device, as `mocokit.pretrain`.
+        tiles: cut images into tiles of about so many of their pixels a side; 0: leave them whole.
 
     Raises:
         UserError: the images can't be used, or there is no such split.
     """
-    store = open_store(data, image_size=image_size or image_size_chooser(pick_device(None)), limit=limit)
+    size = image_size or image_size_chooser(pick_device(None))
+    store = open_store(open_source(data, tiles=tiles), image_size=size, limit=limit)
     if split not in store.splits:
         raise UserError(f"{data}: no split {split!r}; choose one of {', '.join(store.splits)}")
     return Images(data, store, split)
@@ -84,7 +89,8 @@ def draw_views(
     given = validate(options, FIELDS)
     recipe = load_recipe(given.get("recipe", "auto"))
     size = given.get("image_size", recipe.get("image_size"))
-    images = data if isinstance(data, Images) else open_images(data, limit=given.get("limit"), image_size=size)
+    subset = {name: given[name] for name in ("limit", "tiles") if name in given}
+    images = data if isinstance(data, Images) else open_images(data, image_size=size, **subset)
     store, split = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given

@@ -37,7 +37,18 @@ def test_what_is_lost_is_said_from_a_third_on(folder: Path, median: float | None
     source = open_source(str(folder))
     store = replace(open_store(source, image_size=8), median_side=median, image_size=32)
     said = about_data(store, source, None)
-    assert said == ([] if expected is None else [f"{expected}; a larger --image-size keeps more"])
+    way = "a larger --image-size keeps more, or cut into tiles: --tiles 64"
+    assert said == ([] if expected is None else [f"{expected}; {way}"])
+
+
+def test_of_tiles_the_same_is_said(folder: Path):
+    source = open_source(str(folder), tiles=999)
+    (folder / "labels.csv").write_text("image,label\na.png,x\nb.png,y\n")
+    store = replace(open_store(source, image_size=8), median_side=240, image_size=32)
+    way = "detail under 8 px is gone; a larger --image-size keeps more, or smaller --tiles"
+    size, table = about_data(store, source, None)
+    assert size == f"tiles are 240 px at their median, seen at 32 px: {way}"
+    assert table.startswith("labels.csv has labels of 2 images")
 
 
 @pytest.mark.parametrize(("median", "size", "said"), [(32, 224, True), (75, 224, False), (8, 64, True), (8, 32, False)])

@@ -7,6 +7,7 @@ from mocokit.commands.inputs import open_inputs
 from mocokit.commands.request import Request, open_data
 from mocokit.config import KnnConfig
 from mocokit.errors import UserError
+from tests.helpers import write_images
 
 
 def test_weights_choose_the_recipe_to_go_on_unless_another_is_named():
@@ -34,3 +35,13 @@ def test_one_cell_of_a_study_by_hand(tiny_run):
     assert sorted(np.bincount(data.images.labels)) == [3, 6, 12]
     inputs = open_inputs(KnnConfig(run=str(tiny_run.path), data=str(tiny_run.data), limit=21, imbalance=4.0))
     assert inputs.store.main.names == data.images.names
+
+
+def test_a_recipe_may_say_how_images_are_cut(tmp_path):
+    data = str(write_images(tmp_path / "data", [f"{number}.png" for number in range(8)], 32, 48))
+    (tmp_path / "tiles.yaml").write_text("tiles: 16\n")
+    request = Request.of({"data": data, "image_size": 8, "recipe": str(tmp_path / "tiles.yaml")})
+    assert len(open_data(request).images) == 8 * 6
+    whole = Request.of({**request.given, "tiles": 0})
+    assert len(open_data(whole).images) == 8
+    assert open_data(request).store.splits["train"].groups.tolist() == [row for row in range(8) for _ in range(6)]

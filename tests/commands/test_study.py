@@ -130,3 +130,16 @@ def test_ray_and_one_after_the_other_agree_bit_for_bit(tiny_run, tmp_path, recip
     result = mocokit.study(str(tiny_run.data), out=str(tmp_path / "ray"), **options)
     assert result["trials"] == {"done": 8, "failed": {}}
     pd.testing.assert_frame_equal(figures(tmp_path / "ray"), figures(tmp_path / "one"), check_exact=True)
+
+
+def test_a_study_of_tiles_keeps_those_of_an_image_together(tmp_path, recipe, in_process):
+    names = [f"{kind}/{number}.png" for kind in "ab" for number in range(6)]
+    data = write_images(tmp_path / "data", names, 34, 34)
+    out = tmp_path / "study"
+    options = GRID | {"out": str(out), "recipe": recipe, "sizes": "24", "imbalance": "1", "methods": "raw-pixels"}
+    result = mocokit.study(str(data), tiles=16, seeds=1, **options)
+    assert result["trials"] == {"done": 1, "failed": {}}
+    table = pd.read_csv(out / "labels.csv")
+    assert len(table) == 4 * len(names)
+    assert (table.groupby(table["image"].str.partition("#")[0])["split"].nunique() == 1).all()
+    assert json.loads((out / "trials" / "n24-r1-s0" / "trial.json").read_text())["common"]["tiles"] == 16

@@ -17,8 +17,8 @@ import tifffile
 
 from mocokit.data import decode_pool as pool_module
 from mocokit.data.decode import BadImage, decode
-from mocokit.data.decode_pool import decode_all, decode_for_model, worker_count
-from mocokit.data.sources import open_source, read_all
+from mocokit.data.decode_pool import decode_all, decode_for_model, read_all, worker_count
+from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from tests.data.stores import contents, open_images, ragged, with_bad_images
 from tests.helpers import archive, encode, noise, png16, write_images

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mocokit.data.sources import open_source
 from mocokit.deploy import montage
 from mocokit.deploy.montage import TILE, Tile, draw, fitted, images_of_files, images_of_rows, pair_lines, query_lines
 from mocokit.errors import UserError
@@ -104,12 +105,12 @@ def folder(tmp_path):
 
 
 def test_images_of_rows(folder):
-    images = images_of_rows(str(folder), ["3.png", "1.png"], None)
+    images = images_of_rows(str(folder), open_source(str(folder)), ["3.png", "1.png"], None)
     assert list(images) == ["3.png", "1.png"]
     for i in (1, 3):
         assert np.array_equal(images[f"{i}.png"], noise(i, 6, 7).transpose(2, 0, 1))
     with pytest.raises(UserError, match=r"no image 7\.png in .*--data"):
-        images_of_rows(str(folder), ["7.png"], None)
+        images_of_rows(str(folder), open_source(str(folder)), ["7.png"], None)
 
 
 @pytest.mark.parametrize("spec", [None, {}, 7, {"channels": "x"}])

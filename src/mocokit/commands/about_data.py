@@ -9,6 +9,7 @@ from mocokit.data.image_index import Source
 from mocokit.data.labels_file import read_labels
 from mocokit.data.notes import listed
 from mocokit.data.store import Store
+from mocokit.data.tiled import TiledSource
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.model.encoder import EncoderSpec
@@ -22,18 +23,21 @@ TRIED, MOST_BYTES = 3, 2**24  # tables that are looked into, and how large they 
 
 def about_data(store: Store, source: Source, labels: str | None) -> list[str]:
     """Lines on what is lost in size, and on tables in the folder that are not read; ``labels`` is the one that is."""
-    tables = source.tables if isinstance(source, FolderSource) and labels is None else []
-    return [*_about_size(store.median_side, store.image_size), *_about_tables(source, sorted(tables), store)]
+    tiles, whole = (source.side, source.source) if isinstance(source, TiledSource) else (0, source)
+    tables = whole.tables if isinstance(whole, FolderSource) and labels is None else []
+    return [*_about_size(store.median_side, store.image_size, tiles), *_about_tables(whole, sorted(tables), store)]
 
 
-def _about_size(median: float | None, size: int) -> list[str]:
+def _about_size(median: float | None, size: int, tiles: int) -> list[str]:
+    what = "tiles" if tiles else "images"
     if median is not None and size >= max(DEAR, ENLARGED * median):
         faster = "a smaller --image-size is faster: the work goes with its square"
-        return [f"images are {median:,.0f} px at their median, enlarged to {size} px: {faster}"]
+        return [f"{what} are {median:,.0f} px at their median, enlarged to {size} px: {faster}"]
     if median is None or median < LOST * size:
         return []
-    gone = f"detail under {median / size:.0f} px is gone; a larger --image-size keeps more"
-    return [f"images are {median:,.0f} px at their median, seen at {size} px: {gone}"]
+    way = "smaller --tiles" if tiles else f"cut into tiles: --tiles {2 * size}"
+    gone = f"detail under {median / size:.0f} px is gone; a larger --image-size keeps more, or {way}"
+    return [f"{what} are {median:,.0f} px at their median, seen at {size} px: {gone}"]
 
 
 def _about_tables(source: Source, tables: list[str], store: Store) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import mocokit
+from mocokit.commands.inputs import tiles_of
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
@@ -72,7 +73,8 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     limit_threads(config.threads)
     device = pick_device(config.device)
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
-    source = open_source(config.data, config.follow_links, config.max_pixels)
+    config = replace(config, tiles=tiles_of(config.tiles, encoder))
+    source = open_source(config.data, config.follow_links, config.max_pixels, tiles=config.tiles or 0)
     index = source.read_index()
     order = np.sort(np.concatenate(list(index.splits.values())))
     config = replace(config, precision=config.precision or encoding_precision(encoder, len(order)))
@@ -180,6 +182,7 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
         "data_fingerprint": source.fingerprint(),
         "dtype": config.dtype,
         "precision": config.precision,
+        "tiles": config.tiles,
     }
 
 

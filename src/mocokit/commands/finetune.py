@@ -11,7 +11,7 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 from mocokit.auto.trials import BUDGET_USE, CALIBRATION_SHARE
-from mocokit.commands.inputs import Inputs, open_inputs
+from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
@@ -225,6 +225,7 @@ class _Training:
             raise Interrupted(f"{stopped}; run {again} to go on from {run.checkpoint}") from None
         origin: dict[str, Any] = {"seed": self.inputs.seed, "protocol": self.protocol}
         origin |= {n: v for n, v in encoder.origin.items() if n == "keeps_statistics"}
+        origin |= {"tiles": tiles} if (tiles := tiles_of(self.config.tiles, self.inputs.encoder)) else {}
         origin |= {"data_fingerprint": self.inputs.store.fingerprint, "versions": versions()}
         with run.writing():
             save_encoder(best, run.encoder, origin)

@@ -11,6 +11,7 @@ from mocokit.console import progress, say
 from mocokit.data.labelled import grouped, open_labelled
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store
+from mocokit.data.tiled import TiledSource
 from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -57,6 +58,12 @@ class Inputs:
         return random_encoder(self.spec, self.seed, self.store.main, self.device)
 
 
+def tiles_of(given: int | None, encoder: Encoder) -> int:
+    """The side of tiles that images are cut into: as the user says, or else as those that the encoder has learned from;
+    0 for none."""
+    return int(encoder.origin.get("tiles", 0)) if given is None else given
+
+
 def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: bool = False) -> Inputs:
     """Load the encoder and decode the images that are not in the cache yet.
 
@@ -68,9 +75,11 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     spec = encoder.spec
     labels = labels_of(config.labels, config.labels_columns)
+    tiles = tiles_of(config.tiles, encoder)
+    source = open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test, tiles)
     with progress("decoding images") as report:
         store = open_labelled(
-            open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test),
+            source,
             labels,
             image_size=spec.image_size,
             limit=config.limit,
@@ -82,7 +91,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
             progress=report,
             to_train=to_train,
         )
-    store = grouped(store, config.split_by, labels)
+    store = grouped(store, config.split_by, labels, isinstance(source, TiledSource))
     say(store.summary())
     initial = RunDirectory(Path(config.run)).initial
     inputs = Inputs(encoder, store, device, load(initial, device) if initial.exists() else None)

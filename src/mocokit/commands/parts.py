@@ -33,7 +33,7 @@ def about_test(
 
     ``seen``: whether held-out images were (or are going to be) in pretraining.
     """
-    held_out = {"share": config.test_share, "seed": config.seed, "by": config.split_by} if parts.held_out else None
+    held_out = {"share": config.test_share, "seed": config.seed, "by": _by(parts, config)} if parts.held_out else None
     say(_line(parts, store, config, seen))
     near = near_duplicates(parts.train_val, parts.test, config.seed)
     if near and near.first:
@@ -57,12 +57,17 @@ def _line(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainCo
         unused = "; --split-by is for data without a test split" * (config.split_by is not None)
         return f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}"
     alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
-    by = f", in whole groups by {config.split_by}" if config.split_by else ""
+    by = f", in whole groups by {_by(parts, config)}" if _by(parts, config) else ""
     share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
     return (
         f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
         f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
+
+
+def _by(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> str | None:
+    """What images are kept together by, if they are; tiles always are by their image."""
+    return config.split_by or (None if parts.test.groups is None else "image")
 
 
 def about_any_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:

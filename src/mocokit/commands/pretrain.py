@@ -322,6 +322,7 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
     config, fingerprint = task.config, store.train_fingerprint
     origin: dict[str, Any] = {"recipe": config.recipe, "data_fingerprint": fingerprint, "seed": config.seed}
     origin |= {"keeps_statistics": True} if config.bn_splits == 0 else {}
+    origin |= {"tiles": config.tiles} if config.tiles else {}
     with run.writing():
         save_encoder(Encoder(task.moco.backbone, task.spec), run.encoder, origin | {"versions": versions()})
 

@@ -14,6 +14,7 @@ from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
 from mocokit.data.sources import open_source
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages, open_streaming
+from mocokit.data.tiled import TiledSource
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import flag
@@ -43,8 +44,9 @@ class Request:
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
-        names = ("follow_links", "max_pixels", "train", "test")
-        return open_source(self.given["data"], **{n: self.given.get(n, FIELDS[n].default) for n in names})
+        names = ("follow_links", "max_pixels", "train", "test", "tiles")
+        said = {**self.recipe, **self.given}
+        return open_source(self.given["data"], **{n: said.get(n, FIELDS[n].default) for n in names})
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,13 @@ def open_data(
     if not given.get("stream", recipe.get("stream", False)):
         options |= {name: given.get(name) for name in SUBSET}
         store = open_labelled(source, labels, **options)
-        store = grouped(store, given.get("split_by"), labels)
+        store = grouped(store, given.get("split_by"), labels, isinstance(source, TiledSource))
         return RunData(store, store.splits["train"])
     for name in SUBSET:
         if name in given:
             raise UserError(f"--stream and {flag(name)} exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
     store = store if labels is None else lay_over_sample(store, labels, images.names)
-    store = grouped(store, given.get("split_by"), labels)
+    store = grouped(store, given.get("split_by"), labels, isinstance(source, TiledSource))
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)

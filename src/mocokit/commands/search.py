@@ -10,6 +10,7 @@ import numpy as np
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import say
+from mocokit.data.sources import open_source
 from mocokit.deploy import montage
 from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import Features, Named, open_features
@@ -125,6 +126,8 @@ def _embedded(features: Features, config: SearchConfig, files: list[str], device
             raise UserError(f"query {file}: no such file; name an image file or a row from 0 to {features.rows - 1}")
     if not run:
         raise UserError(f"{features.path} does not say which encoder made it; name it with --run, or search by rows")
+    if metadata.get("tiles"):
+        say(f"the features are of tiles of about {metadata['tiles']} pixels a side; image files are embedded whole")
     foreign = is_foreign(run)
     if config.run is None and not (foreign or Path(run).exists()):
         raise UserError(f"{run}, whose encoder made {features.path}, is gone; name its place with --run")
@@ -192,9 +195,8 @@ def _write_montage(
     data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
-    images = montage.images_of_rows(
-        str(data), sorted(set(paths)), metadata.get("spec"), (config.follow_links, config.max_pixels)
-    )
+    source = open_source(str(data), config.follow_links, config.max_pixels, tiles=int(metadata.get("tiles", 0)))
+    images = montage.images_of_rows(str(data), source, sorted(set(paths)), metadata.get("spec"))
     files = montage.images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))
     image = montage.draw(montage.query_lines(queries, images, files) + montage.pair_lines(pairs, images))
     try:

@@ -30,7 +30,7 @@ from mocokit.studies.results import answers, by_setting, compare, read_rows, wri
 from mocokit.studies.trial import REQUEST, RESULT, is_done, read
 
 TABLE, TRIALS = "labels.csv", "trials"
-READING = ("train", "test", "max_skipped", "follow_links", "max_pixels")  # how commands read the images
+READING = ("train", "test", "tiles", "max_skipped", "follow_links", "max_pixels")  # how commands read the images
 TIMED_SECONDS = 5.0
 
 

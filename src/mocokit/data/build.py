@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.channels import about_colour, common_channels, is_gray
-from mocokit.data.decode import BadImage, image_size
-from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, worker_count
+from mocokit.data.decode import BadImage
+from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
 from mocokit.data.notes import Notes, count
 from mocokit.data.pixels import (
@@ -28,7 +28,7 @@ from mocokit.data.pixels import (
     scaled,
     stored_side,
 )
-from mocokit.data.sources import read_all
+from mocokit.data.tiled import size_of
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
@@ -209,8 +209,8 @@ def median_side(source: Source, indices: np.ndarray) -> float:
     sides: list[int] = []
     for position in np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED_IMAGES)).round().astype(int):
         with suppress(BadImage):
-            content = source.read(int(indices[position]))
-            sides.append(min(content.shape[1:] if isinstance(content, np.ndarray) else image_size(content)))
+            (image,) = read_all(source, [int(indices[position])])
+            sides.append(min(size_of(image, max_pixels_of(source))))
     return float(np.median(sides)) if sides else math.nan
 
 

@@ -3,8 +3,10 @@
 Everything that is wrong with a file is a ``BadImage``.
 """
 
+import io
 import struct
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -87,17 +89,21 @@ def decode(
         return np.ascontiguousarray(shrink(pixels, max_side))
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) as the file's header states them, before the EXIF orientation; may raise BadImage."""
-    with translated_errors():
+def image_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) as `decode` gives them, of which no more is read than the header; may raise BadImage."""
+    stream = io.BytesIO(file) if isinstance(file, bytes) else file
+    with translated_errors(max_pixels):
         try:
-            with open_image(data) as image:
-                return image.height, image.width
+            image = open_image(stream)
         except UnidentifiedImageError:
-            if data[:4] not in SIGNATURES:
+            stream.seek(0)
+            if (data := stream.read())[:4] not in SIGNATURES:
                 raise
-            with open_tiff(data) as file:
-                return file.pages.first.imagelength, file.pages.first.imagewidth
+            with open_tiff(data) as tiff:
+                return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
+        tags = getattr(image, "tag_v2", {})  # of TIFF files, whose size some versions of Pillow have turned
+        height, width = tags.get(257, image.height), tags.get(256, image.width)
+        return (width, height) if orientation_of(image, in_header=True) >= 5 else (height, width)  # by a quarter
 
 
 def _is_deep_png(data: bytes) -> bool:

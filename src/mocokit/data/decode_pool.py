@@ -23,6 +23,7 @@ import numpy as np
 from mocokit.data.decode import MAX_FILE_BYTES, MAX_PIXELS, TOO_MANY_BYTES, BadImage, decode, filled, shrink
 from mocokit.data.image_index import Source
 from mocokit.data.pixels import ASSUMED, DULL, ENCODER_RANGE, FEW_LEVELS, convert, convertible, scaled, stored_side
+from mocokit.data.tiles import Grid
 from mocokit.machine import usable_cores
 
 
@@ -53,7 +54,17 @@ class ImageFile(NamedTuple):
             return file.read(os.fstat(file.fileno()).st_size)  # a larger number would be allocated in full
 
 
-Encoded = bytes | np.ndarray | BadImage | ImageFile
+class Tiles(NamedTuple):
+    """Tiles of one image, which is decoded once for them: their ``numbers`` in its ``grid``, and its ``size``, height
+    and width, as its header states it."""
+
+    image: bytes | np.ndarray | BadImage | ImageFile
+    size: tuple[int, int]
+    grid: Grid
+    numbers: list[int]
+
+
+Encoded = bytes | np.ndarray | BadImage | ImageFile | Tiles
 Decoded = np.ndarray | BadImage
 Noted = Callable[[int, str], None]  # of the position among the images and what was decided about that one
 _Result = tuple[Decoded, list[str]]  # with what was decided
@@ -76,6 +87,20 @@ def max_pixels_of(source: Source) -> int:
     return getattr(source, "max_pixels", MAX_PIXELS)
 
 
+def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
+    """The images at ``indices`` of a source's index, which has been read: a folder's files, not yet read; tiles of one
+    image as one."""
+    if together := getattr(source, "read_together", None):
+        yield from together(indices)
+        return
+    read = getattr(source, "file", source.read)
+    for index in indices:
+        try:
+            yield read(index)
+        except BadImage as error:
+            yield error
+
+
 def decode_for_model(
     images: Iterable[Encoded],
     *,
@@ -89,7 +114,7 @@ def decode_for_model(
     """Decode and convert images in order, to the pixels that the store would hold; nothing is written to disk.
 
     Args:
-        images: as `mocokit.data.sources.read_all` gives them.
+        images: as `read_all` gives them.
         image_size: the side that the model takes in; images are shrunk to twice that side at most.
         channels: gray is converted to RGB (3) or the reverse (1).
         intensity_range: what 0 and 255 stand for in images of more than 8 bits; None is explained at
@@ -137,15 +162,16 @@ def decode_all(
 
 def _results(images: Iterable[Encoded], max_side: int, workers: int, max_pixels: int) -> Generator[_Result, None, None]:
     if workers == 0:
-        yield from (_decode(image, max_side, max_pixels) for image in images)
+        for image in images:
+            yield from _decode(image, max_side, max_pixels)
         return
     with _Pool(workers, max_side, max_pixels) as pool:
         pending: deque[tuple[list[Encoded], Future[list[_Result]]]] = deque()
         for chunk in _chunks(images, max_side):
             pending.append((chunk, pool.submit(chunk)))
-            waiting = sum(_nbytes(image) for its, _ in pending for image in its)
+            waiting = sum(_nbytes(image, max_side) for its, _ in pending for image in its)
             while pending and (len(pending) > 2 * workers or waiting > _PENDING_BYTES):
-                waiting -= sum(map(_nbytes, pending[0][0]))
+                waiting -= sum(_nbytes(image, max_side) for image in pending[0][0])
                 yield from pool.result(*pending.popleft())
         while pending:
             yield from pool.result(*pending.popleft())
@@ -155,33 +181,55 @@ def _chunks(images: Iterable[Encoded], max_side: int) -> Iterator[list[Encoded]]
     """Group images so that neither a chunk's files nor its pixels take much memory."""
     most = min(_CHUNK_IMAGES, 1 + 2 * _CHUNK_BYTES // (max_side**2 * _DEEP_PIXEL_BYTES))
     chunk: list[Encoded] = []
-    size = 0
+    size = number = 0
     for image in images:
         chunk.append(image)
-        size += _nbytes(image)
-        if len(chunk) >= most or size >= _CHUNK_BYTES:
+        size, number = size + _nbytes(image, max_side), number + _count(image)
+        if number >= most or size >= _CHUNK_BYTES:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, number = [], 0, 0
     if chunk:
         yield chunk
 
 
-def _nbytes(image: Encoded) -> int:
+def _count(image: Encoded) -> int:
+    """How many results there will be."""
+    return len(image.numbers) if isinstance(image, Tiles) else 1
+
+
+def _nbytes(image: Encoded, max_side: int) -> int:
+    """Of what waits to be decoded; with tiles, which may be many, of what comes of them, about."""
+    if isinstance(image, Tiles):
+        return _nbytes(image.image, max_side) + 3 * max_side**2 * _count(image)
     return memoryview(image).nbytes if isinstance(image, bytes | np.ndarray) else 0  # type: ignore[arg-type]
 
 
-def _decode(image: Encoded, max_side: int, max_pixels: int) -> _Result:
+def _decode(image: Encoded, max_side: int | None, max_pixels: int) -> list[_Result]:
+    """What comes of an image, or of each of some tiles."""
+    if isinstance(image, Tiles):
+        return decode_tiles(image, max_side, max_pixels)
     notes: list[str] = []
     try:
         if isinstance(image, BadImage):
-            return image, notes
+            return [(image, notes)]
         if isinstance(image, np.ndarray):
             pixels = image if image.dtype == np.uint8 else filled(image, note=notes.append)
-            return shrink(pixels, max_side), notes
+            return [(shrink(pixels, max_side), notes)]
         data = image.read() if isinstance(image, ImageFile) else image
-        return decode(data, max_side, notes.append, max_pixels), notes
+        return [(decode(data, max_side, notes.append, max_pixels), notes)]
     except BadImage as error:
-        return error, []
+        return [(error, [])]
+
+
+def decode_tiles(tiles: Tiles, max_side: int | None, max_pixels: int) -> list[_Result]:
+    """The tiles, each shrunk to ``max_side`` at most; what is to be told of their image is told of the first."""
+    ((whole, notes),) = _decode(tiles.image, None, max_pixels)
+    if not isinstance(whole, BadImage) and whole.shape[1:] != tiles.size:
+        whole = BadImage("not of the size that its header says")
+    if isinstance(whole, BadImage):
+        return [(whole, [])] * _count(tiles)
+    parts = (whole[:, *tiles.grid.box(number, *tiles.size)] for number in tiles.numbers)
+    return [(np.ascontiguousarray(shrink(part, max_side)), [] if n else notes) for n, part in enumerate(parts)]
 
 
 class _Pool:
@@ -225,7 +273,7 @@ class _Pool:
             try:
                 decoded += executor.submit(self._decode, [image]).result()
             except BrokenProcessPool:
-                decoded.append((BadImage("the decoder crashed on it"), []))
+                decoded += [(BadImage("the decoder crashed on it"), [])] * _count(image)
                 executor = self._start(1)
         executor.shutdown()
         return decoded
@@ -249,4 +297,4 @@ def _exit_with_parent() -> None:
 
 def _decode_chunk(chunk: list[Encoded], max_side: int, max_pixels: int) -> list[_Result]:
     """In a worker."""
-    return [_decode(image, max_side, max_pixels) for image in chunk if not _stop.value]
+    return [result for image in chunk if not _stop.value for result in _decode(image, max_side, max_pixels)]

@@ -13,6 +13,7 @@ from mocokit.data.labels_file import LabelsFile
 from mocokit.data.long_tail import long_tail
 from mocokit.data.notes import count, listed
 from mocokit.data.store import ImageSet, Store, check_trainable, open_store
+from mocokit.data.tiles import origin_of
 from mocokit.errors import UserError
 
 PARENT = "parent"  # of an image: its folder
@@ -45,14 +46,17 @@ def open_labelled(
     return store if limit is imbalance is None else _limited(store, limit, imbalance, seed)
 
 
-def grouped(store: Store, by: str | None, labels: LabelsFile | None) -> Store:
+def grouped(store: Store, by: str | None, labels: LabelsFile | None, tiled: bool = False) -> Store:
     """The store with groups of images that must not be divided between training and test: those in one folder (``by``
     "parent"), or with the same value in a column of the file of labels that was laid over it; none if ``by`` is None.
+    If they are tiles, those of one image are in one group whatever ``by``.
 
     Raises:
         UserError: there is no such column.
     """
     if by is None:
+        for images in store.splits.values() if tiled else ():
+            images.groups = _numbered([origin_of(name) for name in images.names])
         return store
     if by != PARENT and (labels is None or by not in labels.columns):
         there = f"of {labels.place}: {listed(list(labels.columns))}" if labels else "of a file, which --labels names"
@@ -68,12 +72,20 @@ def grouped(store: Store, by: str | None, labels: LabelsFile | None) -> Store:
             keys = [values[row] if row >= 0 else "" for row in images.table_rows.tolist()]
             empty = [row for row, key in enumerate(keys) if not key]
             alone += [images.names[row] for row in empty]
-            keys = [key or f"\0{row}" for row, key in enumerate(keys)]
-        images.groups = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+            keys = [key or f"\0{origin_of(name)}" for key, name in zip(keys, images.names, strict=True)]
+        if tiled:  # a table may say different things of tiles of one image: the first counts
+            first: dict[str, str] = {}
+            keys = [first.setdefault(origin_of(name), key) for key, name in zip(keys, images.names, strict=True)]
+        images.groups = _numbered(keys)
     if not alone:
         return store
     line = f"{count(len(alone), 'image has', 'images have')} no {by}, so each is a group; the first is {alone[0]}"
     return replace(store, notes=(*store.notes, line))
+
+
+def _numbered(keys: list[str]) -> np.ndarray:
+    """The same number for the same key, int64 [len(keys)]."""
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def lay_over(store: Store, labels: LabelsFile) -> Store:

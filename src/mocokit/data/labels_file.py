@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from mocokit.data.image_index import SPLITS, has_image_suffix, reading, split_word, splits_of_words
 from mocokit.data.labels import UNLABELLED, label_column, label_values, number_labels
 from mocokit.data.notes import count, listed
+from mocokit.data.tiles import origin_of
 from mocokit.errors import UserError
 
 SEPARATORS = ",;\t"
@@ -43,11 +44,19 @@ class LabelsFile:
 
         A row is about the image of that path; else about the one whose path ends so, or is an end of the row's; else
         about the only one with that file name, then with that file name but for its ending. Of several rows for an
-        image the one that says most of its path counts.
+        image the one that says most of its path counts. A tile that no row is about has that of its image.
 
         Raises:
             UserError: no row is about an image, or two rows say different things of the same one.
         """
+        origins = [origin_of(name) for name in images]
+        wholes = list(dict.fromkeys(whole for whole, name in zip(origins, images, strict=True) if whole != name))
+        row_of, lines = self._match([*images, *wholes])
+        own, place = row_of[: len(images)], {name: len(images) + n for n, name in enumerate(wholes)}
+        of_whole = row_of[[place.get(whole, n) for n, whole in enumerate(origins)]]
+        return np.where(own >= 0, own, of_whole), lines
+
+    def _match(self, images: Sequence[str]) -> tuple[np.ndarray, list[str]]:
         keys = [_key(name) for name in images]
         places = [_ends(keys), _ends([_stem(key) for key in keys])]
         row_of = np.full(len(images), -1, dtype=np.int64)
@@ -71,7 +80,7 @@ class LabelsFile:
                     "an image has one label: keep one of the rows"
                 )
         if images and not (row_of >= 0).any():
-            of_data = f"the first image is {images[0]}"
+            of_data = f"the first image is {origin_of(images[0])}"
             raise UserError(
                 f"{self.place}: none of its {len(self.names):,} names is that of an image: the first is "
                 f"{self.names[0] if self.names else 'missing'}, {of_data}; write paths inside the data, or file names"

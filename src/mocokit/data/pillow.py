@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
@@ -111,11 +112,13 @@ def looks_like_an_image(start: bytes) -> bool:
     return start.startswith(signatures) or riff or bmp or avif or is_heif(start)
 
 
-def open_image(data: bytes) -> ImageFile.ImageFile:
+def open_image(data: bytes | BinaryIO) -> ImageFile.ImageFile:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        if is_heif(data) and pillow_heif is None:
+        file.seek(0)
+        if pillow_heif is None and is_heif(file.read(SIGNATURE_BYTES)):
             raise BadImage("a HEIC image, which needs pillow-heif: pip install 'mocokit[heic]'") from None
         raise
     check_size(*image.size, 8 if image.format in _HUNGRY else 1)
@@ -186,9 +189,11 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def orientation_of(image: Image.Image) -> int:
+def orientation_of(image: Image.Image, in_header: bool = False) -> int:
+    """The EXIF orientation; ``in_header``: without decoding the pixels for it, which those of PNG files may follow."""
     try:
-        return int(image.getexif().get(ORIENTATION, 1))
+        exif = Image.Image.getexif(image) if in_header else image.getexif()
+        return int(exif.get(ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
 

@@ -5,7 +5,7 @@ import difflib
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import DOWNLOADS, cache_directory
-from mocokit.data.decode import MAX_PIXELS, BadImage
-from mocokit.data.decode_pool import Encoded
+from mocokit.data.decode import MAX_PIXELS
 from mocokit.data.folder import FolderSource
 from mocokit.data.image_index import ImageIndex, Source, is_image_name
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
+from mocokit.data.tiled import TiledSource
+from mocokit.data.tiles import LEAST_SIDE
 from mocokit.errors import UserError
 
 ACCEPTED = (
@@ -34,6 +35,7 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     train: str | None = None,
     test: str | None = None,
+    tiles: int = 0,
 ) -> Source:
     """The source that ``data`` names, of which nothing is read yet; UserError if it is of no accepted kind.
 
@@ -42,7 +44,11 @@ def open_source(
         follow_links: read what links in a folder lead to outside it.
         max_pixels: larger images are not decoded.
         train, test: names of the folders with these splits, if they are not the usual ones.
+        tiles: cut images into tiles of about so many pixels a side (`TiledSource`); 0: leave them whole.
     """
+    if 0 < tiles < LEAST_SIDE:
+        what = "is the side of a tile in pixels, not how many there are"
+        raise UserError(f"--tiles {tiles}: {what}; give {LEAST_SIDE} or more, such as 256")
     splits = {name: split for split, name in (("train", train), ("test", test)) if name is not None}
     if train is not None and train == test:
         raise UserError(f"--train {train}: is --test, too; name two folders")
@@ -51,7 +57,7 @@ def open_source(
         name, split = next(iter(splits.items()))
         raise UserError(f"--{split} {name}: names a folder inside a folder or archive of images, which {data} is not")
     source.max_pixels = max_pixels  # type: ignore[attr-defined]
-    return source
+    return TiledSource(source, tiles) if tiles else source
 
 
 def _open(data: str, follow_links: bool, splits: dict[str, str]) -> Source:
@@ -163,12 +169,3 @@ def _cifar10_part(train: bool) -> Any:
 
 
 BUNDLED = {"digits": _digits, "cifar10": _cifar10}
-
-
-def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
-    """The images at ``indices`` of a source's index, which has been read; a folder's files, not yet read."""
-    for index in indices:
-        try:
-            yield source.file(index) if isinstance(source, FolderSource) else source.read(index)
-        except BadImage as error:
-            yield error

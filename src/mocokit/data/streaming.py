@@ -6,7 +6,7 @@ is a function of (seed, step), whatever the number of processes.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ from mocokit import distributed
 from mocokit.data.build import check_skipped
 from mocokit.data.dataset import Batch
 from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, worker_count
+from mocokit.data.decode_pool import Decoded, Encoded, decode_for_model, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.pixels import pad, stored_side
-from mocokit.data.sources import open_source, read_all
+from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
@@ -112,6 +112,10 @@ class _Sample:
 
     def read(self, index: int) -> bytes | np.ndarray:
         return self.source.read(index)
+
+    def read_together(self, indices: Iterable[int]) -> Iterator[Encoded]:
+        """As `read_all` of the whole source."""
+        return read_all(self.source, indices)
 
 
 def _sample(rows: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:

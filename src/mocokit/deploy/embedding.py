@@ -13,11 +13,10 @@ from torch import Tensor
 
 from mocokit.config import EmbedConfig
 from mocokit.data.decode import BadImage
-from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, worker_count
+from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.notes import Notes
 from mocokit.data.pixels import pad
-from mocokit.data.sources import read_all
 from mocokit.deploy.feature_file import feature_table
 from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mocokit.data.decode import MAX_PIXELS, BadImage
-from mocokit.data.decode_pool import Encoded, decode_for_model
-from mocokit.data.sources import open_source, read_all
+from mocokit.data.decode_pool import Encoded, decode_for_model, max_pixels_of, read_all
+from mocokit.data.image_index import Source
 from mocokit.errors import UserError
 from mocokit.files import printable
 from mocokit.model.encoder import EncoderSpec
@@ -125,19 +125,14 @@ def _draw_legend(pen: ImageDraw.ImageDraw, left: float, top: int) -> None:
         left += _FONT_SIZE + 6 + pen.textlength(text) + 24
 
 
-def images_of_rows(
-    data: str, paths: list[str], spec: Any, reading: tuple[bool, int] = (False, MAX_PIXELS)
-) -> dict[str, np.ndarray]:
-    """The images at ``paths`` inside ``data``, as `images_of_files`; one that is not there raises a UserError.
-
-    ``reading`` are the further arguments of `open_source`.
-    """
-    source = open_source(data, *reading)
+def images_of_rows(data: str, source: Source, paths: list[str], spec: Any) -> dict[str, np.ndarray]:
+    """The images at ``paths`` inside ``data``, which is ``source``, as `images_of_files`; one that is not there raises
+    a UserError."""
     index = {printable(name): i for i, name in enumerate(source.read_index().names)}
     for path in paths:
         if path not in index:
             raise UserError(f"--montage: no image {path} in {data}; name with --data where the images are now")
-    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec, reading[1])
+    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec, max_pixels_of(source))
 
 
 def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:

@@ -123,7 +123,8 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
         test, train = _hold_out(train, test_share, generator(seed, "test part"))
         if not len(test):
             if train.groups is not None:
-                return "every group has all images of a class; leave --split-by out, or group by something smaller"
+                way_out = "leave --split-by out, or group by something smaller; tiles of one image are a group"
+                return f"every group has all images of a class; {way_out}"
             return "no class has two labelled images; give several of each class"
     else:
         test = given[others[0]]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mocokit.console import progress
 from mocokit.data.decode import MAX_PIXELS, BadImage, image_size
-from mocokit.data.decode_pool import Encoded, ImageFile, max_pixels_of
+from mocokit.data.decode_pool import Encoded, ImageFile, max_pixels_of, read_all
 from mocokit.data.image_index import Source
 from mocokit.data.pillow import FORMATS, translated_errors
 from mocokit.data.sampler import random_subset
-from mocokit.data.sources import read_all
+from mocokit.data.tiles import origin_of
 from mocokit.files import printable
 from mocokit.reporting.images import ReportImages
 
@@ -61,7 +61,7 @@ class FileFacts(NamedTuple):
 
 def read_facts(source: Source, images: ReportImages, seed: int) -> dict[int, FileFacts]:
     """Facts by row of ``images``, of a random choice of at most 4,000 by ``seed``, in ascending order; no pixels are
-    decoded.
+    decoded. Those of a tile are its image's.
 
     Of shards those rows are from 32 random blocks at most. ``source`` is what the images were stored from; if it holds
     pixels, or an image is no longer there, there are no facts.
@@ -72,7 +72,7 @@ def read_facts(source: Source, images: ReportImages, seed: int) -> dict[int, Fil
     if source.decoded:
         return dict.fromkeys(random_subset(len(images), MOST, seed).tolist(), FileFacts())
     image_index = source.read_index()
-    paths = [part.images.names[row] for part in images.parts for row in part.indices.tolist()]
+    paths = [origin_of(part.images.names[row]) for part in images.parts for row in part.indices.tolist()]
     wanted = set(paths)
     positions = {name: position for position, name in enumerate(image_index.names) if name in wanted}
     rows = _choice(np.array([positions.get(path, -1) for path in paths]), image_index.blocks, seed).tolist()

@@ -79,7 +79,7 @@ def shortcuts(
     The penalty is chosen within that half; ``seed`` draws both. Numbers are told as one of three ranges. What has a
     single value is left out, and so are folders that follow from class and split, which are no nuisance of their own.
     Features that tell such things may be shortcuts (Geirhos et al. 2020, doi 10.1038/s42256-020-00257-z), above all
-    where the class alone tells them, too. Bursts and copies are in both halves: an image may be told by its twin.
+    where the class alone tells them, too. Bursts, copies, tiles are in both halves: an image may be told by its twin.
 
     Args:
         features, untrained: [N, D] float32 of ``images``, those of the encoder and of its random initialisation.
