@@ -8,8 +8,10 @@ __version__ = "0.2.0"
 HOMES = {
     "Encoder": "mocokit.model.encoder",
     "MoCoEncoder": "mocokit.estimator",
+    "MoCoV2": "mocokit.model.moco",
     "UserError": "mocokit.errors",
     "cache": "mocokit.commands.cache",
+    "create_backbone": "mocokit.model.backbones",
     "draw_views": "mocokit.preview",
     "embed": "mocokit.commands.embed",
     "export": "mocokit.commands.export",
@@ -24,6 +26,7 @@ HOMES = {
     "scorecard": "mocokit.commands.scorecard",
     "search": "mocokit.commands.search",
     "select": "mocokit.commands.select",
+    "split_batch_norm": "mocokit.model.norm",
     "study": "mocokit.commands.study",
 }
 __all__ = [*HOMES]

@@ -6,7 +6,10 @@ from typing import Any, Literal
 from mocokit.deploy.loading import load as load
 from mocokit.errors import UserError as UserError
 from mocokit.estimator import MoCoEncoder as MoCoEncoder
+from mocokit.model.backbones import create_backbone as create_backbone
 from mocokit.model.encoder import Encoder as Encoder
+from mocokit.model.moco import MoCoV2 as MoCoV2
+from mocokit.model.norm import split_batch_norm as split_batch_norm
 from mocokit.preview import draw_views as draw_views
 from mocokit.preview import open_images as open_images
 from mocokit.preview import read_metrics as read_metrics

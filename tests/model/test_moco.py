@@ -27,7 +27,7 @@ def backbone(splits=1):
 
 def make(symmetric=False, splits=1):
     head = create_head("linear", 6, 6, D)
-    return MoCoV2(backbone(splits), head, nn.Identity(), dim=D, K=K, tau=0.2, symmetric=symmetric)
+    return MoCoV2(backbone(splits), head, dim=D, K=K, tau=0.2, symmetric=symmetric)
 
 
 def make_v3(kind="v3-resnet", symmetric=True):
@@ -155,7 +155,7 @@ def collapsed() -> nn.Module:
 
 def test_chance_level_is_the_loss_of_collapsed_encoders():
     """log(K + 1) with a queue of the same embeddings, 4 tau log(B) for v3's two halves."""
-    v2 = MoCoV2(collapsed(), nn.Identity(), nn.Identity(), dim=D, K=K, tau=0.2, symmetric=True)
+    v2 = MoCoV2(collapsed(), nn.Identity(), dim=D, K=K, tau=0.2, symmetric=True)
     v2.queue.keys.fill_(D**-0.5)
     v3 = MoCoV3(collapsed(), nn.Identity(), nn.Identity(), tau=0.2, symmetric=True)
     for moco, expected in ((v2, math.log(K + 1)), (v3, 4 * 0.2 * math.log(B))):

@@ -74,8 +74,9 @@ for _name, _network in _NETWORKS.items():
 def create_backbone(name: str, channels: int, image_size: int, zero_init_last: bool = True) -> nn.Module:
     """Build a randomly initialised backbone that maps images [B, channels, S, S] to pooled features [B, D].
 
-    With ``zero_init_last``, timm's way (Goyal et al. 2017, arXiv 1706.02677, section 5.1), residual branches with batch
-    norm start at zero; without, as in torchvision and MoCo v1 and v2, all batch norms scale by one.
+    ``name`` is timm's, or one of ours for small images, such as ``resnet18_narrow`` (D 128). With ``zero_init_last``,
+    timm's way (Goyal et al. 2017, arXiv 1706.02677, section 5.1), residual branches with batch norm start at zero;
+    without, as in torchvision and MoCo v1 and v2, all batch norms scale by one.
 
     Raises:
         UserError: timm has no such model, or it can't take images of this size.

@@ -106,20 +106,34 @@ class MoCo(nn.Module):
 
 
 class MoCoV2(MoCo):
-    """MoCo v1 and v2: the negatives are a queue of the last K keys."""
+    """MoCo v1 and v2: the negatives are a queue of the last K keys.
+
+    ``model(x1, x2, ids, shuffle, m)`` is a step without the optimizer's: the key encoder moves by momentum m, the
+    result's ``loss``, a float32 scalar, is of views x1 and x2 [B, C, S, S] of images ``ids`` [B], and the keys join
+    the queue. ``shuffle`` is a permutation [B] for ShuffleBN, or None; ``model.backbone`` is what pretraining is for.
+
+    Args:
+        backbone: from views [B, C, S, S] to features [B, F]; for several groups of `mocokit.split_batch_norm`.
+        head: from features to embeddings [B, dim].
+        predictor: maps queries [B, dim] on; v1 and v2 have none.
+        dim: D, of the embeddings.
+        K: keys in the queue; random ones at first.
+        tau: temperature.
+        symmetric: both views are the query in turn.
+    """
 
     def __init__(
         self,
         backbone: nn.Module,
         head: nn.Module,
-        predictor: nn.Module,
+        predictor: nn.Module | None = None,
         *,
         dim: int,
         K: int,
         tau: float,
-        symmetric: bool,
+        symmetric: bool = False,
     ) -> None:
-        super().__init__(backbone, head, predictor, tau=tau, symmetric=symmetric)
+        super().__init__(backbone, head, predictor or nn.Identity(), tau=tau, symmetric=symmetric)
         self.queue = Queue(K, dim)
 
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:

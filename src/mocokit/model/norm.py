@@ -159,7 +159,11 @@ class SplitBatchNormAct2d(BatchNormAct2d):
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
-    """Turn every batch norm of ``module`` into its split form, in place; a subclass of its own is a `TypeError`."""
+    """Let each batch norm of ``module`` normalise ``splits`` groups of a training batch apart, in place.
+
+    Raises:
+        TypeError: a batch norm is neither torch's `BatchNorm2d` nor timm's `BatchNormAct2d`.
+    """
     if splits == 1:
         return module
     forms = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
