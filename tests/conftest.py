@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from tests.runs import LEAN, TINY, TinyRun, coloured_data
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors gain nothing from threads
 os.environ["PYTHONPATH"] = os.pathsep.join([str(LEAN), *filter(None, [os.environ.get("PYTHONPATH")])])
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what tests start would, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("mocokit", deadline=None)  # a busy machine is no failure
 settings.load_profile("mocokit")
 
