@@ -189,7 +189,7 @@ def finetune(
         seed: seed of every random draw (default 0).
         out: directory; default RUN/finetune or RUN/from-scratch.
         from_scratch: train from random weights only (default false).
-        baseline: also measure what it is compared with, which takes most of the time (default true).
+        baseline: also train from random weights, to compare (default true).
         epochs: passes over the images at most (default 50).
         time_budget: time for the whole command, e.g. 90s, 6m, 2h.
         batch_size: images per step; default 64 or fewer.

@@ -244,7 +244,7 @@ class FinetuneConfig(ImagesConfig):
 
     out: Annotated[str | None, Option("directory; default RUN/finetune or RUN/from-scratch", path=True)] = None
     from_scratch: Annotated[bool, Option("train from random weights only")] = False
-    baseline: Baseline = True
+    baseline: Annotated[bool, Option("also train from random weights, to compare")] = True
     epochs: Annotated[int, Option("passes over the images at most", low=1)] = 50
     time_budget: TimeBudget = None
     batch_size: Annotated[int | None, Option("images per step; default 64 or fewer", low=2)] = None

@@ -108,9 +108,8 @@ def make_plan(config: StudyConfig, labels: np.ndarray, names: Sequence[str]) -> 
                     notes.append(f"{size:,} images at imbalance {ratio:g} have {are}")
                 cell = Cell(int(counts.sum()), ratio, seed)
                 trials.append(Trial(cell, {name: n for name, n in zip(names, counts.tolist(), strict=True) if n}, fit))
-    order = sorted(
-        {trial.cell: trial for trial in trials}.values(), key=lambda t: (t.cell.seed, -t.cell.images, t.cell.imbalance)
-    )
+    once = {trial.cell: trial for trial in trials}.values()
+    order = sorted(once, key=lambda t: (t.cell.seed, -t.cell.images, t.cell.imbalance))
     return Plan(tuple(order), _methods(config), tuple(dict.fromkeys(notes)))
 
 
