@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from mocokit.errors import UserError
 from mocokit.studies import engine
 from mocokit.studies.engine import Resources, State, attempt, run_trials
+from tests.runs import free_port
 
 FAKE = "tests.studies.fake_trial"
 ENGINES = [pytest.param(False, id="one by one"), pytest.param(True, id="ray", marks=pytest.mark.slow)]
@@ -89,7 +93,10 @@ from mocokit.studies import engine
 engine.TRIAL, engine.has_ray, engine.usable_cores = "tests.studies.fake_trial", lambda: sys.argv[1] == "True", lambda: 2
 paths = sorted(Path(sys.argv[2]).iterdir())
 missing = [path for path in paths if not (path / "result.json").exists()]
-failed = engine.run_trials(missing, engine.Resources(), lambda state: print(state.done, flush=True))
+resources = engine.Resources(ray_address=dict(enumerate(sys.argv)).get(3))
+out = sys.stdout
+report = lambda state: print(state.done, state.running, file=out, flush=True)
+failed = engine.run_trials(missing, resources, report)
 print(len(missing), len(failed))
 """
 
@@ -103,7 +110,7 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, by_ray):
     command = [sys.executable, "-c", DRIVER, str(by_ray), str(folder)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
-        while int(driver.stdout.readline()) < 3:
+        while int(driver.stdout.readline().split()[0]) < 3:
             pass
         os.kill(driver.pid, signal.SIGKILL)
     time.sleep(1.5)  # a trial that was under way ends by itself
@@ -113,3 +120,54 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, by_ray):
     assert again.stdout.splitlines()[-1] == f"{8 - len(done)} 0", again.stderr
     assert all((path / "result.json").exists() for path in directories)
     assert runs(done) == [1] * len(done)
+
+
+RAY = Path(sys.executable).parent / "ray"
+
+
+@contextmanager
+def node(*where: str) -> Iterator[subprocess.Popen]:
+    """A machine of a cluster, with one CPU, as the manual starts it; killed at the end, with all that Ray started."""
+    command = [str(RAY), "start", *where, "--num-cpus", "1", "--object-store-memory", "80000000", "--block"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            while "Ray runtime started" not in (line := process.stdout.readline()):
+                assert line, "it has not started"
+            yield process
+        finally:
+            die(process)
+
+
+def die(process: subprocess.Popen) -> None:
+    """The end of a machine: Ray's workers see that its own process on it has gone, and end as well."""
+    if process.poll() is None:
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes as Linux does")
+def test_a_cluster_loses_a_machine(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64, "RAY_USAGE_STATS_ENABLED": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    folder, port = tmp_path / "trials", str(free_port())
+    directories, address = trials(folder, *[{"sleep": 1}] * 10), f"127.0.0.1:{port}"
+    command = [sys.executable, "-c", DRIVER, "True", str(folder), address]
+    with (
+        TemporaryDirectory() as short,  # as the paths of sockets must be
+        node("--head", "--port", port, "--include-dashboard=false", "--temp-dir", short),
+        node("--address", address) as second,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver,
+    ):
+        for line in driver.stdout:
+            done, running = map(int, line.split())
+            if done == 4:
+                assert running == 2
+                die(second)
+    assert (done, running) == (10, 0)  # of the last line: how many were missing, and failed
+    assert all((path / "result.json").exists() for path in directories)
+    assert sum(runs(directories)) in (10, 11)  # the one that was under way may have been done again

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,12 +86,13 @@ def run_trials(directories: Sequence[Path], resources: Resources, report: Callab
         raise UserError(f"--ray-address {resources.ray_address}: needs Ray; run pip install 'mocokit[study]'")
     outcomes = _by_ray if has_ray() else _one_by_one
     try:
-        for directory, problem in outcomes(directories, resources, state, report):
-            if problem is None:
-                state.done += 1
-            else:
-                state.failed[directory] = problem
-            report(state)
+        with redirect_stdout(sys.stderr):  # Ray tells there of machines that die; stdout is for results
+            for directory, problem in outcomes(directories, resources, state, report):
+                if problem is None:
+                    state.done += 1
+                else:
+                    state.failed[directory] = problem
+                report(state)
     except KeyboardInterrupt:
         raise Interrupted("stopped; run the same command to go on from the trials' checkpoints") from None
     return state.failed
@@ -124,9 +126,12 @@ def _by_ray(
     try:
         options = {"address": resources.ray_address} if resources.ray_address else {"address": "local", **here}
         ray.init(log_to_driver=False, logging_level="ERROR", **options)  # type: ignore[arg-type]
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = resources.ray_address or "this machine"
-        raise UserError(f"--ray-address: no Ray at {where} ({' '.join(str(error).split())[:160]})") from None
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        why = " ".join(str(error).split())[:160]
+        if not resources.ray_address:
+            raise UserError(f"Ray does not start here ({why}); without it trials run one after the other") from None
+        remedy = "see that it runs; if it was started with a token, set RAY_AUTH_MODE=token here, too"
+        raise UserError(f"--ray-address {resources.ray_address}: no Ray there ({why}); {remedy}") from None
     try:
         total = ray.cluster_resources()
         for name, needed in (("CPU", resources.cpus), ("GPU", resources.gpus)):
