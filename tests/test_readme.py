@@ -1,4 +1,4 @@
-"""What the README says is true: its commands are accepted, and CI runs the ones it promises."""
+"""What README and docs say is true: their commands are accepted, and CI runs the ones that the README promises."""
 
 import re
 import shlex
@@ -14,12 +14,22 @@ from tests.runs import FLAGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith("mocokit ")]
+PAGES = {"README.md": README} | {f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks(text) for line in block.splitlines()]
+    return [line for line in lines if line.startswith("mocokit ")]
+
+
+BLOCKS, COMMANDS = blocks(README), commands(README)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(line for text in PAGES.values() for line in commands(text)))
 def test_commands_are_accepted(command):
     arguments = parse(shlex.split(command)[1:])
     if getattr(arguments, "recipe", None):
@@ -69,6 +79,7 @@ def test_nothing_is_left_to_fill_in():
     assert not re.search(r"\b[A-Z]{3,}_[A-Z]{3,}\b", README.replace("MOCOKIT_CIFAR10", "").replace("MOCOKIT_CACHE", ""))
 
 
-def test_every_file_it_names_is_there():
-    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_it_names_is_there(page):
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", PAGES[page]):
+        assert ((ROOT / page).parent / name).exists(), name
