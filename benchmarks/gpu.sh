@@ -4,10 +4,11 @@
 #
 #   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [--rehearse] [PART ...]
 #
-# Parts, with the seconds that each may take: tests (120), pace (150), fast (330), seed (90), full (390), and 60 each for the
-# kNN and the probe of fast and full; a first compiler takes 30 to 50 of them. Without any: all of them, in that order. A part that fails or that lacks a package does
-# not keep the others from their turn. --rehearse does everything on a CPU with tiny sizes: give it a small folder in the
-# archive's place. $PYTHON is the interpreter (python).
+# Parts, with the seconds that each may take: tests (120), pace (150), fast (330), seed (90), full (390), and 60 each for
+# the kNN and the probe of fast and full; a first compiler takes 30 to 50 of them. Without any: all of them, in that order.
+# By name alone there is learning (460): three short runs that tell what precision and rate do. A part that fails or that
+# lacks a package does not keep the others from their turn. --rehearse does everything on a CPU with tiny sizes: give it a
+# small folder in the archive's place. $PYTHON is the interpreter (python).
 set -uo pipefail
 out=${1:?usage: gpu.sh OUT [--rehearse] [PART ...]}
 shift
@@ -66,6 +67,16 @@ seed() {
         --scratch "$out/speed" --data "$MOCOKIT_CIFAR10" --workers "$(nproc)" "${sizes[@]}"
 }
 full() { recipe 390 full moco-v2-cifar10; }
+# Is anything lost on the way to speed? Twenty epochs as `auto` runs them, in plain float32, and at lightly's rate, four
+# times the recipe's.
+learning() {
+    local plain=(--precision fp32 --no-compile --no-cuda-graphs)
+    local small=(--epochs 20 ${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
+    local options=(--recipe moco-v2-cifar10 --monitor-every 5 --no-histograms --no-report "${small[@]}")
+    mocokit 130 learning pretrain "$MOCOKIT_CIFAR10" --out "$out/learning" "${options[@]}"
+    mocokit 200 learning-plain pretrain "$MOCOKIT_CIFAR10" --out "$out/learning-plain" "${options[@]}" "${plain[@]}"
+    mocokit 130 learning-rate pretrain "$MOCOKIT_CIFAR10" --out "$out/learning-rate" "${options[@]}" --lr 0.24
+}
 
 "$python" - <<'END' | tee "$out/machine.txt"
 import platform, torch
@@ -74,10 +85,10 @@ print(f"{gpu}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {pla
 END
 for part in "${@:-all}"; do
     case "$part" in
-    tests | pace | fast | seed | full) "$part" ;;
+    tests | pace | fast | seed | full | learning) "$part" ;;
     all) tests && pace && fast && seed && full ;;
     *)
-        echo "no part $part; there are tests, pace, fast, seed and full" >&2
+        echo "no part $part; there are tests, pace, fast, seed, full and learning" >&2
         exit 2
         ;;
     esac
