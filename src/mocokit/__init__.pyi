@@ -304,6 +304,7 @@ def pretrain(
     blur_p: float | None = None,
     blur_p2: float | None = None,
     solarize_p2: float | None = None,
+    choose_views: bool = False,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -382,6 +383,7 @@ def pretrain(
         blur_p: probability of a Gaussian blur of view 1.
         blur_p2: probability of a Gaussian blur of view 2.
         solarize_p2: probability of solarizing view 2.
+        choose_views: choose colours and crops by short runs, with labels (default false).
         epochs: passes over the images.
         steps: optimizer steps in all, instead of epochs.
         batch_size: images per step, over all processes.

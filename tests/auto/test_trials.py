@@ -34,6 +34,7 @@ class Machine:
     share: float = 0.5
     kept: dict[str, float] | None = None
     asked: list[PretrainConfig] = field(default_factory=list)
+    shorts: list[PretrainConfig] = field(default_factory=list)
 
     def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
         self.asked.append(config)
@@ -60,6 +61,10 @@ class Machine:
     def view_shares(self, config: PretrainConfig) -> dict[int, float]:
         sizes = view_sizes(config.view_size, config.view_size_end)
         return dict.fromkeys(sizes, 1 / len(sizes))
+
+    def view_score(self, config: PretrainConfig) -> float:
+        self.shorts.append(config)
+        return config.crop_min
 
     def takes_views(self, config: PretrainConfig) -> bool:
         return self.takes
@@ -279,3 +284,24 @@ def test_a_slow_machine_does_not_spend_its_budget_on_timing_steps() -> None:
     resolved = completed(slow, replace(FACTS, processes=1), **SHORT | {"time_budget": "60s", "batch_size": 32})
     assert [config.batch_size for config in slow.asked] == [16]
     assert resolved.config.steps == int((0.93 * 60 - 4.6) / 8)
+
+
+def test_views_are_chosen_where_the_user_asks_and_sets_none() -> None:
+    machine = Machine(lambda config: 0.1)
+    assert completed(machine, epochs=400).config.crop_min == 0.6
+    assert not machine.shorts
+    assert completed(machine, epochs=400, choose_views=True).config.crop_min == 0.7
+    assert {config.steps for config in machine.shorts} == {200}  # a tenth of 400 epochs of 5 steps
+    machine.shorts.clear()
+    completed(machine, time_budget="10m", choose_views=True)
+    assert {config.steps for config in machine.shorts} == {600}  # of ten minutes at 0.1 seconds a step
+    assert completed(machine, epochs=400, choose_views=True, crop_min=0.5).config.crop_min == 0.5
+    recipe = {"crop_min": 0.6}
+    given = validate({"data": "x", **TINY, "choose_views": True, "recipe": "r"}, FIELDS)
+    assert complete(given, recipe, FACTS, machine, time.perf_counter()).config.crop_min == 0.6
+
+
+@pytest.mark.parametrize("facts", [{"processes": 2}, {"weights": "resnet18"}])
+def test_views_are_chosen_by_one_process_from_random_weights(facts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="--choose-views is for one process, from random weights; leave it out"):
+        completed(Machine(), replace(FACTS, **facts), choose_views=True)

@@ -9,6 +9,7 @@ from mocokit.auto.defaults import Facts, defaults
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
+from mocokit.errors import UserError
 from mocokit.options import validate
 from tests.runs import TINY, coloured_data
 
@@ -69,3 +70,18 @@ def test_views_of_another_size_are_tried(store, config):
     assert measure.takes_views(growing)
     assert not measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow"))
     assert measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow", view_size=16))
+
+
+def test_views_are_scored_by_training_images_alone(store, config):
+    images = store.splits["train"]
+    score = RunMeasurements(store, images).view_score(config)
+    assert 0 < score <= 1
+    blind = dataclasses.replace(store, splits={"train": images, "test": images})  # other images that test
+    assert RunMeasurements(blind, images).view_score(config) == score
+    assert RunMeasurements(store, images).view_score(dataclasses.replace(config, steps=40)) != score
+
+
+def test_views_are_not_scored_without_labels(store, config):
+    unnamed = dataclasses.replace(store, label_names=None)
+    with pytest.raises(UserError, match=r"--choose-views: .*; it needs labels to choose by, so leave it out"):
+        RunMeasurements(unnamed, store.splits["train"]).view_score(config)

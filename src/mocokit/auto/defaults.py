@@ -152,6 +152,8 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
         raise UserError("--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs")
+    if config.choose_views and (facts.weights or facts.processes > 1):
+        raise UserError("--choose-views is for one process, from random weights; leave it out, or choose before")
     check_shares(config, facts.processes)
     return Resolved(config, reasons)
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.auto.turns import format_turns
+from mocokit.auto.view_trials import choose_views
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.options import parse_duration
@@ -71,6 +72,9 @@ class Measurements(Protocol):
     def seconds_of_report(self, image: float) -> float:
         """That the page at the end takes, where an image takes ``image`` seconds in an evaluation."""
 
+    def view_score(self, config: PretrainConfig) -> float:
+        """Share of training images whose class kNN tells by other training images, after the run of ``config``."""
+
     def takes_views(self, config: PretrainConfig) -> bool:
         """Whether the backbone takes views of all these sizes."""
 
@@ -93,11 +97,21 @@ def complete(
     resolved = _fit_view_sizes(defaults(given, facts, recipe), measure)
     if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
         resolved = _choose_precision(resolved, facts, measure)
+    if resolved.config.choose_views:
+        steps = _steps(resolved.config, measure)
+        resolved = choose_views(resolved, {*resolved.given, *recipe}, steps, measure.view_score)
     if facts.device in COMPILE_RUN and "compile" in resolved.reasons:
         resolved = _choose_compilation(resolved, facts, measure)
     if resolved.config.time_budget is not None and resolved.config.turns is None:
         resolved = _fit_budget(resolved, facts, measure, started)
     return resolved
+
+
+def _steps(config: PretrainConfig, measure: Measurements) -> int:
+    """How many the run will have, about."""
+    if not config.time_budget:
+        return config.steps
+    return int(parse_duration(config.time_budget) / _mean(measure, config, measure.step_times(config, TRIAL_SECONDS)))
 
 
 def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:

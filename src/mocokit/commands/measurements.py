@@ -14,7 +14,7 @@ from mocokit.data.streaming import StreamingImages
 from mocokit.data.view_params import augmentations, view_sizes
 from mocokit.deploy.encoder_file import read_encoder
 from mocokit.errors import UserError
-from mocokit.evaluation.baselines import random_encoder
+from mocokit.evaluation.baselines import features_of, random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.verdict import Check
@@ -27,6 +27,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import read_rows
 from mocokit.training.pretraining import Measure
+from mocokit.training.short_run import train_briefly
 from mocokit.training.timing import step_times, view_shares
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
@@ -150,6 +151,21 @@ class RunMeasurements:
     def view_shares(self, config: PretrainConfig) -> dict[int, float]:
         """Of the steps, by side of the views."""
         return view_shares(config)
+
+    def view_score(self, config: PretrainConfig) -> float:
+        """Of the images that validate; those that test are not looked at.
+
+        Raises:
+            UserError: there are no labels to choose by.
+        """
+        parts = labelled_parts(self.store, config)
+        if isinstance(parts, str) or not len(parts.val):
+            why = parts if isinstance(parts, str) else "no class has two training images"
+            raise UserError(f"--choose-views: {why}; it needs labels to choose by, so leave it out")
+        encoder = train_briefly(config, self._spec(config), self.images)
+        bank, queries = parts.train.sample(CHECK_BANK, config.seed), parts.val.sample(CHECK_QUERIES, config.seed)
+        knn = KnnEvaluator(bank, queries, len(parts.names), config.knn_k, config.knn_temperature)
+        return float((knn.ranks(features_of(encoder)) == 0).double().mean())
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Tried on blank images, where they are of another size than the encoder's."""
