@@ -1,4 +1,4 @@
-"""Colours and crops of the views, chosen by short runs, since none serve all images (docs/LOG.md, 2026-11-28)."""
+"""Colours and crops of the views, chosen by short runs; whether it pays is not known yet (docs/LOG.md)."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace

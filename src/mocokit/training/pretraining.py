@@ -19,7 +19,7 @@ from mocokit.auto.turns import parse_turns, position
 from mocokit.config import PretrainConfig
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
-from mocokit.data.loader import create_loader
+from mocokit.data.loader import Loader, create_loader
 from mocokit.data.recorded_views import augment_recorded
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
@@ -193,6 +193,12 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str,
         return MoCoV2(backbone, head, predictor, dim=dim, K=K, tau=tau, symmetric=symmetric)
 
 
+def pretraining_loader(config: PretrainConfig, images: ImageSet | StreamingImages) -> Loader:
+    """Batches of ``images`` as a run of ``config`` has them."""
+    device = torch.device(config.device)
+    return create_loader(images, batch_size=config.batch_size, seed=config.seed, device=device, workers=config.workers)
+
+
 def train(
     task: Pretraining,
     images: ImageSet | StreamingImages,
@@ -227,13 +233,7 @@ def train(
         Interrupted: a signal stopped the run; its checkpoint is written.
     """
     config = task.config
-    loader = create_loader(
-        images,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=torch.device(config.device),
-        workers=config.workers,
-    )
+    loader = pretraining_loader(config, images)
     trainer = Trainer(task, create_fabric(config.device, config.precision))
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
 

@@ -9,13 +9,12 @@ import torch
 from mocokit import distributed
 from mocokit.config import PretrainConfig
 from mocokit.console import progress
-from mocokit.data.loader import create_loader
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
 from mocokit.data.view_params import view_size_at, view_sizes
 from mocokit.model.encoder import EncoderSpec
 from mocokit.training.loop import Trainer, create_fabric
-from mocokit.training.pretraining import Pretraining
+from mocokit.training.pretraining import Pretraining, pretraining_loader
 
 TIMED_STEPS = 16  # at most, with views of each size
 FIRST_STEPS = {False: 1, True: 3}  # never counted: they compile, set up kernels and record CUDA graphs
@@ -34,13 +33,7 @@ def step_times(
     """
     sizes = view_sizes(config.view_size, config.view_size_end)
     task = Pretraining(config, spec)
-    loader = create_loader(
-        images,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=torch.device(config.device),
-        workers=config.workers,
-    )
+    loader = pretraining_loader(config, images)
     trainer = Trainer(task, create_fabric(config.device, config.precision))
     times: dict[int, float] = {}
     with progress("timing steps") as report:
