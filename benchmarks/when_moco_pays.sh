@@ -3,8 +3,8 @@
 #
 #   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/when_moco_pays.sh studies/cifar10 [--seeds 5 ...]
 #
-# A quarter of an hour of a core a trial. Stopped and started again it goes on; a copy of study.yaml and of the trials' result.json is
-# enough to go on elsewhere: benchmarks/results/study-cifar10 has those that are done. Without Ray (or with --trial-cpus of all cores) one trial runs at a time.
+# A quarter of an hour of a core a trial. Stopped and started again it goes on; a copy of study.yaml and of the trials'
+# result.json is enough to go on elsewhere. Without Ray (or with --trial-cpus of all cores) one trial runs at a time.
 set -euo pipefail
 out=${1:?usage: when_moco_pays.sh OUT [options of mocokit study]}
 shift

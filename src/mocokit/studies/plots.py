@@ -29,7 +29,7 @@ def write_plots(out: Path, comparisons: Sequence[Comparison]) -> None:
     ratios = sorted({c.setting.imbalance for c in shown})
     if not ratios:
         return
-    figure = Figure(figsize=(1 + 3.6 * len(ratios), 3.8), layout="constrained")
+    figure = Figure(figsize=(2.2 + 3.2 * len(ratios), 3.8), layout="constrained")
     panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False)[0]
     for panel, ratio in zip(panels, ratios, strict=True):
         for number, method in enumerate(NAMES):
@@ -41,9 +41,13 @@ def write_plots(out: Path, comparisons: Sequence[Comparison]) -> None:
                 panel.fill_between(images, mean - half, mean + half, color=f"C{number}", alpha=0.2, linewidth=0)
         panel.set_title({0.0: "classes as they are", 1.0: "balanced"}.get(ratio, f"r = {ratio:g}"))
         panel.set_xscale("log")
+        sizes = sorted({c.setting.images for c in shown if c.setting.imbalance == ratio})
+        panel.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        panel.set_xticks([], minor=True)
         panel.set_xlabel("training images")
     panels[0].set_ylabel("top-1 on test images, %")
-    panels[0].legend(fontsize="small")
+    labelled = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize="small")
     for suffix in ("png", "svg"):
         with replacing(out / f"study.{suffix}") as temporary:
             figure.savefig(temporary, format=suffix, dpi=150)

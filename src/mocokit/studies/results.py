@@ -104,12 +104,13 @@ def _known(number: float) -> float | str:
 
 def answers(figures: dict[Setting, dict[int, float]], classes: int) -> list[str]:
     """The sentences: what MoCo, fine-tuned, gains over training from scratch; the labels that it saves; the gaps."""
-    lines, saves = [], []
+    lines, saves, differences = [], [], []
     tuned = [key for key in figures if key[2:] == ("moco-finetuned", "finetune", key.labels, "top1")]
     for key in sorted(tuned, key=lambda key: (key.images, key.imbalance, _labels(key, classes))):
         scratch = key._replace(method="from-scratch")
         difference = paired_difference(figures[key], figures.get(scratch, {}))
         if difference:
+            differences.append(difference)
             text = verdict(difference, NAMES["moco-finetuned"], NAMES["from-scratch"])
             lines.append(f"{setting(key.images, key.imbalance, key.labels).capitalize()}, {text}.")
         curve = sorted(
@@ -128,7 +129,18 @@ def answers(figures: dict[Setting, dict[int, float]], classes: int) -> list[str]
             where = f"Δ({key.images:,}, {key.imbalance:g})"
             half = "" if math.isnan(gap.half_width) else f" ± {100 * gap.half_width:.1f}"
             saves.append(f"{where} of the features by {key.method}: {100 * gap.mean:.1f}{half} % (n = {gap.n}).")
-    return lines + saves + _of_features(figures) + _of_images(figures)
+    return _in_all(differences) + lines + saves + _of_features(figures) + _of_images(figures)
+
+
+def _in_all(differences: Sequence[Interval]) -> list[str]:
+    """How often MoCo gains and loses, where there is more to count than a reader sees."""
+    if len(differences) < 4 or min(difference.n for difference in differences) == 1:
+        return []
+    seen = [difference.mean > 0 for difference in differences if difference.sees_difference]
+    count = (
+        f"gains over training from scratch in {sum(seen)} of {len(differences)} settings, loses in {seen.count(False)}"
+    )
+    return [f"MoCo {count}; in {len(differences) - len(seen)} this study could see no difference."]
 
 
 def _of_features(figures: dict[Setting, dict[int, float]]) -> list[str]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 import mocokit
 from mocokit.auto.finetuning import choose_batch_size
 from mocokit.files import write_json
-from mocokit.machine import versions
+from mocokit.machine import cpu_name, versions
 from mocokit.studies.statistics import ALL
 
 REQUEST, RESULT, LOG = "trial.json", "result.json", "log.txt"
@@ -56,7 +56,7 @@ def run(directory: Path) -> None:
             request[what] = list(dict.fromkeys([*before.get(what, []), *request[what]]))
         rows = [row for row in _measure(directory, request) if row["method"] in request["methods"]]
         result = {what: request[what] for what in ("cell", "labels", "methods")}
-        result |= {"machine": platform.node(), "versions": versions(), "rows": rows}
+        result |= {"machine": f"{platform.node()}, {cpu_name()}", "versions": versions(), "rows": rows}
         result["wall_s"] = round(before.get("wall_s", 0) + time.perf_counter() - started, 1)
         write_json(directory / RESULT, result)
 
