@@ -14,7 +14,6 @@ import csv
 import math
 import sys
 import time
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,12 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 import mocokit
-from mocokit.data.augment import augment
-from mocokit.data.sampler import generator, random_subset
+from mocokit.data.sampler import random_subset
 from mocokit.data.store import Store, open_store
-from mocokit.data.view_params import AUGMENTATIONS, Augmentation, sample_params
 from mocokit.evaluation.features import extract, rows_of
 from mocokit.evaluation.knn import KnnEvaluator, knn_ranks
+from mocokit.evaluation.lidar import lidar, trial_views
 from mocokit.evaluation.logistic import logistic_path
 from mocokit.evaluation.scorecard import SCORES
 from mocokit.evaluation.splits import split_labelled
@@ -38,7 +36,7 @@ from mocokit.model.encoder import Encoder
 
 COLOURS = {"papers": {}, "mild": {"jitter_strength": 0.25, "gray_p": 0.0}}
 CROPS = (0.15, 0.35, 0.7)
-SCORED, VIEWS = 1000, 8
+SCORED = 1000
 FIGURES = ("rotation", "lidar", "alpha", "train_knn", "test_knn", "test_low", "test_high")
 COLUMNS = ("data", "seed", "colours", "crop_min", "images", "seconds", *(s.name for s in SCORES), *FIGURES)
 
@@ -99,30 +97,9 @@ def label_free(encoder: Encoder, store: Store, seed: int) -> dict[str, float]:
         turned = torch.stack(
             [torch.cat([encoder.backbone(torch.rot90(part, turns, (2, 3))) for part in x]) for turns in range(4)]
         )
-    spec = encoder.spec
-    neutral = neutral_views(images.channels)
-    draw = generator(0, "trial views")
-    views = []
-    for _ in range(VIEWS):
-        parts = []
-        for part in rows.split(250):
-            pixels, sizes = rows_of(images, part, encoder.device)
-            params = sample_params(neutral, sizes, images.channels, draw)
-            with torch.inference_mode():
-                parts.append(encoder.backbone(augment(pixels, params, spec.image_size, spec.mean, spec.std)))
-        views.append(torch.cat(parts))
-    scores = {s.name: s.measure(turned[0], views[0], views[1]) for s in SCORES}
-    return scores | {"rotation": rotation(turned), "lidar": lidar(torch.stack(views, 1)), "alpha": alpha(turned[0])}
-
-
-def neutral_views(channels: int) -> Augmentation:
-    """The views that every encoder is scored with."""
-    strength = 0.5
-    base = AUGMENTATIONS["v2"][0]
-    brightness, contrast, saturation, hue = (strength * s for s in base.jitter)
-    gray_p = 0.1 if channels == 3 else 0.0
-    jitter = (brightness, contrast, saturation, hue)
-    return replace(base, jitter=jitter, gray_p=gray_p, crop_scale=(0.35, 1.0), flip_p=0.0, blur_p=0.0)
+    views = trial_views(encoder, images)
+    scores = {s.name: s.measure(turned[0], views[:, 0], views[:, 1]) for s in SCORES}
+    return scores | {"rotation": rotation(turned), "lidar": lidar(views), "alpha": alpha(turned[0])}
 
 
 def rotation(turned: Tensor) -> float:
@@ -133,22 +110,6 @@ def rotation(turned: Tensor) -> float:
     train, test = (turned[:, part : 2 * half : 2].reshape(4 * half, -1) for part in (0, 1))
     classifiers = logistic_path(train, labels, 4, (1e-1, 1e-2, 1e-3), tolerance=1e-4)
     return max(float((c.scores(test).argmax(1) == labels).float().mean()) for c in classifiers)
-
-
-def lidar(views: Tensor, delta: float = 1e-4) -> float:
-    """Effective rank of the linear discriminants that tell images apart by their views [N, V, D] (Thilak et al. 2023,
-    arXiv 2312.04000)."""
-    x = views.double()
-    means = x.mean(1)
-    centred = means - means.mean(0)
-    between = centred.T @ centred / (len(x) - 1)
-    rest = (x - means[:, None]).flatten(0, 1)
-    within = rest.T @ rest / (len(x) * (x.shape[1] - 1)) + delta * torch.eye(x.shape[2], dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(within)
-    root = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    spectrum = torch.linalg.eigvalsh(root @ between @ root).clamp(min=0)
-    p = spectrum / spectrum.sum() + 1e-12
-    return float(torch.exp(-(p * p.log()).sum()))
 
 
 def alpha(features: Tensor) -> float:

@@ -383,7 +383,7 @@ def pretrain(
         blur_p: probability of a Gaussian blur of view 1.
         blur_p2: probability of a Gaussian blur of view 2.
         solarize_p2: probability of solarizing view 2.
-        choose_views: choose colours and crops by short runs, with labels (default false).
+        choose_views: choose colours and crops by four short runs (default false).
         epochs: passes over the images.
         steps: optimizer steps in all, instead of epochs.
         batch_size: images per step, over all processes.

@@ -116,7 +116,7 @@ class PretrainConfig:
     blur_p2: Annotated[float, share("probability of a Gaussian blur of view 2", "views")]
     solarize_p2: Annotated[float, share("probability of solarizing view 2", "views")]
 
-    choose_views: Annotated[bool, Option("choose colours and crops by short runs, with labels", "views")] = False
+    choose_views: Annotated[bool, Option("choose colours and crops by four short runs", "views")] = False
     epochs: Annotated[int, Option("passes over the images", low=1)]
     steps: Annotated[int, Option("optimizer steps in all, instead of epochs", "schedule", low=1)]
     batch_size: Annotated[int, Option("images per step, over all processes", low=2)]

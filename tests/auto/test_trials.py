@@ -297,7 +297,7 @@ def test_views_are_chosen_where_the_user_asks_and_sets_none() -> None:
     assert {config.steps for config in machine.shorts} == {600}  # of ten minutes at 0.1 seconds a step
     assert completed(machine, epochs=400, choose_views=True, crop_min=0.5).config.crop_min == 0.5
     recipe = {"crop_min": 0.6}
-    given = validate({"data": "x", **TINY, "choose_views": True, "recipe": "r"}, FIELDS)
+    given = validate({"data": "x", **TINY, "epochs": 400, "choose_views": True, "recipe": "r"}, FIELDS)
     assert complete(given, recipe, FACTS, machine, time.perf_counter()).config.crop_min == 0.6
 
 

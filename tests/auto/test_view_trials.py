@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.auto.view_trials import FEWEST_STEPS, choose_views
+from mocokit.auto.view_trials import choose_views
 from mocokit.config import PretrainConfig
+from mocokit.errors import UserError
 from tests.auto.test_trials import Machine, completed
 
 NAMES = ("jitter_strength", "gray_p", "crop_min")
@@ -41,18 +42,18 @@ def test_the_best_of_all_by_four_runs_where_effects_add_up(colours, crops):
     assert len(runs.configs) == 4
     if len(set(colours.values())) == len(set(crops.values())) == 1:
         assert {name: getattr(config, name) for name in NAMES} == DEFAULTS
-    assert all(resolved.reasons[name].startswith("right after 500 steps: ") for name in NAMES)
+    start = "LiDAR after 500 steps, by jitter_strength, gray_p, crop_min: "
+    assert all(resolved.reasons[name].startswith(start) for name in NAMES)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(5000, 500), (300, FEWEST_STEPS)])
-def test_runs_are_short_whole_schedules_of_the_same_kind(steps, expected):
+def test_runs_are_short_whole_schedules_of_the_same_kind():
     machine = Machine()
     before = completed(machine, epochs=400, warmup_steps=7, **DEFAULTS)
     before = replace(before, config=replace(before.config, compile=True))
     runs = Runs({1.0: 0.1, 0.25: 0.2}, dict.fromkeys((0.15, 0.35, 0.7), 0.0))
-    after = choose_views(before, (), steps, runs).config
-    assert {config.steps for config in runs.configs} == {expected}
-    short = {"steps": expected, "warmup_steps": 0, "compile": False}
+    after = choose_views(before, (), 5000, runs).config
+    assert {config.steps for config in runs.configs} == {500}
+    short = {"steps": 500, "warmup_steps": 0, "compile": False}
     for config in runs.configs:
         views = {name: getattr(config, name) for name in NAMES}
         assert config == replace(before.config, **short, **views)
@@ -60,7 +61,7 @@ def test_runs_are_short_whole_schedules_of_the_same_kind(steps, expected):
 
 
 @pytest.mark.parametrize(
-    ("fixed", "runs"), [(("jitter_strength", "gray_p"), 3), (("crop_min",), 2), (NAMES, 1), (("gray_p",), 4)]
+    ("fixed", "runs"), [(("jitter_strength", "gray_p"), 3), (("crop_min",), 2), (NAMES, 0), (("gray_p",), 4)]
 )
 def test_what_the_user_set_stays(fixed, runs):
     tried = Runs({1.0: 0.0, 0.25: 0.5}, {0.15: 0.1, 0.35: 0.0, 0.7: 0.3})
@@ -69,3 +70,18 @@ def test_what_the_user_set_stays(fixed, runs):
     for config in (after.config, *tried.configs):
         assert all(getattr(config, name) == DEFAULTS[name] for name in fixed)
     assert not set(fixed) & after.reasons.keys()
+
+
+def test_all_scores_are_said_best_first():
+    runs = Runs({1.0: 20.0, 0.25: 30.5}, {0.15: 1.0, 0.35: 0.0, 0.7: 2.0})
+    reason = choose_views(BEFORE, ("gray_p",), 5000, runs).reasons["crop_min"]
+    assert reason == (
+        "LiDAR after 500 steps, by jitter_strength, crop_min: "
+        "32.5 (0.25, 0.7), 31.5 (0.25, 0.15), 30.5 (0.25, 0.35), 20.0 (1, 0.35)"
+    )
+
+
+def test_a_run_of_few_steps_is_refused():
+    with pytest.raises(UserError, match=r"runs of 10% of the steps choose, and this one has about 999; give it 1,000"):
+        choose_views(BEFORE, (), 999, Runs({}, {}))
+    assert choose_views(BEFORE, NAMES, 1, Runs({}, {})) is BEFORE

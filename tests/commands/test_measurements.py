@@ -2,15 +2,17 @@
 
 import dataclasses
 import time
+from unittest import mock
 
 import pytest
 
 from mocokit.auto.defaults import Facts, defaults
+from mocokit.commands import measurements
 from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
-from mocokit.errors import UserError
 from mocokit.options import validate
+from mocokit.training.loop import NonFiniteLoss
 from tests.runs import TINY, coloured_data
 
 
@@ -72,16 +74,25 @@ def test_views_of_another_size_are_tried(store, config):
     assert measure.takes_views(dataclasses.replace(growing, backbone="vit_narrow", view_size=16))
 
 
-def test_views_are_scored_by_training_images_alone(store, config):
+def test_views_are_scored_by_training_images_alone_and_once(store, config, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path))
     images = store.splits["train"]
     score = RunMeasurements(store, images).view_score(config)
-    assert 0 < score <= 1
-    blind = dataclasses.replace(store, splits={"train": images, "test": images})  # other images that test
-    assert RunMeasurements(blind, images).view_score(config) == score
+    assert score >= 1
     assert RunMeasurements(store, images).view_score(dataclasses.replace(config, steps=40)) != score
+    train = mock.Mock(side_effect=AssertionError("measured again"))
+    monkeypatch.setattr(measurements, "train_briefly", train)
+    assert RunMeasurements(store, images).view_score(config) == score
+    with pytest.raises(AssertionError, match="measured again"):
+        RunMeasurements(dataclasses.replace(store, fingerprint="other"), images).view_score(config)
+    monkeypatch.undo()
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path / "empty"))
+    blind = dataclasses.replace(store, label_names=None, splits={"train": images, "test": images})
+    assert RunMeasurements(blind, images).view_score(config) == score  # whatever tests, and without labels
 
 
-def test_views_are_not_scored_without_labels(store, config):
-    unnamed = dataclasses.replace(store, label_names=None)
-    with pytest.raises(UserError, match=r"--choose-views: .*; it needs labels to choose by, so leave it out"):
-        RunMeasurements(unnamed, store.splits["train"]).view_score(config)
+def test_views_that_diverge_are_worse_than_any(store, config, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOCOKIT_CACHE", str(tmp_path))
+    diverge = mock.Mock(side_effect=NonFiniteLoss("the loss is", 3, ""))
+    monkeypatch.setattr(measurements, "train_briefly", diverge)
+    assert RunMeasurements(store, store.splits["train"]).view_score(config) == 0

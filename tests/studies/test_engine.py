@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import pytest
 
@@ -171,3 +172,16 @@ def test_a_cluster_loses_a_machine(tmp_path, monkeypatch):
     assert (done, running) == (10, 0)  # of the last line: how many were missing, and failed
     assert all((path / "result.json").exists() for path in directories)
     assert sum(runs(directories)) in (10, 11)  # the one that was under way may have been done again
+
+
+def test_where_nothing_is_to_do_nothing_is_started(fake, monkeypatch):
+    fake(True)
+    monkeypatch.setattr(engine, "_by_ray", mock.Mock(side_effect=AssertionError))
+    assert run_trials([], Resources(), print) == {}
+
+
+@pytest.mark.slow
+def test_a_trial_that_cannot_start_says_why(fake, tmp_path):
+    fake(True)
+    gone = tmp_path / "gone"  # as on a machine that does not have the folder
+    assert "No such file or directory" in run_trials([gone], Resources(), lambda state: None)[gone]

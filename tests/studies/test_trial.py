@@ -118,3 +118,18 @@ def test_terciles_and_spread():
     )
     assert set(_by_shots(per_class, dict.fromkeys("abcdef", 9))) == {"spread"}
     assert _by_shots(None, counts) == {}
+
+
+def test_moco_is_added_to_what_was_measured_without(trial):
+    directory, ask = trial
+
+    def measured(*methods: str) -> dict[tuple[str, ...], float]:
+        ask(labels=["all"], methods=list(methods))
+        run(directory)
+        rows = json.loads((directory / RESULT).read_text())["rows"]
+        return {(r["method"], r["measure"], r["figure"]): r["accuracy"] for r in rows}
+
+    before = measured("random-init", "from-scratch")
+    after = measured("random-init", "from-scratch", "moco")
+    assert {method for method, _, _ in after} == {"random-init", "from-scratch", "moco"}
+    assert before == {key: value for key, value in after.items() if key[0] != "moco"}

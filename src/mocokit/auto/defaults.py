@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mocokit.auto.turns import parse_turns
+from mocokit.auto.view_trials import VIEW_OPTIONS
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
 from mocokit.options import LENGTHS
@@ -152,7 +153,8 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
         )
     if config.cuda_graphs and not (config.compile and config.device == "cuda" and facts.processes == 1):
         raise UserError("--cuda-graphs needs --compile, --device cuda and a single process; give --no-cuda-graphs")
-    if config.choose_views and (facts.weights or facts.processes > 1):
+    chosen = config.choose_views and any(name not in given and name not in recipe for name in VIEW_OPTIONS)
+    if chosen and (facts.weights or facts.processes > 1):
         raise UserError("--choose-views is for one process, from random weights; leave it out, or choose before")
     check_shares(config, facts.processes)
     return Resolved(config, reasons)

@@ -73,7 +73,7 @@ class Measurements(Protocol):
         """That the page at the end takes, where an image takes ``image`` seconds in an evaluation."""
 
     def view_score(self, config: PretrainConfig) -> float:
-        """Share of training images whose class kNN tells by other training images, after the run of ``config``."""
+        """LiDAR of training images, the higher the better, after the run of ``config``."""
 
     def takes_views(self, config: PretrainConfig) -> bool:
         """Whether the backbone takes views of all these sizes."""

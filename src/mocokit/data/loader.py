@@ -83,4 +83,5 @@ def fits(nbytes: int, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, of steps before
     return nbytes < RESIDENT_SHARE * free

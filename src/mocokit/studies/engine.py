@@ -84,6 +84,8 @@ def run_trials(directories: Sequence[Path], resources: Resources, report: Callab
     state = State(len(directories))
     if resources.ray_address and not has_ray():
         raise UserError(f"--ray-address {resources.ray_address}: needs Ray; run pip install 'mocokit[study]'")
+    if not directories:
+        return {}
     outcomes = _by_ray if has_ray() else _one_by_one
     try:
         with redirect_stdout(sys.stderr):  # Ray tells there of machines that die; stdout is for results
@@ -156,7 +158,8 @@ def _by_ray(
                 try:
                     problem = ray.get(future)
                 except ray.exceptions.RayError as error:  # its worker died again and again
-                    problem = str(error).strip().splitlines()[0]
+                    cause = str(getattr(error, "cause", None) or "").strip()
+                    problem = (cause or str(error).strip()).splitlines()[0]
                 if problem is not None and number < ATTEMPTS:
                     started[start(directory)] = (directory, number + 1)
                 else:

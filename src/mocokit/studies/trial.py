@@ -93,10 +93,11 @@ def _measure(directory: Path, request: dict[str, Any]) -> Iterator[dict[str, Any
             if labels == ALL and names is OF_SCRATCH:
                 yield from frozen(out, names, trained, of_subset=False)
 
-    run = directory / "run"
+    learns = bool(methods & {"moco", "moco-finetuned"})
+    run = directory / ("run" if learns else "untrained")
     pretraining = request["pretraining"] | subset
     untrained = {name: value for name, value in pretraining.items() if name != "time_budget"} | {"steps": 1}
-    seconds = _pretrain(data, run, pretraining if methods & {"moco", "moco-finetuned"} else untrained)
+    seconds = _pretrain(data, run, pretraining if learns else untrained)
     if methods & set(OF_RUN.values()):
         yield from frozen(run, OF_RUN, seconds)
     if "moco-finetuned" in methods:
