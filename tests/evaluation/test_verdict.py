@@ -138,7 +138,7 @@ def simple(pixels: float, histogram: float) -> dict[str, Metrics]:
 
 
 LARGEST = "no better than always naming the largest class (50.0 %)"
-WEIGHTS = ": start from weights (--weights), or train longer (--time-budget, --epochs)"
+WEIGHTS = ": start from weights (--weights), choose views (--choose-views), or train longer (--time-budget, --epochs)"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def check(share: float) -> tuple[float, float, float]:
 
 SHORTCUT = (
     "the loss falls but kNN too{}: the views may be told apart by something simple, such as colour; "
-    "vary colour more (--jitter-strength, --gray-p), or start from weights (--weights)"
+    "try other views (--choose-views), or start from weights (--weights)"
 )
 BEST = ", from {}.0 % at its best check"
 
@@ -222,7 +222,7 @@ def test_of_runs_that_stay_where_they_are_one_in_twenty_falls_at_most():
 
 def test_gray_views_are_told_apart_by_brightness():
     found = verdict(0.8, metrics(0.2), metrics(0.3), channels=1)
-    assert "such as brightness; vary brightness more (--jitter-strength), or" in found
+    assert "such as brightness; try other views (--choose-views), or" in found
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -256,6 +256,7 @@ def test_of_given_weights_no_others_are_advised():
     for share in (0.70, 0.73, 0.76):
         found = verdict(0.8, metrics(share), metrics(0.3), simple, given=metrics(0.73), checks=[(0.8, 0.78, 0.82)] * 2)
         assert "--weights" not in found
+        assert "--choose-views" not in found  # it is refused there
         assert ("keep the original" in found) == (share == 0.70)
         assert ("better than raw pixels (75.0 %)" in found) == (share < 0.76)
     found = verdict(0.8, metrics(0.70, labels=False), metrics(0.3, labels=False), given=metrics(0.73, labels=False))

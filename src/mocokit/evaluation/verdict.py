@@ -81,7 +81,7 @@ def verdict(
         return f"collapsed: features have an effective rank of {rank:.1f}; {loss}"
     state = "learning" if learned else "not learning"
     way_out = None if learned else "train longer (--time-budget, --epochs), or give more images"
-    weights = "" if given else "start from weights (--weights), or "
+    instead = "" if given else "start from weights (--weights), choose views (--choose-views), or "
     if given and worse < LEVEL:
         state, way_out = "hurt", f"keep the original, which is at {100 * before:.1f} %"
     parts = [f"{state}: {reason}", loss]
@@ -89,13 +89,13 @@ def verdict(
         if unbeaten := _unbeaten(encoder.right, simple or {}, largest_class, channels):
             parts.append(unbeaten)
             if state != "hurt":
-                way_out = f"{weights}train longer (--time-budget, --epochs)"
+                way_out = f"{instead}train longer (--time-budget, --epochs)"
         below_start = worse < LEVEL and before - share > limit
         if below_chance and (fall := _fall(below_start, checks)):
             what = "colour" if channels == 3 else "brightness"
-            options = "--jitter-strength, --gray-p" if channels == 3 else "--jitter-strength"
+            options = "--jitter-strength, --crop-min" if given else "--choose-views"  # refused where weights are given
             parts.append(f"{fall}: the views may be told apart by something simple, such as {what}")
-            parts.append(f"vary {what} more ({options})" + ("" if given else ", or start from weights (--weights)"))
+            parts.append(f"try other views ({options})" + ("" if given else ", or start from weights (--weights)"))
             way_out = way_out if state == "hurt" else None
     return "; ".join(parts) + (f": {way_out}" if way_out else "")
 
