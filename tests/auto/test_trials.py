@@ -291,10 +291,10 @@ def test_views_are_chosen_where_the_user_asks_and_sets_none() -> None:
     assert completed(machine, epochs=400).config.crop_min == 0.6
     assert not machine.shorts
     assert completed(machine, epochs=400, choose_views=True).config.crop_min == 0.7
-    assert {config.steps for config in machine.shorts} == {200}  # a tenth of 400 epochs of 5 steps
+    assert {config.steps for config in machine.shorts} == {400}  # a fifth of 400 epochs of 5 steps
     machine.shorts.clear()
     completed(machine, time_budget="10m", choose_views=True)
-    assert {config.steps for config in machine.shorts} == {600}  # of ten minutes at 0.1 seconds a step
+    assert {config.steps for config in machine.shorts} == {666}  # of ten minutes at 0.1 seconds a step, all included
     assert completed(machine, epochs=400, choose_views=True, crop_min=0.5).config.crop_min == 0.5
     recipe = {"crop_min": 0.6}
     given = validate({"data": "x", **TINY, "epochs": 400, "choose_views": True, "recipe": "r"}, FIELDS)

@@ -42,7 +42,7 @@ def test_the_best_of_all_by_four_runs_where_effects_add_up(colours, crops):
     assert len(runs.configs) == 4
     if len(set(colours.values())) == len(set(crops.values())) == 1:
         assert {name: getattr(config, name) for name in NAMES} == DEFAULTS
-    start = "LiDAR after 500 steps, by jitter_strength, gray_p, crop_min: "
+    start = "LiDAR after 1000 steps, by jitter_strength, gray_p, crop_min: "
     assert all(resolved.reasons[name].startswith(start) for name in NAMES)
 
 
@@ -52,8 +52,8 @@ def test_runs_are_short_whole_schedules_of_the_same_kind():
     before = replace(before, config=replace(before.config, compile=True))
     runs = Runs({1.0: 0.1, 0.25: 0.2}, dict.fromkeys((0.15, 0.35, 0.7), 0.0))
     after = choose_views(before, (), 5000, runs).config
-    assert {config.steps for config in runs.configs} == {500}
-    short = {"steps": 500, "warmup_steps": 0, "compile": False}
+    assert {config.steps for config in runs.configs} == {1000}
+    short = {"steps": 1000, "warmup_steps": 0, "compile": False}
     for config in runs.configs:
         views = {name: getattr(config, name) for name in NAMES}
         assert config == replace(before.config, **short, **views)
@@ -76,12 +76,12 @@ def test_all_scores_are_said_best_first():
     runs = Runs({1.0: 20.0, 0.25: 30.5}, {0.15: 1.0, 0.35: 0.0, 0.7: 2.0})
     reason = choose_views(BEFORE, ("gray_p",), 5000, runs).reasons["crop_min"]
     assert reason == (
-        "LiDAR after 500 steps, by jitter_strength, crop_min: "
+        "LiDAR after 1000 steps, by jitter_strength, crop_min: "
         "32.5 (0.25, 0.7), 31.5 (0.25, 0.15), 30.5 (0.25, 0.35), 20.0 (1, 0.35)"
     )
 
 
 def test_a_run_of_few_steps_is_refused():
-    with pytest.raises(UserError, match=r"runs of 10% of the steps choose, and this one has about 999; give it 1,000"):
-        choose_views(BEFORE, (), 999, Runs({}, {}))
+    with pytest.raises(UserError, match=r"runs of 20% of the steps choose, and this one has about 499; give it 500"):
+        choose_views(BEFORE, (), 499, Runs({}, {}))
     assert choose_views(BEFORE, NAMES, 1, Runs({}, {})) is BEFORE

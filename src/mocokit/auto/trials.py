@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.auto.turns import format_turns
-from mocokit.auto.view_trials import choose_views
+from mocokit.auto.view_trials import RUNS, SHARE, choose_views
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
 from mocokit.options import parse_duration
@@ -108,10 +108,11 @@ def complete(
 
 
 def _steps(config: PretrainConfig, measure: Measurements) -> int:
-    """How many the run will have, about."""
+    """How many the run will have, about; short runs choose its views within its time budget."""
     if not config.time_budget:
         return config.steps
-    return int(parse_duration(config.time_budget) / _mean(measure, config, measure.step_times(config, TRIAL_SECONDS)))
+    step = _mean(measure, config, measure.step_times(config, TRIAL_SECONDS))
+    return int(parse_duration(config.time_budget) / step / (1 + RUNS * SHARE))
 
 
 def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:

@@ -1,4 +1,4 @@
-"""Colours and crops of the views, chosen by short runs; what it gains and costs is in docs/benchmarks.md."""
+"""Colours and crops of the views, chosen by short runs; what it gains and costs is in docs/accuracy.md."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -13,8 +13,9 @@ STAGES: tuple[tuple[Mapping[str, float], ...], ...] = (
     ({"jitter_strength": 0.25, "gray_p": 0.0},),
     ({"crop_min": 0.15}, {"crop_min": 0.7}),
 )
+RUNS = 1 + sum(map(len, STAGES))  # at most
 VIEW_OPTIONS = tuple(dict.fromkeys(name for stage in STAGES for values in stage for name in values))
-SHARE, FEWEST_STEPS = 0.1, 100  # of the run's steps that each short run has; how many it has at least
+SHARE, FEWEST_STEPS = 0.2, 100  # of the run's steps that each short run has (after a tenth they often err); at least
 
 
 def choose_views(
