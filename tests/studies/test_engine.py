@@ -185,3 +185,10 @@ def test_a_trial_that_cannot_start_says_why(fake, tmp_path):
     fake(True)
     gone = tmp_path / "gone"  # as on a machine that does not have the folder
     assert "No such file or directory" in run_trials([gone], Resources(), lambda state: None)[gone]
+
+
+def test_trials_at_once_are_as_many_as_both_cpus_and_gpus_are_enough_for():
+    there = {"CPU": 16.0, "GPU": 1.0}
+    assert engine.at_once(Resources(cpus=4), there) == 4
+    assert engine.at_once(Resources(cpus=1, gpus=0.5), there) == 2
+    assert engine.at_once(Resources(cpus=1, gpus=1), {"CPU": 16.0}) == 1  # refused elsewhere

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -50,7 +50,17 @@ def has_ray() -> bool:
 
 def parallel(resources: Resources) -> int:
     """How many trials run at once on this machine."""
-    return max(1, usable_cores() // resources.cpus) if has_ray() else 1
+    if not has_ray():
+        return 1
+    import torch
+
+    return at_once(resources, {"CPU": usable_cores(), "GPU": torch.cuda.device_count()})
+
+
+def at_once(resources: Resources, there: Mapping[str, float]) -> int:
+    """How many trials so many CPUs and GPUs are enough for; at least one."""
+    needed = {"CPU": resources.cpus, "GPU": resources.gpus}
+    return max(1, min(int(there.get(name, 0) // each) for name, each in needed.items() if each))
 
 
 def attempt(module: str, directory: str, threads: int, folder: str) -> str | None:
@@ -145,7 +155,7 @@ def _by_ray(
             return task.remote(TRIAL, str(directory.absolute()), resources.cpus, os.getcwd())
 
         started = {start(directory): (directory, 1) for directory in directories}
-        slots = max(1, int(total["CPU"] // resources.cpus))
+        slots = at_once(resources, total)
         looked = time.monotonic()
         while started:
             state.running = min(slots, len(started))

@@ -25,16 +25,6 @@ class Interval:
     n: int
 
     @property
-    def low(self) -> float:
-        """The lower end."""
-        return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        """The upper end."""
-        return self.mean + self.half_width
-
-    @property
     def sees_difference(self) -> bool:
         """Whether 0 lies outside."""
         return abs(self.mean) > self.half_width
