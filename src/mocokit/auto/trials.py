@@ -98,7 +98,7 @@ def complete(
     if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
         resolved = _choose_precision(resolved, facts, measure)
     if resolved.config.choose_views:
-        steps = _steps(resolved.config, measure)
+        steps = _steps(resolved, facts, measure, started)
         resolved = choose_views(resolved, {*resolved.given, *recipe}, steps, measure.view_score)
     if facts.device in COMPILE_RUN and "compile" in resolved.reasons:
         resolved = _choose_compilation(resolved, facts, measure)
@@ -107,12 +107,11 @@ def complete(
     return resolved
 
 
-def _steps(config: PretrainConfig, measure: Measurements) -> int:
+def _steps(resolved: Resolved, facts: Facts, measure: Measurements, started: float) -> int:
     """How many the run will have, about; short runs choose its views within its time budget."""
-    if not config.time_budget:
-        return config.steps
-    step = _mean(measure, config, measure.step_times(config, TRIAL_SECONDS))
-    return int(parse_duration(config.time_budget) / step / (1 + RUNS * SHARE))
+    if not resolved.config.time_budget:
+        return resolved.config.steps
+    return int(_fit_budget(resolved, facts, measure, started).config.steps / (1 + RUNS * SHARE))
 
 
 def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:
