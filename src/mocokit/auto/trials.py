@@ -14,7 +14,8 @@ from mocokit.console import say
 from mocokit.options import parse_duration
 from mocokit.resolved import Resolved, Timetable
 
-TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step that is compared; of the steps
+TRIAL_IMAGES, TRIAL_SECONDS = 16, 0.5  # in a step that is compared, at least; of the steps
+TRIAL_STEP = 0.3  # seconds of such a step, or that of the whole batch: in shorter ones calls cost more than arithmetic
 PRECISION_RUN = 10.0  # seconds of a run, at least, for a trial of precision
 STEP_FORWARDS = 4  # forward passes that take as long as a step: query forward and backward, key forward
 PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has fewer digits
@@ -49,7 +50,8 @@ class Measurements(Protocol):
         """Of the network's operations, in a tenth of a second."""
 
     def recall_steps(self, config: PretrainConfig) -> dict[str, float] | None:
-        """What `keep_steps` kept of a run of this kind on this machine: seconds of a step by precision."""
+        """What `keep_steps` kept of a run of this kind on this machine: seconds of a step by precision, and ``images``,
+        how many it had."""
 
     def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
         """Remember what a trial of precision measured."""
@@ -128,14 +130,14 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
     width (docs/LOG.md). Steps are tried only if single operations gain, once on each machine."""
     config, shares = resolved.config, facts.processes
 
-    def decided(times: Mapping[str, float], images: int, when: str = "") -> Resolved:
+    def decided(times: Mapping[str, float], when: str = "") -> Resolved:
         half, full = times["bf16"], times["fp32"]
-        reason = f"{images} images: {1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32{when}"
+        took = f"{1000 * half:.0f} ms a step in bf16, {1000 * full:.0f} ms in fp32"
+        reason = f"{times['images']:.0f} images: {took}{when}"
         return resolved.derive(reason, precision="bf16" if half < PRECISION_GAIN * full else "fp32")
 
-    few = min(config.batch_size, TRIAL_IMAGES * shares)
     if known := measure.recall_steps(config):
-        return decided(known, few, ", as measured before")
+        return decided(known, ", as measured before")
     pace = measure.pace(config)
     if _length(config, STEP_FORWARDS * pace.seconds * config.batch_size / shares) < PRECISION_RUN:
         return resolved
@@ -143,13 +145,17 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
         reason = f"single operations take {100 * pace.share:.0f} % of fp32's time in bf16"
         return resolved.derive(reason, precision="fp32")
 
-    def step(precision: Precision) -> float:
-        trial = dataclasses.replace(config, precision=precision, batch_size=few)
+    def step(precision: Precision, images: int) -> float:
+        trial = dataclasses.replace(config, precision=precision, batch_size=images)
         return _mean(measure, trial, measure.step_times(trial, TRIAL_SECONDS))
 
-    times = {"fp32": step("fp32"), "bf16": step("bf16")}
+    images = min(config.batch_size, TRIAL_IMAGES * shares)
+    full = step("fp32", images)
+    if (more := min(config.batch_size, images * int(TRIAL_STEP / full))) > images:
+        images, full = more, step("fp32", more)
+    times = {"images": float(images), "fp32": full, "bf16": step("bf16", images)}
     measure.keep_steps(config, times)
-    return decided(times, few)
+    return decided(times)
 
 
 def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements) -> Resolved:

@@ -107,7 +107,7 @@ class RunMeasurements:
     def recall_steps(self, config: PretrainConfig) -> dict[str, float] | None:
         """As the first process finds them in the cache directory."""
         known = distributed.on_first(lambda: recall(_kind(config)))
-        fits = isinstance(known, dict) and all(isinstance(known.get(p), float) for p in ("fp32", "bf16"))
+        fits = isinstance(known, dict) and all(isinstance(known.get(k), float) for k in ("images", "fp32", "bf16"))
         return known if fits else None
 
     def keep_steps(self, config: PretrainConfig, seconds: dict[str, float]) -> None:
