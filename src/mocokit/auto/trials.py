@@ -100,20 +100,15 @@ def complete(
     if facts.device == "cpu" and facts.bf16 and "precision" in resolved.reasons:
         resolved = _choose_precision(resolved, facts, measure)
     if resolved.config.choose_views:
-        steps = _steps(resolved, facts, measure, started)
+        steps = resolved.config.steps
+        if resolved.config.time_budget:  # which holds the short runs, too
+            steps = int(_fit_budget(resolved, facts, measure, started).config.steps / (1 + RUNS * SHARE))
         resolved = choose_views(resolved, {*resolved.given, *recipe}, steps, measure.view_score)
     if facts.device in COMPILE_RUN and "compile" in resolved.reasons:
         resolved = _choose_compilation(resolved, facts, measure)
     if resolved.config.time_budget is not None and resolved.config.turns is None:
         resolved = _fit_budget(resolved, facts, measure, started)
     return resolved
-
-
-def _steps(resolved: Resolved, facts: Facts, measure: Measurements, started: float) -> int:
-    """How many the run will have, about; short runs choose its views within its time budget."""
-    if not resolved.config.time_budget:
-        return resolved.config.steps
-    return int(_fit_budget(resolved, facts, measure, started).config.steps / (1 + RUNS * SHARE))
 
 
 def _fit_view_sizes(resolved: Resolved, measure: Measurements) -> Resolved:
