@@ -73,3 +73,14 @@ def test_unusual_convolutions_stay_as_they_are():
     kinds = [type(m) for m in unusual]
     assert [type(m) for m in multiply_small(unusual)] == kinds
     assert type(multiply_small(nn.Sequential(nn.Conv2d(4, 4, 3)))[0]) is ProductConv2d
+
+
+def test_a_compiler_gets_the_plain_convolution(monkeypatch):
+    """Of the products' gradients, sums into parts of an image, torch's compiler does not come to an end."""
+    made, graphs = calls(monkeypatch), []
+    conv = multiply_small(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)))
+    compiled = torch.compile(conv, backend=lambda graph, inputs: graphs.append(graph) or graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled(torch.randn(2, 3, SMALL, SMALL))
+    assert not made
+    assert "conv2d" in graphs[0].code
