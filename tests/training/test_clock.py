@@ -15,7 +15,7 @@ from mocokit.data.view_params import view_size_at
 from mocokit.errors import Interrupted
 from mocokit.resolved import Timetable
 from mocokit.training import clock
-from mocokit.training.clock import DECISIONS, stretch_end, turn
+from mocokit.training.clock import DECISIONS, check_due, stretch_end, turn
 from mocokit.training.log import read_rows
 from tests.runs import TINY, coloured_data
 from tests.training.test_optim import configuration
@@ -92,6 +92,23 @@ def test_checks_to_come_have_their_time():
     assert after.epochs == -(-after.steps // 10)
     assert after.turns == f"0:100,20:{after.steps - 20}"
     assert turn(replace(config, monitor_every=0), 10, table, 0, 20, 20.0) == replace(config, monitor_every=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [
+        (100, 3, [0, 30, 60, 100]),  # at 90 it would be looked at again at once
+        (100, 4, [0, 40, 80, 100]),
+        (107, 10, [0, 107]),
+        (40, 10, [0, 40]),
+        (40, 1, [0, 10, 20, 30, 40]),
+        (40, 0, []),
+    ],
+)
+def test_quality_is_checked_now_and_then_and_at_the_end(steps, every, expected):
+    config = configuration(steps=steps, turns=None, view_size=16, view_size_end=16, monitor_every=every)
+    ends = [*range(0, steps, 10), steps]
+    assert [end for end in ends if check_due(end, config, 10)] == expected
 
 
 def test_a_run_that_is_late_ends_with_the_next_step():

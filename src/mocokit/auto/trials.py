@@ -22,13 +22,13 @@ PRECISION_GAIN = 0.9  # bf16 is taken if its steps take less than that: it has f
 # And for one of compilation, which takes about a minute for each size of views. A GPU gains more by it.
 COMPILE_RUN, COMPILE_STEPS = {"cpu": 480.0, "cuda": 240.0}, 2000
 COMPILE_GAIN = 0.9
-CALIBRATION_SHARE = 0.05  # of a time budget for timing steps
+CALIBRATION_SHARE = 0.02  # of a time budget for timing steps; in pretraining the clock corrects what it tells
 CALIBRATION_STEPS, MOST_CALIBRATION_SHARE = 4, 0.2  # that it takes with views of each size; share it may come to
 FINAL_SHARE, LEAST_KNN_IMAGES = 0.15, 500  # of a time budget for the final figures; images they take at least
 TRAINING_SHARE = 1 / 3  # of a budget after loading, at least, before checks and figures are cut
 REPORT_SHARE = 0.1  # of a time budget for the page at the end
 FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for more
-BUDGET_USE = 0.93  # of a time budget; the rest is for what can't be foreseen
+BUDGET_USE = 0.96  # of a time budget; the rest is for what can't be foreseen
 
 
 class Pace(Protocol):

@@ -27,6 +27,13 @@ def stretch_end(step: int, per_epoch: int, config: PretrainConfig) -> int:
     return min(config.steps, step + stretch)
 
 
+def check_due(step: int, config: PretrainConfig, per_epoch: int) -> bool:
+    """Whether the quality is looked at after ``step``, where an epoch ends: every so many epochs, and at the end, but not
+    shortly before it, as a schedule that follows the clock would otherwise have it."""
+    every, left = config.monitor_every * per_epoch, config.steps - step
+    return every > 0 and (left == 0 or (step % every == 0 and (step == 0 or 2 * left >= every)))
+
+
 def turn(
     config: PretrainConfig, per_epoch: int, timetable: Timetable, since: int, step: int, seconds: float
 ) -> PretrainConfig:
@@ -46,8 +53,8 @@ def turn(
 
     expected = sum(cost(position(s, turns) / planned) for s in range(since, step))
     pace = seconds / expected  # how many times as long as planned everything takes now
-    every = config.monitor_every * per_epoch
-    checks = config.steps // every - step // every if every else 0
+    ends = [*range(step - step % per_epoch + per_epoch, config.steps, per_epoch), config.steps]
+    checks = sum(check_due(end, config, per_epoch) for end in ends)
     rest = timetable.ends - time.perf_counter() - pace * (checks * timetable.check + timetable.final)
     done = position(step, turns) / planned
     mean = sum(cost(done + (1 - done) * (i + 0.5) / PLACES) for i in range(PLACES)) / PLACES

@@ -36,7 +36,7 @@ from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.clock import stretch_end, turn
+from mocokit.training.clock import check_due, stretch_end, turn
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.log import Log, MetricsFile, Row, tensorboard, tracker
 from mocokit.training.loop import Task, Trainer, create_fabric
@@ -241,8 +241,7 @@ def train(
 
     def evaluate(step: int) -> dict[str, float]:
         nonlocal checking
-        every, begun = config.monitor_every, time.perf_counter()
-        due = every and (step == task.config.steps or step // loader.per_epoch % every == 0)
+        begun, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
         figures = measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
         checking += time.perf_counter() - begun
         return figures
