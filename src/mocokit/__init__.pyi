@@ -308,7 +308,7 @@ def pretrain(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
-    optimizer: Literal["sgd", "lars", "larc", "adamw"] | None = None,
+    optimizer: Literal["sgd", "lars", "larc", "adamw", "muon"] | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
     sgd_momentum: float = 0.9,
@@ -387,11 +387,11 @@ def pretrain(
         epochs: passes over the images.
         steps: optimizer steps in all, instead of epochs.
         batch_size: images per step, over all processes.
-        optimizer: sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the learning rate) or adamw (v3, ViT)
-            (sgd, lars, larc, adamw).
+        optimizer: sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the rate), adamw (v3, ViT) or muon (sgd,
+            lars, larc, adamw, muon).
         lr: peak learning rate.
         weight_decay: weight decay.
-        sgd_momentum: momentum of SGD, LARS and LARC (default 0.9).
+        sgd_momentum: momentum of SGD, LARS, LARC and Muon (default 0.9).
         trust: trust coefficient of LARS and LARC (default 0.001).
         schedule: learning-rate schedule: cosine (v2) or step (v1) (cosine, step).
         warmup_steps: steps of linear warm-up before the schedule.

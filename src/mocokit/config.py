@@ -121,14 +121,12 @@ class PretrainConfig:
     steps: Annotated[int, Option("optimizer steps in all, instead of epochs", "schedule", low=1)]
     batch_size: Annotated[int, Option("images per step, over all processes", low=2)]
     optimizer: Annotated[
-        Literal["sgd", "lars", "larc", "adamw"],
-        Option(
-            "sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the learning rate) or adamw (v3, ViT)", "schedule"
-        ),
+        Literal["sgd", "lars", "larc", "adamw", "muon"],
+        Option("sgd (v1, v2), lars (v3, ResNet), larc (never exceeds the rate), adamw (v3, ViT) or muon", "schedule"),
     ]
     lr: Annotated[float, Option("peak learning rate", "schedule", low=0, high=1e6)]
     weight_decay: Annotated[float, Option("weight decay", "schedule", low=0, high=1e3)]
-    sgd_momentum: Annotated[float, share("momentum of SGD, LARS and LARC", "schedule")] = 0.9
+    sgd_momentum: Annotated[float, share("momentum of SGD, LARS, LARC and Muon", "schedule")] = 0.9
     trust: Annotated[float, share("trust coefficient of LARS and LARC", "schedule")] = 0.001
     schedule: Annotated[
         Literal["cosine", "step"], Option("learning-rate schedule: cosine (v2) or step (v1)", "schedule")

@@ -147,7 +147,7 @@ def test_a_batch_is_shared_evenly_and_its_rate_grows_with_it(processes):
     assert config.lr == pytest.approx(processes * one.lr)
     cpu = defaults({"data": "x"}, dataclasses.replace(gpus, device="cpu")).config
     assert cpu.batch_size % processes == 0
-    assert 64 - processes < cpu.batch_size <= 64
+    assert 128 - processes < cpu.batch_size <= 128
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -128,7 +128,7 @@ def test_larc_steps_no_faster_than_sgd(trust):
     torch.testing.assert_close(params[0].detach(), before - rate)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "muon"])
 def test_frozen_parameters_are_left_out(name):
     params = parameters()
     params[1].requires_grad_(False)
@@ -145,6 +145,27 @@ def test_adamw_equals_torchs_on_all_parameters():
         give_gradients(params, 3)
         o.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_muon_steps_along_the_momentum_with_singular_values_near_one():
+    """Singular vectors by NumPy; steps are as large as those of AdamW: 0.2 times the root of the larger side."""
+    weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3).contiguous(memory_format=torch.channels_last))
+    norm = torch.nn.Parameter(torch.randn(8))
+    start = norm.detach().clone()
+    optimizer, _ = create_optimizer([weight, norm], configuration(optimizer="muon", lr=0.01, weight_decay=0.1))
+    momentum = np.zeros((8, 36))
+    for _ in range(3):
+        weight.grad, norm.grad = torch.randn_like(weight), torch.tensor([1.0, -1.0] * 4)
+        gradient, before = (t.detach().double().numpy().reshape(8, 36).copy() for t in (weight.grad, weight))
+        momentum = 0.9 * momentum + 0.1 * gradient
+        optimizer.step()
+        moved = before * (1 - 0.01 * 0.1) - weight.detach().double().numpy().reshape(8, 36)
+        u, _, v = np.linalg.svd(0.1 * gradient + 0.9 * momentum, full_matrices=False)
+        sizes = u.T @ moved @ v.T / (0.01 * 0.2 * 36**0.5)
+        assert np.abs(sizes - np.diag(np.diag(sizes))).max() < 0.1  # in bfloat16
+        assert 0.5 < np.diag(sizes).min() <= np.diag(sizes).max() < 1.4
+    against = (start - norm.detach()) * norm.grad
+    assert 0.02 < against.min() <= against.max() < 0.06  # in three steps
 
 
 def test_warm_up_then_cosine_reaches_the_optimizer():

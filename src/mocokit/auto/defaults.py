@@ -27,6 +27,7 @@ WEIGHTS_SIZE_CAP = {"cpu": 96}  # of images for weights that were trained elsewh
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
+MUON_RATE = 0.004 / math.sqrt(128)  # learning rate a root of the batch's images, as steps are of equal size
 WEIGHTS_RATE = 0.01 / 64  # of a run that goes on from trained weights (docs/LOG.md, 2026-11-27)
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
@@ -190,7 +191,8 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     else:
         default("backbone", "resnet50", "the papers' backbone, for images over 64 pixels")
     each = 512 if gpu and small else 256
-    batch = each * facts.processes if gpu else 64  # a CPU takes few steps, so they are small ones
+    # A CPU takes few steps, so they are small ones, but not so small that they are mostly calls.
+    batch = each * facts.processes if gpu else 64 if facts.weights else 128
     # At least eight steps an epoch, so that the schedule stays smooth on a small set.
     batch = min(batch, max(min(8, facts.images // 2), _power_of_two(facts.images / 8)))
     batch = max(2, batch // facts.processes) * facts.processes
@@ -202,7 +204,9 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     default("queue_size", queue, reason)
     default("head", "mlp", "MoCo v2")
     default("head_dim", 128, "as in the papers")
-    default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
+    if gpu or facts.processes > 1 or facts.weights:
+        default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
+    default("bn_splits", 1, "a short schedule, in which splitting costs more than it guards against")
     default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
     default("symmetric", False, "as in the papers")
 
@@ -265,12 +269,16 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     else:
         default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
         default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
+    soon = not gpu and facts.bf16 and not facts.weights
+    reason = "it learns more in a short schedule, where products in bf16 are cheap" if soon else "as in the papers"
+    if default("optimizer", "muon" if soon else "sgd", reason) == "muon":
+        default("lr", round(MUON_RATE * math.sqrt(batch), 6), f"{MUON_RATE:.3g} a root of the batch")
+        default("weight_decay", 0.02, "Muon, which decays by the rate times that")
     rate = SHORT_RATE if not gpu else 0.06 / 512 if small else 0.03 / 256
     why = "" if gpu else ", a short schedule"
     if facts.weights:
         rate, why = WEIGHTS_RATE, ", little, from trained weights"
     default("lr", round(rate * batch, 6), f"{rate:.3g} an image of the batch{why}")
-    default("optimizer", "sgd", "as in the papers")
     default("weight_decay", 5e-4 if small else 1e-4, "small images" if small else "as in the papers")
     default("schedule", "cosine", "MoCo v2")
     if facts.weights:

@@ -28,8 +28,8 @@ def stretch_end(step: int, per_epoch: int, config: PretrainConfig) -> int:
 
 
 def check_due(step: int, config: PretrainConfig, per_epoch: int) -> bool:
-    """Whether the quality is looked at after ``step``, where an epoch ends: every so many epochs, and at the end, but not
-    shortly before it, as a schedule that follows the clock would otherwise have it."""
+    """Whether quality is checked after ``step``, where an epoch ends: every so many epochs and at the end, but not
+    shortly before that, as a schedule that follows the clock would have it."""
     every, left = config.monitor_every * per_epoch, config.steps - step
     return every > 0 and (left == 0 or (step % every == 0 and (step == 0 or 2 * left >= every)))
 

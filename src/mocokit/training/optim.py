@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import Lars
+from timm.optim import Lars, Muon
 from torch import nn
 
 from mocokit.config import PretrainConfig
@@ -54,8 +54,10 @@ def create_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The configured optimizer over the parameters that are not frozen, and its schedule.
 
-    One fused kernel updates all weights (LARS and LARC have none). SGD and AdamW decay biases and norms like the
-    rest, as in the papers' code; LARS and LARC leave their rate and their decay alone (v3, implementation details).
+    One fused kernel updates all weights (LARS, LARC and Muon have none). SGD, AdamW and Muon decay biases and norms
+    like the rest, as in the papers' code; LARS and LARC leave their rate and their decay alone (v3, implementation
+    details). Muon (Jordan et al. 2024) moves a matrix, or a convolution as one, by its gradient's momentum with all
+    singular values near one, sized as steps of AdamW (Liu et al. 2025, arXiv 2502.16982), which moves the rest.
     The schedule begins anew at step ``restart``, with its warm-up, and covers the steps that remain: a warm restart
     (SGDR, Loshchilov & Hutter 2017). ``place`` says where in a schedule of how many steps a step is, if that is not
     what the configuration says.
@@ -65,6 +67,8 @@ def create_optimizer(
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=decay, fused=True)
+    elif config.optimizer == "muon":
+        optimizer = Muon(free, lr=lr, weight_decay=decay, momentum=momentum, nesterov=True)
     elif config.optimizer == "sgd":
         optimizer = torch.optim.SGD(free, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
     else:
