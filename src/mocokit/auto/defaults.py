@@ -27,7 +27,7 @@ WEIGHTS_SIZE_CAP = {"cpu": 96}  # of images for weights that were trained elsewh
 CPU_IMAGES_SEEN = 80_000  # by the narrow backbone: about two minutes on two cores
 GPU_IMAGES_SEEN = 10_000_000  # 200 epochs of CIFAR-10, the schedule of the reference figures
 SHORT_RATE = 0.06 / 64  # learning rate an image of the batch; eight times that of long schedules on CIFAR-10
-MUON_RATE = 0.004 / math.sqrt(128)  # learning rate a root of the batch's images, as steps are of equal size
+MUON_RATE = 0.016 / math.sqrt(128)  # learning rate a root of the batch's images, as steps are of equal size
 WEIGHTS_RATE = 0.01 / 64  # of a run that goes on from trained weights (docs/LOG.md, 2026-11-27)
 DRIFT = 0.08  # share of the way that the key encoder moves while a key stays in the queue
 MOST_QUEUE_STEPS = 256  # as in the papers
@@ -136,7 +136,9 @@ def defaults(given: Mapping[str, Any], facts: Facts, recipe: Mapping[str, Any] =
     _resolve_view_sizes(default, {**recipe, **given}.get("view_size", 0), size, grow, facts)
     _resolve_model(default, facts, small, gpu)
     _resolve_views(default, facts, small)
-    _resolve_schedule(default, values, facts, small, gpu)
+    # A rate that is given is meant for the papers' optimizer.
+    soon = not gpu and facts.bf16 and not facts.weights and "lr" not in {**recipe, **given}
+    _resolve_schedule(default, values, facts, small, gpu, soon)
     for f in FIELDS.values():
         if f.has_default:
             default(f.name, f.default, "default")
@@ -259,7 +261,7 @@ def _resolve_views(default: Any, facts: Facts, small: bool) -> None:
     default("solarize_p2", 0.0, "MoCo v2")
 
 
-def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool) -> None:
+def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small: bool, gpu: bool, soon: bool) -> None:
     batch = values["batch_size"]
     per_epoch = max(1, facts.images // batch)
     seen = GPU_IMAGES_SEEN if gpu else CPU_IMAGES_SEEN
@@ -269,7 +271,6 @@ def _resolve_schedule(default: Any, values: dict[str, Any], facts: Facts, small:
     else:
         default("epochs", epochs, f"about {seen:,} images seen in all, within 20 to 400 epochs")
         default("steps", values["epochs"] * per_epoch, f"{values['epochs']} epochs of {per_epoch} steps")
-    soon = not gpu and facts.bf16 and not facts.weights
     reason = "it learns more in a short schedule, where products in bf16 are cheap" if soon else "as in the papers"
     if default("optimizer", "muon" if soon else "sgd", reason) == "muon":
         default("lr", round(MUON_RATE * math.sqrt(batch), 6), f"{MUON_RATE:.3g} a root of the batch")
