@@ -153,7 +153,7 @@ def test_the_command_says_how_to_extend_and_extends_an_extended_run(finished, tm
 
 # Made runs ------------------------------------------------------------------------------------------------
 
-IMAGES, EPOCH = 5000, 78  # steps of an epoch of 64 images
+IMAGES, EPOCH = 5000, 39  # steps of an epoch of 128 images
 GIVEN = {"data": "x", "lr": 0.1, "epochs": 20}
 
 
@@ -192,7 +192,7 @@ def test_the_configuration_is_the_old_one_but_for_the_length(tmp_path):
 def test_by_steps(tmp_path):
     given = {"data": "x", "steps": 100}
     longer = extended(made(tmp_path / "run", resolved(given)), given | {"steps": 200})
-    assert (longer.config.epochs, longer.config.steps, longer.restart) == (3, 200, 100)
+    assert (longer.config.epochs, longer.config.steps, longer.restart) == (6, 200, 100)
     assert longer.config.out == str(tmp_path / "run-200-steps")
     assert differences(given | {"steps": 200}, {}, longer) == []
 
@@ -219,7 +219,7 @@ def test_a_recipes_length_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 20}, r"run has 20 epochs \(1,560 steps\); --extend goes on to more: give --epochs above 20"),
+        ({"epochs": 20}, r"run has 20 epochs \(780 steps\); --extend goes on to more: give --epochs above 20"),
         ({"epochs": 50, "lr": 0.2}, r"other options: --lr 0.2 \(was 0.1\). --extend goes on with the run's own; leave"),
     ],
 )

@@ -10,7 +10,6 @@ import yaml
 from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
-from mocokit.auto.trials import BUDGET_USE, CALIBRATION_SHARE
 from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
@@ -31,6 +30,7 @@ from mocokit.training.finetuning import Finetuning, attach_classifier, step_time
 from mocokit.training.log import Row, Status, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
+CALIBRATION_SHARE, BUDGET_USE = 0.05, 0.93  # of a time budget: for timing steps, in all (nothing follows the clock)
 # May differ when a training goes on; of run, data and labels the content counts.
 FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseline", "device"}
 
