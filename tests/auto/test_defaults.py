@@ -1,6 +1,7 @@
 """What is derived fits the data, follows the papers and never changes what the user says."""
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,24 @@ def test_a_batch_is_shared_evenly_and_its_rate_grows_with_it(processes):
     cpu = defaults({"data": "x"}, dataclasses.replace(gpus, device="cpu")).config
     assert cpu.batch_size % processes == 0
     assert 128 - processes < cpu.batch_size <= 128
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "optimizer", "splits"),
+    [
+        ({}, {"bf16": True}, "muon", 1),
+        ({}, {"bf16": False}, "sgd", 1),
+        ({"lr": 0.1}, {"bf16": True}, "sgd", 1),  # which is meant for the papers' optimizer
+        ({}, {"bf16": True, "weights": "resnet18_narrow"}, "sgd", 4),
+        ({}, {"bf16": True, "processes": 2}, "muon", 8),
+        ({}, {"bf16": True, "device": "cuda"}, "sgd", 8),
+    ],
+)
+def test_muon_and_plain_batch_norm_are_for_short_runs_on_a_cpu(given, known, optimizer, splits):
+    config = defaults({"data": "x", **given}, facts(images=50_000, **known)).config
+    assert (config.optimizer, config.bn_splits) == (optimizer, splits)
+    if optimizer == "muon":
+        assert (config.lr, config.weight_decay) == (pytest.approx(0.016 * math.sqrt(config.batch_size / 128)), 0.02)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
