@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The programme of a GPU, most valuable first; every result file is there as soon as it is measured. Eleven minutes are the
-# aim; the whole of it has not been run yet, and at the pace measured (docs/benchmarks.md) its last part takes longer than it may.
+# The programme of a GPU in eleven minutes, most valuable first; every result file is there as soon as it is measured.
 #
 #   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [--rehearse] [PART ...]
 #
-# Parts, with the seconds that each may take: tests (120), pace (150), fast (330), seed (90), full (390), and 60 each for
-# the kNN and the probe of fast and full; a first compiler takes 30 to 50 of them. Without any: all of them, in that order.
-# By name alone there is learning (460): three short runs that tell what precision and rate do. A part that fails or that
-# lacks a package does not keep the others from their turn. --rehearse does everything on a CPU with tiny sizes: give it a
-# small folder in the archive's place. $PYTHON is the interpreter (python).
+# Without a PART: tests, pace, fast, seed, full, in that order, and no second after the eleventh minute. The recipes train
+# as many epochs as fit at the pace that was measured: `fast` has three minutes, `full` what is left. By name a part may
+# take the seconds that stand in it below, and recipes train all their epochs. By name alone there is learning: three
+# short runs that tell what precision and rate do. A part that fails or that lacks a package does not keep the others
+# from their turn. --rehearse does everything on a CPU with tiny sizes: give it a small folder in the archive's place.
+# $PYTHON is the interpreter (python).
 set -uo pipefail
 out=${1:?usage: gpu.sh OUT [--rehearse] [PART ...]}
 shift
@@ -25,12 +25,17 @@ MOCOKIT_CIFAR10=$(realpath "$MOCOKIT_CIFAR10")
 cd "$(dirname "$0")/.."
 export MOCOKIT_CIFAR10 MOCOKIT_CACHE="${MOCOKIT_CACHE:-$out/cache}" PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$out/compiled}" # what one part has compiled the next finds
-failed=()
+failed=() end= # of the whole programme, in seconds
+left() { echo $((${end:-100000} - SECONDS)); }
 
 # run LIMIT NAME COMMAND...: what it prints is kept in NAME.txt.
 run() {
-    local limit=$1 name=$2 begun=$SECONDS
+    local limit=$(($1 < $(left) ? $1 : $(left))) name=$2 begun=$SECONDS
     shift 2
+    if [ "$limit" -lt 10 ]; then
+        echo "== $name is left out: no time" | tee -a "$out/parts.txt"
+        return
+    fi
     echo "== $name: $*"
     timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.txt"
     local code=${PIPESTATUS[0]}
@@ -44,18 +49,37 @@ tests() {
         tests/data tests/test_cuda.py -k cuda
 }
 pace() {
-    run 150 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
+    run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
         ${rehearse:+--batch-size 8 --steps 2 --warmup 1}
+}
+# fitting RECIPE SECONDS: how many epochs take that long at the pace measured, compiler and kNN aside; none if it was not.
+fitting() {
+    "$python" - "$out/pace.csv" "$@" <<'END'
+import csv, sys
+from pathlib import Path
+from mocokit.recipes import load_recipe
+path, recipe, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+rows = csv.DictReader(path.open()) if path.exists() else []
+paces = [float(r["value"]) for r in rows if r["what"].startswith(f"loop of {recipe},") and r["unit"] == "images/s"]
+if paces:
+    print("--epochs", max(1, min(load_recipe(recipe)["epochs"], int(max(paces) * max(0, seconds - 80) / 50_000))))
+END
 }
 # recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
 recipe() {
-    local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
-    mocokit "$1" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms --no-report \
-        "${small[@]}"
+    local small=(${rehearse:+--batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
+    local limit=$(($1 < $(left) - 40 ? $1 : $(left) - 40)) # the seconds of kNN and probe
+    if [ "$limit" -lt 90 ]; then
+        echo "== $2 is left out: no time" | tee -a "$out/parts.txt"
+        return
+    fi
+    # shellcheck disable=SC2046
+    mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms \
+        --no-report ${end:+$(fitting "$3" "$((limit - 10))")} "${small[@]}" ${rehearse:+--epochs 1}
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"
     mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10"
 }
-fast() { recipe 330 fast fast-cifar10; }
+fast() { recipe "${1:-330}" fast fast-cifar10; }
 seed() {
     if ! "$python" -c "import lightly" 2>/dev/null; then
         echo "== seed is left out: no lightly here" | tee -a "$out/parts.txt"
@@ -66,7 +90,7 @@ seed() {
     run 90 seed "$python" benchmarks/speed.py --rows b --sides peer --device "$device" --repeats 1 --out "$out/seed.csv" \
         --scratch "$out/speed" --data "$MOCOKIT_CIFAR10" --workers "$(nproc)" "${sizes[@]}"
 }
-full() { recipe 390 full moco-v2-cifar10; }
+full() { recipe 390 full moco-v2-cifar10; } # 200 epochs need 377 on an H200
 # Is anything lost on the way to speed? Twenty epochs as `auto` runs them, in plain float32, and at lightly's rate, four
 # times the recipe's.
 learning() {
@@ -86,7 +110,10 @@ END
 for part in "${@:-all}"; do
     case "$part" in
     tests | pace | fast | seed | full | learning) "$part" ;;
-    all) tests && pace && fast && seed && full ;;
+    all)
+        end=660
+        tests && pace && fast 180 && seed && full
+        ;;
     *)
         echo "no part $part; there are tests, pace, fast, seed, full and learning" >&2
         exit 2
