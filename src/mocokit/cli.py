@@ -156,4 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (UserError, Interrupted, KeyboardInterrupt) as error:
         print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 130
+        code = 2 if isinstance(error, UserError) else 130
+        if (group := sys.modules.get("mocokit.distributed")) and group.world_size() > 1:
+            os._exit(code)  # threads of a process group that is not left may abort an interpreter that ends
+        return code
