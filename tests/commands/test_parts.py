@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import mocokit
-from mocokit.commands.parts import about_test, labelled_parts
+from mocokit.commands.parts import about_test, labelled_parts, tell_test
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
@@ -64,9 +64,12 @@ def test_images_of_other_data_are_not_said_to_be_in_pretraining(run, tmp_path, c
 def test_a_split_of_the_data_is_named(tiny_run, capfd):
     store = open_store(str(tiny_run.data), image_size=8)
     config = KnnConfig(run="", data="")
-    about = about_test(labelled_parts(store, config), store, config, seen=True)
+    parts = labelled_parts(store, config)
+    tell_test(parts, store, config, seen=True)
     assert (
-        about == {"images": 48, "split": "test", "held_out": None, "near_duplicates": None} == tiny_run.result["test"]
+        about_test(parts, config)
+        == {"images": 48, "split": "test", "held_out": None, "near_duplicates": None}
+        == tiny_run.result["test"]
     )
     assert capfd.readouterr().err == "tested on 48 images of test; 72 of train have labels\n"
 
@@ -139,10 +142,14 @@ def test_near_duplicates_are_told(tmp_path, capfd):
             path.write_bytes(encode(noise(number, 16, 16)))
     store = open_store(str(tmp_path), image_size=16)
     config = KnnConfig(run="", data="")
-    about = about_test(labelled_parts(store, config), store, config, seen=False)["near_duplicates"]
+    about = about_test(labelled_parts(store, config), config)["near_duplicates"]
     assert about == {"found": 8, "test": 24, "train": 24, "first": ["test/a/16.png", "train/a/16.png"]}
     line = "8 of 24 test images are near-duplicates of training images; the first: test/a/16.png = train/a/16.png\n"
     assert capfd.readouterr().err.endswith(line)
+    result = mocokit.pretrain(str(tmp_path), out=str(tmp_path / "run"), **TINY | {"image_size": 16})
+    assert result["test"]["near_duplicates"] == about
+    said = capfd.readouterr().err
+    assert said.index("tested on 24") < said.index("chance level") < said.index(line)  # the search is not waited for
 
 
 def test_folders_of_any_name_are_splits(tiny_run, tmp_path, capfd):

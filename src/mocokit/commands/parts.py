@@ -23,18 +23,40 @@ def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> Label
     return split_labelled(store, config.seed, config.test_share)
 
 
-def about_test(
-    parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool
-) -> dict[str, Any]:
-    """What a result says of its test images, also printed: how many ``images`` of which ``split``; if they are
-    ``held_out`` (else None), the ``share`` of each class, the ``seed``, and what they are kept together ``by``; and
-    ``near_duplicates``: how many of so many ``test`` images were ``found`` among so many ``train`` images, and the
-    names of the ``first`` pair (None for tiny images).
+def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool) -> None:
+    """Print which images test; ``seen``: whether held-out images were (or are going to be) in pretraining."""
+    test, train = parts.test, parts.train_val
+    if not parts.held_out:
+        labelled = f"{len(train):,} of {train.images.split} have labels"
+        unused = "; --split-by is for data without a test split" * (config.split_by is not None)
+        say(f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}")
+        return
+    alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
+    by = f", in whole groups by {_by(parts, config)}" if _by(parts, config) else ""
+    share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
+    say(
+        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
+        f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
+    )
 
-    ``seen``: whether held-out images were (or are going to be) in pretraining.
-    """
+
+def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None:
+    """As `tell_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
+    parts = labelled_parts(store, config)
+    if not isinstance(parts, str):
+        tell_test(parts, store, config, seen=True)
+        return parts
+    if store.label_names:
+        say(f"kNN is not measured: {parts}")
+    return None
+
+
+def about_test(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> dict[str, Any]:
+    """What a result says of its test images: how many ``images`` of which ``split``; if they are ``held_out`` (else
+    None), the ``share`` of each class, the ``seed``, and what they are kept together ``by``; and ``near_duplicates``,
+    also printed: how many of so many ``test`` images were ``found`` among so many ``train`` images, and the names of
+    the ``first`` pair (None for tiny images)."""
     held_out = {"share": config.test_share, "seed": config.seed, "by": _by(parts, config)} if parts.held_out else None
-    say(_line(parts, store, config, seen))
     near = near_duplicates(parts.train_val, parts.test, config.seed)
     if near and near.first:
         looked = "" if near.test == len(parts.test) else " that were looked at"
@@ -49,32 +71,6 @@ def about_test(
     }
 
 
-def _line(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool) -> str:
-    """Which images test."""
-    test, train = parts.test, parts.train_val
-    if not parts.held_out:
-        labelled = f"{len(train):,} of {train.images.split} have labels"
-        unused = "; --split-by is for data without a test split" * (config.split_by is not None)
-        return f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}"
-    alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
-    by = f", in whole groups by {_by(parts, config)}" if _by(parts, config) else ""
-    share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
-    return (
-        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
-        f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
-    )
-
-
 def _by(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> str | None:
     """What images are kept together by, if they are; tiles always are by their image."""
     return config.split_by or (None if parts.test.groups is None else "image")
-
-
-def about_any_test(store: Store, config: PretrainConfig) -> dict[str, Any] | None:
-    """As `about_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
-    parts = labelled_parts(store, config)
-    if not isinstance(parts, str):
-        return about_test(parts, store, config, seen=True)
-    if store.label_names:
-        say(f"kNN is not measured: {parts}")
-    return None

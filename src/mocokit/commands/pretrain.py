@@ -17,7 +17,7 @@ from mocokit.commands.about_data import about_data, write_sheet
 from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.commands.launch import launch
 from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
-from mocokit.commands.parts import about_any_test
+from mocokit.commands.parts import about_test, tell_any_test
 from mocokit.commands.report import report
 from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import accuracy_line, next_command, record
@@ -145,7 +145,7 @@ def _in_directory(
     initial = start.adapted(spec) if start else None
     # The images or the weights may have been refused, or are now: nothing is written yet.
     task = Pretraining(config, spec, resolved.restart, initial.backbone.state_dict() if initial else None)
-    test = about_any_test(data.store, config) if distributed.rank() == 0 else None
+    parts = tell_any_test(data.store, config)
     if not saved:
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
@@ -159,7 +159,7 @@ def _in_directory(
     _write_encoder(task, data.store, run)
     _write_projector(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
-    figures |= {"test": test, **_measure(task, data.store, run)}
+    figures |= {"test": about_test(parts, config) if parts else None, **_measure(task, data.store, run)}
     result = record("pretrain", str(run.path), task.config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], task.config)
     _write_report(run, task.config)
