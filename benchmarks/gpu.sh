@@ -4,9 +4,9 @@
 #   MOCOKIT_CIFAR10=cifar10-jpeg.tar.xz bash benchmarks/gpu.sh OUT [--rehearse] [PART ...]
 #
 # Without a PART: tests, pace, fast, seed, full, in that order, and no second after the eleventh minute. The recipes train
-# as many epochs as fit at the pace that was measured: `fast` has three minutes, `full` what is left. By name a part may
-# take the seconds that stand in it below, and recipes train all their epochs. By name alone there is learning: three
-# short runs beside the log of the authors' demo. A part that fails or that lacks a package does not keep the others
+# what fits a --time-budget: `fast` has three minutes, `full` what is left. By name a part may take the seconds that
+# stand in it below, and recipes train all their epochs. By name alone there is learning: three short runs beside the
+# log of the authors' demo. A part that fails or that lacks a package does not keep the others
 # from their turn. --rehearse does everything on a CPU with tiny sizes: give it a small folder in the archive's place.
 # $PYTHON is the interpreter (python).
 set -uo pipefail
@@ -52,19 +52,6 @@ pace() {
     run 120 pace "$python" benchmarks/gpu_pace.py "$out/pace.csv" --device "$device" \
         ${rehearse:+--batch-size 8 --steps 2 --warmup 1}
 }
-# fitting RECIPE SECONDS: how many epochs take that long at the pace measured, compiler and kNN aside; none if it was not.
-fitting() {
-    "$python" - "$out/pace.csv" "$@" <<'END'
-import csv, sys
-from pathlib import Path
-from mocokit.recipes import load_recipe
-path, recipe, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-rows = csv.DictReader(path.open()) if path.exists() else []
-paces = [float(r["value"]) for r in rows if r["what"].startswith(f"loop of {recipe},") and r["unit"] == "images/s"]
-if paces:
-    print("--epochs", max(1, min(load_recipe(recipe)["epochs"], int(max(paces) * max(0, seconds - 80) / 50_000))))
-END
-}
 # recipe LIMIT NAME RECIPE: pretrained, and its kNN and linear probe on all images.
 recipe() {
     local small=(${rehearse:+--batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
@@ -73,9 +60,11 @@ recipe() {
         echo "== $2 is left out: no time" | tee -a "$out/parts.txt"
         return
     fi
-    # shellcheck disable=SC2046
-    mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --monitor-every 10 --no-histograms \
-        --no-report ${end:+$(fitting "$3" "$((limit - 10))")} "${small[@]}" ${rehearse:+--epochs 1}
+    local length=(${end:+--time-budget "$((limit * 9 / 10))s"})
+    [ -z "$end" ] || [ "$device" = cpu ] || length+=(--compile --cuda-graphs) # `auto` would not for so short a run
+    [ -z "$rehearse" ] || length=(--time-budget 10s)
+    mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --no-histograms --no-report \
+        "${length[@]}" "${small[@]}"
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"
     mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10"
 }

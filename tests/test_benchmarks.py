@@ -134,8 +134,7 @@ def test_the_programme_of_a_gpu_is_rehearsed(tmp_path):
     names = ["tests", "pace", "seed", *(f"{run}{of}" for run in ("fast", "full") for of in ("", "-knn", "-probe"))]
     assert parts == dict.fromkeys(names, "0")
     assert {"pace.csv", "seed.csv", "machine.txt"} <= {path.name for path in out.iterdir()}
-    trained_what_fits = re.findall(r"^== (\w+): .* --epochs 1 --batch-size", done.stdout, re.MULTILINE)
-    assert trained_what_fits == ["fast", "full"]
     for recipe in ("fast", "full"):
+        assert "time_budget: 10s" in (out / recipe / "config.yaml").read_text()
         assert (out / recipe / "encoder.safetensors").exists()
         assert json.loads((out / f"{recipe}-probe.txt").read_text().splitlines()[-1])["encoder"]["top1"] > 0
