@@ -20,6 +20,7 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.lidar import lidar, trial_views
+from mocokit.evaluation.near_duplicates import MOST_TEST, MOST_TRAIN
 from mocokit.evaluation.verdict import Check
 from mocokit.model.arithmetic import Pace, keep, measure_pace, recall
 from mocokit.model.backbones import check_view_sizes
@@ -37,6 +38,7 @@ from mocokit.training.timing import step_times, view_shares
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 REPORT_SECONDS, MAP_SECONDS = 10.0, 0.005  # of a report whatever it is of, and of its map an image
 PROJECTED = 1000  # images for TensorBoard's embedding projector
+SEARCH_SPEED = 12  # images that are searched for near-duplicates while a narrow ResNet-18 encodes one
 TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
 
 
@@ -139,11 +141,13 @@ class RunMeasurements:
         return check_evaluator(self.store, config).images_read
 
     def images_of_final(self, config: PretrainConfig) -> int:
-        """Images that `final_evaluator` reads for each of two encoders, and half of those that TensorBoard gets."""
+        """Images that `final_evaluator` reads for each of two encoders, and half of what else takes time, once."""
         if not config.evaluate:
             return 0
-        for_tensorboard = min(projected(config), len(self.store.splits["train"]))
-        return final_evaluator(self.store, config).images_read + for_tensorboard // 2
+        parts = labelled_parts(self.store, config)
+        searched = 0 if isinstance(parts, str) else min(len(parts.train_val) + len(parts.test), MOST_TRAIN + MOST_TEST)
+        once = min(projected(config), len(self.store.splits["train"])) + searched // SEARCH_SPEED
+        return final_evaluator(self.store, config).images_read + once // 2
 
     def seconds_of_report(self, image: float) -> float:
         """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""

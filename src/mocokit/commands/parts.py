@@ -45,10 +45,9 @@ def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None
     parts = labelled_parts(store, config)
     if not isinstance(parts, str):
         tell_test(parts, store, config, seen=True)
-        return parts
-    if store.label_names:
+    elif store.label_names:
         say(f"kNN is not measured: {parts}")
-    return None
+    return None if isinstance(parts, str) else parts
 
 
 def about_test(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> dict[str, Any]:
