@@ -218,6 +218,16 @@ def test_a_run_that_goes_on_from_weights_is_careful():
     assert weights_image_size(224, "cuda") == 224
 
 
+def test_short_schedules_have_a_linear_head_and_plain_batch_norm():
+    def chosen(**known):
+        config = defaults({"data": "x"}, facts(**known)).config
+        return config.head, config.bn_splits
+
+    assert chosen() == ("linear", 1)
+    assert chosen(device="cuda")[0] == chosen(processes=2)[0] == chosen(weights="resnet50")[0] == "mlp"
+    assert chosen(device="cuda")[1] == 8
+
+
 def test_who_wants_no_figures_gets_no_checks_and_no_report_unless_they_are_asked_for():
     without = defaults({"data": "x", "evaluate": False}, facts()).config
     assert (without.monitor_every, without.report) == (0, False)

@@ -51,10 +51,9 @@ def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None
 
 
 def about_test(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> dict[str, Any]:
-    """What a result says of its test images: how many ``images`` of which ``split``; if they are ``held_out`` (else
-    None), the ``share`` of each class, the ``seed``, and what they are kept together ``by``; and ``near_duplicates``,
-    also printed: how many of so many ``test`` images were ``found`` among so many ``train`` images, and the names of
-    the ``first`` pair (None for tiny images)."""
+    """What a result says of test images: how many ``images`` of which ``split``; if ``held_out`` (else None), the
+    ``share`` of each class, ``seed``, and what they are kept together ``by``; ``near_duplicates``, also printed (None
+    of tiny images): how many of so many ``test`` were ``found`` in so many ``train``, and names of the ``first``."""
     held_out = {"share": config.test_share, "seed": config.seed, "by": _by(parts, config)} if parts.held_out else None
     near = near_duplicates(parts.train_val, parts.test, config.seed)
     if near and near.first:
