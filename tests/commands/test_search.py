@@ -187,7 +187,7 @@ def test_data_that_have_moved(place):
     mocokit.search(str(place / "f.npy"), 3, data=str(place / "data"), **options)
     for file in (place / "data" / "test").rglob("*.png"):
         file.unlink()
-    with pytest.raises(UserError, match=r"no image test/class0/003\.png in .*--data"):
+    with pytest.raises(UserError, match=r"no image test/class0/00\d\.png in .*--data"):
         mocokit.search(str(place / "f.npy"), 3, data=str(place / "data"), overwrite=True, **options)
 
 

@@ -166,7 +166,7 @@ def test_an_untrained_network_is_at_chance_and_never_said_to_be_below():
         rows.append(pretraining.means())
     assert rows[0]["loss"] < 0.1 * np.log(65)
     assert not any("loss_over_chance" in row for row in rows[:8])
-    assert all(0.95 < row["loss_over_chance"] < 1.25 for row in rows[8:])
+    assert all(0.95 < row["loss_over_chance"] < 1.3 for row in rows[8:])
 
 
 def test_a_batch_of_negatives_is_compared_at_once():
