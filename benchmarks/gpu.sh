@@ -81,8 +81,8 @@ seed() {
 }
 full() { recipe 390 full moco-v2-cifar10; } # 200 epochs need 377 on an H200
 # Does it learn as the authors' demo does (facebookresearch/moco, colab/moco_cifar10_demo.ipynb)? With its settings, whose
-# log has loss 7.10, 6.37 and 5.61 and kNN 37.0, 44.2 and 50.8 % in epochs 4, 8 and 12, of the head's output (one to two
-# points above the backbone's, which is ours); there the rate has hardly fallen yet, here not at all. As `auto` runs it
+# log has loss 7.10, 6.37 and 5.61 and kNN 37.0, 44.2 and 50.8 % in epochs 4, 8 and 12, of the head's output, where ours is
+# of the backbone's (docs/LOG.md has both, of runs on a CPU); there the rate has hardly fallen yet, here not at all. As `auto` runs it
 # and in plain float32; then the recipe at lightly's rate, four times the demo's.
 learning() {
     local small=(${rehearse:+--epochs 1 --batch-size 16 --queue-size 64 --bn-splits 4 --backbone resnet18_narrow})
