@@ -60,9 +60,9 @@ recipe() {
         echo "== $2 is left out: no time" | tee -a "$out/parts.txt"
         return
     fi
-    local length=(${end:+--time-budget "$((limit * 9 / 10))s"})
+    local part=${rehearse:+15} length=()
+    [ -z "$end$rehearse" ] || length+=(--time-budget "$((limit * 9 / 10 / ${part:-1}))s")
     [ -z "$end" ] || [ "$device" = cpu ] || length+=(--compile --cuda-graphs) # `auto` would not for so short a run
-    [ -z "$rehearse" ] || length=(--time-budget 10s)
     mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --no-histograms --no-report \
         "${length[@]}" "${small[@]}"
     mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10"

@@ -1,5 +1,8 @@
 """Each of the two exceptions is one line on stderr and an exit code."""
 
+import subprocess
+import sys
+
 import pytest
 
 from mocokit.cli import main
@@ -14,3 +17,20 @@ def test_exit_codes(error, code, monkeypatch, capfd):
     monkeypatch.setattr("mocokit.cli._run", fail)
     assert main(["knn"]) == code
     assert capfd.readouterr() == ("", "mocokit: one thing\n")
+
+
+OF_SEVERAL = """
+import atexit, sys, types
+from mocokit import cli, errors
+def fail(*_):
+    raise errors.UserError("no")
+sys.modules["mocokit.distributed"] = types.SimpleNamespace(world_size=lambda: 2)
+cli._run = fail
+atexit.register(print, "the tracker has it all", flush=True)
+sys.exit(cli.main(["knn"]))
+"""
+
+
+def test_one_of_several_processes_leaves_with_what_trackers_hold_sent():
+    done = subprocess.run([sys.executable, "-c", OF_SEVERAL], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "the tracker has it all\n", "mocokit: no\n")

@@ -367,7 +367,7 @@ def pretrain(
         view_size_end: side of the views at the end, reached in a few steps.
         head: projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head (linear, mlp,
             v3-resnet, v3-vit).
-        head_hidden: width of hidden layers; 0: that of the features (default 0).
+        head_hidden: width of hidden layers, if any; 0: as the features (default 0).
         head_dim: dimension of the contrasted embedding.
         bn_splits: groups of split batch norm, over all processes; 1: plain; 0: its statistics stay.
         queue_size: negatives in the queue (K); 0 (v3): those of the batch.
@@ -434,7 +434,7 @@ def pretrain(
         wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
         images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
         scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
-        raw_pixels and colour_histogram, all three None with ``evaluate=False``; config, data_fingerprint, versions;
+        raw_pixels and colour_histogram, all four None with ``evaluate=False``; config, data_fingerprint, versions;
         extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
         the first returns it; the others nothing.
 

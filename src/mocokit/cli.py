@@ -1,6 +1,7 @@
 """``mocokit VERB ...``: flags to options, errors to exit codes. No logic, and nothing heavy imported for --help."""
 
 import argparse
+import atexit
 import difflib
 import importlib
 import json
@@ -158,5 +159,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 130
         if (group := sys.modules.get("mocokit.distributed")) and group.world_size() > 1:
+            atexit._run_exitfuncs()  # experiment trackers send what they hold
             os._exit(code)  # threads of a process group that is not left may abort an interpreter that ends
         return code

@@ -96,7 +96,7 @@ class PretrainConfig:
         Literal["linear", "mlp", "v3-resnet", "v3-vit"],
         Option("projection head: linear (v1), mlp (v2); v3: with batch norm and a prediction head", "model"),
     ]
-    head_hidden: Annotated[int, Option("width of hidden layers; 0: that of the features", "model", low=0)] = 0
+    head_hidden: Annotated[int, Option("width of hidden layers, if any; 0: as the features", "model", low=0)] = 0
     head_dim: Annotated[int, Option("dimension of the contrasted embedding", "model", low=2)]
     bn_splits: Annotated[
         int, Option("groups of split batch norm, over all processes; 1: plain; 0: its statistics stay", "model", low=0)

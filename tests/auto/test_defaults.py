@@ -225,6 +225,8 @@ def test_short_schedules_have_a_linear_head_and_plain_batch_norm():
 
     assert chosen() == ("linear", 1)
     assert chosen(processes=2)[0] == "linear"  # the network is the same
+    hidden = defaults({"data": "x", "head_hidden": 64}, facts()).config
+    assert hidden.head == "mlp"  # a linear one has no hidden layer
     assert chosen(device="cuda")[0] == chosen(weights="resnet50")[0] == "mlp"
     assert chosen(device="cuda")[1] == 8
 

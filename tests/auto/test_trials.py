@@ -29,6 +29,7 @@ class Machine:
     image: float = 0.001
     check_images: int = 100
     labelled_images: int = 1000
+    search: float = 0.0
     takes: bool = True
     forward: float = 0.02
     share: float = 0.5
@@ -57,6 +58,9 @@ class Machine:
 
     def images_of_final(self, config: PretrainConfig) -> int:
         return 300 + min(config.knn_images or self.labelled_images, self.labelled_images) * 2
+
+    def seconds_of_search(self, config: PretrainConfig) -> float:
+        return self.search
 
     def view_shares(self, config: PretrainConfig) -> dict[int, float]:
         sizes = view_sizes(config.view_size, config.view_size_end)
@@ -242,6 +246,10 @@ def test_a_budget_is_divided_between_steps_checks_and_final_figures() -> None:
     assert (resolved.timetable.step, resolved.timetable.check) == ({8: 0.1}, 0.1)
     assert resolved.timetable.final == pytest.approx(4.6)
     assert resolved.timetable.ends == pytest.approx(time.perf_counter() + 96, abs=2)
+    searching = completed(Machine(search=10.0), **options)  # for near-duplicates, which comes after training, too
+    assert searching.config.steps == pytest.approx((96 - 14.6 - 0.8) / 0.1, rel=0.02)
+    assert searching.timetable is not None
+    assert searching.timetable.final == pytest.approx(14.6)
 
 
 def test_a_run_that_is_repeated_takes_the_turns_of_the_first() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from mocokit.auto.defaults import Facts, defaults
 from mocokit.commands import measurements
-from mocokit.commands.measurements import SEARCH_SPEED, RunMeasurements, check_evaluator, final_evaluator, knn_checks
+from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
 from mocokit.options import validate
@@ -36,13 +36,30 @@ def test_at_the_end_all_images_unless_the_configuration_says_less(store, config)
     assert final_evaluator(store, dataclasses.replace(config, knn_images=500)).images_read == scored + bank + queries
     assert check_evaluator(store, config).images_read <= final_evaluator(store, config).images_read
     measure = RunMeasurements(store, store.splits["train"])
-    search = (bank + queries) // SEARCH_SPEED  # for near-duplicates, once as well
-    assert search == 10
-    assert measure.images_of_final(few) == 40 + (5 + search) // 2  # those for TensorBoard are encoded once
-    assert measure.images_of_final(dataclasses.replace(few, histograms=False)) == 40 + search // 2
-    assert measure.images_of_final(config) == scored + bank + queries + (bank + search) // 2
+    assert measure.images_of_final(few) == 40 + 5 // 2  # those for TensorBoard are encoded once
+    assert measure.images_of_final(dataclasses.replace(few, histograms=False)) == 40
+    assert measure.images_of_final(config) == scored + bank + queries + bank // 2
     assert measure.images_of_final(dataclasses.replace(few, evaluate=False)) == 0
     assert measure.images_of_check(config) == check_evaluator(store, config).images_read
+
+
+def test_the_search_for_near_duplicates_takes_what_thumbnails_of_some_images_tell(store, config, monkeypatch):
+    """On a clock by which a thumbnail takes 10 ms, and of 60,000 and 10,000 images at most."""
+    now, measure = [0.0], RunMeasurements(store, store.splits["train"])
+
+    def thumbnails(part):
+        now[0] += 0.01 * len(part)
+
+    monkeypatch.setattr(measurements, "thumbnails", thumbnails)
+    monkeypatch.setattr(measurements, "time", mock.Mock(perf_counter=lambda: now[0]))
+    bank, queries = len(store.splits["train"]), len(store.splits["test"])
+    assert measure.seconds_of_search(config) == pytest.approx(0.01 * (bank + queries))
+    monkeypatch.setattr(measurements, "MOST_TRAIN", 50)
+    monkeypatch.setattr(measurements, "MOST_TEST", 5)
+    assert measure.seconds_of_search(config) == pytest.approx(0.55)
+    assert measure.seconds_of_search(dataclasses.replace(config, evaluate=False)) == 0.0
+    unlabelled = dataclasses.replace(store, label_names=None)
+    assert RunMeasurements(unlabelled, store.splits["train"]).seconds_of_search(config) == 0.0
 
 
 def test_without_labels_there_is_no_knn(store, config):

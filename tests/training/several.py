@@ -24,7 +24,7 @@ from mocokit.training import pretraining
 from mocokit.training.pretraining import Pretraining
 from tests.runs import TINY
 
-V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01}
+V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01, "head": "mlp"}
 V3 = V2 | {"queue_size": 0, "bn_splits": 1, "head": "v3-vit", "symmetric": True, "temperature": 0.2}
 # A batch wraps around the queue, of the third case within a half. The last has batch norm in its heads alone.
 CASES = {

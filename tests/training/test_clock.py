@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from mocokit.auto.turns import parse_turns, position
 from mocokit.data.view_params import view_size_at
 from mocokit.errors import Interrupted
 from mocokit.resolved import Timetable
-from mocokit.training import clock
+from mocokit.training import clock, pretraining
+from mocokit.training import log as training_log
 from mocokit.training.clock import DECISIONS, check_due, stretch_end, turn
 from mocokit.training.log import read_rows
 from tests.runs import TINY, coloured_data
@@ -115,6 +117,49 @@ def test_a_run_that_is_late_ends_with_the_next_step():
     config = configuration(steps=100, turns="0:100", view_size=16, view_size_end=16, monitor_every=0)
     table = Timetable(ends=clock.time.perf_counter() - 5, step={16: 1.0}, check=0, final=10.0)
     assert turn(config, 10, table, 0, 20, 20.0).steps == 21
+
+
+def test_pace_and_speed_are_of_steps_that_neither_compile_nor_check(tmp_path, monkeypatch):
+    """On a clock by which a step takes a second, the first with views of a size 80, and a check 100."""
+    now, seen, looks = [0.0], set(), []
+    options = {name: value for name, value in TINY.items() if name not in ("epochs", "steps")}
+    options |= {"log_every": 1, "precision": "fp32", "compile": False}
+    options |= {"image_size": 16, "view_size": 8, "view_size_end": 16}
+    forward = pretraining.Pretraining.forward
+
+    def slow(task, views):
+        size = views.x1.shape[-1]
+        now[0] += 1 if size in seen else 80
+        seen.add(size)
+        return forward(task, views)
+
+    def check(*_):
+        now[0] += 100
+        return {}
+
+    def played(resolved, *rest):
+        table = Timetable(ends=0, step={8: 1.0, 12: 1.0, 16: 1.0}, check=0, final=0)
+        return replace(resolved.derive("played", steps=18, epochs=2, turns="0:18"), timetable=table)
+
+    def look(config, per_epoch, timetable, since, step, seconds):
+        looks.append((since, step, seconds))
+        return config
+
+    for module in (pretraining, training_log):
+        monkeypatch.setattr(module, "time", Mock(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
+    monkeypatch.setattr(pretraining.Pretraining, "forward", slow)
+    monkeypatch.setattr(pretraining, "turn", look)
+    monkeypatch.setattr(pretraining, "stretch_end", lambda step, *_: min(step + 3, 18))
+    monkeypatch.setattr("mocokit.auto.trials._fit_budget", played)
+    monkeypatch.setattr("mocokit.commands.pretrain.quality_check", lambda *_: check)
+    run = tmp_path / "run"
+    mocokit.pretrain(str(coloured_data(tmp_path / "data")), out=str(run), time_budget="1h", evaluate=False, **options)
+    assert seen == {8, 12, 16}
+    # Views change after steps 5 and 14: stretches that end with a first step say nothing of the pace.
+    assert looks == [(1, 3, 2.0), (6, 9, 3.0), (9, 12, 3.0)]
+    speeds = [float(row["images_per_second"]) for row in read_rows(run / "metrics.csv", "loss")]
+    assert sorted(set(speeds)) == [TINY["batch_size"] / 80, TINY["batch_size"]]
+    assert speeds.count(TINY["batch_size"]) == 15
 
 
 def weights(run):

@@ -206,6 +206,7 @@ V3 = TINY | {
 }
 KINDS = {
     "growing views": TINY | {"image_size": 16, "view_size": 8, "view_size_end": 16},
+    "mlp": TINY | {"head": "mlp"},
     "resnet": V3 | {"head": "v3-resnet", "optimizer": "lars", "lr": 1.0},
     "muon": TINY | {"optimizer": "muon", "lr": 0.004, "weight_decay": 0.02},
     "vit": V3 | {"backbone": "vit_narrow", "optimizer": "adamw", "lr": 1e-3},

@@ -204,12 +204,13 @@ def _resolve_model(default: Any, facts: Facts, small: bool, gpu: bool) -> None:
     default("momentum_end", momentum, "constant, as in MoCo v1 and v2")
     queue, reason = _queue_size(facts.images - batch, batch, momentum)
     default("queue_size", queue, reason)
-    short_way = ("linear", "a short schedule, in which features gain most by a short way to the loss")
-    default("head", *(("mlp", "MoCo v2") if gpu or facts.weights else short_way))
+    short_way = ("linear", "runs on a CPU are short: features gain most by a short way to the loss")
+    is_mlp = gpu or facts.weights or default("head_hidden", 0, "default")
+    default("head", *(("mlp", "MoCo v2") if is_mlp else short_way))
     default("head_dim", 128, "as in the papers")
     if gpu or facts.processes > 1 or facts.weights:
         default("bn_splits", max(1, min(8, batch // 16)), "at least 16 images in each group")
-    default("bn_splits", 1, "a short schedule, in which splitting costs more than it guards against")
+    default("bn_splits", 1, "runs on a CPU are short: splitting costs more than it guards against")
     default("temperature", 0.1 if small else 0.2, "small images" if small else "MoCo v2")
     default("symmetric", False, "as in the papers")
 

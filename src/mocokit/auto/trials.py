@@ -71,6 +71,9 @@ class Measurements(Protocol):
     def images_of_final(self, config: PretrainConfig) -> int:
         """The same for the final figures of one encoder."""
 
+    def seconds_of_search(self, config: PretrainConfig) -> float:
+        """That near-duplicates of test images are looked for at the end."""
+
     def seconds_of_report(self, image: float) -> float:
         """That the page at the end takes, where an image takes ``image`` seconds in an evaluation."""
 
@@ -215,7 +218,8 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     if page > REPORT_SHARE * budget and "report" in resolved.reasons:
         resolved = resolved.derive(f"it takes about {page:.0f} s; mocokit report writes it later", report=False)
         page = 0.0
-    left = BUDGET_USE * budget - page - (time.perf_counter() - started)
+    search = measure.seconds_of_search(config)
+    left = BUDGET_USE * budget - page - search - (time.perf_counter() - started)
     resolved, left, checks = _divide(resolved, measure, image, check, left)
     per_epoch = facts.images // config.batch_size
     steps = int((left - checks * check) / step)
@@ -231,7 +235,7 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     reason = f"{left:.0f} s for training at {1000 * step:.0f} ms a step of {config.batch_size} images"
     resolved = resolved.derive(f"--time-budget {config.time_budget}: {reason}", steps=steps, epochs=epochs)
     resolved = resolved.derive("as the clock will have it", turns=format_turns([(0, steps)]))
-    final = 2 * image * measure.images_of_final(resolved.config) + page
+    final = 2 * image * measure.images_of_final(resolved.config) + search + page
     timetable = Timetable(started + BUDGET_USE * budget, times, check, final)
     if facts.weights and "warmup_steps" in resolved.reasons:
         resolved = resolved.derive("an eighth of the steps", warmup_steps=warmup_of_weights(steps))

@@ -20,7 +20,7 @@ from mocokit.evaluation.baselines import random_encoder
 from mocokit.evaluation.evaluator import SCORE_IMAGES, Evaluator
 from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.lidar import lidar, trial_views
-from mocokit.evaluation.near_duplicates import MOST_TEST, MOST_TRAIN
+from mocokit.evaluation.near_duplicates import MOST_TEST, MOST_TRAIN, thumbnails
 from mocokit.evaluation.verdict import Check
 from mocokit.model.arithmetic import Pace, keep, measure_pace, recall
 from mocokit.model.backbones import check_view_sizes
@@ -38,7 +38,6 @@ from mocokit.training.timing import step_times, view_shares
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 REPORT_SECONDS, MAP_SECONDS = 10.0, 0.005  # of a report whatever it is of, and of its map an image
 PROJECTED = 1000  # images for TensorBoard's embedding projector
-SEARCH_SPEED = 12  # images that are searched for near-duplicates while a narrow ResNet-18 encodes one
 TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
 
 
@@ -141,13 +140,21 @@ class RunMeasurements:
         return check_evaluator(self.store, config).images_read
 
     def images_of_final(self, config: PretrainConfig) -> int:
-        """Images that `final_evaluator` reads for each of two encoders, and half of what else takes time, once."""
+        """Images that `final_evaluator` reads for each of two encoders, and half of what one alone is shown."""
         if not config.evaluate:
             return 0
-        parts = labelled_parts(self.store, config)
-        searched = 0 if isinstance(parts, str) else min(len(parts.train_val) + len(parts.test), MOST_TRAIN + MOST_TEST)
-        once = min(projected(config), len(self.store.splits["train"])) + searched // SEARCH_SPEED
+        once = min(projected(config), len(self.store.splits["train"]))
         return final_evaluator(self.store, config).images_read + once // 2
+
+    def seconds_of_search(self, config: PretrainConfig) -> float:
+        """From thumbnails of some images; what they are compared in takes a second or two at most."""
+        parts = labelled_parts(self.store, config)
+        if isinstance(parts, str) or not config.evaluate:
+            return 0.0
+        some, begun = parts.train_val.sample(TIMED_IMAGES, config.seed), time.perf_counter()
+        thumbnails(some)
+        each = (time.perf_counter() - begun) / len(some)
+        return each * (min(len(parts.train_val), MOST_TRAIN) + min(len(parts.test), MOST_TEST))
 
     def seconds_of_report(self, image: float) -> float:
         """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""

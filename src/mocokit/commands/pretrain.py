@@ -74,7 +74,7 @@ def pretrain(
         wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
         images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
         scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
-        raw_pixels and colour_histogram, all three None with ``evaluate=False``; config, data_fingerprint, versions;
+        raw_pixels and colour_histogram, all four None with ``evaluate=False``; config, data_fingerprint, versions;
         extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
         the first returns it; the others nothing.
 
@@ -159,7 +159,8 @@ def _in_directory(
     _write_encoder(task, data.store, run)
     _write_projector(task, data.store, run)
     figures = {"images": len(data.images), "skipped": len(skipped), "extends": asdict(resolved)["extends"]}
-    figures |= {"test": about_test(parts, config) if parts else None, **_measure(task, data.store, run)}
+    test = about_test(parts, config) if parts and config.evaluate else None
+    figures |= {"test": test, **_measure(task, data.store, run)}
     result = record("pretrain", str(run.path), task.config, figures, started, data.store.fingerprint, must_keep=True)
     _conclude(run, result, given["data"], task.config)
     _write_report(run, task.config)

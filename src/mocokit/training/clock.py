@@ -12,6 +12,8 @@ from mocokit.console import say
 from mocokit.data.view_params import view_size_at
 from mocokit.resolved import Timetable
 
+# By --cuda-graphs, with views of each size, never counted: they compile, set up kernels and record CUDA graphs.
+FIRST_STEPS = {False: 1, True: 3}
 DECISIONS = 20  # of a run, at most
 TOLERANCE = 0.02  # share of a run's steps that is not worth a turn
 WORTH_TELLING = 0.2  # and share from which on it is told
@@ -43,7 +45,7 @@ def turn(
         config: so far; has turns.
         per_epoch: steps of an epoch.
         timetable: of the run.
-        since, step, seconds: of the steps that were done last, without quality checks.
+        since, step, seconds: of the steps that were done last, without quality checks and first steps.
     """
     turns = parse_turns(config.turns)
     planned, left = turns[0][1], config.steps - step

@@ -138,8 +138,9 @@ class Trainer:
                     task.check_finite(step)
                     means = task.means()  # of all processes; the first one writes
                     if distributed.rank() == 0:
+                        row = log.row(step, means, self.optimizer)
                         evaluated = self._evaluate(log) if log.epoch_ends(step) else {}
-                        log.write(log.row(step, means, self.optimizer) | evaluated, histograms=bool(evaluated))
+                        log.write(row | evaluated, histograms=bool(evaluated))
                 report(step, steps)
                 ended = step == steps or stop(step)
                 if checkpoints is not None:

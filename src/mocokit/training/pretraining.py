@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -36,7 +37,7 @@ from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.clock import check_due, stretch_end, turn
+from mocokit.training.clock import FIRST_STEPS, check_due, stretch_end, turn
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.log import Log, MetricsFile, Row, tensorboard, tracker
 from mocokit.training.loop import Task, Trainer, create_fabric
@@ -114,13 +115,15 @@ class Pretraining(Task):
         return Views(x1, x2, batch.ids.to(batch.images.device, non_blocking=True), batch.step)
 
     def _view(self, batch: Batch, which: int) -> Tensor:
-        config = self.config
-        draw = generator(config.seed, f"view {which + 1}", batch.step)
+        draw = generator(self.config.seed, f"view {which + 1}", batch.step)
         params = sample_params(self.augmentations[which], batch.sizes, self.spec.channels, draw)
         params = params[distributed.local_slice(len(params))]
-        start = config.view_size_end if self.restart else config.view_size
-        size = view_size_at(*self.place(batch.step), start, config.view_size_end)
-        return augment_recorded(batch.images, params, size, self.spec.mean, self.spec.std)
+        return augment_recorded(batch.images, params, self.view_size(batch.step), self.spec.mean, self.spec.std)
+
+    def view_size(self, step: int) -> int:
+        """Side of the views in ``step``, in pixels."""
+        last = self.config.view_size_end
+        return view_size_at(*self.place(step), last if self.restart else self.config.view_size, last)
 
     def forward(self, views: Views) -> Tensor:
         """The loss of one step, a float32 scalar."""
@@ -237,17 +240,22 @@ def train(
     trainer = Trainer(task, create_fabric(config.device, config.precision))
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
 
-    checking = 0.0
+    since, begun, checking = 0, 0.0, 0.0
+    seen: Counter[int] = Counter()  # steps with views of each size
 
     def evaluate(step: int) -> dict[str, float]:
         nonlocal checking
-        begun, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
+        check, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
         figures = measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
-        checking += time.perf_counter() - begun
+        checking += time.perf_counter() - check
         return figures
 
     def progress(step: int, _: int) -> None:
+        nonlocal since, begun, checking
         report(step, task.config.steps)
+        seen[size := task.view_size(step - 1)] += 1
+        if seen[size] <= FIRST_STEPS[config.cuda_graphs]:
+            since, begun, checking = step, time.perf_counter(), 0.0
 
     def look_at_clock(since: int, seconds: float) -> None:
         assert timetable is not None
@@ -278,7 +286,7 @@ def train(
             since, begun, checking = trainer.step, time.perf_counter(), 0.0
             end = stretch_end(since, loader.per_epoch, task.config) if timetable else task.config.steps
             trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
-            if timetable and end < task.config.steps:
+            if timetable and since < end < task.config.steps:
                 look_at_clock(since, time.perf_counter() - begun - checking)
     dataset = loader.dataset
     return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])

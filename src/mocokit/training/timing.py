@@ -13,11 +13,11 @@ from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
 from mocokit.data.view_params import view_size_at, view_sizes
 from mocokit.model.encoder import EncoderSpec
+from mocokit.training.clock import FIRST_STEPS
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining, pretraining_loader
 
 TIMED_STEPS = 16  # at most, with views of each size
-FIRST_STEPS = {False: 1, True: 3}  # never counted: they compile, set up kernels and record CUDA graphs
 SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
 
