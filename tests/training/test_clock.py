@@ -14,7 +14,9 @@ import mocokit
 from mocokit.auto.turns import parse_turns, position
 from mocokit.data.view_params import view_size_at
 from mocokit.errors import Interrupted
+from mocokit.model.digest import digest as digest_of
 from mocokit.resolved import Timetable
+from mocokit.training import checkpoint as training_checkpoint
 from mocokit.training import clock, pretraining
 from mocokit.training import log as training_log
 from mocokit.training.clock import DECISIONS, check_due, stretch_end, turn
@@ -119,11 +121,11 @@ def test_a_run_that_is_late_ends_with_the_next_step():
     assert turn(config, 10, table, 0, 20, 20.0).steps == 21
 
 
-def test_pace_and_speed_are_of_steps_that_neither_compile_nor_check(tmp_path, monkeypatch):
-    """On a clock by which a step takes a second, the first with views of a size 80, and a check 100."""
+def test_pace_is_of_steps_that_neither_compile_nor_check_nor_save(tmp_path, monkeypatch):
+    """On a clock by which a step takes a second, the first with views of a size 80, a check 100 and a checkpoint 7."""
     now, seen, looks = [0.0], set(), []
     options = {name: value for name, value in TINY.items() if name not in ("epochs", "steps")}
-    options |= {"log_every": 1, "precision": "fp32", "compile": False}
+    options |= {"log_every": 1, "precision": "fp32", "compile": False, "checkpoint_every": 0.0}
     options |= {"image_size": 16, "view_size": 8, "view_size_end": 16}
     forward = pretraining.Pretraining.forward
 
@@ -137,6 +139,10 @@ def test_pace_and_speed_are_of_steps_that_neither_compile_nor_check(tmp_path, mo
         now[0] += 100
         return {}
 
+    def digest(state):
+        now[0] += 7
+        return digest_of(state)
+
     def played(resolved, *rest):
         table = Timetable(ends=0, step={8: 1.0, 12: 1.0, 16: 1.0}, check=0, final=0)
         return replace(resolved.derive("played", steps=18, epochs=2, turns="0:18"), timetable=table)
@@ -145,10 +151,11 @@ def test_pace_and_speed_are_of_steps_that_neither_compile_nor_check(tmp_path, mo
         looks.append((since, step, seconds))
         return config
 
-    for module in (pretraining, training_log):
+    for module in (pretraining, training_log, training_checkpoint):
         monkeypatch.setattr(module, "time", Mock(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
     monkeypatch.setattr(pretraining.Pretraining, "forward", slow)
     monkeypatch.setattr(pretraining, "turn", look)
+    monkeypatch.setattr(training_checkpoint, "digest", digest)
     monkeypatch.setattr(pretraining, "stretch_end", lambda step, *_: min(step + 3, 18))
     monkeypatch.setattr("mocokit.auto.trials._fit_budget", played)
     monkeypatch.setattr("mocokit.commands.pretrain.quality_check", lambda *_: check)
@@ -158,8 +165,8 @@ def test_pace_and_speed_are_of_steps_that_neither_compile_nor_check(tmp_path, mo
     # Views change after steps 5 and 14: stretches that end with a first step say nothing of the pace.
     assert looks == [(1, 3, 2.0), (6, 9, 3.0), (9, 12, 3.0)]
     speeds = [float(row["images_per_second"]) for row in read_rows(run / "metrics.csv", "loss")]
-    assert sorted(set(speeds)) == [TINY["batch_size"] / 80, TINY["batch_size"]]
-    assert speeds.count(TINY["batch_size"]) == 15
+    assert sorted(set(speeds)) == [TINY["batch_size"] / 80, TINY["batch_size"] / 8]  # saving counts, checks do not
+    assert speeds.count(1.0) == 15
 
 
 def weights(run):

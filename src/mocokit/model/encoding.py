@@ -44,7 +44,8 @@ def encode(
         encoder: in evaluation mode until the last batch is encoded, then as it was.
         batches: pixels [B, C, H, W] uint8 and true (height, width) [B, 2], on the CPU; or views [B, C, S, S] float32
             alone, that were made of them. B may be 0.
-        images: about how many there are in total; from `MANY` on batch norm is folded into the convolutions.
+        images: about how many there are in total; from `MANY` on a CPU folds batch norm into the convolutions. (A GPU's
+            round too coarsely, in TF32, to tell that apart from another network.)
         precision: ``fp32`` or ``bf16``, whatever autocast says outside; None for `encoding_precision`.
 
     Yields:
@@ -54,7 +55,7 @@ def encode(
         NonFiniteFeatures: some are infinite or not a number.
     """
     precision = precision or encoding_precision(encoder, images)
-    if images >= MANY:
+    if images >= MANY and encoder.device.type == "cpu":
         encoder = _prepared(encoder, precision)
     parallel, pending = streams(encoder.device, images), deque[Future[Tensor]]()
     with evaluating(encoder), CORES.shared():
@@ -74,7 +75,7 @@ def encode(
 def _prepared(encoder: Encoder, precision: str) -> Encoder:
     """A copy with batch norm folded into the convolutions, those of small images products where that is faster."""
     encoder = encoder.for_evaluation()
-    if encoder.device.type == "cpu" and precision == "bf16":
+    if precision == "bf16":
         multiply_small(encoder.backbone)
     return encoder
 

@@ -66,6 +66,7 @@ class Checkpoints:
         self.signal: signal.Signals | None = None
         self.stopping = False
         self.saved = time.monotonic()
+        self.writing = 0.0  # seconds so far
 
     def restore(self, trainer: Resumable) -> None:
         """Go on from the checkpoint, if there is one; see `use_checkpoint`."""
@@ -79,6 +80,7 @@ class Checkpoints:
         late, self.stopping = distributed.any_rank(late, self.signal is not None)
         if not (late or last or self.stopping):
             return
+        begun = time.monotonic()
         self.check(trainer.step)
         try:
             state = trainer.state_dict()
@@ -93,6 +95,7 @@ class Checkpoints:
                 f"make room or fix the folder's permissions and run the same command again"
             ) from None
         self.saved = time.monotonic()
+        self.writing += self.saved - begun
 
     def obey_signals(self, step: int, steps: int) -> None:
         """End the run if a signal had come when it was last saved; a run that is complete ends by itself.

@@ -45,7 +45,7 @@ def turn(
         config: so far; has turns.
         per_epoch: steps of an epoch.
         timetable: of the run.
-        since, step, seconds: of the steps that were done last, without quality checks and first steps.
+        since, step, seconds: of the steps that were done last, without quality checks, checkpoints and first steps.
     """
     turns = parse_turns(config.turns)
     planned, left = turns[0][1], config.steps - step

@@ -255,7 +255,7 @@ def train(
         report(step, task.config.steps)
         seen[size := task.view_size(step - 1)] += 1
         if seen[size] <= FIRST_STEPS[config.cuda_graphs]:
-            since, begun, checking = step, time.perf_counter(), 0.0
+            since, begun, checking = step, time.perf_counter(), -checkpoints.writing
 
     def look_at_clock(since: int, seconds: float) -> None:
         assert timetable is not None
@@ -283,11 +283,11 @@ def train(
     with checkpoints.catching_signals(), closing(log):
         checkpoints.restore(trainer)
         while trainer.step < task.config.steps or not log.opened:
-            since, begun, checking = trainer.step, time.perf_counter(), 0.0
+            since, begun, checking = trainer.step, time.perf_counter(), -checkpoints.writing
             end = stretch_end(since, loader.per_epoch, task.config) if timetable else task.config.steps
             trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
             if timetable and since < end < task.config.steps:
-                look_at_clock(since, time.perf_counter() - begun - checking)
+                look_at_clock(since, time.perf_counter() - begun - checking - checkpoints.writing)
     dataset = loader.dataset
     return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
 
