@@ -60,12 +60,13 @@ recipe() {
         echo "== $2 is left out: no time" | tee -a "$out/parts.txt"
         return
     fi
-    local part=${rehearse:+15} length=()
-    [ -z "$end$rehearse" ] || length+=(--time-budget "$((limit * 9 / 10 / ${part:-1}))s")
+    local seconds=$((limit * 9 / 10)) length=()
+    [ -z "$rehearse" ] || seconds=$((seconds / 15))
+    [ -z "$end$rehearse" ] || length+=(--time-budget "${seconds}s")
     [ -z "$end" ] || [ "$device" = cpu ] || length+=(--compile --cuda-graphs) # `auto` would not for so short a run
     mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --no-histograms --no-report \
         "${length[@]}" "${small[@]}"
-    mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10" --no-baseline # the run has them
+    mocokit 60 "$2-knn" knn "$out/$2" "$MOCOKIT_CIFAR10" --no-baseline # kNN's the run has
     mocokit 60 "$2-probe" probe "$out/$2" "$MOCOKIT_CIFAR10" --no-baseline
 }
 fast() { recipe "${1:-330}" fast fast-cifar10; }
@@ -90,11 +91,11 @@ learning() {
     local options=(--recipe moco-v2-cifar10 --epochs 20 --monitor-every 4 --knn-images 0 --no-histograms --no-report)
     local demo=(--head linear --crop-min 0.08 --schedule step)
     local plain=(--precision fp32 --no-compile --no-cuda-graphs)
-    local of=(pretrain "$MOCOKIT_CIFAR10") fast=() # `auto` would not compile so short a run
-    [ "$device" = cpu ] || fast=(--compile --cuda-graphs)
-    mocokit 130 demo "${of[@]}" --out "$out/demo" "${options[@]}" "${demo[@]}" "${fast[@]}" "${small[@]}"
+    local of=(pretrain "$MOCOKIT_CIFAR10") compiled=() # `auto` would not, in so short a run
+    [ "$device" = cpu ] || compiled=(--compile --cuda-graphs)
+    mocokit 130 demo "${of[@]}" --out "$out/demo" "${options[@]}" "${demo[@]}" "${compiled[@]}" "${small[@]}"
     mocokit 200 demo-plain "${of[@]}" --out "$out/demo-plain" "${options[@]}" "${demo[@]}" "${plain[@]}" "${small[@]}"
-    mocokit 130 rate "${of[@]}" --out "$out/rate" "${options[@]}" --lr 0.24 "${fast[@]}" "${small[@]}"
+    mocokit 130 rate "${of[@]}" --out "$out/rate" "${options[@]}" --lr 0.24 "${compiled[@]}" "${small[@]}"
 }
 
 "$python" - <<'END' | tee "$out/machine.txt"

@@ -490,9 +490,10 @@ def test_a_short_run_need_not_be_measured(tiny_run: TinyRun, tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr("mocokit.evaluation.evaluator.Evaluator.evaluate", lambda *_: pytest.fail("measured"))
         patched.setattr("mocokit.commands.pretrain.report", lambda *_, **__: pytest.fail("reported"))
+        patched.setattr("mocokit.commands.parts.near_duplicates", lambda *_: pytest.fail("searched"))
         result = mocokit.pretrain(str(tiny_run.data), **options)
     assert (result["steps"], result["verdict"]) == (2, "not measured (--no-evaluate)")
-    assert (result["knn"], result["scorecard"], result["retrieval_ci95"]) == (None, None, None)
+    assert [result[name] for name in ("test", "knn", "scorecard", "retrieval_ci95")] == [None] * 4
     assert result["loss_over_chance"] is None  # two steps fill the queue
     assert result["config"]["evaluate"] is False
     assert result.keys() == tiny_run.result.keys()

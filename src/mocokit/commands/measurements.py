@@ -153,8 +153,8 @@ class RunMeasurements:
             return 0.0
         some, begun = parts.train_val.sample(TIMED_IMAGES, config.seed), time.perf_counter()
         thumbnails(some)
-        each = (time.perf_counter() - begun) / len(some)
-        return each * (min(len(parts.train_val), MOST_TRAIN) + min(len(parts.test), MOST_TEST))
+        images = min(len(parts.train_val), MOST_TRAIN) + min(len(parts.test), MOST_TEST)
+        return (time.perf_counter() - begun) / len(some) * images
 
     def seconds_of_report(self, image: float) -> float:
         """A third of a minute for 2,000 small images, most of it the map's; none without its packages."""

@@ -44,8 +44,7 @@ def encode(
         encoder: in evaluation mode until the last batch is encoded, then as it was.
         batches: pixels [B, C, H, W] uint8 and true (height, width) [B, 2], on the CPU; or views [B, C, S, S] float32
             alone, that were made of them. B may be 0.
-        images: about how many there are in total; from `MANY` on a CPU folds batch norm into the convolutions. (A GPU's
-            round too coarsely, in TF32, to tell that apart from another network.)
+        images: about how many there are in total; from `MANY` on a CPU folds batch norm into the convolutions.
         precision: ``fp32`` or ``bf16``, whatever autocast says outside; None for `encoding_precision`.
 
     Yields:
@@ -55,7 +54,7 @@ def encode(
         NonFiniteFeatures: some are infinite or not a number.
     """
     precision = precision or encoding_precision(encoder, images)
-    if images >= MANY and encoder.device.type == "cpu":
+    if images >= MANY and encoder.device.type == "cpu":  # a GPU's TF32 rounds by more than a wrong fold is told by
         encoder = _prepared(encoder, precision)
     parallel, pending = streams(encoder.device, images), deque[Future[Tensor]]()
     with evaluating(encoder), CORES.shared():

@@ -12,8 +12,7 @@ from mocokit.console import say
 from mocokit.data.view_params import view_size_at
 from mocokit.resolved import Timetable
 
-# By --cuda-graphs, with views of each size, never counted: they compile, set up kernels and record CUDA graphs.
-FIRST_STEPS = {False: 1, True: 3}
+FIRST_STEPS = {False: 1, True: 3}  # by --cuda-graphs, of each size of views; never counted: they compile and record
 DECISIONS = 20  # of a run, at most
 TOLERANCE = 0.02  # share of a run's steps that is not worth a turn
 WORTH_TELLING = 0.2  # and share from which on it is told

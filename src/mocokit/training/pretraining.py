@@ -245,20 +245,22 @@ def train(
 
     def evaluate(step: int) -> dict[str, float]:
         nonlocal checking
-        check, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
+        asked, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
         figures = measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
-        checking += time.perf_counter() - check
+        checking += time.perf_counter() - asked
         return figures
 
+    def clock() -> float:
+        return time.perf_counter() - checking - checkpoints.writing  # stands still meanwhile
+
     def progress(step: int, _: int) -> None:
-        nonlocal since, begun, checking
+        nonlocal since, begun
         report(step, task.config.steps)
         seen[size := task.view_size(step - 1)] += 1
         if seen[size] <= FIRST_STEPS[config.cuda_graphs]:
-            since, begun, checking = step, time.perf_counter(), -checkpoints.writing
+            since, begun = step, clock()
 
-    def look_at_clock(since: int, seconds: float) -> None:
-        assert timetable is not None
+    def look_at_clock(timetable: Timetable, since: int, seconds: float) -> None:
         args = task.config, loader.per_epoch, timetable, since, trainer.step, seconds
         config = distributed.on_first(lambda: turn(*args))
         if config != task.config:
@@ -283,11 +285,11 @@ def train(
     with checkpoints.catching_signals(), closing(log):
         checkpoints.restore(trainer)
         while trainer.step < task.config.steps or not log.opened:
-            since, begun, checking = trainer.step, time.perf_counter(), -checkpoints.writing
+            since, begun = trainer.step, clock()
             end = stretch_end(since, loader.per_epoch, task.config) if timetable else task.config.steps
             trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
             if timetable and since < end < task.config.steps:
-                look_at_clock(since, time.perf_counter() - begun - checking - checkpoints.writing)
+                look_at_clock(timetable, since, clock() - begun)
     dataset = loader.dataset
     return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
 
