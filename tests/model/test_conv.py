@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mocokit.model.conv import SMALL, ProductConv2d, _Product, multiply_small
+from mocokit.model import conv as conv_module
+from mocokit.model.conv import SMALL, WIDE, ProductConv2d, _Product, _ProductOfGradient, multiply_small
 
 
 @settings(max_examples=40, deadline=None)
@@ -27,22 +28,32 @@ def test_products_and_their_gradients_are_those_of_convolution(N, C, D, H, W, ge
     weight = torch.randn(D, C, kernel, kernel, dtype=torch.float64, requires_grad=True)
     expected = nn.functional.conv2d(x, weight, None, stride, padding)
     target = torch.randn_like(expected)
-    found = _Product.apply(x, weight, stride, padding).view(N, *expected.shape[2:], D).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, expected)
-    for ours, theirs in zip(*(torch.autograd.grad(y, (x, weight), target) for y in (found, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    of_all = _Product.apply(x, weight, stride, padding).view(N, *expected.shape[2:], D).permute(0, 3, 1, 2)
+    of_gradient = _ProductOfGradient.apply(x, weight, stride, padding)
+    theirs = torch.autograd.grad(expected, (x, weight), target)
+    for found in (of_all, of_gradient):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, (x, weight), target), theirs)
 
 
 def calls(monkeypatch):
-    """How often a product was computed."""
-    made, apply = [], _Product.apply
-    monkeypatch.setattr(_Product, "apply", lambda *a: made.append(a[0].shape) or apply(*a))
+    """The names of the products that were computed."""
+    made = []
+    for function in (_Product, _ProductOfGradient):
+
+        def noted(*arguments, function=function, apply=function.apply):
+            made.append(function.__name__)
+            return apply(*arguments)
+
+        monkeypatch.setattr(function, "apply", noted)
     return made
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_are_for_small_results_in_bfloat16(monkeypatch, bias):
+@pytest.mark.parametrize("kind", ["_Product", "_ProductOfGradient"])
+def test_products_are_for_small_results_in_bfloat16(monkeypatch, bias, kind):
     made = calls(monkeypatch)
+    monkeypatch.setattr(conv_module, "WIDE", 3 if kind == "_Product" else WIDE)
     plain = nn.Conv2d(3, 5, 3, padding=1, bias=bias)
     conv = multiply_small(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1, bias=bias)))
     conv[0].load_state_dict(plain.state_dict())
@@ -53,7 +64,7 @@ def test_products_are_for_small_results_in_bfloat16(monkeypatch, bias):
         assert torch.equal(conv(large), plain(large))
         assert not made
         found, expected = conv(small), plain(small)
-    assert made
+    assert made == [kind]
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     found.relu_().float().sum().backward()  # as networks without batch norm do

@@ -1,13 +1,16 @@
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mocokit.auto.defaults import Facts, defaults
+from mocokit.training import optim
 from mocokit.training.optim import create_optimizer, lr_factor
 from tests import reference
 
@@ -166,6 +169,36 @@ def test_muon_steps_along_the_momentum_with_singular_values_near_one():
         assert 0.5 < np.diag(sizes).min() <= np.diag(sizes).max() < 1.4
     against = (start - norm.detach()) * norm.grad
     assert 0.02 < against.min() <= against.max() < 0.06  # in three steps
+
+
+def test_muon_in_batches_is_timms(monkeypatch):
+    """In float64, where padding with zeros must change nothing; shapes wide, tall, square, and such as AdamW has."""
+    exact = functools.partial(timm.optim.muon.zeropower_via_newtonschulz, dtype=torch.float64)
+    monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", exact)
+    monkeypatch.setattr(optim, "PRECISION", torch.float64)
+    shapes = [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (16, 8, 1, 1), (16, 16), (64, 8), (8,), (6, 1, 3, 3), ()]
+    for _ in range(2):
+        shapes = shapes[::-1]
+        start = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+        start = [t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in start]
+        ours, theirs = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+        unused = torch.nn.Parameter(torch.ones(8, 8))  # without a gradient
+        optimizer, _ = create_optimizer([*ours, unused], configuration(optimizer="muon", lr=0.01, weight_decay=0.1))
+        settings = {"lr": optimizer.param_groups[0]["lr"], "weight_decay": 0.1, "momentum": 0.9, "nesterov": True}
+        reference = timm.optim.Muon(theirs, **settings)
+        for _ in range(4):
+            for a, b in zip(ours, theirs, strict=True):
+                a.grad = torch.randn_like(a)
+                b.grad = a.grad.clone()
+            optimizer.step()
+            reference.step()
+            assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+        for a, b, before in zip(ours, theirs, start, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+            assert not torch.equal(a, before)
+        assert torch.equal(unused, torch.ones(8, 8))
+        kept, theirs = optimizer.state_dict(), reference.state_dict()
+        assert [s.keys() for s in kept["state"].values()] == [s.keys() for s in theirs["state"].values()]
 
 
 def test_warm_up_then_cosine_reaches_the_optimizer():

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
-SMALL = 4  # pixels of a side of the result, up to which the product is faster
+SMALL = 4  # pixels of a side of the result, up to which a product is faster: of the weight's gradient,
+WIDE = 256  # and from so many channels on of the others
 
 
 def _columns(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -34,6 +36,12 @@ def _add_up(columns: Tensor, x: Tensor, kernel: int, stride: int, padding: int) 
     return total[:, padding : padding + H, padding : padding + W].permute(0, 3, 1, 2)
 
 
+def _weight_gradient(rows: Tensor, x: Tensor, weight: Tensor, geometry: tuple[int, int, int]) -> Tensor:
+    """Of what the convolution gives for ``x``; ``rows`` [N h w, D] is the gradient of that."""
+    D, C, kernel, _ = weight.shape
+    return (rows.T @ _columns(x, *geometry)).view(D, kernel, kernel, C).permute(0, 3, 1, 2)
+
+
 class _Product(torch.autograd.Function):
     """The convolution of x [N, C, H, W] with weight [D, C, kernel, kernel] as a matrix product, gradients too.
 
@@ -49,17 +57,36 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        (D, C, kernel, _), dy = weight.shape, gradients[0]
-        d_weight = (dy.T @ _columns(x, *ctx.geometry)).view(D, kernel, kernel, C).permute(0, 3, 1, 2)
+        (x, weight), dy = ctx.saved_tensors, gradients[0]
+        d_weight = _weight_gradient(dy, x, weight, ctx.geometry)
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None, None
-        d_columns = dy @ weight.permute(0, 2, 3, 1).reshape(D, -1)
+        d_columns = dy @ weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
         return _add_up(d_columns, x, *ctx.geometry), d_weight, None, None
 
 
+class _ProductOfGradient(torch.autograd.Function):
+    """torch's convolution, of which the weight's gradient alone is a matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (x, weight), dy = ctx.saved_tensors, gradients[0]
+        rows = dy.permute(0, 2, 3, 1).reshape(-1, len(weight))
+        d_weight = _weight_gradient(rows, x, weight, (weight.shape[2], ctx.stride, ctx.padding))
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = conv2d_input(x.shape, weight, dy, ctx.stride, ctx.padding)
+        return d_x, d_weight, None, None
+
+
 class ProductConv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` that is a matrix product where autocast asks for bfloat16 and the result is small."""
+    """`torch.nn.Conv2d` of which, in bfloat16 under autocast on a CPU, matrix products are what they make faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
@@ -68,8 +95,12 @@ class ProductConv2d(nn.Conv2d):
         if not small or torch.compiler.is_compiling():  # which takes torch's compiler forever
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu")
-        rows: Tensor = _Product.apply(x.to(dtype), self.weight.to(dtype), stride, padding)
-        y = rows.view(len(x), h, w, -1).permute(0, 3, 1, 2)
+        x, weight = x.to(dtype), self.weight.to(dtype)
+        if self.in_channels >= WIDE:
+            rows: Tensor = _Product.apply(x, weight, stride, padding)
+            y = rows.view(len(x), h, w, -1).permute(0, 3, 1, 2)
+        else:
+            y = _ProductOfGradient.apply(x, weight, stride, padding)
         return y if self.bias is None else y + self.bias.to(dtype).view(-1, 1, 1)
 
 

@@ -1,16 +1,26 @@
 """The papers' optimizers, and their learning-rate schedules as functions of the step."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from timm.optim import Lars, Muon
-from torch import nn
+from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
+from torch import Tensor, nn
 
 from mocokit.config import PretrainConfig
 
+PRECISION = torch.bfloat16  # of Muon's products
+COEFFICIENTS = [  # of timm's five Newton-Schulz iterations, its preset "quintic"
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+]
 MILESTONES = (0.6, 0.8)  # of the run; MoCo v1 divides the rate by 10 at epochs 120 and 160 of 200
 
 
@@ -46,6 +56,50 @@ class AuthorsLars(Lars):
         return super().step(closure)
 
 
+class BatchedMuon(Muon):
+    """timm's Muon, but that matrices of as many rows are orthogonalised together: fewer, larger products.
+
+    Matrices lie, the short side up, and get columns of zeros to be equally long, which stay so and change no other.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """timm tells at the first step which parameters are matrices to it, and moves the others at each."""
+        matrices = []
+        for group in self.param_groups:
+            own = [p for p in group["params"] if p.grad is not None and self.state[p].get("use_muon")]
+            matrices += [(p, p.grad) for p in own]
+            if own:
+                self._move(own, group)
+        for p, _ in matrices:
+            p.grad = None
+        loss = super().step(closure)
+        for p, gradient in matrices:
+            p.grad = gradient
+        return loss
+
+    def _move(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in params if p.grad is not None]
+        momenta = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        by_rows = defaultdict(list)
+        for p, update in zip(params, torch._foreach_lerp(gradients, momenta, group["momentum"]), strict=True):
+            matrix = update.movedim(1, -1).flatten(1)  # columns in the order of memory: the result has the same
+            lying = matrix.mT if len(matrix) > matrix.shape[1] else matrix
+            by_rows[len(lying)].append((p, lying))
+        for rows, equal in by_rows.items():
+            batch = equal[0][0].new_zeros(len(equal), rows, max(m.shape[1] for _, m in equal), dtype=PRECISION)
+            for place, (_, lying) in zip(batch, equal, strict=True):
+                place[:, : lying.shape[1]] = lying
+            batch = zeropower_via_newtonschulz(batch, len(COEFFICIENTS), COEFFICIENTS, dtype=PRECISION)
+            for (p, lying), update in zip(equal, batch, strict=True):
+                update = update[:, : lying.shape[1]]
+                rate = group["lr"] * get_lr_scale(p.flatten(1).shape)
+                target = p.movedim(1, -1)
+                target.add_((update if rows == len(p) else update.mT).reshape(target.shape), alpha=-rate)
+
+
 def create_optimizer(
     parameters: Iterable[nn.Parameter],
     config: PretrainConfig,
@@ -68,7 +122,7 @@ def create_optimizer(
     if config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=decay, fused=True)
     elif config.optimizer == "muon":
-        optimizer = Muon(free, lr=lr, weight_decay=decay, momentum=momentum, nesterov=True)
+        optimizer = BatchedMuon(free, lr=lr, weight_decay=decay, momentum=momentum, nesterov=True)
     elif config.optimizer == "sgd":
         optimizer = torch.optim.SGD(free, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
     else:
