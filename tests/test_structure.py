@@ -12,7 +12,7 @@ FILES = [path for path in sorted(SRC.rglob("*.py")) if path.name not in ("__init
 NAMES = [path.relative_to(SRC).as_posix() for path in FILES]
 # The aim was 9,500, before there were reports (docs/LOG.md); studies and long-tailed subsets are 1,230 more, tiles 250,
 # views chosen by short runs 190, an optimizer 20, a clock that compiling does not disturb 25.
-MOST_LINES, MOST_LINES_IN_ALL = 400, 21_115
+MOST_LINES, MOST_LINES_IN_ALL = 400, 21_125
 
 
 def lines(path: Path) -> int:

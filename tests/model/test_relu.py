@@ -1,4 +1,4 @@
-"""ReLU of integers: torch's, bit by bit, where it is meant to be."""
+"""ReLU of integers: torch's numbers, where it is meant to be."""
 
 import pytest
 import torch
@@ -43,7 +43,9 @@ def test_integers_are_for_much_in_bfloat16(monkeypatch):
     y = relu(x)
     assert torch.equal(y, expected)
     assert y.data_ptr() == x.data_ptr()  # in place
-    assert made
+    assert len(made) == 1
+    relu.eval()(x)
+    assert len(made) == 1
 
 
 def test_other_activations_stay_as_they_are():
@@ -55,28 +57,44 @@ def test_other_activations_stay_as_they_are():
 def test_after_a_convolution_without_batch_norm(monkeypatch, channels):
     """Whose result is a view of a product's; the gradients are those of torch's own, but for the digits of bfloat16."""
     monkeypatch.setattr(relu_module, "MUCH", 1)
+    made = calls(monkeypatch)
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(inplace=True))
     ours = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(inplace=True))
     ours.load_state_dict(plain.state_dict())
     rectify_integers(multiply_small(ours))
     x = torch.randn(8, channels, 4, 4).contiguous(memory_format=torch.channels_last)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
     target = torch.randn(8, 4, 4, 4)
-    for net in (plain, ours):
+    for net, x in zip((plain, ours), inputs, strict=True):
         with torch.autocast("cpu", torch.bfloat16):
             (net(x).float() * target).sum().backward()
+    assert len(made) == 1
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=3e-2, atol=3e-2)
     torch.testing.assert_close(ours[0].weight.grad, plain[0].weight.grad, rtol=3e-2, atol=0.2)
     torch.testing.assert_close(ours[0].bias.grad, plain[0].bias.grad, rtol=3e-2, atol=0.2)
 
 
-def test_a_nan_stays_in_the_statistics_before_it(monkeypatch):
+class Times(nn.Module):
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x):
+        return x if self.sign > 0 else -x
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_nan_reaches_the_gradient_before_it(monkeypatch, sign):
+    """Which is what stops a run; that of one sign becomes 0 on the way."""
     monkeypatch.setattr(relu_module, "MUCH", 1)
-    norm = nn.BatchNorm2d(2)
-    net = rectify_integers(nn.Sequential(norm, nn.ReLU(inplace=True)))
-    x = torch.randn(4, 2, 3, 3).bfloat16()
-    x[0, 0, 0, 0] = -float("nan")
-    net(x)
-    assert norm.running_mean.isnan().tolist() == [True, False]
+    norm = nn.BatchNorm2d(2).bfloat16()
+    net = rectify_integers(nn.Sequential(norm, Times(sign), nn.ReLU(inplace=True)))
+    x = torch.randn(4, 2, 3, 3).bfloat16().requires_grad_()
+    x.data[0, 0, 0, 0] = float("nan")
+    net(x * 1).sum().backward()
+    assert norm.weight.grad.isnan().tolist() == [True, False]
+    assert x.grad[:, 0].isnan().all()
 
 
 def test_a_compiler_gets_the_plain_activation(monkeypatch):

@@ -171,11 +171,13 @@ def test_muon_steps_along_the_momentum_with_singular_values_near_one():
     assert 0.02 < against.min() <= against.max() < 0.06  # in three steps
 
 
-def test_muon_in_batches_is_timms(monkeypatch):
+@pytest.mark.parametrize("at_once", [optim.AT_ONCE, 2 * 8 * 72, 1])
+def test_muon_in_batches_is_timms(monkeypatch, at_once):
     """In float64, where padding with zeros must change nothing; shapes wide, tall, square, and such as AdamW has."""
     exact = functools.partial(timm.optim.muon.zeropower_via_newtonschulz, dtype=torch.float64)
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", exact)
     monkeypatch.setattr(optim, "PRECISION", torch.float64)
+    monkeypatch.setattr(optim, "AT_ONCE", at_once)
     shapes = [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (16, 8, 1, 1), (16, 16), (64, 8), (8,), (6, 1, 3, 3), ()]
     for _ in range(2):
         shapes = shapes[::-1]

@@ -12,7 +12,9 @@ import mocokit
 from mocokit.auto.defaults import Facts, defaults
 from mocokit.data.dataset import Batch
 from mocokit.deploy.encoder_file import save_encoder
+from mocokit.model.conv import ProductConv2d
 from mocokit.model.encoder import Encoder, EncoderSpec
+from mocokit.model.relu import IntegerReLU
 from mocokit.training.pretraining import Pretraining, Views
 
 FACTS = Facts(name="x", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
@@ -47,6 +49,14 @@ def step(pretraining, seed=0):
     loss.backward()
     optimizer.step()
     return loss
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_bfloat16_on_a_cpu_has_operations_of_its_own_in_both_encoders(precision):
+    moco = task("resnet18_narrow", precision=precision).moco
+    own = (ProductConv2d, IntegerReLU)
+    for encoder in (moco.encoder_q, moco.encoder_k):
+        assert [any(type(m) is kind for m in encoder.modules()) for kind in own] == [precision == "bf16"] * 2
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ class ProductConv2d(nn.Conv2d):
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
         h, w = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
         small = max(h, w) <= SMALL and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if not small or torch.compiler.is_compiling():  # which takes torch's compiler forever
+        gains = small and (self.in_channels >= WIDE or torch.is_grad_enabled())
+        if not gains or torch.compiler.is_compiling():  # which takes torch's compiler forever
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu")
         x, weight = x.to(dtype), self.weight.to(dtype)

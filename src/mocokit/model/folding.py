@@ -8,6 +8,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mocokit.model.conv import ProductConv2d
+
 RTOL, ATOL = 1e-4, 1e-5  # of the features' largest value: float32 sums in another order stay well below
 
 
@@ -42,7 +44,7 @@ def _pairs(network: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
     def seen(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         used.append(name)
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, ProductConv2d):
             outputs[id(output)] = name, output  # kept, so that no other tensor gets its id
         elif id(inputs[0]) in outputs:
             pairs.append((outputs[id(inputs[0])][0], name))

@@ -1,4 +1,4 @@
-"""ReLU in bfloat16 on a CPU as a comparison of integers, of the same result.
+"""ReLU in bfloat16 on a CPU as a comparison of integers, with the same numbers.
 
 A bfloat16 read as an integer of 16 bits has its sign, and zero where it is zero. torch turns each into a float32 and
 back, so many instructions that memory waits for them: in place in 32 MB, 8.4 ms in place of 1.6 (docs/LOG.md).
@@ -13,7 +13,7 @@ MUCH = 2**20  # numbers, 2 MB: what is less stays near the cores, and the way he
 
 
 class _Rectify(torch.autograd.Function):
-    """max(x, 0) in place, but that a NaN may become 0: the statistics of the batch norm before it keep that one."""
+    """max(x, 0) in place, but that a NaN may become 0: the gradients of the layers before it are still NaN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,11 +30,11 @@ class _Rectify(torch.autograd.Function):
 
 
 class IntegerReLU(nn.ReLU):
-    """`torch.nn.ReLU` in place that compares integers where it gets much bfloat16 on a CPU."""
+    """`torch.nn.ReLU` in place that, in training, compares integers where it gets much bfloat16 on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        much = x.dtype == torch.bfloat16 and x.numel() >= MUCH and x.device.type == "cpu"
-        if not much or torch.compiler.is_compiling():
+        much = x.numel() >= MUCH and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+        if not (self.training and much) or torch.compiler.is_compiling():
             return super().forward(x)
         y: Tensor = _Rectify.apply(x)
         return y

@@ -25,7 +25,6 @@ from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.model.norm import freeze_batch_norm
-from mocokit.model.relu import rectify_integers
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
@@ -206,7 +205,7 @@ def _prepare(task: Finetuning) -> tuple[Loader, Trainer]:
     precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
     if device.type == "cpu" and encoding_precision(task.encoder, len(task.rows)) == "bf16":
         precision = "bf16"
-        rectify_integers(multiply_small(task.encoder.backbone))
+        multiply_small(task.encoder.backbone)
     loader = create_loader(
         task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
     )

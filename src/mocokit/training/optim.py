@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mocokit.config import PretrainConfig
 
-PRECISION = torch.bfloat16  # of Muon's products
+PRECISION, AT_ONCE = torch.bfloat16, 2**24  # of Muon's products; numbers in a batch of matrices
 COEFFICIENTS = [  # of timm's five Newton-Schulz iterations, its preset "quintic"
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -57,9 +57,10 @@ class AuthorsLars(Lars):
 
 
 class BatchedMuon(Muon):
-    """timm's Muon, but that matrices of as many rows are orthogonalised together: fewer, larger products.
+    """timm's Muon with Nesterov's momentum, but that matrices of as many rows are orthogonalised together.
 
-    Matrices lie, the short side up, and get columns of zeros to be equally long, which stay so and change no other.
+    The products are fewer and larger. Matrices lie, the short side up, and get columns of zeros to be equally long,
+    which stay so and change no other.
     """
 
     @torch.no_grad()
@@ -89,15 +90,18 @@ class BatchedMuon(Muon):
             lying = matrix.mT if len(matrix) > matrix.shape[1] else matrix
             by_rows[len(lying)].append((p, lying))
         for rows, equal in by_rows.items():
-            batch = equal[0][0].new_zeros(len(equal), rows, max(m.shape[1] for _, m in equal), dtype=PRECISION)
-            for place, (_, lying) in zip(batch, equal, strict=True):
-                place[:, : lying.shape[1]] = lying
-            batch = zeropower_via_newtonschulz(batch, len(COEFFICIENTS), COEFFICIENTS, dtype=PRECISION)
-            for (p, lying), update in zip(equal, batch, strict=True):
-                update = update[:, : lying.shape[1]]
-                rate = group["lr"] * get_lr_scale(p.flatten(1).shape)
-                target = p.movedim(1, -1)
-                target.add_((update if rows == len(p) else update.mT).reshape(target.shape), alpha=-rate)
+            columns = max(lying.shape[1] for _, lying in equal)
+            most = max(1, AT_ONCE // (rows * columns))
+            for some in (equal[start : start + most] for start in range(0, len(equal), most)):
+                batch = gradients[0].new_zeros(len(some), rows, columns, dtype=PRECISION)
+                for place, (_, lying) in zip(batch, some, strict=True):
+                    place[:, : lying.shape[1]] = lying
+                batch = zeropower_via_newtonschulz(batch, len(COEFFICIENTS), COEFFICIENTS, dtype=PRECISION)
+                for (p, lying), update in zip(some, batch, strict=True):
+                    update = update[:, : lying.shape[1]]
+                    target = p.movedim(1, -1)
+                    update = (update if rows == len(p) else update.mT).reshape(target.shape)
+                    target.add_(update, alpha=-group["lr"] * get_lr_scale(lying.shape))
 
 
 def create_optimizer(
