@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-SMALL = 4  # pixels of a side of the result, up to which a product is faster: of the weight's gradient,
-WIDE = 256  # and from so many channels on of the others
+SMALL = 4  # pixels of a side of the result, up to which the weight's gradient is faster as a product
+WIDE = 256  # channels of the input, from which on the result and the input's gradient are, too
 
 
 def _columns(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -86,7 +86,7 @@ class _ProductOfGradient(torch.autograd.Function):
 
 
 class ProductConv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` of which, in bfloat16 under autocast on a CPU, matrix products are what they make faster."""
+    """`torch.nn.Conv2d` that uses matrix products where autocast asks for bfloat16 on a CPU and they are faster."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])

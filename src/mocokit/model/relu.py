@@ -1,7 +1,7 @@
 """ReLU in bfloat16 on a CPU as a comparison of integers, with the same numbers.
 
 A bfloat16 read as an integer of 16 bits has its sign, and zero where it is zero. torch turns each into a float32 and
-back, so many instructions that memory waits for them: in place in 32 MB, 8.4 ms in place of 1.6 (docs/LOG.md).
+back, in so many instructions that 32 MB take 8.4 ms where the comparison takes 1.6 (docs/LOG.md).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ MUCH = 2**20  # numbers, 2 MB: what is less stays near the cores, and the way he
 
 
 class _Rectify(torch.autograd.Function):
-    """max(x, 0) in place, but that a NaN may become 0: the gradients of the layers before it are still NaN."""
+    """max(x, 0) in place, but that a NaN may become 0: the gradient of a batch norm before it is NaN all the same."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
