@@ -10,7 +10,6 @@ from mocokit.model.norm import (
     CpuSyncBatchNorm,
     _normalise_apart,
     _normalise_as_channels,
-    _normalise_rows,
     _normalise_view,
     freeze_batch_norm,
     split_batch_norm,
@@ -78,45 +77,6 @@ def test_groups_at_once_are_groups_one_by_one(splits, each, affine, dtype):
         scale = float(one_by_one.abs().max())
         for tensor in at_once:
             torch.testing.assert_close(tensor, one_by_one, rtol=tolerance, atol=tolerance * scale)
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    st.integers(1, 4), st.integers(1, 6), st.sampled_from([0.0, 3.0]), st.sampled_from([(16, 16), (256, 1), (1, 256)])
-)
-def test_groups_as_rows_are_groups_one_by_one_in_bfloat16(splits, channels, offset, shape):
-    """Both beside float64: errors are those of the numbers' few digits, at a mean of some deviations, too."""
-    x = (torch.randn(splits * 4, channels, *shape) + offset).bfloat16().contiguous(memory_format=torch.channels_last)
-    target = torch.randn_like(x)
-    norm = make(1, channels)
-    nn.init.constant_(norm.weight, 1.5)
-    own, true = x.clone().requires_grad_(), x.double().requires_grad_()
-    y, stats = _normalise_rows(norm, own, splits)
-    y.mul_(2)  # in place, as the ReLU of networks
-    y.backward(target)
-    weight, bias = (p.detach().double().requires_grad_() for p in norm.parameters())
-    groups = true.chunk(splits)
-    z = torch.cat([nn.functional.batch_norm(g, None, None, weight, bias, True, 0.0, norm.eps) for g in groups]) * 2
-    z.backward(target.double())
-    moments = torch.stack([torch.stack([f(g, dim=(0, 2, 3)) for g in groups]) for f in (torch.mean, torch.var)])
-    found = y, stats, own.grad, norm.weight.grad, norm.bias.grad
-    for ours, truth in zip(found, (z, moments, true.grad, weight.grad, bias.grad), strict=True):
-        assert (ours.double() - truth).abs().max() <= 1e-2 * truth.abs().max().clamp_min(1)
-
-
-def test_large_groups_in_bfloat16_are_normalised_as_rows(monkeypatch):
-    taken = []
-    monkeypatch.setattr("mocokit.model.norm._normalise_rows", lambda *a: taken.append(a) or _normalise_rows(*a))
-    norm = make(2)
-    for shape, dtype, rows in (
-        ((8, 3, 16, 16), torch.bfloat16, True),
-        ((8, 3, 16, 16), torch.float32, False),
-        ((8, 3, 15, 16), torch.bfloat16, False),  # 960 pixels a group
-        ((9, 3, 32, 32), torch.bfloat16, False),  # unequal groups
-    ):
-        taken.clear()
-        norm(torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last))
-        assert bool(taken) is rows, shape
 
 
 def test_evaluation_and_state_dict_are_those_of_plain_batch_norm():

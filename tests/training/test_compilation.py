@@ -138,7 +138,7 @@ def trained(pretraining: Pretraining, data: Path, out: Path) -> dict[str, Tensor
     [
         ("resnet18_narrow", V2),
         ("resnet18_narrow", V2 | {"symmetric": True}),
-        ("resnet18_narrow", V3_RESNET),
+        ("resnet18_narrow", V3_RESNET | {"lr": 0.1}),  # at 1, rounding of one kind or another ends up far apart
         ("vit_narrow", V3_VIT),
     ],
 )

@@ -14,7 +14,7 @@ from mocokit.data.dataset import Batch
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.model.conv import ProductConv2d
 from mocokit.model.encoder import Encoder, EncoderSpec
-from mocokit.model.relu import IntegerReLU
+from mocokit.model.residual import FusedBasicBlock
 from mocokit.training.pretraining import Pretraining, Views
 
 FACTS = Facts(name="x", images=5000, image_size=32, longest=32, channels=3, device="cpu", bf16=False, cpus=1)
@@ -51,12 +51,13 @@ def step(pretraining, seed=0):
     return loss
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_bfloat16_on_a_cpu_has_operations_of_its_own_in_both_encoders(precision):
-    moco = task("resnet18_narrow", precision=precision).moco
-    own = (ProductConv2d, IntegerReLU)
+@pytest.mark.parametrize("splits", [0, 1, 2])
+def test_a_cpu_has_operations_of_its_own_in_both_encoders(splits):
+    moco = task("resnet18_narrow", bn_splits=splits).moco
     for encoder in (moco.encoder_q, moco.encoder_k):
-        assert [any(type(m) is kind for m in encoder.modules()) for kind in own] == [precision == "bf16"] * 2
+        kinds = [type(m) for m in encoder.modules()]
+        assert ProductConv2d in kinds
+        assert (FusedBasicBlock in kinds) is (splits > 0)  # frozen statistics need no batch's
 
 
 @pytest.mark.parametrize(

@@ -14,27 +14,31 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mocokit import distributed
+from mocokit.model import fused
 
-LARGE_GROUP = 1024  # pixels
 
-
-def _split_normalise(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> Tensor:
-    """Normalise consecutive groups of ``x`` [N, C, H, W] by their own statistics.
+def _split_normalise(
+    norm: nn.BatchNorm2d, x: Tensor, splits: int, shortcut: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """Normalise consecutive groups of ``x`` [N, C, H, W] by their own statistics, add the ``shortcut``, then ReLU.
 
     Scale and shift are shared; the running statistics move towards the mean over groups. Any N works: group
     sizes differ by at most one, and there are never more groups than pairs of images.
     """
     splits = max(1, min(splits, len(x) // 2))
-    normalise = _normalise_apart
-    if len(x) % splits == 0 and torch.compiler.is_compiling():
+    if fused.can_fuse(x, norm.weight, splits):
+        y, statistics = fused.normalise(x, norm.weight, norm.bias, shortcut, splits, norm.eps, relu)
+        _update_statistics(norm, *statistics)
+        return y
+    normalise, together = _normalise_apart, splits > 1 and len(x) % splits == 0
+    if together and torch.compiler.is_compiling():
         normalise = _normalise_view
-    elif len(x) % splits == 0 and x.is_cuda:
+    elif together and x.is_cuda:
         normalise = _normalise_as_channels
-    elif len(x) % splits == 0 and norm.affine and _are_large(x, splits):
-        normalise = _normalise_rows
     y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
-    return y
+    y = y if shortcut is None else y + shortcut
+    return y.relu() if relu else y
 
 
 def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
@@ -53,7 +57,8 @@ def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tens
     N = x.shape[0]
     # Not tensor_split: its backward fills a whole gradient per group, split's is one concatenation.
     groups = x.split([N // splits + (i < N % splits) for i in range(splits)])
-    stats = torch.zeros(2, splits, x.shape[1], dtype=torch.float32, device=x.device)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    stats = torch.zeros(2, splits, x.shape[1], dtype=dtype, device=x.device)
     normalised = [
         # momentum=1 leaves this group's own mean and variance in the buffers
         F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
@@ -86,65 +91,16 @@ def _normalise_as_channels(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tupl
     return y.movedim(-1, 1), stats
 
 
-def _are_large(x: Tensor, splits: int) -> bool:
-    """Whether groups of ``x``, in bfloat16 on a CPU, are so large that torch's group norm is fast: it has another
-    algorithm below."""
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-        return False
-    return x.numel() >= LARGE_GROUP * splits * x.shape[1] and x.is_contiguous(memory_format=torch.channels_last)
-
-
-class _NormaliseRows(torch.autograd.Function):
-    """A group of channels-last images [N, C, H, W] is one tall image in memory, and a batch norm of groups is torch's
-    group norm of these, each channel by itself: in bfloat16 one call of half the time, as exact as its numbers unless
-    a mean is tens of deviations (docs/LOG.md).
-
-    Gives y, and each group's mean and reciprocal deviation [splits, C]. Its derivative is batch norm's, group by group,
-    which is the faster one.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, splits: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        N, C, H, W = x.shape
-        tall = x.permute(0, 2, 3, 1).view(splits, N // splits * H, W, C).permute(0, 3, 1, 2)
-        y, mean, rstd = torch.native_group_norm(tall, weight, bias, splits, C, tall.numel() // splits // C, C, eps)
-        y, mean, rstd = y.contiguous(memory_format=torch.channels_last), mean.float(), rstd.float()
-        ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, rstd)
-        # Its memory with the shape of x, not a view of it: autograd lets no ReLU change such a one in place.
-        return torch.empty(0, dtype=y.dtype).set_(y.untyped_storage(), 0, x.shape, x.stride()), mean, rstd
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, mean, rstd = ctx.saved_tensors
-        parts = zip(gradients[0].chunk(len(mean)), x.chunk(len(mean)), mean, rstd, strict=True)
-        dx, d_weight, d_bias = zip(
-            *(
-                torch.ops.aten.native_batch_norm_backward(dy, x, weight, None, None, m, r, True, ctx.eps, [True] * 3)
-                for dy, x, m, r in parts
-            ),
-            strict=True,
-        )
-        return torch.cat(dx), torch.stack(d_weight).sum(0), torch.stack(d_bias).sum(0), None, None
-
-
-def _normalise_rows(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
-    """The same by `_NormaliseRows`."""
-    y, mean, rstd = _NormaliseRows.apply(x, norm.weight, norm.bias, splits, norm.eps)
-    n = x.numel() // splits // x.shape[1]
-    return y, torch.stack([mean, (rstd.double() ** -2 - norm.eps).float() * (n / max(1, n - 1))])
-
-
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` with ``splits`` groups in training; same parameters, buffers and state-dict keys."""
 
     splits = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _split_normalise(self, x, self.splits) if self.training else super().forward(x)
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """With ``shortcut`` added and through a ReLU where they are asked for, in training alone."""
+        if not self.training:
+            return super().forward(x)
+        return _split_normalise(self, x, self.splits, shortcut, relu)
 
 
 class SplitBatchNormAct2d(BatchNormAct2d):
@@ -155,7 +111,12 @@ class SplitBatchNormAct2d(BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        if type(self.act) is nn.ReLU and type(self.drop) is nn.Identity:
+            return _split_normalise(self, x, self.splits, relu=True)
         return self.act(self.drop(_split_normalise(self, x, self.splits)))
+
+
+SPLIT: dict[type, type] = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
@@ -166,8 +127,7 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     """
     if splits == 1:
         return module
-    forms = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: SplitBatchNormAct2d}
-    for norm in _replace_classes(module, forms, "be split"):
+    for norm in _replace_classes(module, SPLIT, "be split"):
         norm.splits = splits
     return module
 

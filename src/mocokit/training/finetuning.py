@@ -25,6 +25,7 @@ from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.model.norm import freeze_batch_norm
+from mocokit.model.residual import fuse_residual
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
@@ -203,6 +204,8 @@ def _prepare(task: Finetuning) -> tuple[Loader, Trainer]:
     assert config.device is not None
     device = torch.device(config.device)
     precision = "bf16" if device.type == "cuda" and computes_in_bf16("cuda") else "fp32"
+    if device.type == "cpu":
+        fuse_residual(task.encoder.backbone)
     if device.type == "cpu" and encoding_precision(task.encoder, len(task.rows)) == "bf16":
         precision = "bf16"
         multiply_small(task.encoder.backbone)

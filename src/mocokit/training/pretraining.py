@@ -33,7 +33,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCo, MoCoV2, MoCoV3, momentum_at
 from mocokit.model.norm import freeze_batch_norm, running_statistics, split_batch_norm, sync_batch_norm
-from mocokit.model.relu import rectify_integers
+from mocokit.model.residual import fuse_residual
 from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
 from mocokit.seeding import derive_seed
@@ -180,8 +180,8 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str,
         remedy = "use --bn-splits 1" if config.bn_splits != 1 else "use one process, or another backbone"
         raise UserError(f"--backbone {spec.backbone}: {error}; {remedy}") from None
     freeze_patch_projection(backbone)
-    if config.device == "cpu" and config.precision == "bf16":
-        rectify_integers(multiply_small(backbone))
+    if config.device == "cpu":
+        fuse_residual(multiply_small(backbone))
     features = feature_dim(backbone)
     hidden = config.head_hidden or features
     tau, symmetric = config.temperature, config.symmetric

@@ -1,0 +1,171 @@
+"""The compiled loops against float64 and against torch's own rounding."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from mocokit.model import kernels
+from mocokit.model.kernels import _bits, _number
+
+EPS = 1e-5
+BITS = {torch.float32: torch.uint32, torch.bfloat16: torch.uint16}
+
+
+@njit
+def rounded(numbers, size):
+    bits = np.empty(len(numbers), np.uint32)
+    for i in range(len(numbers)):
+        bits[i] = _bits(numbers[i], size)
+    return bits
+
+
+@njit
+def widened(bits, size):
+    numbers = np.empty(len(bits), np.float32)
+    for i in range(len(bits)):
+        numbers[i] = _number(bits[i], size)
+    return numbers
+
+
+def test_every_bfloat16_is_widened_and_kept():
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)
+    numbers = torch.from_numpy(widened(bits.numpy(), 2))
+    expected = bits.view(torch.bfloat16).float()
+    torch.testing.assert_close(numbers, expected, rtol=0, atol=0, equal_nan=True)
+    finite = ~expected.isnan()
+    again = torch.from_numpy(rounded(numbers.numpy(), 2)).to(torch.int32)
+    assert torch.equal(again[finite], torch.arange(2**16, dtype=torch.int32)[finite])
+    assert torch.from_numpy(rounded(numbers[~finite].numpy(), 2)).to(torch.uint16).view(torch.bfloat16).isnan().all()
+
+
+def test_float32_is_rounded_as_torch_does():
+    """All exponents, ties, infinities and what overflows to them among these."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (200_000,), generator=generator, dtype=torch.int64)
+    bits[:50_000] = (bits[:50_000] & ~0xFFFF) | 0x8000  # halfway between two
+    numbers = bits.to(torch.int32).view(torch.float32)
+    numbers = torch.cat([numbers[~numbers.isnan()], torch.tensor([torch.inf, -torch.inf, 3.4e38, -0.0])])
+    ours = torch.from_numpy(rounded(numbers.numpy(), 2)).to(torch.uint16)
+    assert torch.equal(ours.view(torch.int16), numbers.bfloat16().view(torch.int16))
+    assert np.array_equal(rounded(numbers.numpy(), 4), numbers.numpy().view(np.uint32))
+
+
+def rows(x):
+    return x.view(BITS[x.dtype]).numpy()
+
+
+def run(x, shortcut, dy, weight, bias, chunks, relu):
+    """What both kernels write for [G, R, W] tensors, in float64, by name."""
+    G, C, add = len(x), len(weight), shortcut is not None
+    y, dx, dsum = (torch.empty_like(x) for _ in range(3))
+    mean, rstd = np.empty((G, C), np.float32), np.empty((G, C), np.float32)
+    statistics, dweight, dbias = np.empty((2, C), np.float32), np.empty(C, np.float32), np.empty(C, np.float32)
+    vectors = weight, bias, mean, rstd
+    kernels.normalise(rows(x), rows(shortcut if add else x), rows(y), *vectors, statistics, chunks, EPS, add, relu)
+    images = [rows(t) for t in (x, y if add else x, dy, dx, dsum if add else dx)]
+    kernels.differentiate(*images, *vectors, dweight, dbias, chunks, add, relu)
+    found = {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias, "statistics": statistics}
+    found |= {"dsum": dsum} if add else {}
+    return {name: torch.as_tensor(value).double() for name, value in found.items()}
+
+
+def expected(x, shortcut, dy, weight, bias, relu):
+    """The same by torch's autograd in float64, from the definition."""
+    G, C = len(x), len(weight)
+    leaves = [torch.as_tensor(t).double().requires_grad_() for t in (x, weight, bias)]
+    pixels = leaves[0].view(G, -1, C)
+    var, mean = torch.var_mean(pixels, dim=1, correction=0, keepdim=True)
+    y = (pixels - mean) / (var + EPS).sqrt() * leaves[1] + leaves[2]
+    if shortcut is not None:
+        leaves.append(shortcut.double().requires_grad_())
+        y = y + leaves[3].view(G, -1, C)
+    y = y.relu() if relu else y
+    gradients = torch.autograd.grad(y, leaves, dy.double().view(G, -1, C))
+    statistics = torch.stack([mean, pixels.var(dim=1, keepdim=True)]).mean(1).view(2, C).detach()
+    found = dict(zip(("dx", "dweight", "dbias", "dsum"), gradients, strict=False))
+    return {"y": y.detach().view_as(x), "statistics": statistics} | found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    groups=st.integers(1, 5),
+    height=st.integers(2, 40),
+    channels=st.sampled_from([1, 3, 16, 24, 300]),
+    together=st.integers(1, 9),
+    mode=st.sampled_from(["plain", "relu", "sum"]),
+    chunks=st.integers(1, 7),
+    offset=st.sampled_from([0.0, 20.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_what_they_write_is_what_float64_has(dtype, groups, height, channels, together, mode, chunks, offset, seed):
+    torch.manual_seed(seed)
+    shape = groups, height, together * channels
+    x, shortcut, dy = ((torch.randn(shape) + d).to(dtype) for d in (offset, 0, 0))
+    weight, bias = (torch.randn(channels).numpy() for _ in range(2))
+    shortcut = shortcut if mode == "sum" else None
+    true = expected(x, shortcut, dy, weight, bias, mode != "plain")
+    found = run(x, shortcut, dy, weight, bias, chunks, mode != "plain")
+    assert set(found) == set(true)
+    # A sum close to 0 may be on either side of the ReLU; there the gradient is another one, or none.
+    unsure = (true["y"].abs() < 1e-3 * true["y"].abs().max()) & (true["y"] != found["y"])
+    if unsure.any() and mode != "plain":
+        return
+    tolerance = 3e-4 if dtype == torch.float32 else 1.6e-2
+    for name, truth in true.items():
+        scale = float(truth.abs().max().clamp_min(1))
+        torch.testing.assert_close(found[name], truth, rtol=tolerance, atol=tolerance * scale, msg=name)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_threads_do_not_change_a_bit(dtype):
+    torch.manual_seed(0)
+    x, shortcut, dy = (torch.randn(3, 64, 256).to(dtype) for _ in range(3))
+    weight, bias = (torch.randn(16).numpy() for _ in range(2))
+    found, before = [], kernels.numba.get_num_threads()
+    for threads in (1, kernels.numba.config.NUMBA_NUM_THREADS):
+        kernels.numba.set_num_threads(threads)
+        found.append(run(x, shortcut, dy, weight, bias, 4, True))
+    kernels.numba.set_num_threads(before)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_large_mean_costs_no_digits(chunks):
+    """Of a float32, that is: variances from sums of squares would be off by more than they are here at 1,000."""
+    torch.manual_seed(0)
+    x = (torch.randn(2, 4000, 16) + 1000).float()
+    dy, ones = torch.randn_like(x), np.ones(16, np.float32)
+    true, found = (f(x, None, dy, ones, ones, *more) for f, more in ((expected, (False,)), (run, (chunks, False))))
+    torch.testing.assert_close(found["statistics"][1], true["statistics"][1], rtol=1e-4, atol=0)
+    torch.testing.assert_close(found["y"], true["y"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["plain", "relu", "sum"])
+def test_what_is_not_a_number_stays_so_in_its_group_and_channel(mode):
+    x, shortcut, dy = (torch.randn(2, 8, 12).bfloat16() for _ in range(3))
+    x[0, 3, 4] = torch.nan  # channel 1 of 3
+    weight = bias = np.ones(3, np.float32)
+    found = run(x, shortcut if mode == "sum" else None, dy, weight, bias, 2, mode != "plain")
+    lost = found["y"].view(2, -1, 3).isnan()
+    assert lost[0, :, 1].all()
+    assert int(lost.sum()) == lost.shape[1]
+    assert found["dweight"].isnan().tolist() == [False, True, False]
+
+
+def test_nothing_need_be_kept(tmp_path):
+    """Where neither the package nor the user's directory can be written the loops are compiled for the process."""
+    program = (
+        "from numba.core.caching import CacheImpl\n"
+        "for kind in CacheImpl._locator_classes:\n"
+        "    kind.from_function = classmethod(lambda *a: None)\n"
+        "from mocokit.model import kernels\n"
+        "assert 'NullCache' in type(kernels.normalise._cache).__name__, kernels.normalise._cache\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
