@@ -9,10 +9,12 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mocokit.model.conv import multiply_small
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.heads import create_head, create_predictor
 from mocokit.model.moco import MoCoV2
 from mocokit.model.norm import split_batch_norm
+from mocokit.model.residual import fuse_residual
 from mocokit.training.compilation import compile_encoders
 
 
@@ -35,6 +37,8 @@ def main() -> None:
     encoder = Encoder.create(spec)
     head, predictor = (create_head("mlp", encoder.dim, encoder.dim, 128), create_predictor("mlp", encoder.dim, 128))
     backbone = split_batch_norm(encoder.backbone, arguments.splits)
+    if device == "cpu":
+        fuse_residual(multiply_small(backbone))
     moco = MoCoV2(backbone, head, predictor, dim=128, K=1024, tau=0.1, symmetric=False)
     moco = moco.to(device, memory_format=torch.channels_last)
     if arguments.compile:

@@ -17,18 +17,23 @@ def images(shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def norm_of(channels):
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return norm
+
+
 @pytest.mark.parametrize("chunk", [fused.CHUNK, 500])
-@pytest.mark.parametrize("shape", [(8, 16, 5, 7), (4, 6, 3, 3), (4, 300, 2, 2), (12, 20, 1, 1)])
+@pytest.mark.parametrize("shape", [(8, 16, 5, 7), (4, 6, 3, 3), (8, 300, 2, 2), (12, 20, 1, 1)])
 @pytest.mark.parametrize("splits", [1, 2, 4])
 def test_derivatives_are_those_of_torch(monkeypatch, shape, splits, chunk):
     monkeypatch.setattr(fused, "CHUNK", chunk)
-    if shape[0] // splits * shape[2] * shape[3] < 2:
-        pytest.skip("one value a channel")
+    norm = norm_of(shape[1])
     x, shortcut, target = (images(shape, seed=seed).requires_grad_() for seed in range(3))
-    weight, bias = (nn.Parameter(torch.rand(shape[1]) + 0.5) for _ in range(2))
-    leaves = x, weight, bias, shortcut
-    y, statistics = fused.normalise(x, weight, bias, shortcut, splits, 1e-5, relu=True)
-    groups = [nn.functional.batch_norm(g, None, None, weight, bias, True) for g in x.chunk(splits)]
+    leaves = x, norm.weight, norm.bias, shortcut
+    y, statistics = fused.normalise(norm, x, shortcut, splits, relu=True)
+    groups = [nn.functional.batch_norm(g, None, None, norm.weight, norm.bias, True) for g in x.chunk(splits)]
     expected = (torch.cat(groups) + shortcut).relu()
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -41,27 +46,48 @@ def test_derivatives_are_those_of_torch(monkeypatch, shape, splits, chunk):
 
 def test_a_gradient_may_lie_in_memory_as_it_likes():
     """As that of a mean over pixels, which is one number a channel seen many times."""
-    x = images((4, 8, 3, 3), torch.bfloat16).requires_grad_()
-    weight, bias = (nn.Parameter(torch.ones(8)) for _ in range(2))
-    y, _ = fused.normalise(x, weight, bias, None, 2, 1e-5, relu=True)
-    dy = torch.randn(4, 8, 1, 1).bfloat16().expand(4, 8, 3, 3)
-    one = torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True)
-    other = torch.autograd.grad(y, (x, weight, bias), dy.contiguous(memory_format=torch.channels_last))
+    norm, x = norm_of(8), images((4, 8, 3, 3), torch.bfloat16).requires_grad_()
+    y, _ = fused.normalise(norm, x, None, 2, relu=True)
+    dy, leaves = torch.randn(4, 8, 1, 1).bfloat16().expand(4, 8, 3, 3), (x, *norm.parameters())
+    one = torch.autograd.grad(y, leaves, dy, retain_graph=True)
+    other = torch.autograd.grad(y, leaves, dy.contiguous(memory_format=torch.channels_last))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_shortcut_of_another_kind_is_taken_too():
-    x, shortcut = images((4, 8, 3, 3), torch.bfloat16), torch.randn(4, 8, 3, 3, requires_grad=True)
-    y, _ = fused.normalise(x, torch.ones(8), torch.zeros(8), shortcut, 2, 1e-5, relu=True)
+@pytest.mark.parametrize("pixels", [3, 1])
+def test_a_shortcut_of_another_kind_is_taken_too(pixels):
+    x, shortcut = images((4, 8, 3, 3), torch.bfloat16), torch.randn(4, 8, pixels, pixels, requires_grad=True)
+    y, _ = fused.normalise(norm_of(8), x, shortcut, 2, relu=True)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert shortcut.grad.dtype == torch.float32
-    assert torch.equal(shortcut.grad, (y > 0).float())
+    expected = (y > 0).float() if pixels == 3 else (y > 0).float().sum((2, 3), keepdim=True)
+    assert torch.equal(shortcut.grad, expected)
+
+
+def test_what_needs_no_gradient_gets_none():
+    norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
+    norm.requires_grad_(False)
+    fused.normalise(norm, x, None, 2, relu=True)[0].sum().backward()
+    assert x.grad is not None
+    assert norm.weight.grad is None
+    norm.requires_grad_(True)
+    fused.normalise(norm, x.detach(), None, 2, relu=True)[0].sum().backward()
+    assert norm.weight.grad is not None
+
+
+def test_what_it_gives_may_be_changed_in_place():
+    """As by a ReLU that follows in a network of another kind."""
+    norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
+    y, _ = fused.normalise(norm, x, None, 2, relu=False)
+    expected = torch.autograd.grad(y.relu().square().sum(), x, retain_graph=True)
+    found = torch.autograd.grad(y.relu_().square().sum(), x)
+    torch.testing.assert_close(found, expected)
 
 
 def test_there_is_no_second_derivative():
     x = images((4, 8, 3, 3)).requires_grad_()
-    y, _ = fused.normalise(x, torch.ones(8), torch.zeros(8), None, 2, 1e-5, relu=False)
+    y, _ = fused.normalise(norm_of(8), x, None, 2, relu=False)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.square().sum().backward()
@@ -76,35 +102,40 @@ def test_there_is_no_second_derivative():
         (images((9, 4, 3, 3)), 4, False),  # unequal groups
         (torch.randn(8, 4, 3, 3), 4, False),  # channels first
         (torch.empty(8, 4, 3, 3, device="meta").contiguous(memory_format=torch.channels_last), 4, False),
+        (images((8, 5, 3, 3)), 4, False),  # of another number of channels, which torch refuses
+        (images((0, 4, 3, 3)), 1, False),
+        (images((4, 4, 1, 1)), 4, False),  # one number a channel and group, which torch refuses
     ],
 )
 def test_what_is_taken(monkeypatch, x, splits, possible):
-    weight = torch.ones(4)
-    assert fused.can_fuse(x, weight, splits) is possible
-    assert not fused.can_fuse(x, None, splits)
-    assert not fused.can_fuse(x, weight.double(), splits)
+    assert fused.can_fuse(nn.BatchNorm2d(4), x, splits) is possible
+    for other in (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4).double(), nn.BatchNorm2d(4, bias=False)):
+        assert not fused.can_fuse(other, x, splits)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not fused.can_fuse(x, weight, splits)
+    assert not fused.can_fuse(nn.BatchNorm2d(4), x, splits)
 
 
 @pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("batch", [8, 9])
-def test_a_norm_gives_the_same_either_way(monkeypatch, batch, relu):
-    """Of groups of equal size by the kernels, of others by torch."""
+def test_a_norm_gives_the_same_either_way(monkeypatch, batch, added, relu):
+    """Of groups of equal size by the kernels, of others by torch; in evaluation by torch."""
     norms = [SplitBatchNorm2d(4) for _ in range(2)]
-    x, shortcut = images((batch, 4, 3, 3)), images((batch, 4, 3, 3), seed=1)
+    x, shortcut = images((batch, 4, 3, 3)), images((batch, 4, 3, 3), seed=1) if added else None
     calls, real = [], fused.normalise
     monkeypatch.setattr(fused, "normalise", lambda *a: calls.append(a) or real(*a))
-    for norm, possible in zip(norms, (True, False), strict=True):
+    for norm in norms:
         norm.splits = 4
-        if not possible:
-            monkeypatch.setattr(fused, "can_fuse", lambda *a: False)
-    y = norms[1](x, shortcut if relu else None, relu)
-    assert not calls
-    monkeypatch.undo()
-    ours = norms[0](x, shortcut if relu else None, relu)
-    torch.testing.assert_close(ours, y, rtol=1e-4, atol=1e-5)
+    ours = norms[0](x, shortcut, relu)
+    assert len(calls) == (batch == 8)
+    monkeypatch.setattr(fused, "can_fuse", lambda *a: False)
+    torch.testing.assert_close(ours, norms[1](x, shortcut, relu), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norms[0].state_dict(), norms[1].state_dict(), rtol=1e-4, atol=1e-5)
+    plain = nn.BatchNorm2d(4).eval()
+    plain.load_state_dict(norms[0].state_dict())
+    expected = plain(x) + (shortcut if added else 0)
+    assert torch.equal(norms[0].eval()(x, shortcut, relu), expected.relu() if relu else expected)
+    assert len(calls) == (batch == 8)
 
 
 def test_kernels_have_torchs_threads(monkeypatch):
@@ -120,14 +151,14 @@ def test_kernels_have_torchs_threads(monkeypatch):
     assert asked[:2] == [1, min(2, most)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_torch_keeps_its_threads(threads):
     """Which Numba sets to the number of cores when it starts its own."""
     program = (
         f"import torch; torch.set_num_threads({threads})\n"
         "from mocokit.model import fused\n"
         "x = torch.randn(4, 8, 3, 3).contiguous(memory_format=torch.channels_last)\n"
-        "fused.normalise(x, torch.ones(8), torch.zeros(8), None, 2, 1e-5, False)\n"
+        "fused.normalise(torch.nn.BatchNorm2d(8), x, None, 2, False)\n"
         f"assert torch.get_num_threads() == {threads}, torch.get_num_threads()\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -135,9 +166,9 @@ def test_torch_keeps_its_threads(threads):
 
 def test_several_threads_may_train_at_once():
     def one(seed):
-        x = images((8, 16, 9, 9), seed=seed).requires_grad_()
+        norm, x = nn.BatchNorm2d(16), images((8, 16, 9, 9), seed=seed).requires_grad_()
         for _ in range(20):
-            y, _ = fused.normalise(x, torch.ones(16), torch.zeros(16), None, 4, 1e-5, relu=True)
+            y, _ = fused.normalise(norm, x, None, 4, relu=True)
             (dx,) = torch.autograd.grad(y.square().sum(), x)
         return y, dx
 
@@ -146,3 +177,14 @@ def test_several_threads_may_train_at_once():
         together = list(pool.map(one, range(4)))
     for pair, other in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(pair, other, strict=True))
+
+
+def test_other_threads_go_on_meanwhile():
+    """The loops need no interpreter."""
+    norm, x, counted = nn.BatchNorm2d(64), images((256, 64, 32, 32)), 0
+    fused.normalise(norm, x, None, 1, relu=True)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: [fused.normalise(norm, x, None, 1, relu=True) for _ in range(3)])
+        while not done.done():
+            counted += 1
+    assert counted > 1000

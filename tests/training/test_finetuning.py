@@ -12,6 +12,7 @@ from torch import nn
 from mocokit.config import FinetuneConfig
 from mocokit.data.store import ImageSet, open_store
 from mocokit.errors import Interrupted, UserError
+from mocokit.model import fused
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
@@ -160,6 +161,13 @@ def test_it_learns_and_frozen_copies_stay_still(images, tmp_path):
     assert float(rows[-1]["lr"]) < 0.1 * CONFIG.lr
     assert int(module.best_epoch) == 0
     assert not same(first, module.encoder)
+
+
+def test_a_cpu_normalises_at_once(images, tmp_path, monkeypatch):
+    calls, real = [], fused.normalise
+    monkeypatch.setattr(fused, "normalise", lambda *a: calls.append(a) or real(*a))
+    train(images, tmp_path, replace(CONFIG, epochs=1))
+    assert calls
 
 
 def test_a_loaded_encoder_trains_its_batch_norm(images, tmp_path):

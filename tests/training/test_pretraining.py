@@ -12,6 +12,7 @@ import mocokit
 from mocokit.auto.defaults import Facts, defaults
 from mocokit.data.dataset import Batch
 from mocokit.deploy.encoder_file import save_encoder
+from mocokit.model import fused
 from mocokit.model.conv import ProductConv2d
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.residual import FusedBasicBlock
@@ -58,6 +59,16 @@ def test_a_cpu_has_operations_of_its_own_in_both_encoders(splits):
         kinds = [type(m) for m in encoder.modules()]
         assert ProductConv2d in kinds
         assert (FusedBasicBlock in kinds) is (splits > 0)  # frozen statistics need no batch's
+
+
+def test_a_step_on_a_cpu_normalises_at_once(monkeypatch):
+    """Every batch norm of both encoders."""
+    calls, real = [], fused.normalise
+    monkeypatch.setattr(fused, "normalise", lambda *a: calls.append(a) or real(*a))
+    pretraining = task("resnet18_narrow", batch_size=8, bn_splits=2)
+    step(pretraining)
+    norms = [m for m in pretraining.moco.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(calls) == 2 * len(norms)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+import mocokit
 from mocokit.data.cache import cache_directory
 from mocokit.errors import UserError
 from mocokit.files import write_json
@@ -74,7 +75,7 @@ def shortest(call: Callable[[], object]) -> float:
 
 
 def recall(what: str) -> Any:
-    """What `keep` kept of ``what`` on this machine with this torch and these threads; None if nothing."""
+    """What `keep` kept of ``what`` on this machine with these threads, this torch and mocokit; None if nothing."""
     return _read().get(_key(what))
 
 
@@ -97,4 +98,4 @@ def _read() -> dict[str, Any]:
 
 def _key(what: str) -> str:
     threads = CORES.most or torch.get_num_threads()  # of the command, not those that it has while others need the cores
-    return f"{what}; {cpu_name()}, {threads} threads, torch {torch.__version__}"
+    return f"{what}; {cpu_name()}, {threads} threads, torch {torch.__version__}, mocokit {mocokit.__version__}"

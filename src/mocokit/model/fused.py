@@ -7,32 +7,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 ROW, CHUNK = 256, 2**17  # numbers of a row, about, and at most of a chunk, as `kernels` has them
 _ONE_AT_A_TIME = threading.Lock()  # one of Numba's pools of threads can't be called by two
 
 
-def can_fuse(x: Tensor, weight: Tensor | None, splits: int) -> bool:
-    """Whether ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take."""
-    ours = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and not torch.compiler.is_compiling()
-    even = ours and len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
-    return even and weight is not None and weight.dtype == torch.float32
+def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
+    """Whether ``norm`` of ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take: they check nothing."""
+    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():
+        return False
+    known = norm.affine and norm.bias is not None and norm.weight.dtype == torch.float32
+    if not known or x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() <= splits * x.shape[1]:
+        return False
+    return len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, splits: int, eps: float, relu: bool
+    norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, splits: int, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm of ``splits`` groups of ``x`` [N, C, H, W], plus the ``shortcut`` if there is one, through the ReLU.
+    """Batch norm of ``splits`` groups of ``x`` [N, C, H, W], plus the ``shortcut`` if there is one, then a ``relu``.
 
-    Gives y like x, and the means over groups of mean and unbiased variance [2, C]. A shortcut is for ``relu`` alone.
+    Gives y like x, and the means over groups of mean and unbiased variance [2, C], float32.
     """
     if shortcut is not None:
-        shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        shortcut = shortcut.expand_as(x).to(x.dtype).contiguous(memory_format=torch.channels_last)
     y: Tensor
     statistics: Tensor
-    y, statistics = _Normalise.apply(x, weight, bias, shortcut, splits, eps, relu)
+    y, statistics = _Normalise.apply(x, norm.weight, norm.bias, shortcut, splits, norm.eps, relu)
     return y, statistics
 
 
@@ -73,8 +76,8 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, splits: int, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor]:
         C, add = x.shape[1], shortcut is not None
-        y, statistics = torch.empty_like(x), torch.empty(2, C)
-        mean, rstd = torch.empty(2, splits, C)
+        y, statistics = torch.empty_like(x), weight.new_empty(2, C)
+        mean, rstd = weight.new_empty(2, splits, C)
         chunks = -(-x.numel() // splits // CHUNK)
         rows = _rows(x, splits)
         more = rows if shortcut is None else _rows(shortcut, splits)

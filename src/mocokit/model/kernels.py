@@ -9,6 +9,7 @@ j % C. ``mean`` and ``rstd``, the reciprocal deviation, are [G, C], ``weight`` a
 worked on in ``chunks`` each, which do not depend on the threads: nor do the results.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]  # torch has the first
+if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]  # torch has omp
 LOOPS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
 
@@ -88,6 +90,7 @@ def _estimate(x, total, squares, eps, mean, rstd, statistics, G):  # type: ignor
 
 @_compiled()
 def _transform(x, shortcut, y, first, last, mean, rstd, weight, bias, add, relu):  # type: ignore[no-untyped-def]
+    """Write the rows from ``first`` to ``last`` of one group's ``y``."""
     width, C, size = x.shape[1], len(mean), x.itemsize
     low = np.float32(0) if relu else np.float32(-np.inf)
     m, scale, shift = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
@@ -104,7 +107,7 @@ def _transform(x, shortcut, y, first, last, mean, rstd, weight, bias, add, relu)
                 y[r, j] = _bits(low if f < low else f, size)  # what is not a number stays so
 
 
-@_compiled(parallel=True)
+@_compiled(parallel=True, nogil=True)
 def normalise(x, shortcut, y, weight, bias, mean, rstd, statistics, chunks, eps, add, relu):  # type: ignore[no-untyped-def]
     """Write ``y``, each group's ``mean`` and ``rstd``, and the means over groups of mean and unbiased variance,
     ``statistics`` [2, C]. With ``add`` the ``shortcut`` is added before the ReLU; ``relu`` says whether there is one.
@@ -137,7 +140,7 @@ def _add_up_back(x, y, dy, dsum, first, last, mean, rstd, weight, bias, total, a
     for r in range(first, last):
         if add:
             for j in range(width):
-                h = dy[r, j] if y[r, j] != 0 else x.dtype.type(0)
+                h = dy[r, j] if y[r, j] != 0 or not relu else x.dtype.type(0)
                 dsum[r, j] = h
                 d = _number(h, size)
                 sums[j] += d
@@ -156,6 +159,7 @@ def _add_up_back(x, y, dy, dsum, first, last, mean, rstd, weight, bias, total, a
 
 @_compiled()
 def _transform_back(x, dy, dsum, dx, first, last, mean, rstd, weight, bias, slope, offset, add, relu):  # type: ignore[no-untyped-def]
+    """Write the rows from ``first`` to ``last`` of one group's ``dx``: a sum of gradient, x - mean and one."""
     width, C, size = x.shape[1], len(mean), x.itemsize
     m, scale, shift = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     a, b = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -175,7 +179,7 @@ def _transform_back(x, dy, dsum, dx, first, last, mean, rstd, weight, bias, slop
                 dx[r, j] = _bits(scale[j] * d + a[j] * z + b[j], size)
 
 
-@_compiled(parallel=True)
+@_compiled(parallel=True, nogil=True)
 def differentiate(x, y, dy, dx, dsum, weight, bias, mean, rstd, dweight, dbias, chunks, add, relu):  # type: ignore[no-untyped-def]
     """Write the gradients ``dx``, ``dweight`` and ``dbias`` [C] of ``dy``, and with ``add`` the shortcut's, ``dsum``:
     batch norm's (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3) of each group."""

@@ -26,8 +26,8 @@ def _split_normalise(
     sizes differ by at most one, and there are never more groups than pairs of images.
     """
     splits = max(1, min(splits, len(x) // 2))
-    if fused.can_fuse(x, norm.weight, splits):
-        y, statistics = fused.normalise(x, norm.weight, norm.bias, shortcut, splits, norm.eps, relu)
+    if fused.can_fuse(norm, x, splits):
+        y, statistics = fused.normalise(norm, x, shortcut, splits, relu)
         _update_statistics(norm, *statistics)
         return y
     normalise, together = _normalise_apart, splits > 1 and len(x) % splits == 0
@@ -37,6 +37,10 @@ def _split_normalise(
         normalise = _normalise_as_channels
     y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
+    return _finish(y, shortcut, relu)
+
+
+def _finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     y = y if shortcut is None else y + shortcut
     return y.relu() if relu else y
 
@@ -64,7 +68,7 @@ def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tens
         F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
         for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
     ]
-    return torch.cat(normalised), stats
+    return normalised[0] if splits == 1 else torch.cat(normalised), stats
 
 
 def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
@@ -97,10 +101,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     splits = 1
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """With ``shortcut`` added and through a ReLU where they are asked for, in training alone."""
-        if not self.training:
-            return super().forward(x)
-        return _split_normalise(self, x, self.splits, shortcut, relu)
+        """With ``shortcut`` added and through a ReLU where they are asked for."""
+        if self.training:
+            return _split_normalise(self, x, self.splits, shortcut, relu)
+        return _finish(super().forward(x), shortcut, relu)
 
 
 class SplitBatchNormAct2d(BatchNormAct2d):
@@ -121,6 +125,8 @@ SPLIT: dict[type, type] = {nn.BatchNorm2d: SplitBatchNorm2d, BatchNormAct2d: Spl
 
 def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     """Let each batch norm of ``module`` normalise ``splits`` groups of a training batch apart, in place.
+
+    On a CPU channels-last images go through loops of their own, which have no second derivative.
 
     Raises:
         TypeError: a batch norm is neither torch's `BatchNorm2d` nor timm's `BatchNormAct2d`.
