@@ -5,38 +5,38 @@ import threading
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ROW, CHUNK = 256, 2**17  # numbers of a row, about, and at most of a chunk, as `kernels` has them
+ROW, CHUNK = 256, 2**15  # numbers of a row, about, and at most of a chunk, as `kernels` has them
+MANY = 2**19  # numbers of one group: for fewer, torch's operations one by one take no longer
 _ONE_AT_A_TIME = threading.Lock()  # one of Numba's pools of threads can't be called by two
 
 
 def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
-    """Whether ``norm`` of ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take: they check nothing."""
+    """Whether ``norm`` of ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take, which check nothing, and
+    are faster with."""
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():
         return False
-    known = norm.affine and norm.bias is not None and norm.weight.dtype == torch.float32
-    if not known or x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() <= splits * x.shape[1]:
+    for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if vector is None or vector.dtype != torch.float32 or not vector.is_contiguous():
+            return False
+    few = MANY if splits == 1 else splits * x.shape[1] + 1  # torch refuses one number a channel and group
+    if x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() < few:
         return False
     return len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def normalise(
-    norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, splits: int, relu: bool
-) -> tuple[Tensor, Tensor]:
+def normalise(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, splits: int, relu: bool) -> Tensor:
     """Batch norm of ``splits`` groups of ``x`` [N, C, H, W], plus the ``shortcut`` if there is one, then a ``relu``.
 
-    Gives y like x, and the means over groups of mean and unbiased variance [2, C], float32.
+    The running statistics move towards the means over groups of mean and unbiased variance.
     """
     if shortcut is not None:
         shortcut = shortcut.expand_as(x).to(x.dtype).contiguous(memory_format=torch.channels_last)
-    y: Tensor
-    statistics: Tensor
-    y, statistics = _Normalise.apply(x, norm.weight, norm.bias, shortcut, splits, norm.eps, relu)
-    return y, statistics
+    y: Tensor = _Normalise.apply(x, norm.weight, norm.bias, shortcut, norm, splits, relu)
+    return y
 
 
 @functools.cache
@@ -58,14 +58,12 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-def _rows(x: Tensor, splits: int) -> "np.ndarray[Any, Any]":
-    """The bits of channels-last images [N, C, H, W]: [splits, R, W], a row of as many pixels as make about `ROW`."""
+def _sizes(x: Tensor, splits: int) -> tuple[int, int, int, int]:
+    """G, R, W and C of `kernels`: rows of as many pixels as make about `ROW` numbers."""
     N, C, H, W = x.shape
     pixels = N // splits * H * W
     together = next(p for p in range(max(1, ROW // C), 0, -1) if pixels % p == 0)
-    bits = torch.uint16 if x.dtype == torch.bfloat16 else torch.uint32
-    rows = x.detach().permute(0, 2, 3, 1).view(splits, pixels // together, together * C)
-    return rows.view(bits).numpy()
+    return splits, pixels // together, together * C, C
 
 
 class _Normalise(torch.autograd.Function):
@@ -73,31 +71,37 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, splits: int, eps: float, relu: bool
-    ) -> tuple[Tensor, Tensor]:
-        C, add = x.shape[1], shortcut is not None
-        y, statistics = torch.empty_like(x), weight.new_empty(2, C)
-        mean, rstd = weight.new_empty(2, splits, C)
-        chunks = -(-x.numel() // splits // CHUNK)
-        rows = _rows(x, splits)
-        more = rows if shortcut is None else _rows(shortcut, splits)
-        vectors = [v.detach().numpy() for v in (weight, bias, mean, rstd, statistics)]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shortcut: Tensor | None,
+        norm: nn.BatchNorm2d,
+        splits: int,
+        relu: bool,
+    ) -> Tensor:
+        y, moments, add = torch.empty_like(x), weight.new_empty(2, splits, x.shape[1]), shortcut is not None
+        sizes, chunks = _sizes(x, splits), -(-x.numel() // splits // CHUNK)
+        tensors = [t.data_ptr() for t in (x, x if shortcut is None else shortcut, y, weight, bias, moments)]
+        buffers: list[Any] = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+        running = tuple(t.data_ptr() for t in buffers)
+        momentum = -1.0 if norm.momentum is None else float(norm.momentum)
         with _ONE_AT_A_TIME:
-            _kernels().normalise(rows, more, _rows(y, splits), *vectors, chunks, eps, add, relu)
-        ctx.save_for_backward(x, y if add else x, weight, bias, mean, rstd)
-        ctx.chunks, ctx.add, ctx.relu = chunks, add, relu
-        ctx.mark_non_differentiable(statistics)
-        return y, statistics
+            kernels = _kernels()
+            kernels.normalise(kernels.BITS[x.itemsize], *tensors, running, sizes, chunks, norm.eps, momentum, add, relu)
+        ctx.save_for_backward(x, y if add else x, weight, bias, moments)
+        ctx.sizes, ctx.chunks, ctx.add, ctx.relu = sizes, chunks, add, relu
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, bias, mean, rstd = ctx.saved_tensors
-        dy = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, bias, moments = ctx.saved_tensors
+        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         dsum = torch.empty_like(x) if ctx.add else dx
-        rows = [_rows(t, len(mean)) for t in (x, y, dy, dx, dsum)]
-        vectors = [v.detach().numpy() for v in (weight, bias, mean, rstd, dweight, dbias)]
+        tensors = [t.data_ptr() for t in (x, y, dy, dx, dsum, weight, bias, moments, dweight, dbias)]
         with _ONE_AT_A_TIME:
-            _kernels().differentiate(*rows, *vectors, ctx.chunks, ctx.add, ctx.relu)
+            kernels = _kernels()
+            kernels.differentiate(kernels.BITS[x.itemsize], *tensors, ctx.sizes, ctx.chunks, ctx.add, ctx.relu)
         return dx, dweight, dbias, dsum if ctx.add else None, None, None, None

@@ -27,13 +27,13 @@ def _split_normalise(
     """
     splits = max(1, min(splits, len(x) // 2))
     if fused.can_fuse(norm, x, splits):
-        y, statistics = fused.normalise(norm, x, shortcut, splits, relu)
-        _update_statistics(norm, *statistics)
-        return y
-    normalise, together = _normalise_apart, splits > 1 and len(x) % splits == 0
-    if together and torch.compiler.is_compiling():
+        return fused.normalise(norm, x, shortcut, splits, relu)
+    if splits == 1:
+        return _finish(nn.BatchNorm2d.forward(norm, x), shortcut, relu)
+    normalise = _normalise_apart
+    if len(x) % splits == 0 and torch.compiler.is_compiling():
         normalise = _normalise_view
-    elif together and x.is_cuda:
+    elif len(x) % splits == 0 and x.is_cuda:
         normalise = _normalise_as_channels
     y, stats = normalise(norm, x, splits)
     _update_statistics(norm, *stats.mean(dim=1))
@@ -41,8 +41,9 @@ def _split_normalise(
 
 
 def _finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    y = y if shortcut is None else y + shortcut
-    return y.relu() if relu else y
+    if shortcut is not None:
+        y += shortcut
+    return y.relu_() if relu else y
 
 
 def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
@@ -68,7 +69,7 @@ def _normalise_apart(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tens
         F.batch_norm(group, mean, var, norm.weight, norm.bias, True, 1.0, norm.eps)
         for group, mean, var in zip(groups, *(s.unbind() for s in stats), strict=True)
     ]
-    return normalised[0] if splits == 1 else torch.cat(normalised), stats
+    return torch.cat(normalised), stats
 
 
 def _normalise_view(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> tuple[Tensor, Tensor]:
