@@ -1,5 +1,6 @@
 """Batch norm, sum and ReLU at once: gradients, where it is used, and threads."""
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +33,14 @@ def test_derivatives_are_those_of_torch(monkeypatch, shape, splits, chunk):
     norm = norm_of(shape[1])
     x, shortcut, target = (images(shape, seed=seed).requires_grad_() for seed in range(3))
     leaves = x, norm.weight, norm.bias, shortcut
-    y, statistics = fused.normalise(norm, x, shortcut, splits, relu=True)
+    norm.momentum = 1.0
+    y = fused.normalise(norm, x, shortcut, splits, relu=True)
     groups = [nn.functional.batch_norm(g, None, None, norm.weight, norm.bias, True) for g in x.chunk(splits)]
     expected = (torch.cat(groups) + shortcut).relu()
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
     moments = [torch.stack([f(g, dim=(0, 2, 3)) for g in x.chunk(splits)]).mean(0) for f in (torch.mean, torch.var)]
+    statistics = torch.stack([norm.running_mean, norm.running_var])
     torch.testing.assert_close(statistics, torch.stack(moments), rtol=1e-4, atol=1e-5)
     found, truth = (torch.autograd.grad(out, leaves, target.detach()) for out in (y, expected))
     for ours, theirs in zip(found, truth, strict=True):
@@ -47,7 +50,7 @@ def test_derivatives_are_those_of_torch(monkeypatch, shape, splits, chunk):
 def test_a_gradient_may_lie_in_memory_as_it_likes():
     """As that of a mean over pixels, which is one number a channel seen many times."""
     norm, x = norm_of(8), images((4, 8, 3, 3), torch.bfloat16).requires_grad_()
-    y, _ = fused.normalise(norm, x, None, 2, relu=True)
+    y = fused.normalise(norm, x, None, 2, relu=True)
     dy, leaves = torch.randn(4, 8, 1, 1).bfloat16().expand(4, 8, 3, 3), (x, *norm.parameters())
     one = torch.autograd.grad(y, leaves, dy, retain_graph=True)
     other = torch.autograd.grad(y, leaves, dy.contiguous(memory_format=torch.channels_last))
@@ -57,7 +60,7 @@ def test_a_gradient_may_lie_in_memory_as_it_likes():
 @pytest.mark.parametrize("pixels", [3, 1])
 def test_a_shortcut_of_another_kind_is_taken_too(pixels):
     x, shortcut = images((4, 8, 3, 3), torch.bfloat16), torch.randn(4, 8, pixels, pixels, requires_grad=True)
-    y, _ = fused.normalise(norm_of(8), x, shortcut, 2, relu=True)
+    y = fused.normalise(norm_of(8), x, shortcut, 2, relu=True)
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert shortcut.grad.dtype == torch.float32
@@ -68,18 +71,18 @@ def test_a_shortcut_of_another_kind_is_taken_too(pixels):
 def test_what_needs_no_gradient_gets_none():
     norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
     norm.requires_grad_(False)
-    fused.normalise(norm, x, None, 2, relu=True)[0].sum().backward()
+    fused.normalise(norm, x, None, 2, relu=True).sum().backward()
     assert x.grad is not None
     assert norm.weight.grad is None
     norm.requires_grad_(True)
-    fused.normalise(norm, x.detach(), None, 2, relu=True)[0].sum().backward()
+    fused.normalise(norm, x.detach(), None, 2, relu=True).sum().backward()
     assert norm.weight.grad is not None
 
 
 def test_what_it_gives_may_be_changed_in_place():
     """As by a ReLU that follows in a network of another kind."""
     norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
-    y, _ = fused.normalise(norm, x, None, 2, relu=False)
+    y = fused.normalise(norm, x, None, 2, relu=False)
     expected = torch.autograd.grad(y.relu().square().sum(), x, retain_graph=True)
     found = torch.autograd.grad(y.relu_().square().sum(), x)
     torch.testing.assert_close(found, expected)
@@ -87,7 +90,7 @@ def test_what_it_gives_may_be_changed_in_place():
 
 def test_there_is_no_second_derivative():
     x = images((4, 8, 3, 3)).requires_grad_()
-    y, _ = fused.normalise(norm_of(8), x, None, 2, relu=False)
+    y = fused.normalise(norm_of(8), x, None, 2, relu=False)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.square().sum().backward()
@@ -97,7 +100,9 @@ def test_there_is_no_second_derivative():
     ("x", "splits", "possible"),
     [
         (images((8, 4, 3, 3)), 4, True),
-        (images((8, 4, 3, 3), torch.bfloat16), 1, True),
+        (images((8, 4, 3, 3), torch.bfloat16), 8, True),
+        (images((8, 4, 128, 128)), 1, True),
+        (images((8, 4, 128, 127)), 1, False),  # in one group so few that torch is as fast
         (images((8, 4, 3, 3), torch.float64), 4, False),
         (images((9, 4, 3, 3)), 4, False),  # unequal groups
         (torch.randn(8, 4, 3, 3), 4, False),  # channels first
@@ -113,6 +118,27 @@ def test_what_is_taken(monkeypatch, x, splits, possible):
         assert not fused.can_fuse(other, x, splits)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not fused.can_fuse(nn.BatchNorm2d(4), x, splits)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.0, None])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_running_statistics_are_those_of_torch(splits, momentum):
+    """Of one group those of plain batch norm; without a momentum the means over batches."""
+    ours, plain = (nn.BatchNorm2d(4, momentum=momentum) for _ in range(2))
+    for seed in range(3):
+        x = images((8, 4, 3, 3), seed=seed)
+        fused.normalise(ours, x, None, splits, relu=False)
+        if splits == 1:
+            plain(x)
+        else:
+            groups = [copy.deepcopy(plain) for _ in range(splits)]
+            for norm, group in zip(groups, x.chunk(splits), strict=True):
+                norm(group)
+            plain.load_state_dict(groups[0].state_dict())
+            plain.running_mean = torch.stack([norm.running_mean for norm in groups]).mean(0)
+            plain.running_var = torch.stack([norm.running_var for norm in groups]).mean(0)
+    assert int(ours.num_batches_tracked) == 3
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -168,7 +194,7 @@ def test_several_threads_may_train_at_once():
     def one(seed):
         norm, x = nn.BatchNorm2d(16), images((8, 16, 9, 9), seed=seed).requires_grad_()
         for _ in range(20):
-            y, _ = fused.normalise(norm, x, None, 4, relu=True)
+            y = fused.normalise(norm, x, None, 4, relu=True)
             (dx,) = torch.autograd.grad(y.square().sum(), x)
         return y, dx
 

@@ -20,7 +20,7 @@ def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():
         return False
     for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-        if vector is None or vector.dtype != torch.float32 or not vector.is_contiguous():
+        if vector is None or not (vector.is_cpu and vector.dtype == torch.float32 and vector.is_contiguous()):
             return False
     few = MANY if splits == 1 else splits * x.shape[1] + 1  # torch refuses one number a channel and group
     if x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() < few:
