@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from mocokit.model import fused
 from mocokit.model.norm import SplitBatchNorm2d
@@ -68,6 +69,17 @@ def test_a_shortcut_of_another_kind_is_taken_too(pixels):
     assert torch.equal(shortcut.grad, expected)
 
 
+def test_what_is_kept_may_come_back_otherwise():
+    """Hooks on saved tensors need not keep how they lie in memory."""
+    norm, x, shortcut = norm_of(8), images((4, 8, 3, 3)).requires_grad_(), images((4, 8, 3, 3), seed=1)
+    found = []
+    for kept in (lambda t: t, lambda t: t.contiguous()):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, kept):
+            y = fused.normalise(norm, x, shortcut, 2, relu=True)
+            found.append(torch.autograd.grad(y.square().sum(), (x, *norm.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_what_needs_no_gradient_gets_none():
     norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
     norm.requires_grad_(False)
@@ -79,10 +91,11 @@ def test_what_needs_no_gradient_gets_none():
     assert norm.weight.grad is not None
 
 
-def test_what_it_gives_may_be_changed_in_place():
+@pytest.mark.parametrize("added", [False, True])
+def test_what_it_gives_may_be_changed_in_place(added):
     """As by a ReLU that follows in a network of another kind."""
     norm, x = norm_of(8), images((4, 8, 3, 3)).requires_grad_()
-    y = fused.normalise(norm, x, None, 2, relu=False)
+    y = fused.normalise(norm, x, x.detach() if added else None, 2, relu=False)
     expected = torch.autograd.grad(y.relu().square().sum(), x, retain_graph=True)
     found = torch.autograd.grad(y.relu_().square().sum(), x)
     torch.testing.assert_close(found, expected)
@@ -114,8 +127,15 @@ def test_there_is_no_second_derivative():
 )
 def test_what_is_taken(monkeypatch, x, splits, possible):
     assert fused.can_fuse(nn.BatchNorm2d(4), x, splits) is possible
-    for other in (nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4).double(), nn.BatchNorm2d(4, bias=False)):
-        assert not fused.can_fuse(other, x, splits)
+    others = [nn.BatchNorm2d(4, **{name: False}) for name in ("affine", "bias", "track_running_stats")]
+    others += [nn.BatchNorm2d(4) for _ in range(4)]
+    others[3].double()
+    others[4].num_batches_tracked = torch.tensor(0, dtype=torch.int32)
+    others[5].running_var = torch.ones(3)
+    others[6].track_running_stats = False
+    assert not any(fused.can_fuse(other, x, splits) for other in others)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert not fused.can_fuse(nn.BatchNorm2d(4), x.clone(), splits)  # which has no memory
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not fused.can_fuse(nn.BatchNorm2d(4), x, splits)
 

@@ -78,7 +78,9 @@ def test_what_is_between_its_layers_keeps_a_block_as_it_is():
         assert network(torch.randn(4, 3, 32, 32)).isfinite().all()
     swish = BasicBlock(4, 4, act_layer=nn.SiLU)
     random = BasicBlock(4, 4, drop_path=nn.Dropout(0.5))
-    assert [type(fuse_residual(block)) for block in (swish, random)] == [BasicBlock] * 2
+    folded = BasicBlock(4, 4)
+    folded.bn1 = nn.Identity()
+    assert [type(fuse_residual(block)) for block in (swish, random, folded)] == [BasicBlock] * 3
 
 
 def test_frozen_statistics_stay_frozen():
@@ -94,9 +96,12 @@ def test_the_stem_has_its_relu_once():
     assert type(network.act1) is nn.Identity
 
 
-def test_a_compiler_gets_the_plain_block(monkeypatch):
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_compiler_gets_the_plain_block(monkeypatch, splits):
+    torch._dynamo.reset()
+    monkeypatch.setattr(fused, "MANY", 2)
     graphs, calls = [], []
-    network = fuse_residual(split_batch_norm(create_backbone("resnet18_narrow", 3, 8), 2))
+    network = fuse_residual(split_batch_norm(create_backbone("resnet18_narrow", 3, 8), splits))
     network.to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     expected = copy.deepcopy(network)(x)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ROW, CHUNK = 256, 2**15  # numbers of a row, about, and at most of a chunk, as `kernels` has them
+ROW, CHUNK = 256, 2**15  # numbers of a row and of a chunk, about, as `kernels` has them
 MANY = 2**19  # numbers of one group: for fewer, torch's operations one by one take no longer
 _ONE_AT_A_TIME = threading.Lock()  # one of Numba's pools of threads can't be called by two
 
@@ -17,15 +17,22 @@ _ONE_AT_A_TIME = threading.Lock()  # one of Numba's pools of threads can't be ca
 def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
     """Whether ``norm`` of ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take, which check nothing, and
     are faster with."""
-    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) or torch.compiler.is_compiling():
+    if type(x) is not Tensor or not x.is_cpu or x.dtype not in (torch.bfloat16, torch.float32):
         return False
-    for vector in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-        if vector is None or not (vector.is_cpu and vector.dtype == torch.float32 and vector.is_contiguous()):
-            return False
-    few = MANY if splits == 1 else splits * x.shape[1] + 1  # torch refuses one number a channel and group
-    if x.ndim != 4 or x.shape[1] != norm.num_features or x.numel() < few:
+    if torch.compiler.is_compiling() or not norm.track_running_stats or x.ndim != 4:
         return False
-    return len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    vectors: list[Any] = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    if not all(_is_vector(v, torch.float32) and v.shape == x.shape[1:2] for v in vectors):
+        return False
+    if not _is_vector(norm.num_batches_tracked, torch.int64):
+        return False
+    few = max(MANY if splits == 1 else 0, splits * x.shape[1] + 1)  # torch refuses one number a channel and group
+    return x.numel() >= few and len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_vector(v: Any, dtype: torch.dtype) -> bool:
+    """Of numbers that lie next to each other in memory; subclasses of tensors may have none."""
+    return type(v) in (Tensor, nn.Parameter) and v.is_cpu and v.dtype == dtype and v.is_contiguous()
 
 
 def normalise(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, splits: int, relu: bool) -> Tensor:
@@ -88,8 +95,10 @@ class _Normalise(torch.autograd.Function):
         momentum = -1.0 if norm.momentum is None else float(norm.momentum)
         with _ONE_AT_A_TIME:
             kernels = _kernels()
-            kernels.normalise(kernels.BITS[x.itemsize], *tensors, running, sizes, chunks, norm.eps, momentum, add, relu)
-        ctx.save_for_backward(x, y if add else x, weight, bias, moments)
+            kernels.normalise(
+                kernels.BITS[x.itemsize], *tensors, running, sizes, chunks, float(norm.eps), momentum, add, relu
+            )
+        ctx.save_for_backward(x, y if add and relu else x, weight, bias, moments)
         ctx.sizes, ctx.chunks, ctx.add, ctx.relu = sizes, chunks, add, relu
         return y
 
@@ -97,7 +106,8 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight, bias, moments = ctx.saved_tensors
-        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dy = dy.to(x.dtype)
+        x, y, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, y, dy))
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         dsum = torch.empty_like(x) if ctx.add else dx
         tensors = [t.data_ptr() for t in (x, y, dy, dx, dsum, weight, bias, moments, dweight, dbias)]

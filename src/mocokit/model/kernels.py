@@ -1,12 +1,12 @@
 """Batch norm of groups with the sum and the ReLU after it, forward and back, as loops that Numba compiles for this CPU.
 
-torch makes a pass over memory for each of them, in bfloat16 slow ones. Here a number is read, widened to float32,
-taken through all of it and written once (docs/LOG.md has both beside what memory allows).
+torch makes a pass over memory for each of them, in bfloat16 slow ones. Here there are two, for the sums and for all
+the rest, in float32 whatever is read and written (docs/LOG.md has both beside what memory allows).
 
 Activations are [G, R, W]: G groups of R rows, each row some pixels with the C channels of each next to each other, so
 that a row's column j is of channel j % C. They are given as addresses, which costs a tenth of what arrays do, and as
-the bits of their numbers: uint16 of bfloat16, uint32 of float32. All else is float32. Groups are worked on in
-``chunks`` each, which do not depend on the threads: nor do the results.
+the bits of their numbers: uint16 of bfloat16, uint32 of float32. All else but a count is float32. Groups are worked on
+in ``chunks`` each, which do not depend on the threads: nor do the results.
 """
 
 import os
@@ -140,11 +140,11 @@ def _transform(x, shortcut, y, first, last, mean, rstd, weight, bias, add, relu)
         if add:
             for j in range(width):
                 f = (_number(x[r, j], size) - m[j]) * scale[j] + shift[j] + _number(shortcut[r, j], size)
-                y[r, j] = _bits(low if f < low else f, size)
+                y[r, j] = _bits(low if f <= low else f, size)
         else:
             for j in range(width):
                 f = (_number(x[r, j], size) - m[j]) * scale[j] + shift[j]
-                y[r, j] = _bits(low if f < low else f, size)  # what is not a number stays so
+                y[r, j] = _bits(low if f <= low else f, size)  # what is not a number stays so
 
 
 @_compiled(parallel=True, nogil=True)
@@ -162,7 +162,8 @@ def normalise(bits, x, shortcut, y, weight, bias, moments, running, sizes, chunk
     G, R, W, C = sizes
     X, Y, S = _array(x, bits, (G, R, W)), _array(y, bits, (G, R, W)), _array(shortcut, bits, (G, R, W))
     w, b = _array(weight, _NUMBERS, (C,)), _array(bias, _NUMBERS, (C,))
-    mean, rstd = _array(moments, _NUMBERS, (2, G, C))
+    mean_rstd = _array(moments, _NUMBERS, (2, G, C))
+    mean, rstd = mean_rstd[0], mean_rstd[1]
     total, var = np.empty((G, chunks, C), np.float32), np.empty((G, C), np.float32)
     squares = np.empty_like(total)
     for i in prange(G * chunks):
@@ -241,7 +242,8 @@ def differentiate(bits, x, y, dy, dx, dsum, weight, bias, moments, dweight, dbia
     DX, DS = _array(dx, bits, (G, R, W)), _array(dsum, bits, (G, R, W))
     w, b = _array(weight, _NUMBERS, (C,)), _array(bias, _NUMBERS, (C,))
     dw, db = _array(dweight, _NUMBERS, (C,)), _array(dbias, _NUMBERS, (C,))
-    mean, rstd = _array(moments, _NUMBERS, (2, G, C))
+    mean_rstd = _array(moments, _NUMBERS, (2, G, C))
+    mean, rstd = mean_rstd[0], mean_rstd[1]
     n, total, slope = R * W // C, np.empty((G, chunks, C), np.float32), np.empty((G, C), np.float32)
     along, offset = np.empty_like(total), np.empty_like(slope)
     for i in prange(G * chunks):

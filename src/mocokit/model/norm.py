@@ -48,7 +48,7 @@ def _finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
 
 def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     """Move the running statistics towards those of a batch, the variance unbiased, as torch's batch norm does."""
-    if norm.running_mean is None or norm.running_var is None:
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1

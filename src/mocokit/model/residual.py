@@ -57,7 +57,9 @@ def fuse_residual(backbone: nn.Module) -> nn.Module:
 
 
 def _is_plain(block: Any) -> bool:
-    """Without attention, blurring or anything random between its convolutions."""
-    layers = [module for name, module in block.named_children() if not name.startswith(("conv", "downsample"))]
-    kinds = {type(layer) for layer in layers}
-    return block.se is None and block.drop_path is None and kinds <= {SplitBatchNorm2d, nn.ReLU, nn.Identity}
+    """Of split batch norms and ReLUs, without attention, blurring or anything random between its convolutions."""
+    layers = dict(block.named_children())
+    norms, rectifiers = ([layers[name] for name in layers if name.startswith(kind)] for kind in ("bn", "act"))
+    nothing = block.se is None and block.drop_path is None
+    nothing = nothing and type(block.drop_block) is type(block.aa) is nn.Identity
+    return nothing and {*map(type, norms)} == {SplitBatchNorm2d} and {*map(type, rectifiers)} == {nn.ReLU}
