@@ -37,13 +37,15 @@ def test_derivatives_are_those_of_torch(monkeypatch, shape, splits, chunk):
     norm.momentum = 1.0
     y = fused.normalise(norm, x, shortcut, splits, relu=True)
     groups = [nn.functional.batch_norm(g, None, None, norm.weight, norm.bias, True) for g in x.chunk(splits)]
-    expected = (torch.cat(groups) + shortcut).relu()
+    sums = torch.cat(groups) + shortcut
+    expected = sums.relu()
+    target = target.detach() * (sums.abs() > 1e-3)  # what rounding could take past the ReLU does not count
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
     moments = [torch.stack([f(g, dim=(0, 2, 3)) for g in x.chunk(splits)]).mean(0) for f in (torch.mean, torch.var)]
     statistics = torch.stack([norm.running_mean, norm.running_var])
     torch.testing.assert_close(statistics, torch.stack(moments), rtol=1e-4, atol=1e-5)
-    found, truth = (torch.autograd.grad(out, leaves, target.detach()) for out in (y, expected))
+    found, truth = (torch.autograd.grad(out, leaves, target) for out in (y, expected))
     for ours, theirs in zip(found, truth, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
