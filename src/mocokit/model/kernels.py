@@ -71,7 +71,7 @@ def _bits(number, size):  # type: ignore[no-untyped-def]
 
 
 @_compiled()
-def _along(vector, width):  # type: ignore[no-untyped-def]
+def _repeat(vector, width):  # type: ignore[no-untyped-def]
     """[C] repeated to the columns of a row, [W]."""
     C = len(vector)
     row = np.empty(width, np.float32)
@@ -104,7 +104,7 @@ def _add_up(x, first, last, total, squares):  # type: ignore[no-untyped-def]
     """Sums over the rows from ``first`` to ``last`` of one group, of differences from its first pixel: of those a large
     mean costs no digits."""
     width, size = x.shape[1], x.itemsize
-    start = _along(_first_pixel(x, len(total)), width)
+    start = _repeat(_first_pixel(x, len(total)), width)
     sums, sums2 = np.zeros(width, np.float32), np.zeros(width, np.float32)
     for r in range(first, last):
         for j in range(width):
@@ -135,7 +135,7 @@ def _transform(x, shortcut, y, first, last, mean, rstd, weight, bias, add, relu)
     """Write the rows from ``first`` to ``last`` of one group's ``y``."""
     width, size = x.shape[1], x.itemsize
     low = np.float32(0) if relu else np.float32(-np.inf)
-    m, scale, shift = _along(mean, width), _along(rstd * weight, width), _along(bias, width)
+    m, scale, shift = _repeat(mean, width), _repeat(rstd * weight, width), _repeat(bias, width)
     for r in range(first, last):
         if add:
             for j in range(width):
@@ -193,7 +193,7 @@ def _add_up_back(x, y, dy, dsum, first, last, mean, rstd, weight, bias, total, a
     """Sums of the gradient behind the ReLU and of its product with x - mean. Where something was added the ReLU is read
     from ``y``, and that gradient kept in ``dsum``; else it is computed once more, which is less to read."""
     width, size = x.shape[1], x.itemsize
-    m, scale, shift = _along(mean, width), _along(rstd * weight, width), _along(bias, width)
+    m, scale, shift = _repeat(mean, width), _repeat(rstd * weight, width), _repeat(bias, width)
     low = np.float32(0) if relu else np.float32(-np.inf)
     sums, sums2 = np.zeros(width, np.float32), np.zeros(width, np.float32)
     for r in range(first, last):
@@ -218,8 +218,8 @@ def _add_up_back(x, y, dy, dsum, first, last, mean, rstd, weight, bias, total, a
 def _transform_back(x, dy, dsum, dx, first, last, mean, rstd, weight, bias, slope, offset, add, relu):  # type: ignore[no-untyped-def]
     """Write the rows from ``first`` to ``last`` of one group's ``dx``: a sum of gradient, x - mean and one."""
     width, size = x.shape[1], x.itemsize
-    m, scale, shift = _along(mean, width), _along(rstd * weight, width), _along(bias, width)
-    a, b = _along(slope, width), _along(offset, width)
+    m, scale, shift = _repeat(mean, width), _repeat(rstd * weight, width), _repeat(bias, width)
+    a, b = _repeat(slope, width), _repeat(offset, width)
     low = np.float32(0) if relu else np.float32(-np.inf)
     for r in range(first, last):
         if add:
@@ -248,19 +248,19 @@ def differentiate(bits, x, y, dy, dx, dsum, weight, bias, moments, dweight, dbia
     along, offset = np.empty_like(total), np.empty_like(slope)
     for i in prange(G * chunks):
         g, k = np.int64(i) // chunks, np.int64(i) % chunks
-        first, last, sums = k * R // chunks, (k + 1) * R // chunks, (total[g, k], along[g, k])
-        _add_up_back(X[g], Y[g], DY[g], DS[g], first, last, mean[g], rstd[g], w, b, sums[0], sums[1], add, relu)
+        first, last, t, z = k * R // chunks, (k + 1) * R // chunks, total[g, k], along[g, k]
+        _add_up_back(X[g], Y[g], DY[g], DS[g], first, last, mean[g], rstd[g], w, b, t, z, add, relu)
     dw[:], db[:] = 0, 0
     for g in range(G):
         for c in range(C):
-            t, z = 0.0, 0.0
+            sum_d, sum_dz = 0.0, 0.0
             for k in range(chunks):
-                t += total[g, k, c]
-                z += along[g, k, c]
+                sum_d += total[g, k, c]
+                sum_dz += along[g, k, c]
             scale = rstd[g, c] * w[c]
-            dw[c] += z * rstd[g, c]
-            db[c] += t
-            slope[g, c], offset[g, c] = -scale * rstd[g, c] * rstd[g, c] * z / n, -scale * t / n
+            dw[c] += sum_dz * rstd[g, c]
+            db[c] += sum_d
+            slope[g, c], offset[g, c] = -scale * rstd[g, c] * rstd[g, c] * sum_dz / n, -scale * sum_d / n
     for i in prange(G * chunks):
         g, k = np.int64(i) // chunks, np.int64(i) % chunks
         first, last = k * R // chunks, (k + 1) * R // chunks
