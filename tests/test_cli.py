@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from mocokit.cli import SWITCHES, main
@@ -273,6 +275,28 @@ def test_our_own_mistakes_are_not_hidden(data, monkeypatch):
     monkeypatch.setattr("mocokit.commands.pretrain.pretrain", broken)
     with pytest.raises(ZeroDivisionError):  # the interpreter's own exit code is 1
         main(["pretrain", data])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"),
+         "CUDA out of memory. Tried to allocate 2.00 GiB; give a smaller --batch-size"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "memory (MPS allocated: 5 GB); give a"),
+        (MemoryError(), "mocokit: out of memory; give a smaller --batch-size or --image-size, or another --device"),
+        (MemoryError("Unable to allocate 9 GiB"), "mocokit: Unable to allocate 9 GiB; give a smaller"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_no_fault_of_ours(data, monkeypatch, capfd, error, told):
+    monkeypatch.setattr("mocokit.commands.pretrain.pretrain", Mock(side_effect=error))
+    assert main(["pretrain", data]) == 2
+    *_, line = capfd.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_torchs_own_refusal_of_memory_is_told(data, monkeypatch, capfd):
+    monkeypatch.setattr("mocokit.commands.pretrain.pretrain", lambda **_: torch.empty(2**60, dtype=torch.uint8))
+    assert "out of memory: you tried to allocate" in refused(capfd, "pretrain", data)
 
 
 def test_an_interrupt_before_training_is_130(data, monkeypatch, capfd):

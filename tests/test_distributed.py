@@ -133,6 +133,16 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(monkeypatch, missin
         distributed.init_process_group("cpu")
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"process 2 of this machine .* sees 2 in all; start 2 processes a machine"):
+        distributed.init_process_group("cuda")
+
+
 def test_other_errors_than_lost_peers_pass():
     with pytest.raises(RuntimeError, match="connection"), distributed.reporting_lost_peers("try again"):
         raise RuntimeError("connection lost")  # a single process has no peers to lose

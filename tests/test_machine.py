@@ -4,12 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from mocokit.errors import UserError
-from mocokit.machine import SharedCores, _busy_seconds, cpu_name, keep_freed_memory, pick_device, versions
+from mocokit.machine import (
+    SharedCores,
+    _busy_seconds,
+    computes_in_bf16,
+    cpu_name,
+    keep_freed_memory,
+    pick_device,
+    versions,
+)
 from tests.runs import tiny_data
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +103,17 @@ def test_devices(monkeypatch):
     assert (pick_device(None), pick_device("cpu")) == ("mps", "cpu")
     with pytest.raises(UserError, match=r"--device cuda: .* use --device cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [(6, False), (7, False), (8, True), (9, True)])
+def test_a_gpu_that_only_imitates_bfloat16_computes_in_float32(monkeypatch, capability, expected):
+    """A T4, say, of 7.5: torch makes tensors in bfloat16 there, and computes with them slowly or not at all."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Mock(major=capability))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert computes_in_bf16("cuda") == expected
 
 
 def test_versions_are_those_installed():

@@ -144,7 +144,14 @@ def _run(argv: Sequence[str], started: float) -> None:
     if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
         print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
-    result: Mapping[str, Any] = command(**options)
+    try:
+        result: Mapping[str, Any] = command(**options)
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).replace("can't allocate memory", "out of memory")  # so torch has it of a CPU's
+        if not isinstance(error, MemoryError) and "out of memory" not in text:
+            raise
+        what = ". ".join(text.splitlines()[0].split(". ")[:2]) if text else "out of memory"
+        raise UserError(f"{what}; give a smaller --batch-size or --image-size, or another --device") from error
     if arguments.json and result:  # of several processes only the first has a result
         print(json.dumps(result))
 

@@ -79,6 +79,9 @@ def init_process_group(device: str) -> None:
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise UserError(f"{missing[0]} is not set; processes of one run need it to meet (docs/scaling.md)")
     if device == "cuda":
+        if local_rank() >= (found := torch.cuda.device_count()):
+            what = f"process {local_rank()} of this machine needs a GPU of its own and sees {found} in all"
+            raise UserError(f"{what}; start {found} processes a machine, and let each see all of its GPUs")
         torch.cuda.set_device(local_rank())
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:

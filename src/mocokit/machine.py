@@ -152,11 +152,11 @@ def pick_device(requested: str | None) -> DeviceName:
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether ``device`` has arithmetic in bfloat16."""
+    """Whether ``device`` has arithmetic in bfloat16, and need not imitate it, as GPUs before Ampere do."""
     import torch
 
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -84,6 +84,20 @@ def test_times_are_those_of_this_machine(store, config):
     assert 0 < image * measure.images_of_final(config) < wall
 
 
+def test_graphs_of_a_trial_are_forgotten_even_if_it_fails(store, config, monkeypatch):
+    forgotten = mock.Mock()
+    monkeypatch.setattr(measurements, "forget_cuda_graphs", forgotten)
+    monkeypatch.setattr(measurements, "step_times", mock.Mock(side_effect=[{8: 1.0}, RuntimeError, {8: 1.0}]))
+    measure = RunMeasurements(store, store.splits["train"])
+    recorded = dataclasses.replace(config, compile=True, cuda_graphs=True)
+    measure.step_times(recorded, 0.0)
+    with pytest.raises(RuntimeError):
+        measure.step_times(recorded, 0.0)
+    assert forgotten.call_count == 2
+    measure.step_times(config, 0.0)
+    assert forgotten.call_count == 2
+
+
 def test_views_of_another_size_are_tried(store, config):
     measure = RunMeasurements(store, store.splits["train"])
     growing = dataclasses.replace(config, image_size=16, view_size=8, view_size_end=16)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
+import mocokit as package
 from mocokit.data.store import open_store
 from mocokit.model.moco import MoCo, MoCoV2
 from mocokit.model.norm import split_batch_norm
@@ -20,7 +22,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training import compilation
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.pretraining import Pretraining, train
-from tests.runs import FLAGS, coloured_data, mocokit, tiny_data
+from tests.runs import FLAGS, TINY, coloured_data, mocokit, tiny_data
 from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 
@@ -207,6 +209,35 @@ def test_a_backward_that_cannot_be_compiled_is_told_like_a_forward(monkeypatch, 
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     assert "the encoders run uncompiled: no such kernel" in capfd.readouterr().err
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("at", [1, 9])  # the first step, and one after checkpoints
+def test_a_run_whose_compiled_encoders_fail_goes_on_without(tmp_path, monkeypatch, capfd, at):
+    """As when a CUDA graph can't be recorded: the step is half done, what it changed is thrown away."""
+    data, calls = tiny_data(tmp_path), itertools.count(1)
+
+    def failing(moco: MoCo, cuda_graphs: bool) -> None:
+        forward = moco.encoder_q.forward
+
+        def fail(x: Tensor) -> Tensor:
+            if next(calls) == at:
+                moco.queue.keys.zero_()
+                raise torch.OutOfMemoryError("no room for graphs\nand more")
+            return forward(x)
+
+        moco.encoder_q.forward = fail
+
+    monkeypatch.setattr("mocokit.training.pretraining.compile_encoders", failing)
+    options = TINY | {"precision": "fp32", "threads": 1, "checkpoint_every": 0.0, "evaluate": False}
+    plain, gone_on = tmp_path / "plain", tmp_path / "gone-on"
+    package.pretrain(str(data), out=str(plain), compile=False, **options)
+    assert "fail here" not in capfd.readouterr().err
+    result = package.pretrain(str(data), out=str(gone_on), compile=True, **options)
+    assert "compiled encoders fail here (no room for graphs); the run goes on without" in capfd.readouterr().err
+    assert not result["config"]["compile"]
+    found, expected = (load_file(run / "encoder.safetensors") for run in (gone_on, plain))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert losses(gone_on) == losses(plain)
 
 
 def losses(out: Path) -> list[str]:

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from mocokit.reporting.projection import is_installed
 from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
+from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import Status, announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train
 from mocokit.training.projector import write_projector
@@ -143,15 +144,29 @@ def _in_directory(
     config = with_free_options(resolved, given)
     spec = encoder_spec(data.store, config, begun)
     initial = start.adapted(spec) if start else None
+    weights = initial.backbone.state_dict() if initial else None
     # The images or the weights may have been refused, or are now: nothing is written yet.
-    task = Pretraining(config, spec, resolved.restart, initial.backbone.state_dict() if initial else None)
+    task = Pretraining(config, spec, resolved.restart, weights)
     parts = tell_any_test(data.store, config)
     if not saved:
         _describe(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
         on_first(lambda: write_sheet(run, data.store, spec, config.seed))
     on_first(lambda: take_over(run, resolved.extends))
-    skipped = _train(task, data, run, resolved)
+    failure, skipped = "", list[Skipped]()
+    try:
+        skipped = _train(task, data, run, resolved)
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        if not config.compile or distributed.world_size() > 1:
+            raise
+        failure = (str(error) or type(error).__name__).splitlines()[0]
+    if failure:  # outside, where the memory of the step that failed is free again
+        say(f"compiled encoders fail here ({failure}); the run goes on without, from its last checkpoint or the start")
+        forget_cuda_graphs()
+        task = Pretraining(replace(task.config, compile=False, cuda_graphs=False), spec, resolved.restart, weights)
+        skipped = _train(task, data, run, resolved)
     is_first = distributed.rank() == 0  # of whom the others need not wait
     distributed.destroy_process_group()
     if not is_first:

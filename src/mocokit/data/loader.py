@@ -12,7 +12,7 @@ from mocokit.data.sampler import StepSampler
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
 
-RESIDENT_SHARE = 0.5  # of the free device memory that images may fill; the model needs the rest
+RESIDENT_SHARE = 0.25  # of the free device memory that images may fill; the model needs the rest
 
 
 class Loader:
