@@ -55,10 +55,11 @@ def main_parser() -> argparse.ArgumentParser:
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """Everything after the verb, derived from its configuration class."""
     fields = fields_of(VERBS[verb])
-    positional = "".join(f"{name.upper()} " for name, option in fields.items() if option.positional)
+    needed = [option for option in fields.values() if option.required or option.positional]
+    words = [_usage(option) for option in sorted(needed, key=lambda option: not option.positional)]
     parser = _Parser(
         prog=f"mocokit {verb}",
-        usage=f"mocokit {verb} {positional}[options]",
+        usage=" ".join(["mocokit", verb, *words, "[options]"]),
         description="\n\n".join(texts_of(verb)),
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -85,6 +86,13 @@ def texts_of(verb: str) -> list[str]:
 def switches_of(verb: str) -> dict[str, str]:
     """Name and help of the switches that a verb takes beside its options."""
     return {name: text for name, (text, verbs) in SWITCHES.items() if verb in verbs}
+
+
+def _usage(option: Option) -> str:
+    name = option.name.upper()
+    if not option.positional:
+        return f"{option.short or flag(option.name)} {METAVARS.get(option.kind, name)}"
+    return name if option.required else f"[{name}]"
 
 
 def _add_option(parser: argparse._ActionsContainer, option: Option) -> None:

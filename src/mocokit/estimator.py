@@ -75,7 +75,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Attributes:
         encoder_: the `mocokit.Encoder`, on the CPU.
-        history_: dicts, rows of a run's metrics.csv: step, epoch, loss, loss_over_chance, lr, ...
+        history_: dicts, rows of a run's metrics.csv without what is empty there: step, epoch, loss, lr, ...
         image_shape_: shape of each image in the rows of a two-dimensional ``X``; else None.
         n_features_in_: the length of those rows; only with a two-dimensional ``X``.
         feature_names_in_: names of the columns, if ``X`` was a DataFrame.
