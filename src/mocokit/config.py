@@ -126,7 +126,7 @@ class PretrainConfig:
     ]
     lr: Annotated[float, Option("peak learning rate", "schedule", low=0, high=1e6)]
     weight_decay: Annotated[float, Option("weight decay", "schedule", low=0, high=1e3)]
-    sgd_momentum: Annotated[float, share("momentum of SGD, LARS, LARC and Muon", "schedule")] = 0.9
+    sgd_momentum: Annotated[float, share("momentum of SGD, LARS, LARC and Muon", "schedule", high=0.9999)] = 0.9
     trust: Annotated[float, share("trust coefficient of LARS and LARC", "schedule")] = 0.001
     schedule: Annotated[
         Literal["cosine", "step"], Option("learning-rate schedule: cosine (v2) or step (v1)", "schedule")

@@ -18,7 +18,7 @@ from mocokit.commands.export import export, synthetic_images
 from mocokit.deploy import export_onnx, export_timm
 from mocokit.errors import UserError
 from tests.deploy.exporting import without
-from tests.helpers import encode, noise
+from tests.helpers import encode, noise, write_images
 from tests.runs import TinyRun
 
 
@@ -123,6 +123,17 @@ def test_mistakes(run, options, message, monkeypatch):
     monkeypatch.chdir(run.parent)
     with pytest.raises(UserError, match=message):
         export("run", **options)
+
+
+def test_pictures_to_check_with_need_not_all_be_usable(run, tmp_path):
+    pictures = write_images(tmp_path / "pictures", [f"{n}.png" for n in range(4)])
+    for name in "abcdef":
+        (pictures / f"{name}.png").write_bytes(b"no picture")
+    assert export(str(run), format="timm", data=str(pictures))["max_abs_diff"] < 1e-3
+    for path in pictures.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="pictures"):
+        export(str(run), format="timm", data=str(pictures), overwrite=True)
 
 
 def test_no_format(run, capfd):

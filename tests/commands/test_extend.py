@@ -145,7 +145,7 @@ def test_the_command_says_how_to_extend_and_extends_an_extended_run(finished, tm
     told = capfd.readouterr().err
     assert f"{more}: goes on from step 25, the end of {run}, to step 28 (epoch 6); the schedule starts again" in told
     assert "verdict: not learning" in told
-    assert f"to go on from here: --out {more} --epochs 12 --extend" in told
+    assert f"to go on from here: the same command with --out {more} --epochs 12 --extend" in told
     assert [int(row["step"]) for row in rows(more)] == list(range(29))
     config = RunDirectory(more).read_config()
     assert (config.config.epochs, config.config.steps, config.restart) == (6, 28, END)

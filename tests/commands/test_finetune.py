@@ -214,6 +214,17 @@ def test_the_baseline_is_reused(tiny_run: TinyRun, run):
     assert state(run / "from-scratch") == before
 
 
+def test_a_baseline_of_another_kind_is_refused_before_anything_is_trained(tiny_run: TinyRun, run):
+    data = str(tiny_run.data)
+    mocokit.finetune(str(run), data, from_scratch=True, **SHORT | {"epochs": 1})
+    before = state(run)
+    with pytest.raises(UserError, match=r"from-scratch holds a training with --epochs 1\. Give another --out, or"):
+        mocokit.finetune(str(run), data, **SHORT)
+    assert state(run) == before
+    mocokit.finetune(str(run), data, **SHORT, baseline=False)
+    assert mocokit.finetune(str(run), data, **SHORT | {"epochs": 1}, overwrite=True)["random_init"]
+
+
 def test_another_training_is_refused_and_overwrite_replaces(tiny_run: TinyRun, run, tmp_path):
     data, options = str(tiny_run.data), SHORT | {"epochs": 1, "baseline": False}
     mocokit.finetune(str(run), data, **options)

@@ -54,6 +54,19 @@ def test_every_verb_tests_on_the_same_held_out_images(run, photos, capfd):
     assert chosen[0] == chosen[1] == chosen[2]
 
 
+def test_an_encoder_that_knows_labels_of_test_images_is_told_of(run, photos, tmp_path, capfd):
+    """Where the data has no test images of its own, which of them test depends on options."""
+    (path, _), short = run, {"epochs": 1, "batch_size": 16, "device": "cpu", "baseline": False}
+    mocokit.finetune(str(path), str(photos), seed=1, test_share=0.3, out=str(tmp_path / "tuned"), **short)
+    capfd.readouterr()
+    mocokit.knn(str(tmp_path / "tuned"), str(photos), baseline=False)
+    told = capfd.readouterr().err
+    assert "it knows labels of some that test; give --seed 1 --test-share 0.3" in told
+    assert "without labels" not in told
+    mocokit.knn(str(tmp_path / "tuned"), str(photos), baseline=False, seed=1, test_share=0.3)
+    assert "it knows labels" not in capfd.readouterr().err
+
+
 def test_images_of_other_data_are_not_said_to_be_in_pretraining(run, tmp_path, capfd):
     other = coloured_data(tmp_path, train=12) / "train"
     mocokit.knn(str(run[0]), str(other), test_share=0.25)

@@ -11,10 +11,11 @@ import pytest
 
 import mocokit
 from mocokit.cli import main
-from mocokit.commands.results import next_command, record
-from mocokit.config import KnnConfig
+from mocokit.commands.results import DIVIDING, MEASURES, READING, next_command, record
+from mocokit.config import VERBS, KnnConfig
 from mocokit.errors import UserError
 from mocokit.machine import versions
+from mocokit.options import fields_of
 from tests.runs import TINY, coloured_data, flags_of
 
 
@@ -38,6 +39,16 @@ def test_a_result_is_kept_in_the_run_directory(tmp_path):
 def test_the_next_command_reads_the_same_images(given, flags):
     config = asdict(KnnConfig(run="x", data="digits")) | given
     assert next_command("embed", "runs/x", "my data", config, "-o f.npz") == f"mocokit embed runs/x 'my data' {flags}"
+
+
+def test_the_next_command_measures_on_the_same_images():
+    given = {"labels": "my table.csv", "test_share": 0.4, "split_by": "patient", "seed": 3, "limit": 90, "train": "mon"}
+    config = asdict(KnnConfig(run="x", data="digits")) | given
+    flags = "--limit 90 --labels 'my table.csv' --train mon --test-share 0.4 --split-by patient --seed 3"
+    assert next_command("knn", "runs/x", "d", config) == f"mocokit knn runs/x d {flags}"
+    assert next_command("embed", "runs/x", "d", config, "-o f.npz") == "mocokit embed runs/x d -o f.npz"
+    for verb in MEASURES:
+        assert {*DIVIDING, *READING} <= {*fields_of(VERBS[verb])}
 
 
 def test_what_pretrain_and_finetune_say_is_next_works_on_a_folder_of_links(tmp_path, monkeypatch, capfd):

@@ -68,6 +68,14 @@ def test_any_size_gives_equal_pixels(width, height, orientation, kind):
     np.testing.assert_array_equal(read_image(spec(3))(io.BytesIO(content)), expected(content, spec(3)))
 
 
+def test_a_narrow_picture_that_is_turned_is_taken_by_torch():
+    """NumPy calls an array of one column contiguous whatever its strides are, which torch can't take if negative."""
+    content = encode(photograph(2001, 5), "JPEG", exif=turned(6))
+    found = read_image(spec(3, size=32))(io.BytesIO(content))
+    assert found.shape[1] == 1
+    np.testing.assert_array_equal(torch.tensor(found), expected(content, spec(3, size=32)))
+
+
 def test_every_gray_level_at_every_opacity():
     levels = np.dstack(np.meshgrid(np.arange(256), np.arange(256))).astype(np.uint8)
     for content in (encode(Image.fromarray(levels, "LA")), encode(Image.fromarray(levels, "LA").convert("RGBA"))):

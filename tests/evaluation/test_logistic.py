@@ -91,6 +91,21 @@ def test_the_scale_of_features_does_not_matter(digits):
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
 
 
+def test_with_one_scale_rotated_features_tell_the_same(digits):
+    """Principal components of all variance are such; each by its own deviation they would not be."""
+    features, labels = digits
+    rotation, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+
+    def told(x, one_scale):
+        (classifier,) = logistic_path(x, labels, 10, [0.01], one_scale=one_scale)
+        return classifier.scores(x).softmax(dim=1)
+
+    expected = told(features, True)
+    torch.testing.assert_close(told(features @ rotation, True), expected, atol=2e-3, rtol=0)
+    other = told(features @ rotation, False)
+    assert (other - expected).abs().max() > 0.02  # ten times as far
+
+
 def test_constant_features_predict_the_shares_of_the_classes():
     features, labels = torch.full((10, 4), 0.1), torch.tensor([0] * 7 + [2] * 3)
     probabilities = solve(features, labels, 0.1, classes=3).scores(features).softmax(dim=1)

@@ -3,10 +3,11 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from mocokit.data.store import open_store
-from mocokit.evaluation.near_duplicates import near_duplicates, thumbnails
+from mocokit.evaluation.near_duplicates import least_correlation, near_duplicates, thumbnails
 from mocokit.evaluation.splits import Subset, split_labelled
 from tests.helpers import encode
 
@@ -60,6 +61,17 @@ def test_blank_images_are_no_duplicates_of_each_other():
 def test_tiny_images_are_not_compared():
     parts = split_labelled(open_store("digits", image_size=16), 0)
     assert near_duplicates(parts.train, parts.test, 0) is None
+
+
+def test_a_tiny_image_among_others_is_left_out_alone():
+    train = part(picture(0, 12), *map(picture, range(1, 30)))
+    assert near_duplicates(train, part(picture(3), picture(0, 12), picture(50)), 0) == (1, 2, 29, ("0", "3"))
+
+
+def test_how_near_is_near_follows_from_how_near_others_are():
+    assert least_correlation(torch.tensor([0.6, 0.7, 0.95])) == pytest.approx(0.94)  # a fifth of what 0.7 lacks
+    assert least_correlation(torch.tensor([0.1, 0.2, 0.95])) == 0.9
+    assert least_correlation(torch.tensor([0.1, 0.97, 0.98])) == 0.98
 
 
 def test_of_many_images_some_are_looked_at(monkeypatch):

@@ -99,6 +99,26 @@ def test_many_features_become_principal_components_of_the_training_images(labell
     assert torch.equal(found(labelled.test), reduced(pixels, labelled.train)(labelled.test))
 
 
+def test_folds_are_of_whole_groups(labelled, monkeypatch):
+    """Of images that stay together none is trained on where another chooses the penalty."""
+    found, groups = [], np.arange(len(labelled.train.images)) // 4
+    monkeypatch.setattr(labelled.train.images, "groups", groups)
+    monkeypatch.setattr("mocokit.evaluation.probe.choose_l2", lambda folds, *_: found.extend(folds) or 1.0)
+    part = labelled.train_val
+
+    def numbers(some):
+        return some.indices[:, None].float()
+
+    fast(numbers, part, None, 3, seed=0)
+    assert len(found) == 5
+    assert len({tuple(val[0].flatten().tolist()) for _, val in found}) > 1
+    for train, val in found:
+        rows = [set(groups[x[:, 0].long()]) for x in (train[0], val[0])]
+        assert len(train[0]) + len(val[0]) == len(part)
+        assert len(val[0])
+        assert not rows[0] & rows[1]
+
+
 @pytest.mark.filterwarnings("error")
 def test_images_that_are_all_alike_have_components_of_zero(labelled):
     found = reduced(lambda part: torch.full((len(part), COMPONENTS + 1), 0.25), labelled.train)

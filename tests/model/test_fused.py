@@ -1,6 +1,7 @@
 """Batch norm, sum and ReLU at once: gradients, where it is used, and threads."""
 
 import copy
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -186,17 +187,68 @@ def test_a_norm_gives_the_same_either_way(monkeypatch, batch, added, relu):
     assert len(calls) == (batch == 8)
 
 
-def test_kernels_have_torchs_threads(monkeypatch):
-    asked, before = [], torch.get_num_threads()
-    monkeypatch.setattr(fused._kernels().numba, "set_num_threads", asked.append)
+def test_kernels_have_torchs_threads_and_numba_its_own_again():
+    numba, before = fused._kernels().numba, torch.get_num_threads()
+    most = numba.config.NUMBA_NUM_THREADS
+    numba.set_num_threads(most)
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            fused._kernels()
+            with fused._running():
+                assert numba.get_num_threads() == min(threads, most)
+            assert numba.get_num_threads() == most
     finally:
         torch.set_num_threads(before)
-    most = fused._kernels().numba.config.NUMBA_NUM_THREADS
-    assert asked[:2] == [1, min(2, most)]
+
+
+STEP = """
+import os, sys, torch
+from mocokit.model.norm import SplitBatchNorm2d
+def step():
+    torch.manual_seed(0)
+    norm = SplitBatchNorm2d(8)
+    norm.splits = 2
+    x = torch.randn(4, 8, 3, 3).contiguous(memory_format=torch.channels_last)
+    norm(x.requires_grad_(), relu=True).square().sum().backward()
+    return x.grad
+torch.set_num_threads(1)
+"""
+
+
+def outcome(program, **environment):
+    """What a program that defines `STEP` prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", STEP + program],
+        env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_numba_torch_does_it(tmp_path):
+    """A NumPy that is newer than it knows, for example, it refuses when it is imported."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.5 or less')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    program = (
+        "step(); torch.save(step(), sys.argv[1] if len(sys.argv) > 1 else '/dev/null'); print('numba' in sys.modules)"
+    )
+    missing = outcome(program, PYTHONPATH=path)
+    assert missing.stdout == "False\n"
+    assert missing.stderr.count("torch's own operations, which take longer: Numba needs NumPy 2.5 or less") == 1
+    switched_off = outcome(program, NUMBA_DISABLE_JIT="1")
+    assert "which take longer: NUMBA_DISABLE_JIT is set" in switched_off.stderr
+
+
+def test_a_forked_process_trains_as_its_parent_did():
+    """Threads of OpenMP's do not live on in it; whoever starts some there is killed."""
+    program = """
+expected = step()
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.allclose(step(), expected, atol=1e-5) else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert outcome(program).stdout == "0\n"
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -1,5 +1,6 @@
 """The compiled loops against float64 and against torch's own rounding."""
 
+import os
 import subprocess
 import sys
 
@@ -183,3 +184,41 @@ def test_nothing_need_be_kept(tmp_path):
         "assert 'NullCache' in type(kernels.normalise._cache).__name__, kernels.normalise._cache\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+LOOPS = """
+from mocokit.model import kernels
+@kernels._compiled()
+def double(x):
+    return 2 * x
+assert double(21) == 42
+print(sum(double.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize("damage", ["index", "code", "none", "no room"])
+def test_what_is_kept_of_the_compiler_may_be_damaged_or_have_no_room(tmp_path, damage):
+    """As by a power cut soon after. Numba itself would fail at it, now and ever after."""
+    program, cache = tmp_path / "program.py", tmp_path / "cache"
+    program.write_text(LOOPS)
+
+    def hits(before=""):
+        command = f"{before}exec {sys.executable} {program}"
+        done = subprocess.run(
+            ["sh", "-c", command], env=os.environ | {"NUMBA_CACHE_DIR": str(cache)}, capture_output=True, text=True,
+            timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    assert hits("ulimit -f 0; " if damage == "no room" else "") == 0
+    kept = [*cache.rglob("*double*.nb[ic]")]
+    if damage == "no room":
+        assert not any(path.stat().st_size for path in kept)
+        return
+    assert len(kept) == 2
+    for path in kept:
+        if path.suffix == {"index": ".nbi", "code": ".nbc"}.get(damage):
+            path.write_bytes(b"")
+    assert hits() == (damage == "none")
+    assert hits() == 1

@@ -74,6 +74,14 @@ def test_all_methods_and_a_stop_in_between(trial, tiny_run, monkeypatch):
     for figure in ("few", "balanced", "spread"):
         assert measured == {key[:3] for key in found if key[3] == figure}
     assert by_hand["images"]["train"] + by_hand["images"]["val"] == 21
+    everywhere = mocokit.probe(str(directory / "run"), str(tiny_run.data), seed=1, device="cpu", threads=1)
+    assert everywhere["images"]["train"] + everywhere["images"]["val"] == 72
+    assert found["moco", "probe-all", "all", "top1"] == everywhere["encoder"]["top1"]
+    assert json.loads((directory / "run" / "results" / "pretrain.json").read_text())["images"] == 21
+    for method, protocol in (("moco-finetuned", "finetune"), ("from-scratch", "from scratch")):
+        tuned_by = json.loads((directory / f"{method}-all" / "results" / "finetune.json").read_text())
+        assert tuned_by["protocol"] == protocol
+        assert tuned_by["images"]["train"] + tuned_by["images"]["val"] == 21
     few = json.loads((directory / "moco-finetuned-2" / "results" / "finetune.json").read_text())
     assert few["images"]["train"] + few["images"]["val"] == 2 * 3
     assert few["images"]["test"] == 48

@@ -21,6 +21,7 @@ from mocokit.model.encoder import encoder_spec
 from mocokit.options import validate
 from mocokit.rundir import RunDirectory
 from mocokit.training import pretraining
+from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
 from tests.runs import TINY
 
@@ -81,12 +82,22 @@ def shuffled_keys(data: str) -> tuple[torch.Tensor, torch.Tensor]:
     return moco.keys(x, order), moco.keys(x, None)
 
 
+def kept_sums(data: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a checkpoint has of sums that differ by process, and what this process has afterwards."""
+    store = open_store(data, image_size=8, workers=0)
+    facts = Facts("x", len(store.splits["train"]), 8, 8, 3, "cpu", False, 1, distributed.world_size())
+    config = defaults(validate({"data": data, **V2, "epochs": 1, "steps": 1}, FIELDS), facts).config
+    trainer = Trainer(Pretraining(config, encoder_spec(store, config)), create_fabric("cpu", "fp32"))
+    trainer.task.sums += torch.arange(5.0) * (distributed.rank() + 1)
+    return trainer.state_dict()["task"]["sums"], trainer.task.sums.clone()
+
+
 def main(job: dict[str, Any]) -> None:
     """Do the job in this process and leave the outcome where the test finds it."""
     torch.set_num_threads(1)
     distributed.init_process_group("cpu")
     folder = Path(job["out"]) / f"rank{distributed.rank()}"
-    outcome: dict[str, Any] = {"keys": shuffled_keys(job["data"])}
+    outcome: dict[str, Any] = {"keys": shuffled_keys(job["data"]), "sums": kept_sums(job["data"])}
     for name, options in CASES.items():
         outcome[name] = train(job["data"], Path(job["out"]) / name, options)
     if distributed.world_size() == 1:

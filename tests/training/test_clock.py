@@ -214,7 +214,7 @@ def test_a_run_that_followed_the_clock_is_resumed_and_repeated_exactly(tmp_path,
         result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), time_budget="1h", **options)
         patch.setattr("mocokit.training.pretraining.turn", decide(stops=True))
         stopped = {"out": str(tmp_path / "stopped"), "time_budget": "1h", **options}
-        with pytest.raises(Interrupted, match="stopped at step 9"):
+        with pytest.raises(Interrupted, match="stopped at step 9 of 10 by"):
             mocokit.pretrain(str(data), **stopped)
         mocokit.pretrain(str(data), **stopped)
     assert result["steps"] == 10

@@ -69,6 +69,14 @@ def test_several_processes_go_on_from_the_checkpoint_of_one(alone, together):
     assert_same_training(alone["v2"]["start"], alone["v2"]["end"], together[0]["resumed"]["end"])
 
 
+def test_a_checkpoint_has_the_means_of_what_processes_add_up(together):
+    """All go on from the first one's, so that each with its own would count that twice."""
+    own = [outcome["sums"][1] for outcome in together]
+    assert [sums.tolist() for sums in own] == [(torch.arange(5.0) * n).tolist() for n in range(1, len(own) + 1)]
+    for outcome in together:
+        torch.testing.assert_close(outcome["sums"][0], torch.stack(own).mean(0))
+
+
 def assert_same_training(start: dict, one: dict, many: dict) -> None:
     assert one.keys() == many.keys()
     for name, value in one.items():

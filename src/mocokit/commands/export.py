@@ -87,6 +87,7 @@ def _check_images(config: ExportConfig, spec: EncoderSpec) -> tuple[np.ndarray, 
             limit=CHECK_IMAGES,
             intensity_range=spec.intensity_range,
             channels=spec.channels,
+            max_skipped=1.0,
             progress=report,
         )
     images = store.main

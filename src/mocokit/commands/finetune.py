@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import time
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,15 @@ def finetune(
     derived = _derived(config, len(labelled.train), inputs.encoder)
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
     compares = config.baseline and not config.from_scratch
-    training = _Training(config, inputs, labelled, started, 2 if compares else 1)
-    result = training.result(started, overwrite)
-    if compares and result["random_init"] is None:
-        path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
+    path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
+    scratch = dataclasses.replace(config, from_scratch=True, out=str(path), time_budget=None)
+    beside = _Training(scratch, inputs, labelled, started) if compares else None
+    training = _Training(config, inputs, labelled, started, beside)
+    result = training.result(overwrite)
+    if beside and result["random_init"] is None:
         config = training.config  # with the epochs that fit
-        scratch = dataclasses.replace(config, from_scratch=True, out=str(path), time_budget=None)
-        baseline = _Training(scratch, inputs, labelled, started).result(started, overwrite)
+        beside.config = dataclasses.replace(scratch, epochs=config.epochs)
+        baseline = beside.result(overwrite)
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
@@ -114,59 +117,71 @@ def _derived(config: FinetuneConfig, images: int, encoder: Encoder) -> dict[str,
 class _Training:
     """One network to train: on what, and with options that also say from which weights and where.
 
-    It is the first of so many ``trainings`` of a command that ``started`` then, which share a time budget.
+    The command ``started`` then. Another training of it, ``beside`` this one, shares its time budget.
     """
 
     def __init__(
-        self, config: FinetuneConfig, inputs: Inputs, labelled: LabelledSplits, started: float, trainings: int = 1
+        self,
+        config: FinetuneConfig,
+        inputs: Inputs,
+        labelled: LabelledSplits,
+        started: float,
+        beside: "_Training | None" = None,
     ) -> None:
         assert config.out is not None
         self.config, self.inputs, self.labelled = config, inputs, labelled
-        self.started, self.trainings = started, trainings
+        self.started, self.beside = started, beside
         self.run = RunDirectory(Path(config.out))
         self.protocol = "from scratch" if config.from_scratch else "finetune"
 
-    def result(self, started: float, overwrite: bool) -> dict[str, Any]:
+    def result(self, overwrite: bool) -> dict[str, Any]:
         """Train unless that is done, or go on; what came of it, as in the directory's ``results/finetune.json``."""
         with self.run.locked():
-            return self._result(started, overwrite)
+            return self._result(overwrite)
 
-    def _result(self, started: float, overwrite: bool) -> dict[str, Any]:
-        run, inputs = self.run, self.inputs
-        encoder = Encoder.create(inputs.spec, inputs.seed) if self.config.from_scratch else inputs.encoder
-        identity = {"fingerprint": inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
+    def _result(self, overwrite: bool) -> dict[str, Any]:
+        run, inputs, encoder = self.run, self.inputs, self._encoder()
         saved = _read_config(run)
-        if saved and not overwrite and self.config.time_budget:  # what fitted when it began
-            self.config = dataclasses.replace(self.config, epochs=saved["epochs"])
+        if saved and not overwrite:
+            if self.config.time_budget:  # what fitted when it began
+                self.config = dataclasses.replace(self.config, epochs=saved["epochs"])
+            self._check(saved, encoder)
+            if _is_whole(result := run.read_result(VERB)) and run.encoder.exists():
+                say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
+                return result or {}
+        if self.beside and (others := _read_config(self.beside.run)) and not overwrite:  # before any work is done
+            self.beside._check(others, self.beside._encoder(), {"epochs"} if self.config.time_budget else set())
         if saved is None or overwrite:
-            self._begin(identity)
-        elif changed := self._changed(saved, identity):
-            what = "; ".join(changed)
-            raise UserError(
-                f"{run.path} holds a training with {what}. Give another --out, or --overwrite to replace it"
-            )
-        elif _is_whole(result := run.read_result(VERB)) and run.encoder.exists():
-            say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
-            return result or {}
+            self._begin(encoder)
         elif saved["device"] != self.config.device:
             say(f"{run.path}: goes on on {self.config.device} (was {saved['device']})")
-        figures = self._train(encoder, overwrite)
-        return record(VERB, str(run.path), self.config, figures, started, inputs.store.fingerprint, must_keep=True)
+        figures, fingerprint = self._train(encoder, overwrite), inputs.store.fingerprint
+        return record(VERB, str(run.path), self.config, figures, self.started, fingerprint, must_keep=True)
 
-    def _changed(self, saved: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-        """What is another in the directory's training: one phrase each, none if it is this one."""
-        now = dataclasses.asdict(self.config)
-        changed = [f"{flag(n)} {value}" for n, value in saved.items() if n not in FREE and value != now[n]]
+    def _encoder(self) -> Encoder:
+        """To start from."""
+        return Encoder.create(self.inputs.spec, self.inputs.seed) if self.config.from_scratch else self.inputs.encoder
+
+    def _identity(self, encoder: Encoder) -> dict[str, str]:
+        return {"fingerprint": self.inputs.store.fingerprint, "weights": encoder_fingerprint(encoder)}
+
+    def _check(self, saved: dict[str, Any], encoder: Encoder, free: AbstractSet[str] = frozenset()) -> None:
+        """A `UserError` if the directory's training, with ``saved`` options, is another one than this."""
+        now, identity = dataclasses.asdict(self.config), self._identity(encoder)
+        changed = [f"{flag(n)} {value}" for n, value in saved.items() if n not in FREE | free and value != now[n]]
         other_data, other_start = f"other images than {self.config.data} has now", "other weights to start from"
         others = {"fingerprint": other_data, "weights": other_start}
-        return changed + [text for name, text in others.items() if self.run.read_fingerprint(name) != identity[name]]
+        changed += [text for name, text in others.items() if self.run.read_fingerprint(name) != identity[name]]
+        if changed:
+            what, way_out = "; ".join(changed), "Give another --out, or --overwrite to replace it"
+            raise UserError(f"{self.run.path} holds a training with {what}. {way_out}")
 
-    def _begin(self, identity: dict[str, Any]) -> None:
+    def _begin(self, encoder: Encoder) -> None:
         """Write what identifies the training, its options last; an old training goes only now."""
         with self.run.writing():
             if self.run.finetuning.exists():
                 self.run.clear()
-            write_json(self.run.data, identity | {"images": len(self.labelled.train)})
+            write_json(self.run.data, self._identity(encoder) | {"images": len(self.labelled.train)})
             self._write_options()
 
     def _write_options(self) -> None:
@@ -197,10 +212,11 @@ class _Training:
         validation = time.perf_counter() - begun
         epoch = trial.per_epoch * step_time(trial, CALIBRATION_SHARE * budget) + validation
         once = validation * (1 + len(labelled.test) / len(labelled.val))  # of the start, and the test
-        left = (BUDGET_USE * budget - (time.perf_counter() - self.started)) / self.trainings
+        trainings = 2 if self.beside else 1
+        left = (BUDGET_USE * budget - (time.perf_counter() - self.started)) / trainings
         epochs = choose_epochs(left, epoch, once, config.epochs)
         short = "; that is more than there is time for" if once + epoch > left else ""
-        each = f" in each of {self.trainings} trainings" if self.trainings > 1 else ""
+        each = f" in each of {trainings} trainings" if self.beside else ""
         say(f"--time-budget {config.time_budget}: {epochs} epochs of {epoch:.1f} s{each}{short}")
         self.config = dataclasses.replace(config, epochs=epochs)
         with self.run.writing():
@@ -227,6 +243,7 @@ class _Training:
         origin |= {n: v for n, v in encoder.origin.items() if n == "keeps_statistics"}
         origin |= {"tiles": tiles} if (tiles := tiles_of(self.config.tiles, self.inputs.encoder)) else {}
         origin |= {"data_fingerprint": self.inputs.store.fingerprint, "versions": versions()}
+        origin |= {"held_out": (self.inputs.test or {}).get("held_out")}
         with run.writing():
             save_encoder(best, run.encoder, origin)
         rows = read_rows(run.metrics, "loss", "images_per_second")

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mocokit.commands.parts import about_test, labelled_parts, labels_of, tell_test
+from mocokit.commands.parts import about_test, labelled_parts, labels_of, other_held_out, tell_test
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.labelled import grouped, open_labelled
@@ -101,5 +101,8 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     if isinstance(parts, str):
         raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
     seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
-    tell_test(parts, store, config, seen)
+    others = seen and parts.held_out and other_held_out(encoder.origin.get("held_out"), config)
+    tell_test(parts, store, config, seen and not others)
+    if others:
+        say(f"the encoder was fine-tuned with other images held out: it knows labels of some that test; give {others}")
     return replace(inputs, parts=parts, test=about_test(parts, config))

@@ -198,6 +198,7 @@ class RunMeasurements:
 
 def _kind(config: PretrainConfig) -> str:
     """All of a configuration that the speed of its steps depends on, in bfloat16 beside float32."""
-    names = ("backbone", "view_size", "view_size_end", "batch_size", "bn_splits", "symmetric", "compile")
+    network = ("backbone", "view_size", "view_size_end", "batch_size", "bn_splits", "symmetric", "compile")
+    names = (*network, "head", "head_hidden", "head_dim", "queue_size", "optimizer")
     values = ", ".join(f"{name} {getattr(config, name)}" for name in names)
     return f"steps of {values}, {distributed.world_size()} processes"

@@ -40,6 +40,17 @@ def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | Pretra
     )
 
 
+def other_held_out(tuned: Any, config: ImagesConfig) -> str:
+    """The options by which an encoder that was ``tuned`` with a part of the images held out tests on that part; empty
+    if they are given or nothing is known."""
+    if not isinstance(tuned, dict):
+        return ""
+    given = {"seed": config.seed, "share": config.test_share, "by": config.split_by}
+    flags = {"seed": "--seed", "share": "--test-share", "by": "--split-by"}
+    wanted = {name: None if tuned.get(name) == "image" else tuned.get(name) for name in flags}
+    return " ".join(f"{flags[name]} {value}" for name, value in wanted.items() if value != given[name])
+
+
 def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None:
     """As `tell_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
     parts = labelled_parts(store, config)

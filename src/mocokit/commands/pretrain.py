@@ -387,4 +387,5 @@ def _conclude(run: RunDirectory, result: dict[str, Any], data: str, config: Pret
         say(f"or: {next_command('embed', str(run.path), data, asdict(config), '-o features.parquet')}")
         say(f"then: {command('search', ['features.parquet', '0'], '--montage nearest.png')}")  # nearest to row 0
     if result["verdict"].startswith("not learning"):
-        say(f"to go on from here: --out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend")
+        more = f"--out {shlex.quote(str(run.path))} --epochs {2 * config.epochs} --extend"
+        say(f"to go on from here: the same command with {more}")

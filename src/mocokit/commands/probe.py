@@ -70,7 +70,8 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     if config.protocol == "sgd" and simple:
         say("without a network, by the fast protocol:")
     for key, features in simple.items():
-        figures[key] = _measure(row_name(key, inputs.spec.channels), features, splits, repeats, config)
+        one_scale = key == "raw_pixels"
+        figures[key] = _measure(row_name(key, inputs.spec.channels), features, splits, repeats, config, None, one_scale)
     figures |= {"ci95_of": drawn, "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)}}
     figures["test"] = inputs.test
     also = ("probe_sgd",) if config.protocol == "sgd" else ()  # kept when a fast probe replaces probe.json
@@ -99,12 +100,13 @@ def _measure(
     repeats: list[TrainVal],
     config: ProbeConfig,
     trained: list[LinearClassifier] | None = None,
+    one_scale: bool = False,
 ) -> dict[str, Any]:
     """Figures of one kind of features on the test images, also printed to stderr, by the classifiers that are
     ``trained``, or else by the fast protocol."""
     started, few = time.perf_counter(), _has_few_labels(config)
     x, labels = labelled_features(features, splits.test)
-    classifiers = trained or [fast(features, *data, len(splits.names), config.seed) for data in repeats]
+    classifiers = trained or [fast(features, *data, len(splits.names), config.seed, one_scale) for data in repeats]
     metrics = [classification_metrics(c.scores(x), labels, splits.names) for c in classifiers]
     figures = _averages(metrics) if few else metrics[0]
     if trained is None:

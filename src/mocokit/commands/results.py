@@ -1,5 +1,6 @@
 """The result of a verb: its figures and what they depend on, printed by --json and kept in the run directory."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +15,8 @@ from mocokit.options import flag
 from mocokit.rundir import RunDirectory
 
 READING = ("follow_links", "max_skipped", "max_pixels")  # options on which depends what of the images is read
+DIVIDING = ("limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
+MEASURES = ("knn", "scorecard")  # verbs that take the latter, too: on which depends what trains and what tests
 
 
 def record(
@@ -46,10 +49,17 @@ def record(
 
 
 def next_command(verb: str, run: str, data: str, config: Mapping[str, Any], options: str = "") -> str:
-    """A command to go on with, with those of the options in ``config`` without which it would not read the images."""
-    needed = {n: config[n] for n in READING if n in config and config[n] != FIELDS[n].default}
-    flags = [flag(name) if value is True else f"{flag(name)} {value}" for name, value in needed.items()]
+    """A command to go on with, with those of the options in ``config`` without which it would not read the images, or
+    measure on others."""
+    names = READING + DIVIDING * (verb in MEASURES)
+    needed = {n: config[n] for n in names if n in config and config[n] != FIELDS[n].default}
+    flags = [flag(name) if value is True else f"{flag(name)} {_word(value)}" for name, value in needed.items()]
     return command(verb, [run, data], " ".join([*flags, options]).strip())
+
+
+def _word(value: Any) -> str:
+    """As a shell takes it."""
+    return shlex.quote(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
 
 
 def accuracy_line(name: str, figures: dict[str, Any]) -> str:

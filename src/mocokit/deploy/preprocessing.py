@@ -31,7 +31,7 @@ def read_image(file):
     pixels = pixels.swapaxes(0, 1) if turn in (5, 6, 7, 8) else pixels
     pixels = pixels[::-1] if turn in (3, 4, 7, 8) else pixels
     pixels = pixels[:, ::-1] if turn in (2, 3, 6, 7) else pixels
-    return numpy.ascontiguousarray(pixels)
+    return pixels.copy()
 
 '''
 _EIGHT_BITS = """\

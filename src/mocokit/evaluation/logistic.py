@@ -30,7 +30,12 @@ class LinearClassifier:
 
 
 def logistic_path(
-    features: Tensor, labels: Tensor, classes: int, l2s: Iterable[float], tolerance: float = GRADIENT_TOLERANCE
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    l2s: Iterable[float],
+    tolerance: float = GRADIENT_TOLERANCE,
+    one_scale: bool = False,
 ) -> Iterator[LinearClassifier]:
     """One classifier for each l2, each fitted from the solution before it by scikit-learn's L-BFGS in float64.
 
@@ -42,12 +47,16 @@ def logistic_path(
         labels: [N] int64 below ``classes``; a class without images gets the score -inf.
         l2s: positive, best from strong to weak.
         tolerance: the largest component of the gradient at a solution, unless 2,000 iterations are not enough.
+        one_scale: divide all features by one number, not each by its deviation: of principal components, of which the
+            last would come to be worth as much as the first.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     x = features.double().numpy()
     mean, std = x.mean(axis=0), x.std(axis=0)
+    if one_scale:
+        std[:] = np.sqrt(np.square(std).mean())
     std[std <= 1e-6 * np.abs(mean)] = np.inf  # a constant feature, up to rounding: no weight
     x = (x - mean) / std
     present = np.unique(labels)

@@ -34,9 +34,10 @@ def near_duplicates(train: Subset, test: Subset, seed: int) -> NearDuplicates | 
 
     Near-duplicates correlate by 0.9 and are five times nearer to 1 than the nearest training image usually is: drawn
     digits are alike without being the same. From 0.98 on all are. Of many images a random choice by ``seed`` is
-    looked at; None if the images are smaller than a thumbnail.
+    looked at, of those that are no smaller than a thumbnail; None if there are no such in both parts.
     """
-    if min(int(part.images.sizes.min()) for part in (train, test)) < SIDE:
+    train, test = (part.where(torch.from_numpy(part.sizes.min(axis=1) >= SIDE)) for part in (train, test))
+    if not (len(train) and len(test)):
         return None
     train, test = train.sample(MOST_TRAIN, seed), test.sample(MOST_TEST, seed)
     bank, asked = thumbnails(train), thumbnails(test)
@@ -58,7 +59,7 @@ def least_correlation(nearest: Tensor) -> float:
 def thumbnails(part: Subset) -> Tensor:
     """Unit vectors [N, SIDE * SIDE] float32, whose products are correlations; zeros of an image without any pattern."""
     small = torch.empty(len(part), SIDE, SIDE)
-    sizes = part.images.sizes[part.indices.numpy()]
+    sizes = part.sizes
     block = min(_BLOCK, max(1, _BLOCK_FLOATS // math.prod((part.images.channels, *part.images.canvas))))
     with progress("looking for near-duplicates") as report:
         for start in range(0, len(part), block):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,11 @@ class Subset:
         """[N] int64."""
         assert self.images.labels is not None
         return torch.from_numpy(self.images.labels)[self.indices]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of each, [N, 2]."""
+        return self.images.sizes[self.indices.numpy()]
 
     @property
     def groups(self) -> Tensor | None:

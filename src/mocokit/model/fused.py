@@ -1,13 +1,18 @@
 """Batch norm, sum and ReLU of a residual network's training on a CPU in few passes over memory (`kernels`)."""
 
 import functools
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mocokit.console import say
 
 ROW, CHUNK = 256, 2**15  # numbers of a row and of a chunk, about, as `kernels` has them
 MANY = 2**19  # numbers of one group: for fewer, torch's operations one by one take no longer
@@ -27,7 +32,8 @@ def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
     if not _is_vector(norm.num_batches_tracked, torch.int64):
         return False
     few = max(MANY if splits == 1 else 0, splits * x.shape[1] + 1)  # torch refuses one number a channel and group
-    return x.numel() >= few and len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    fits = x.numel() >= few and len(x) % splits == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    return fits and _kernels() is not None
 
 
 def _is_vector(v: Any, dtype: torch.dtype) -> bool:
@@ -47,22 +53,46 @@ def normalise(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, splits: 
 
 
 @functools.cache
-def _loaded() -> ModuleType:
-    """Imported when a network first needs them. Where Numba's threads are OpenMP's, it sets how many torch has."""
-    from mocokit.model import kernels
-
+def _load() -> tuple[ModuleType | None, int]:
+    """`kernels`, or None where Numba does not work, which is told; and the process that has its threads."""
     threads = torch.get_num_threads()
-    kernels.numba.set_num_threads(1)  # starts them
-    torch.set_num_threads(threads)
-    return kernels
+    try:
+        import numba
+
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            raise RuntimeError("NUMBA_DISABLE_JIT is set")
+        from mocokit.model import kernels
+
+        numba.get_num_threads()  # starts them
+        return kernels, os.getpid()
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        say(f"batch norm runs in torch's own operations, which take longer: {reason}")
+        return None, os.getpid()
+    finally:
+        torch.set_num_threads(threads)  # where Numba's are OpenMP's, it has set how many torch has
 
 
-def _kernels() -> ModuleType:
-    """With as many threads as torch has now."""
-    kernels = _loaded()
-    most: int = kernels.numba.config.NUMBA_NUM_THREADS
-    kernels.numba.set_num_threads(min(torch.get_num_threads(), most))
-    return kernels
+def _kernels() -> ModuleType | None:
+    """Imported when a network first needs them. A process that was forked from the one with the threads has none."""
+    with _ONE_AT_A_TIME:
+        kernels, process = _load()
+    return kernels if process == os.getpid() else None
+
+
+@contextmanager
+def _running() -> Iterator[ModuleType]:
+    """`kernels` with as many threads as torch has now; afterwards Numba has as many as before."""
+    kernels = _kernels()
+    assert kernels is not None
+    numba = kernels.numba
+    with _ONE_AT_A_TIME:
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        try:
+            yield kernels
+        finally:
+            numba.set_num_threads(before)
 
 
 def _sizes(x: Tensor, splits: int) -> tuple[int, int, int, int]:
@@ -93,8 +123,7 @@ class _Normalise(torch.autograd.Function):
         buffers: list[Any] = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
         running = tuple(t.data_ptr() for t in buffers)
         momentum = -1.0 if norm.momentum is None else float(norm.momentum)
-        with _ONE_AT_A_TIME:
-            kernels = _kernels()
+        with _running() as kernels:
             kernels.normalise(
                 kernels.BITS[x.itemsize], *tensors, running, sizes, chunks, float(norm.eps), momentum, add, relu
             )
@@ -111,7 +140,6 @@ class _Normalise(torch.autograd.Function):
         dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         dsum = torch.empty_like(x) if ctx.add else dx
         tensors = [t.data_ptr() for t in (x, y, dy, dx, dsum, weight, bias, moments, dweight, dbias)]
-        with _ONE_AT_A_TIME:
-            kernels = _kernels()
+        with _running() as kernels:
             kernels.differentiate(kernels.BITS[x.itemsize], *tensors, ctx.sizes, ctx.chunks, ctx.add, ctx.relu)
         return dx, dweight, dbias, dsum if ctx.add else None, None, None, None

@@ -11,6 +11,7 @@ in ``chunks`` each, which do not depend on the threads: nor do the results.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -25,12 +26,34 @@ BITS = {2: np.empty(0, np.uint16), 4: np.empty(0, np.uint32)}  # by bytes: of wh
 _NUMBERS, _COUNTS = np.empty(0, np.float32), np.empty(0, np.int64)
 
 
+def _forgiving(loops: Any) -> Any:
+    """Compiled again where a kept file is damaged, as by a power cut, and not kept where there is no room: at both
+    Numba itself would fail."""
+    cache = loops._cache
+    load, save, flush = cache.load_overload, cache.save_overload, cache.flush
+
+    def load_or_forget(*of: Any) -> Any:
+        try:
+            return load(*of)
+        except Exception:
+            with suppress(OSError):
+                flush()
+            return None
+
+    def try_to_save(*of: Any) -> None:
+        with suppress(OSError):
+            save(*of)
+
+    cache.load_overload, cache.save_overload = load_or_forget, try_to_save
+    return loops
+
+
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Numba's compiler, which takes seconds and keeps what it made where it can write."""
 
     def compile_loops(function: Callable[..., Any]) -> Any:
         try:
-            return njit(function, cache=True, **LOOPS, **options)
+            return _forgiving(njit(function, cache=True, **LOOPS, **options))
         except RuntimeError:  # neither beside this file nor in the user's directory
             return njit(function, **LOOPS, **options)
 

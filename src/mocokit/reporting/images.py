@@ -77,7 +77,7 @@ class ReportImages:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Height and width of each image as it is stored, at most twice what the encoder sees: [N, 2] int32."""
-        return np.concatenate([part.images.sizes[part.indices.numpy()] for part in self.parts])
+        return np.concatenate([part.sizes for part in self.parts])
 
     def features(self, compute: Features, rows: Collection[int] | None = None) -> Tensor:
         """Features of all rows, [N, D] float32; of ``rows`` alone, ascending, if they are given, the others zeros."""

@@ -36,8 +36,8 @@ def label_errors(labels: np.ndarray, neighbours: Neighbours) -> LabelErrors:
     Args:
         labels: [N] int64, -1 of an image without a label. k is `K`, or the size of the median image's class if that is
             less.
-        neighbours: of each image; those without a label are passed over. One with fewer than `LEAST` others, or the
-            only one of its class, is not listed.
+        neighbours: of each image; those without a label are passed over. One with fewer than `LEAST` others, k if
+            that is less, or the only one of its class, is not listed.
     """
     label, parts = torch.from_numpy(labels), []
     known = label[label >= 0]
@@ -58,6 +58,6 @@ def _listed(rows: Tensor, label: Tensor, near: Tensor, members: Tensor, k: int) 
     own = votes.gather(1, own_class)[:, 0]
     other, suggested = votes.scatter(1, own_class, -1).max(dim=1)
     possible = torch.minimum(number, members[own_class[:, 0]] - 1)
-    listed = (label >= 0) & (number >= LEAST) & (possible > 0)
+    listed = (label >= 0) & (number >= min(LEAST, k)) & (possible > 0)
     listed &= (other >= OTHER * number) & (other * possible >= TIMES * own * number)
     return rows[listed], suggested[listed], (other / number)[listed], (own / number)[listed]

@@ -39,7 +39,8 @@ class Task(nn.Module):
     """What the loop trains: the forward pass gives the loss, and the state dict holds all that a resumed run needs.
 
     ``sums`` [n] adds up what a row of metrics averages, the last entry being the number of steps or images; being a
-    buffer it is part of every checkpoint, so rows after a resume are those of a run that was never interrupted.
+    buffer it is part of every checkpoint, so rows after a resume are those of a run that was never interrupted, of
+    several processes up to rounding.
     """
 
     sums: Tensor
@@ -145,7 +146,7 @@ class Trainer:
                 ended = step == steps or stop(step)
                 if checkpoints is not None:
                     checkpoints.save_if_due(self, last=ended)
-                    checkpoints.obey_signals(step, steps)
+                    checkpoints.obey_signals(step, log.steps if log else steps)  # of the run
                 if ended:
                     break
 
@@ -156,10 +157,13 @@ class Trainer:
             raise NonFiniteLoss("the encoder's features are", self.step, self.task.remedy) from None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs: plain values and tensors."""
+        """All that `load_state_dict` needs: plain values and tensors. All processes call it together."""
+        task = self.task.state_dict()
+        task["sums"] = task["sums"].clone()  # each process has its own, and will be given the first one's
+        distributed.all_reduce_mean_([task["sums"]])
         return {
             "step": self.step,
-            "task": self.task.state_dict(),
+            "task": task,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
