@@ -42,8 +42,8 @@ run() {
     echo "== $name: $((SECONDS - begun)) s, exit code $code" | tee -a "$out/parts.txt"
     [ "$code" = 0 ] || failed+=("$name")
     # What is worth keeping of all parts so far as one file, for where few come back.
-    tar -C "$out" -czf "$out/results.tgz" --exclude=cache --exclude=compiled --exclude=speed --exclude=checkpoint.pt \
-        --exclude='*.safetensors' --exclude=results.tgz .
+    tar -C "$out" -czf "$out/results.tgz" --exclude=cache --exclude=compiled --exclude=speed --exclude=checkpoints \
+        --exclude='*.safetensors' --exclude=results.tgz . || true
 }
 mocokit() { run "$1" "$2" "$python" -m mocokit "${@:3}" --device "$device" --json; }
 

@@ -281,10 +281,10 @@ def test_our_own_mistakes_are_not_hidden(data, monkeypatch):
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"),
-         "CUDA out of memory. Tried to allocate 2.00 GiB; give a smaller --batch-size"),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "memory (MPS allocated: 5 GB); give a"),
-        (MemoryError(), "mocokit: out of memory; give a smaller --batch-size or --image-size, or another --device"),
-        (MemoryError("Unable to allocate 9 GiB"), "mocokit: Unable to allocate 9 GiB; give a smaller"),
+         "CUDA out of memory. Tried to allocate 2.00 GiB; try a smaller set, or --batch-size, --image-size,"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "memory (MPS allocated: 5 GB); try a"),
+        (MemoryError(), "mocokit: out of memory; try a smaller set, or --batch-size, --image-size, --limit, --device"),
+        (MemoryError("Unable to allocate 9 GiB"), "mocokit: Unable to allocate 9 GiB; try a smaller"),
     ],
 )  # fmt: skip
 def test_too_little_memory_is_no_fault_of_ours(data, monkeypatch, capfd, error, told):
@@ -292,6 +292,11 @@ def test_too_little_memory_is_no_fault_of_ours(data, monkeypatch, capfd, error, 
     assert main(["pretrain", data]) == 2
     *_, line = capfd.readouterr().err.splitlines()
     assert told in line
+
+
+def test_what_helps_is_what_the_verb_takes(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("mocokit.commands.search.search", Mock(side_effect=MemoryError()))
+    assert refused(capfd, "search", tmp_path).endswith("out of memory; try a smaller set, or --device")
 
 
 def test_torchs_own_refusal_of_memory_is_told(data, monkeypatch, capfd):

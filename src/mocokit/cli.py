@@ -159,7 +159,9 @@ def _run(argv: Sequence[str], started: float) -> None:
         if not isinstance(error, MemoryError) and "out of memory" not in text:
             raise
         what = ". ".join(text.splitlines()[0].split(". ")[:2]) if text else "out of memory"
-        raise UserError(f"{what}; give a smaller --batch-size or --image-size, or another --device") from error
+        fields = fields_of(VERBS[arguments.verb])
+        ways = [flag(name) for name in ("batch_size", "image_size", "limit", "device") if name in fields]
+        raise UserError(f"{what}; try a smaller set, or {', '.join(ways) or 'a larger machine'}") from error
     if arguments.json and result:  # of several processes only the first has a result
         print(json.dumps(result))
 

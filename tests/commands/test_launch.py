@@ -17,7 +17,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.rundir import RunDirectory
 from tests.runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
-LONG = TINY | {"epochs": 40, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 200 steps
+LONG = TINY | {"epochs": 24, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 120 steps
 
 
 def arguments(data: Path, out: Path, **options: object) -> list[object]:

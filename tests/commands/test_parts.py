@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import mocokit
-from mocokit.commands.parts import about_test, labelled_parts, tell_test
+from mocokit.commands.parts import about_test, labelled_parts, other_held_out, tell_test
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
@@ -54,17 +54,33 @@ def test_every_verb_tests_on_the_same_held_out_images(run, photos, capfd):
     assert chosen[0] == chosen[1] == chosen[2]
 
 
-def test_an_encoder_that_knows_labels_of_test_images_is_told_of(run, photos, tmp_path, capfd):
+@pytest.mark.parametrize("by_file", [False, True])
+def test_an_encoder_that_knows_labels_of_test_images_is_told_of(run, photos, flat, tmp_path, capfd, by_file):
     """Where the data has no test images of its own, which of them test depends on options."""
     (path, _), short = run, {"epochs": 1, "batch_size": 16, "device": "cpu", "baseline": False}
-    mocokit.finetune(str(path), str(photos), seed=1, test_share=0.3, out=str(tmp_path / "tuned"), **short)
+    data, labels = (flat / "images", {"labels": str(flat / "labels.csv")}) if by_file else (photos, {})
+    tuned, given = str(tmp_path / "tuned"), {"baseline": False, **labels}
+    mocokit.finetune(str(path), str(data), seed=1, test_share=0.3, out=tuned, **short, **labels)
     capfd.readouterr()
-    mocokit.knn(str(tmp_path / "tuned"), str(photos), baseline=False)
+    mocokit.knn(tuned, str(data), **given)
     told = capfd.readouterr().err
     assert "it knows labels of some that test; give --seed 1 --test-share 0.3" in told
     assert "without labels" not in told
-    mocokit.knn(str(tmp_path / "tuned"), str(photos), baseline=False, seed=1, test_share=0.3)
+    mocokit.knn(tuned, str(data), **given, seed=1, test_share=0.3)
     assert "it knows labels" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tuned", "told"),
+    [
+        (None, ""),
+        ({"share": 0.25, "seed": 0, "by": "patient"}, ""),
+        ({"share": 0.25, "seed": 4, "by": "image"}, "--seed 4 no --split-by"),
+        ({"share": 0.2, "seed": 0, "by": "the site"}, "--test-share 0.2 --split-by 'the site'"),
+    ],
+)
+def test_options_that_hold_the_same_images_out(tuned, told):
+    assert other_held_out(tuned, KnnConfig(run="", data="", test_share=0.25, split_by="patient")) == told
 
 
 def test_images_of_other_data_are_not_said_to_be_in_pretraining(run, tmp_path, capfd):

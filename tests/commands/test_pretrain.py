@@ -468,7 +468,7 @@ def few(packed: Path, folder: Path, train: int, test: int) -> Path:
 @pytest.mark.slow
 def test_it_learns_from_real_photographs(cifar10: Path, tmp_path):
     data = few(cifar10, tmp_path, train=2000, test=1000)
-    result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), limit=1000, epochs=10, device="cpu")
+    result = mocokit.pretrain(str(data), out=str(tmp_path / "run"), limit=1000, epochs=10, device="cpu", report=False)
     assert result["images"] == 1000
     assert not result["verdict"].startswith("collapsed")
     encoder, random_init = (result["scorecard"][who] for who in ("encoder", "random_init"))
@@ -476,7 +476,7 @@ def test_it_learns_from_real_photographs(cifar10: Path, tmp_path):
     assert result["knn"]["encoder"]["top1"] > result["knn"]["random_init"]["top1"] - 0.02
 
     # How close a run comes to its budget depends on what else the machine does, so only the plan is looked at.
-    budget = mocokit.pretrain(str(data), out=str(tmp_path / "budget"), time_budget="10s", device="cpu")
+    budget = mocokit.pretrain(str(data), out=str(tmp_path / "budget"), time_budget="10s", device="cpu", report=False)
     saved = yaml.safe_load((tmp_path / "budget" / "config.yaml").read_text())
     assert "--time-budget 10s" in saved["reasons"]["steps"]
     assert budget["steps"] == saved["steps"] >= 1

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.reporting.label_errors import LEAST, K, LabelErrors, label_errors
+from mocokit.reporting.label_errors import FEWEST, LEAST, K, LabelErrors, label_errors
 from mocokit.reporting.neighbours import Neighbours, neighbours
 
 
@@ -77,6 +77,13 @@ def test_in_small_classes_fewer_neighbours_count(size):
     assert (found.rows.tolist(), found.suggested.tolist(), found.k) == ([3], [0], size)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_classes_of_hardly_any_images_say_nothing(size):
+    labels = np.arange(60) // size
+    rows = torch.stack([torch.randperm(60, generator=torch.Generator().manual_seed(n))[:20] for n in range(60)])
+    assert len(label_errors(labels, Neighbours(rows, torch.ones(rows.shape))).rows) == 0
+
+
 def slow(labels: list[int], rows: list[list[int]]) -> list[tuple[int, int, float, float]]:
     """As `label_errors`, image by image."""
     sizes = {label: labels.count(label) for label in set(labels) - {-1}}
@@ -86,7 +93,7 @@ def slow(labels: list[int], rows: list[list[int]]) -> list[tuple[int, int, float
     for row, label in enumerate(labels):
         near = [labels[other] for other in rows[row] if labels[other] >= 0][:k]
         others = [other for other in near if other != label]
-        if label < 0 or len(near) < min(LEAST, k) or not others or sizes[label] == 1:
+        if label < 0 or len(near) < min(LEAST, max(FEWEST, k)) or not others or sizes[label] == 1:
             continue
         suggested = max(sorted(set(others)), key=others.count)
         own, count = near.count(label), others.count(suggested)

@@ -98,14 +98,6 @@ def test_checks_to_come_have_their_time():
     assert turn(replace(config, monitor_every=0), 10, table, 0, 20, 20.0) == replace(config, monitor_every=0)
 
 
-def test_what_was_decided_stays_when_a_run_goes_back_to_a_checkpoint():
-    config = configuration(steps=100, turns="0:80,40:60", view_size=16, view_size_end=16, monitor_every=0)
-    table = Timetable(ends=clock.time.perf_counter() + 200, step={16: 1.0}, check=0.0, final=0.0)
-    for step in (20, 40):
-        assert turn(config, 10, table, 10, step, 1.0 * (step - 10)) == config
-    assert turn(config, 10, table, 40, 50, 10.0).turns.startswith("0:80,40:60,50:")
-
-
 @pytest.mark.parametrize(
     ("steps", "every", "expected"),
     [

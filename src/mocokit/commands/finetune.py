@@ -90,7 +90,7 @@ def finetune(
     result = training.result(overwrite)
     if beside and result["random_init"] is None:
         config = training.config  # with the epochs that fit
-        beside.config = dataclasses.replace(scratch, epochs=config.epochs)
+        beside.config = dataclasses.replace(beside.config, epochs=config.epochs)
         baseline = beside.result(overwrite)
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
@@ -149,8 +149,9 @@ class _Training:
             if _is_whole(result := run.read_result(VERB)) and run.encoder.exists():
                 say(f"{run.path} is finished; give another --out, or --overwrite to do it again")
                 return result or {}
-        if self.beside and (others := _read_config(self.beside.run)) and not overwrite:  # before any work is done
-            self.beside._check(others, self.beside._encoder(), {"epochs"} if self.config.time_budget else set())
+        if self.beside and overwrite:
+            self.beside._clear()
+        self._check_beside({"epochs"} if self.config.time_budget else set())  # before any work is done
         if saved is None or overwrite:
             self._begin(encoder)
         elif saved["device"] != self.config.device:
@@ -175,6 +176,16 @@ class _Training:
         if changed:
             what, way_out = "; ".join(changed), "Give another --out, or --overwrite to replace it"
             raise UserError(f"{self.run.path} holds a training with {what}. {way_out}")
+
+    def _check_beside(self, free: AbstractSet[str] = frozenset()) -> None:
+        if self.beside and (saved := _read_config(self.beside.run)):
+            self.beside._check(saved, self.beside._encoder(), free)
+
+    def _clear(self) -> None:
+        """Remove an old training."""
+        if _read_config(self.run):
+            with self.run.locked(), self.run.writing():
+                self.run.clear()
 
     def _begin(self, encoder: Encoder) -> None:
         """Write what identifies the training, its options last; an old training goes only now."""
@@ -219,6 +230,9 @@ class _Training:
         each = f" in each of {trainings} trainings" if self.beside else ""
         say(f"--time-budget {config.time_budget}: {epochs} epochs of {epoch:.1f} s{each}{short}")
         self.config = dataclasses.replace(config, epochs=epochs)
+        if self.beside:
+            self.beside.config = dataclasses.replace(self.beside.config, epochs=epochs)
+            self._check_beside()
         with self.run.writing():
             self._write_options()
 
@@ -242,7 +256,7 @@ class _Training:
         origin: dict[str, Any] = {"seed": self.inputs.seed, "protocol": self.protocol}
         origin |= {n: v for n, v in encoder.origin.items() if n == "keeps_statistics"}
         origin |= {"tiles": tiles} if (tiles := tiles_of(self.config.tiles, self.inputs.encoder)) else {}
-        origin |= {"data_fingerprint": self.inputs.store.fingerprint, "versions": versions()}
+        origin |= {"data_fingerprint": self.inputs.store.train_fingerprint, "versions": versions()}
         origin |= {"held_out": (self.inputs.test or {}).get("held_out")}
         with run.writing():
             save_encoder(best, run.encoder, origin)

@@ -38,7 +38,7 @@ from mocokit.training.timing import step_times, view_shares
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 REPORT_SECONDS, MAP_SECONDS = 10.0, 0.005  # of a report whatever it is of, and of its map an image
 PROJECTED = 1000  # images for TensorBoard's embedding projector
-TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed
+TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evaluation that is timed on a CPU
 
 
 def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:

@@ -1,5 +1,6 @@
 """Which images train and test what is measured: the same in every verb, and told in the same words."""
 
+from shlex import quote
 from typing import Any
 
 from mocokit.config import ImagesConfig, PretrainConfig
@@ -48,7 +49,8 @@ def other_held_out(tuned: Any, config: ImagesConfig) -> str:
     given = {"seed": config.seed, "share": config.test_share, "by": config.split_by}
     flags = {"seed": "--seed", "share": "--test-share", "by": "--split-by"}
     wanted = {name: None if tuned.get(name) == "image" else tuned.get(name) for name in flags}
-    return " ".join(f"{flags[name]} {value}" for name, value in wanted.items() if value != given[name])
+    others = {flags[name]: value for name, value in wanted.items() if value != given[name]}
+    return " ".join(f"no {name}" if value is None else f"{name} {quote(str(value))}" for name, value in others.items())
 
 
 def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None:

@@ -163,9 +163,12 @@ def _in_directory(
             raise
         failure = (str(error) or type(error).__name__).splitlines()[0]
     if failure:  # outside, where the memory of the step that failed is free again
-        say(f"compiled encoders fail here ({failure}); the run goes on without, from its last checkpoint or the start")
+        say(f"a compiled step failed ({failure}); the run goes on without, from its last checkpoint or the start")
         forget_cuda_graphs()
-        task = Pretraining(replace(task.config, compile=False, cuda_graphs=False), spec, resolved.restart, weights)
+        resolved = resolved.derive(f"a compiled step failed: {failure}", compile=False, cuda_graphs=False)
+        config = replace(task.config, compile=False, cuda_graphs=False)
+        turned(run, resolved)(config)
+        task = Pretraining(config, spec, resolved.restart, weights)
         skipped = _train(task, data, run, resolved)
     is_first = distributed.rank() == 0  # of whom the others need not wait
     distributed.destroy_process_group()

@@ -19,6 +19,16 @@ MANY = 2**19  # numbers of one group: for fewer, torch's operations one by one t
 _ONE_AT_A_TIME = threading.Lock()  # one of Numba's pools of threads can't be called by two
 
 
+def _renew_lock() -> None:
+    """Another thread may hold it when a process is forked, and does not live on there."""
+    global _ONE_AT_A_TIME
+    _ONE_AT_A_TIME = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def can_fuse(norm: nn.BatchNorm2d, x: Tensor, splits: int) -> bool:
     """Whether ``norm`` of ``x`` [N, C, H, W] in ``splits`` groups is what the kernels take, which check nothing, and
     are faster with."""

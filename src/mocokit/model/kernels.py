@@ -36,12 +36,12 @@ def _forgiving(loops: Any) -> Any:
         try:
             return load(*of)
         except Exception:
-            with suppress(OSError):
+            with suppress(Exception):
                 flush()
             return None
 
     def try_to_save(*of: Any) -> None:
-        with suppress(OSError):
+        with suppress(Exception):
             save(*of)
 
     cache.load_overload, cache.save_overload = load_or_forget, try_to_save

@@ -12,7 +12,7 @@ from mocokit.reporting.neighbours import Neighbours
 # On 5,000 images of CIFAR-10 with 3 % of the labels changed, by features of EfficientNet-Lite0, 59 % of what is listed
 # is changed, and 42 % of what is changed listed. Where another class has most neighbours, whatever the own one has, it
 # is 27 and 36 % from a share of 60 % on (docs/LOG.md, 2026-11-27).
-K, LEAST = 50, 10  # neighbours that count, and that there have to be
+K, LEAST, FEWEST = 50, 10, 5  # neighbours that count, and that there have to be, of small classes fewer
 OTHER, TIMES = 0.5, 10  # share of the other class, and by how much it is greater than that of the own
 
 
@@ -36,8 +36,8 @@ def label_errors(labels: np.ndarray, neighbours: Neighbours) -> LabelErrors:
     Args:
         labels: [N] int64, -1 of an image without a label. k is `K`, or the size of the median image's class if that is
             less.
-        neighbours: of each image; those without a label are passed over. One with fewer than `LEAST` others, k if
-            that is less, or the only one of its class, is not listed.
+        neighbours: of each image; those without a label are passed over. One with fewer than `LEAST` others (in
+            small classes k, but never fewer than `FEWEST`), or the only one of its class, is not listed.
     """
     label, parts = torch.from_numpy(labels), []
     known = label[label >= 0]
@@ -58,6 +58,6 @@ def _listed(rows: Tensor, label: Tensor, near: Tensor, members: Tensor, k: int) 
     own = votes.gather(1, own_class)[:, 0]
     other, suggested = votes.scatter(1, own_class, -1).max(dim=1)
     possible = torch.minimum(number, members[own_class[:, 0]] - 1)
-    listed = (label >= 0) & (number >= min(LEAST, k)) & (possible > 0)
+    listed = (label >= 0) & (number >= min(LEAST, max(FEWEST, k))) & (possible > 0)
     listed &= (other >= OTHER * number) & (other * possible >= TIMES * own * number)
     return rows[listed], suggested[listed], (other / number)[listed], (own / number)[listed]

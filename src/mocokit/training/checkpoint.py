@@ -82,8 +82,8 @@ class Checkpoints:
             return
         begun = time.monotonic()
         self.check(trainer.step)
+        state = trainer.state_dict()
         try:
-            state = trainer.state_dict()
             if distributed.rank() == 0:
                 with replacing(self.path) as temporary, temporary.open("wb") as file:
                     torch.save(state | {DIGEST: digest(state)}, file)

@@ -48,8 +48,6 @@ def turn(
     """
     turns = parse_turns(config.turns)
     planned, left = turns[0][1], config.steps - step
-    if step <= turns[-1][0]:  # decided before, for the run went back to a checkpoint
-        return config
 
     def cost(done: float) -> float:
         return timetable.step[view_size_at(done, 1, config.view_size, config.view_size_end)]
