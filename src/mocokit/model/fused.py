@@ -93,7 +93,7 @@ def _kernels() -> ModuleType | None:
 @contextmanager
 def _running() -> Iterator[ModuleType]:
     """`kernels` with as many threads as torch has now; afterwards Numba has as many as before."""
-    kernels = _kernels()
+    kernels, _ = _load()
     assert kernels is not None
     numba = kernels.numba
     with _ONE_AT_A_TIME:
