@@ -1,5 +1,6 @@
 """MoCoEncoder obeys scikit-learn's rules, and its fit is `mocokit.pretrain`."""
 
+import dataclasses
 import doctest
 import os
 import pickle
@@ -220,6 +221,20 @@ def test_a_value_is_equally_bright_in_whatever_company(dtype: str):
     encoder = small().fit(X)
     np.testing.assert_allclose(encoder.transform(X[3:4]), encoder.transform(X)[3:4], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(encoder.transform(X.astype(float)), encoder.transform(X))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, bool, np.int64])
+def test_numbers_from_0_to_1_mean_the_same_in_fit_and_transform(kind):
+    """As scikit-learn's users scale them: read as 0 to 255 all of them would be black."""
+    X = pictures(16, 8, 8) / 255
+    X = X.astype(kind) if np.issubdtype(kind, np.floating) else (X > 0.5).astype(kind)
+    encoder = small().fit(X)
+    assert encoder.encoder_.spec.intensity_range == (0.0, 1.0)
+    as_bytes = dataclasses.replace(encoder.encoder_.spec, intensity_range=None)
+    expected = encoder.transform(X)
+    encoder.encoder_.spec = as_bytes
+    np.testing.assert_allclose(encoder.transform(np.rint(X * 255).astype(np.uint8)), expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3
 
 
 def test_blank_images():

@@ -136,5 +136,7 @@ def test_a_runs_config_yaml_can_be_given_as_config(tmp_path):
     path.write_text(dump(resolved, {}))
     again = defaults(merge({}, load_config(str(path), FIELDS)), facts())
     assert again.config == resolved.config
+    assert differences(merge({}, load_config(str(path), FIELDS)), {}, resolved) == []  # so it goes on with its run
+    assert differences({"data": "x", "steps": resolved.config.steps + 1}, {}, resolved)
     shorter = defaults(merge({"epochs": 2}, load_config(str(path), FIELDS)), facts())
     assert (shorter.config.epochs, shorter.config.steps) == (2, 2 * (5000 // again.config.batch_size))

@@ -27,6 +27,7 @@ from mocokit.commands.pretrain import complete_config
 from mocokit.commands.request import Request, open_data
 from mocokit.config import FIELDS
 from mocokit.data.arrays import ImageListSource, channels_first
+from mocokit.data.pixels import ASSUMED
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
 from mocokit.machine import pick_device, versions
@@ -37,7 +38,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
 
-BYTE_RANGE = (0.0, 255.0)  # what the values of 8-bit images mean
+BYTE_RANGE, UNIT_RANGE = (0.0, 255.0), (0.0, 1.0)  # what the values of 8-bit images mean, and others' from 0 to 1
 
 
 @dataclass(kw_only=True, eq=False, repr=False)  # scikit-learn prints it, and compares by identity
@@ -50,8 +51,9 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     - a list of arrays [H, W] or [H, W, C], of PIL images, or of paths of image files, each of any size;
     - an array [N, H * W * C] whose rows are flattened images, see ``image_shape``.
 
-    uint8 arrays and 8-bit files mean 0 to 255. In other images the lowest and the highest value at `fit` are black and
-    white, also for `transform`: equal values are equally bright, in whatever company.
+    uint8 arrays and 8-bit files mean 0 to 255, and what lies from 0 to 1 at `fit` that. Of other images the lowest and
+    the highest values at `fit`, but for a thousandth of the pixels, are black and white, also for `transform`: equal
+    values are equally bright, in whatever company.
 
     Args:
         recipe: ``auto``, a recipe's name or a recipe file, which may set any option of `mocokit.pretrain`.
@@ -238,7 +240,10 @@ def _pretrain(
 
         run = RunDirectory(Path(name) / "run")
         train(task, data.images, run, lambda encoder, step: {}, announce, timetable=resolved.timetable)
-    spec = replace(task.spec, intensity_range=task.spec.intensity_range or BYTE_RANGE)
+    # Numbers from 0 to 1 were taken for such; among 8-bit images each is read for itself.
+    deep = all(getattr(image, "dtype", np.uint8) != np.uint8 for image in images)
+    assumed = UNIT_RANGE if deep and any(ASSUMED in note for note in data.store.notes) else BYTE_RANGE
+    spec = replace(task.spec, intensity_range=task.spec.intensity_range or assumed)
     encoder = Encoder.create(spec)
     encoder.backbone.load_state_dict(task.moco.backbone.state_dict())
     return encoder.eval(), rows

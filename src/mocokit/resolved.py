@@ -10,7 +10,7 @@ import yaml
 
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.errors import UserError
-from mocokit.options import RECORDS, flag, parse_yaml, validate
+from mocokit.options import LENGTHS, RECORDS, flag, parse_yaml, validate
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ def differences(
     if Path(given.get("recipe", "")).name == Path(config["recipe"]).name:
         names.remove("recipe")
     changed = [f"{flag(n)} {given[n]} (was {config[n]})" for n in names if n in given and given[n] != config[n]]
-    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in names if n in saved.given and n not in given]
+    same_length = LENGTHS if given.get("steps") == config["steps"] else ()  # as config.yaml says it otherwise, too
+    missing = [n for n in names if n in saved.given and n not in given and n not in same_length]
+    dropped = [f"no {flag(n)} (was {saved.given[n]})" for n in missing]
     by_recipe = [
         n for n, reason in saved.reasons.items() if reason.startswith("recipe ") and FIELDS[n].identity and n not in but
     ]

@@ -53,7 +53,12 @@ def test_entries_are_listed_and_cleared_but_those_in_use(root, tmp_path, capfd):
     assert lines[2].endswith(f"3 days old  {names[0]}")
     assert lines[3].endswith(f"{names[1]}  in use")
 
+    (root / "images" / "link").symlink_to(tmp_path / "birds")
+    (root / "images" / "note.txt").write_text("not of the cache")
     cleared = mocokit.cache(clear=True)
+    for stays in ("link", "note.txt"):  # what is no entry is left alone
+        (root / "images" / stays).unlink()
+    assert (tmp_path / "birds").is_dir()
     assert cleared["removed"] == ["cifar10", names[0]]
     assert [entry["name"] for entry in cleared["entries"]] == [names[1]]
     assert [path.name for path in (root / "images").iterdir()] == [names[1]]

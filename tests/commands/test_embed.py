@@ -479,6 +479,25 @@ def test_a_map_as_columns_also_of_a_finished_file(run, tiny_run, tmp_path, monke
 def test_maps_that_cannot_be(run, tiny_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--map: its columns are for .parquet; .*f.npy is none"):
         mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.npy"), map=True)
+    write_images(tmp_path / "one", ["a.png"])
+    with pytest.raises(UserError, match="--map: a single image has no neighbours; leave it out"):
+        mocokit.embed(str(run), str(tmp_path / "one"), str(tmp_path / "f.parquet"), map=True)
+    write_images(tmp_path / "one", ["b.png", "c.png"])
+    for name in ("b.png", "c.png"):
+        (tmp_path / "one" / name).write_bytes(b"no picture")
+    mapped = str(tmp_path / "f.parquet")
+    assert mocokit.embed(str(run), str(tmp_path / "one"), mapped, map=True, max_skipped=0.9)["rows"] == 1
     monkeypatch.setattr(module, "MOST", 10)
     with pytest.raises(UserError, match="--map: is for 10 images at most, there are 120; leave it out"):
-        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "f.parquet"), map=True)
+        mocokit.embed(str(run), str(tiny_run.data), str(tmp_path / "g.parquet"), map=True)
+
+
+def test_parts_without_images_that_were_too_large_are_not_taken_up(run, tmp_path):
+    write_images(tmp_path / "images", [f"{n}.png" for n in range(20)])
+    write_images(tmp_path / "images", [f"large{n}.png" for n in range(4)], 60, 60)
+    output = str(tmp_path / "f.npz")
+    with pytest.raises(UserError, match="max-pixels"):
+        mocokit.embed(str(run), str(tmp_path / "images"), output, max_pixels=2000)
+    with pytest.raises(UserError, match="another encoder, data, dtype or --max-pixels left its parts"):
+        mocokit.embed(str(run), str(tmp_path / "images"), output)
+    assert mocokit.embed(str(run), str(tmp_path / "images"), output, overwrite=True)["rows"] == 24

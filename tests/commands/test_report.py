@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ from PIL import Image
 import mocokit
 from mocokit.cli import main
 from mocokit.commands import report as module
+from mocokit.data.image_index import Skipped
+from mocokit.data.store import write_skipped
 from mocokit.deploy.encoder_file import save_encoder
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.reporting import projection
 from mocokit.rundir import RunDirectory
 from tests.browser import Page, browser
 from tests.encoders import ORIGIN
-from tests.helpers import encode, noise
-from tests.runs import TINY
+from tests.helpers import encode, noise, write_images
+from tests.runs import TINY, coloured_data
 
 AWKWARD = ["<script>alert(1)</script>.png", "a b.png", "'\"&amp;.png", "日本語.png", "\udcff.png", "x</script>.png"]
 
@@ -219,6 +222,33 @@ def test_a_run_tells_which_images_it_is_from(tiny_run):
     assert module._with_data({"run": run, "data": "other"}, directory, resolved) == {"run": run, "data": "other"}
     streamed = resolved.derive("test", stream=True)
     assert module._with_data({"run": run}, directory, streamed)["limit"] == 10_000
+
+
+def test_folders_and_classes_whose_names_are_not_utf8(tmp_path):
+    data = coloured_data(tmp_path / "d\udce4ta")
+    for split in ("train", "test"):
+        (data / split / "class1").rename(data / split / "bee\udcfc")
+    mocokit.pretrain(str(data), out=str(tmp_path / "run"), **TINY | {"epochs": 1})
+    mocokit.report(str(tmp_path / "run"))
+    html = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "bee\\udcfc" in html
+    assert "d\\udce4ta" in html
+    assert len(data_of(html)["names"]) == 120
+
+
+def test_skipped_files_are_those_of_the_images_that_are_named(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    write_skipped(tmp_path / "run" / "skipped.csv", [Skipped("broken-of-the-run.png", "damaged")])
+    other = write_images(tmp_path / "other", [f"{n}.png" for n in range(20)], 12, 12)
+    (other / "broken-here.png").write_bytes(b"no picture")
+    for data, (there, absent) in {
+        str(tiny_run.data): ("broken-of-the-run", "broken-here"),
+        str(other): ("broken-here", "broken-of-the-run"),
+    }.items():
+        mocokit.report(str(tmp_path / "run"), data, max_skipped=0.1, overwrite=True)
+        html = (tmp_path / "run" / "report.html").read_text()
+        assert there in html
+        assert absent not in html
 
 
 def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path):

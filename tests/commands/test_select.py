@@ -76,6 +76,21 @@ def test_given_rows_with_an_empty_label_are_not_labelled(tiny_run: TinyRun, run,
     assert left == {"train/class0/000.png", "train/class1/000.png"}
 
 
+def test_a_class_of_minus_one_is_one_beside_plus_one(tiny_run: TinyRun, run, tmp_path):
+    given = tmp_path / "given.csv"
+    given.write_text("image,label\ntrain/class0/000.png,-1\ntrain/class1/000.png,1\n")
+    assert mocokit.select(str(run), str(tiny_run.data), 3, given=str(given))["given"] == 2
+    given.write_text("image,label\ntrain/class0/000.png,-1\ntrain/class1/000.png,0\n")
+    assert mocokit.select(str(run), str(tiny_run.data), 3, given=str(given), overwrite=True)["given"] == 1
+
+
+def test_a_table_in_which_no_label_is_written_yet(tiny_run: TinyRun, run, tmp_path, capfd):
+    given = tmp_path / "given.csv"
+    given.write_text("image,label\ntrain/class0/000.png,\ntrain/class1/000.png,\n")
+    assert mocokit.select(str(run), str(tiny_run.data), 3, given=str(given))["given"] == 0
+    assert "given.csv: no image is labelled already" in capfd.readouterr().err
+
+
 def test_held_out_images_are_not_chosen(tiny_run: TinyRun, run, tmp_path, capfd):
     data = tmp_path / "data"
     write_images(data, [f"{kind}/{number}.png" for kind in "ab" for number in range(10)])

@@ -131,7 +131,9 @@ def test_which_image_a_row_is_about(tmp_path, row, image):
     several = "1 row of the labels is of several images, so they say nothing of any; the first is "
     none = "1 row of the labels is of no image; the first is "
     unused = none if row in ("b.jpg",) else several
-    assert lines == ([unused + row] if image is None else [])
+    alone = "1 row of the labels is of images in other folders, found by file name alone; the first is "
+    told = [unused + row] if image is None else [alone + row] if row == "elsewhere/a.jpg" else []
+    assert lines == told
 
 
 def test_a_row_that_says_more_of_the_path_counts(tmp_path):
@@ -139,6 +141,24 @@ def test_a_row_that_says_more_of_the_path_counts(tmp_path):
     row_of, lines = table.match(["train/a.jpg"])
     assert row_of.tolist() == [1]
     assert lines == ["2 rows of the labels are of no image; the first is test/a.jpg"]
+
+
+def test_rows_that_say_more_of_the_path_may_come_later(tmp_path):
+    """A table of the whole set in alphabetical order, where images of a part are there."""
+    rows = "birds/1.jpg,bird\nboats/1.jpg,boat\ncats/1.jpg,cat\ndogs/2.jpg,dog\n"
+    table = read(tmp_path, "image,label\n" + rows)
+    row_of, lines = table.match(["cats/1.jpg", "dogs/2.jpg"])
+    assert row_of.tolist() == [2, 3]
+    assert lines == ["2 rows of the labels are of no image; the first is birds/1.jpg"]
+
+
+def test_rows_for_images_in_folders_of_another_name_are_told(tmp_path):
+    table = read(tmp_path, "image,label\nbirds/1.jpg,bird\ncats/2.jpg,cat\n/home/me/dogs/3.jpg,dog\n4.jpg,dog\n")
+    row_of, lines = table.match(["new/1.jpg", "train/cats/2.jpg", "dogs/3.jpg", "new/4.jpg"])
+    assert row_of.tolist() == [0, 1, 2, 3]
+    assert lines == [
+        "1 row of the labels is of images in other folders, found by file name alone; the first is birds/1.jpg"
+    ]
 
 
 def test_two_rows_that_disagree_are_refused(tmp_path):

@@ -114,6 +114,20 @@ def test_splits_by_file_and_folder(tmp_path: Path) -> None:
     assert "splits by name: train is train-0.parquet, train-1.parquet; val is part-0.parquet" in image_index.all_notes()
 
 
+def test_files_of_the_same_name_have_their_folders_in_names(tmp_path: Path) -> None:
+    """As in the hub's own copies of sets, default/train/0000.parquet and so on."""
+    for split in ("train", "test"):
+        write_shards(tmp_path / "set" / "default" / split, "bytes", stem="part", shards=1)
+    image_index = open_source(str(tmp_path / "set")).read_index()
+    assert [image_index.names[row] for row in (0, 6)] == [
+        "test/part-0.parquet/00000000",
+        "train/part-0.parquet/00000000",
+    ]
+    assert len(set(image_index.names)) == 12
+    told = "splits by name: train is train/part-0.parquet; test is test/part-0.parquet"
+    assert told in image_index.all_notes()
+
+
 @pytest.mark.parametrize(
     ("stems", "splits"),
     [

@@ -40,6 +40,16 @@ def test_every_kind_of_image_gives_the_same_features(channels, rgb, gray, tmp_pa
     assert_close(encoder.embed(torch.from_numpy(batch).permute(0, 3, 1, 2)), expected[same_size])
 
 
+def test_a_picture_that_was_opened_keeps_its_size(rgb, tmp_path):
+    """A JPEG that is read for something small may be read smaller, which its owner would notice."""
+    path = tmp_path / "large.jpg"
+    path.write_bytes(encode(noise(0, 600, 800), "JPEG"))
+    image = Image.open(path)
+    features = rgb.embed([image])
+    assert image.size == (800, 600)
+    torch.testing.assert_close(rgb.embed([path]), features, rtol=0.1, atol=0.05)
+
+
 @settings(max_examples=10)
 @given(st.integers(1, 9), st.permutations(range(len(SIZES))))
 def test_features_depend_on_neither_batch_size_nor_company(batch_size, order):

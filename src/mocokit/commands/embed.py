@@ -37,7 +37,7 @@ from mocokit.reporting.projection import check_installed
 from mocokit.rundir import RunDirectory, check_no_file
 
 MAP_SEED = 0
-IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision")  # all that features depend on
+IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels")  # all that rows depend on
 
 
 @documented(EmbedConfig)
@@ -103,7 +103,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         with writing():
             write_features(path, parts.tables(), rows, metadata)
 
-    if config.map and not _written_metadata(path).get("map"):
+    if config.map and not _written_metadata(path).get("map") and open_features(path).rows > 1:
         say(f"{path}: drawing the map")
         with writing():
             _add_map(path, metadata)
@@ -140,6 +140,8 @@ def _check_map(config: EmbedConfig, images: int) -> None:
         raise UserError(f"--map: its columns are for .parquet; {config.output} is none")
     if images > MOST:
         raise UserError(f"--map: is for {MOST:,} images at most, there are {images:,}; leave it out")
+    if images < 2:
+        raise UserError("--map: a single image has no neighbours; leave it out")
     check_installed("--map")
 
 
@@ -182,6 +184,7 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
         "data_fingerprint": source.fingerprint(),
         "dtype": config.dtype,
         "precision": config.precision,
+        "max_pixels": config.max_pixels,
         "tiles": config.tiles,
     }
 

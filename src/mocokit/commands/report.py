@@ -88,7 +88,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     with RunDirectory(path.parent).writing():
         for suggestion in contents.suggestions:
             write_csv(contents.lists, suggestion, seen.images)
-        write_text(path, contents.html)
+        write_text(path, printable(contents.html))  # of folders and paths that are not UTF-8
     size = path.stat().st_size
     figures = {
         "path": str(path),
@@ -228,7 +228,9 @@ class _Contents:
             length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
             facts.append(("training", f"recipe {pretrained['recipe']}, {length}, {pretrained['wall_s']:,.0f} s in all"))
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
-        skipped = about_run.read_skipped(self.directory.skipped) or [(s.name, s.reason) for s in store.skipped]
+        skipped = [(each.name, each.reason) for each in store.skipped]
+        if self.resolved and self.config.data == self.resolved.config.data:
+            skipped = about_run.read_skipped(self.directory.skipped) or skipped
         return about_run.made_of(facts, skipped, self.resolved, pretrained.get("versions") or machine.versions())
 
     def _classes(self) -> str:

@@ -99,10 +99,14 @@ def _given(store: Store, config: SelectConfig, names: list[str]) -> list[int]:
     """Positions in ``names``, those of the candidates, of what is labelled already."""
     if config.given is None:
         return []
+    labelled = read_labelled(config.given)
+    if not labelled.names:
+        say(f"{config.given}: no image is labelled already")
+        return []
     known = [name for part in store.splits.values() for name in part.names]
     known += [skipped.name for skipped in store.skipped]
     others = sorted({printable(name) for name in known} - set(names))  # a table may be about these, too
-    row_of, lines = read_labelled(config.given).match([*names, *others])
+    row_of, lines = labelled.match([*names, *others])
     given = np.flatnonzero(row_of[: len(names)] >= 0).tolist()
     for line in (f"{config.given}: {len(given):,} of {len(names):,} images are labelled already", *lines):
         say(line)

@@ -172,7 +172,8 @@ class Entry(NamedTuple):
 def entries(root: Path) -> list[Entry]:
     """What is in the cache directory, the largest first."""
     listed = []
-    for path in (*(root / IMAGES).glob("*"), root / DOWNLOADS):
+    folders = [path for path in (root / IMAGES).glob("*") if path.is_dir() and not path.is_symlink()]
+    for path in (*folders, root / DOWNLOADS):
         with suppress(OSError):  # removed meanwhile
             sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
             in_use = path.name.endswith(_BUILDING) or not _unused(path)

@@ -15,7 +15,7 @@ LABELS = (
 )
 UNLABELLED = -1  # as the hub marks the images without a label, too
 
-_BINARY = {-1, 1}
+BINARY = {-1, 1}
 
 
 def label_column(names: Iterable[str]) -> list[str]:
@@ -75,7 +75,7 @@ def number_labels(
         return None, None, []
     is_number = pa.types.is_integer(values.type)
     distinct = pc.unique(values).drop_null().to_pylist()
-    is_binary = is_number and names is None and set(distinct) == _BINARY
+    is_binary = is_number and names is None and set(distinct) == BINARY
     if is_number and not is_binary:
         distinct = [value for value in distinct if value != UNLABELLED]
     if is_number and names is not None:

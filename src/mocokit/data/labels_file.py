@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mocokit.data.image_index import SPLITS, has_image_suffix, reading, split_word, splits_of_words
-from mocokit.data.labels import UNLABELLED, label_column, label_values, number_labels
+from mocokit.data.labels import BINARY, UNLABELLED, label_column, label_values, number_labels
 from mocokit.data.notes import count, listed
 from mocokit.data.tiles import origin_of
 from mocokit.errors import UserError
@@ -61,8 +61,7 @@ class LabelsFile:
         places = [_ends(keys), _ends([_stem(key) for key in keys])]
         row_of = np.full(len(images), -1, dtype=np.int64)
         rank_of = np.full(len(images), 9, dtype=np.int64)
-        missing: list[str] = []
-        unclear: list[str] = []
+        missing, unclear, contradictions = list[str](), list[str](), list[tuple[int, int, str, str]]()
         for row, name in enumerate(self.names):
             image, rank = _find(_key(name), keys, places)
             if image < 0:
@@ -74,11 +73,14 @@ class LabelsFile:
             elif rank > rank_of[image]:
                 missing.append(name)
             elif not self._same(int(row_of[image]), row):
-                first = self.names[row_of[image]]
+                contradictions.append((image, rank, self.names[row_of[image]], name))
+        for image, rank, first, name in contradictions:
+            if rank == rank_of[image]:
                 raise UserError(
                     f"{self.place}: two rows, {first!r} and {name!r}, say different things of {images[image]}; "
                     "an image has one label: keep one of the rows"
                 )
+            missing.append(name)  # for a row further down says more of its path
         if images and not (row_of >= 0).any():
             of_data = f"the first image is {origin_of(images[0])}"
             raise UserError(
@@ -86,6 +88,9 @@ class LabelsFile:
                 f"{self.names[0] if self.names else 'missing'}, {of_data}; write paths inside the data, or file names"
             )
         lines = [_line(missing, "of no image")] if missing else []
+        taken = [(self.names[row], keys[image]) for image, row in enumerate(row_of.tolist()) if row >= 0]
+        if others := [name for name, key in taken if _other_folder(_key(name), key)]:
+            lines.append(_line(others, "of images in other folders, found by file name alone"))
         return row_of, lines + ([_line(unclear, "of several images, so they say nothing of any")] if unclear else [])
 
     def _same(self, first: int, second: int) -> bool:
@@ -137,7 +142,8 @@ def read_labelled(path: str) -> LabelsFile:
         names = _names(table[image])
         if label is not None:
             values = _values(path, table, label).to_pylist()
-            names = [name for name, value in zip(names, values, strict=True) if value not in (None, UNLABELLED)]
+            none = (None,) if set(values) - {None} == BINARY else (None, UNLABELLED)
+            names = [name for name, value in zip(names, values, strict=True) if value not in none]
     return LabelsFile(path, names, np.zeros(len(names), dtype=np.int64), None, None, (), {})
 
 
@@ -256,6 +262,12 @@ def _splits(path: str, name: str, column: pa.Array) -> np.ndarray:
 def _key(name: str) -> str:
     """A name so that it can be compared."""
     return normalize("NFC", name).replace("\\", "/").strip().removeprefix("./")
+
+
+def _other_folder(key: str, image: str) -> bool:
+    """Whether a row and its image are each in a folder, and these have different names."""
+    folders = [name.rpartition("/")[0].rpartition("/")[2] for name in (key, image)]
+    return all(folders) and folders[0] != folders[1]
 
 
 def _stem(key: str) -> str:

@@ -95,6 +95,8 @@ def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple
     """The column of labels and its values, and a line on what was not taken; (None, None, ...) if there is none."""
     others = [name for name in parquet.schema_arrow.names if name != image]
     refused: list[str] = []
+    if "split" in others:
+        refused.append("column split is not used: put splits into files named train-... and test-..., or give --labels")
     for name in label_column(others):
         values = label_values(parquet.read([name])[name])
         if not isinstance(values, str):

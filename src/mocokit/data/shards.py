@@ -150,7 +150,7 @@ class ShardSource:
             split: np.flatnonzero(split_of == number) for number, split in enumerate(SPLITS) if number in split_of
         }
         is_first = np.concatenate([np.diff(index.blocks, prepend=-1) > 0 for index in self._indices])
-        names = _Names([Path(shard.place).name for shard in self.shards], self._starts)
+        names = _Names(self._names(), self._starts)
         refused = [skipped for index in self._indices for skipped in index.refused]
         labels, label_names, more = self._labels()
         notes = dict.fromkeys([*self.notes, *self._splits_note(), *inside, *more])
@@ -178,11 +178,20 @@ class ShardSource:
         recent.move_to_end(key)
         return recent[key]
 
+    def _names(self) -> list[str]:
+        """Of the shards: their file names, with as many folders as tell them apart."""
+        paths = [shard.place.replace("\\", "/").split("/") for shard in self.shards]
+        for parts in range(1, max(map(len, paths), default=0)):
+            names = ["/".join(path[-parts:]) for path in paths]
+            if len(set(names)) == len(names):
+                return names
+        return ["/".join(path) for path in paths]
+
     def _splits_note(self) -> list[str]:
         """Which shards were taken as which split, unless all are to train on."""
         names: dict[str, list[str]] = {}
-        for shard in self.shards:
-            names.setdefault(shard.split, []).append(Path(shard.place).name)
+        for shard, name in zip(self.shards, self._names(), strict=True):
+            names.setdefault(shard.split, []).append(name)
         return splits_note(names) if set(names) != {"train"} else []
 
     def _splits_inside(self, split_of: np.ndarray) -> list[str]:

@@ -47,8 +47,8 @@ class Parts:
         if any(self._metadata(path)["identity"] != identity for path in self.directory.glob("*-*.parquet")):
             if not overwrite:
                 raise UserError(
-                    f"{output}: an interrupted mocokit embed of another encoder, data or dtype left its parts in "
-                    f"{self.directory}; remove them with --overwrite, or name another --output"
+                    f"{output}: an interrupted mocokit embed of another encoder, data, dtype or --max-pixels left its "
+                    f"parts in {self.directory}; remove them with --overwrite, or name another --output"
                 )
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -219,6 +219,7 @@ def _decoded(image: Any, max_side: int, for_bytes: bool) -> np.ndarray:
     if isinstance(image, str | Path):
         return decode(Path(image).read_bytes(), max_side)
     if isinstance(image, Image.Image):
+        image.load()  # what is not may be read smaller, and would stay so
         return decode_pillow(image, max_side)
     if isinstance(image, Tensor):
         pixels = image.detach().cpu().numpy()
