@@ -95,17 +95,17 @@ def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple
     """The column of labels and its values, and a line on what was not taken; (None, None, ...) if there is none."""
     others = [name for name in parquet.schema_arrow.names if name != image]
     refused: list[str] = []
-    if "split" in others:
-        refused.append("column split is not used: put splits into files named train-... and test-..., or give --labels")
+    split = "column split is not used: put splits into files named train-... and test-..., or give --labels"
+    unused = (split,) if "split" in others else ()
     for name in label_column(others):
         values = label_values(parquet.read([name])[name])
         if not isinstance(values, str):
             taken = f"labels are from the column {name}"
-            return name, values, tuple(refused) + ((taken,) if refused or name != LABELS[0] else ())
+            return name, values, (*refused, *((taken,) if refused or name != LABELS[0] else ()), *unused)
         refused.append(f"column {name} is not used: {values}")
     if others and not refused:
         refused.append(f"no labels among the columns {listed(others)}; call the one with classes {LABELS[0]}")
-    return None, None, tuple(refused)
+    return None, None, (*refused, *unused)
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
