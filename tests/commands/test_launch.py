@@ -91,7 +91,7 @@ def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
     rows = (out / "metrics.csv").read_text().splitlines()[1:]
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 200
+    assert steps[-1] == 120
 
 
 @pytest.mark.parametrize("switches", [{}, {"extend": True}, {"overwrite": True, "extend": True}])
