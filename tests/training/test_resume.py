@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import mocokit as package
+from mocokit.cli import main
 from mocokit.commands import pretrain as verb
 from mocokit.errors import Interrupted
 from tests.runs import FLAGS, TINY, command, mocokit, tiny_data
@@ -23,6 +24,11 @@ STEPS = 15  # three epochs of five
 
 def pretrain(data, out, *more):
     return ["pretrain", data, "--out", out, *FLAGS, *more]
+
+
+def run_here(arguments):
+    """A command that nobody kills, in this process, which need not load torch first: its exit code."""
+    return main([*map(str, arguments)])
 
 
 def checkpoint(run):
@@ -50,8 +56,7 @@ def whole(tmp_path_factory):
     """Data, and a run on it that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     data = tiny_data(folder)
-    done = mocokit(*pretrain(data, folder / "run"))
-    assert done.returncode == 0, done.stderr
+    assert run_here(pretrain(data, folder / "run")) == 0
     return data, folder / "run"
 
 
@@ -101,8 +106,7 @@ def test_killed_again_and_again_before_and_after_checkpoints(whole, tmp_path):
     saved = checkpoint(run)["step"]
     kill_after(never, run, 12, signal.SIGKILL)  # what does not change the result may be given anew
     assert 0 < checkpoint(run)["step"] == saved < int(rows(run)[-1]["step"])
-    done = mocokit(*often)
-    assert done.returncode == 0, done.stderr
+    assert run_here(often) == 0
     assert_same_end(tmp_path / "run", reference)
     steps = [int(row["step"]) for row in rows(tmp_path / "run")]
     assert steps == sorted(set(steps))
@@ -117,9 +121,9 @@ def test_a_streamed_run_goes_on_where_it_was_killed(tmp_path):
         pq.write_table(table, shards / f"{shard}.parquet", row_group_size=6)
     arguments = ["--stream", "--checkpoint-every", "0", "--log-every", "1"]
     whole, killed = (pretrain(shards, tmp_path / name, *arguments) for name in ("whole", "killed"))
-    assert mocokit(*whole).returncode == 0
+    assert run_here(whole) == 0
     kill_after(killed, tmp_path / "killed", 7, signal.SIGKILL)
-    assert mocokit(*killed).returncode == 0
+    assert run_here(killed) == 0
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -132,60 +136,53 @@ def test_a_polite_stop_leaves_a_checkpoint_of_that_very_step(whole, tmp_path, si
     assert "run the same command to go on" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
     assert checkpoint(tmp_path / "run")["step"] % 5  # not at an epoch's end
-    assert mocokit(*arguments).returncode == 0
+    assert run_here(arguments) == 0
     assert_same_end(tmp_path / "run", reference)
 
 
-def test_a_finished_run_is_not_done_again(whole):
+def test_a_finished_run_is_not_done_again(whole, capsys):
     data, run = whole
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    done = mocokit(*pretrain(data, run), "--json")
-    assert done.returncode == 0
-    assert "finished" in done.stderr
+    assert run_here([*pretrain(data, run), "--json"]) == 0
+    assert "finished" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.slow
-def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_path):
+def test_other_options_or_images_are_refused_and_overwrite_replaces(whole, tmp_path, capsys):
     data, _ = whole
     out = tmp_path / "run"
-    flags = [*FLAGS, "--epochs=1"]
-    assert mocokit("pretrain", data, "--out", out, *flags).returncode == 0
-    refused = mocokit("pretrain", data, "--out", out, *flags, "--lr=0.5")
-    assert refused.returncode == 2
-    assert "--lr 0.5 (was 0.03)" in refused.stderr
-    assert "--overwrite" in refused.stderr
+    once = ["pretrain", data, "--out", out, *FLAGS, "--epochs=1"]
+    assert run_here(once) == 0
+    assert run_here([*once, "--lr=0.5"]) == 2
+    refused = capsys.readouterr().err
+    assert "--lr 0.5 (was 0.03)" in refused
+    assert "--overwrite" in refused
     other = tiny_data(tmp_path / "other", height=9, width=8)
-    elsewhere = mocokit("pretrain", other, "--out", out, *flags)
-    assert elsewhere.returncode == 2
-    assert "other images" in elsewhere.stderr
-    impossible = mocokit("pretrain", data, "--out", out, *FLAGS, "--batch-size=999", "--overwrite")
-    assert impossible.returncode == 2
+    assert run_here(["pretrain", other, *once[2:]]) == 2
+    assert "other images" in capsys.readouterr().err
+    assert run_here([*once, "--batch-size=999", "--overwrite"]) == 2
     assert (out / "encoder.safetensors").exists()  # the old run goes only when the new one can start
-    assert mocokit("pretrain", data, "--out", out, *flags, "--lr=0.5", "--overwrite").returncode == 0
+    assert run_here([*once, "--lr=0.5", "--overwrite"]) == 0
     assert "lr: 0.5" in (out / "config.yaml").read_text()
 
 
-@pytest.mark.slow
-def test_changed_images_under_the_same_name_are_refused(tmp_path):
+def test_changed_images_under_the_same_name_are_refused(tmp_path, capsys):
     data, out = tiny_data(tmp_path), tmp_path / "run"
-    flags = [*FLAGS, "--epochs=1"]
-    assert mocokit("pretrain", data, "--out", out, *flags).returncode == 0
+    once = ["pretrain", data, "--out", out, *FLAGS, "--epochs=1"]
+    assert run_here(once) == 0
     image = next(data.rglob("*.png"))
     image.write_bytes(next(itertools.islice(data.rglob("*.png"), 7, None)).read_bytes())
-    refused = mocokit("pretrain", data, "--out", out, *flags)
-    assert refused.returncode == 2
-    assert "other images" in refused.stderr
+    assert run_here(once) == 2
+    assert "other images" in capsys.readouterr().err
 
 
-def test_overwrite_never_removes_what_is_no_run(tmp_path):
+def test_overwrite_never_removes_what_is_no_run(tmp_path, capsys):
     data, out = tiny_data(tmp_path), tmp_path / "photos"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     for more in ([], ["--overwrite"]):
-        refused = mocokit("pretrain", data, "--out", out, *FLAGS, *more)
-        assert refused.returncode == 2
-        assert "not a run directory" in refused.stderr
+        assert run_here(["pretrain", data, "--out", out, *FLAGS, *more]) == 2
+        assert "not a run directory" in capsys.readouterr().err
     assert (out / "precious.txt").read_text() == "mine"
 
 
