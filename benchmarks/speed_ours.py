@@ -85,7 +85,7 @@ def views(s: Settings) -> Result:
     sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
 
     def call() -> None:
-        params = sample_params(AUGMENTATIONS["v2"][0], sizes, 3, generator)
+        params = sample_params(AUGMENTATIONS["v2"], sizes, 3, generator)
         augment(images, params, s.image_size, MEAN, STD)
 
     return {"value": rate(call, len(images), s)}

@@ -23,7 +23,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def mocokit_views(images: torch.Tensor, generator: torch.Generator) -> None:
     sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
-    params = sample_params(AUGMENTATIONS["v2"][0], sizes, images.shape[1], generator)
+    params = sample_params(AUGMENTATIONS["v2"], sizes, images.shape[1], generator)
     augment(images, params, images.shape[-1], MEAN, STD)
 
 

@@ -67,7 +67,7 @@ def test_features(images, told):
 
 
 def test_scores_of_encoders_and_of_what_takes_no_network(images, told):
-    evaluator = Evaluator(images, AUGMENTATIONS["v2"], 0, None)
+    evaluator = Evaluator(images, (AUGMENTATIONS["v2"],) * 2, 0, None)
     evaluator.evaluate(encoder_of(images))
     lines = told()
     assert [line for line in lines if line[1] == COUNT] == [("encoding images", COUNT, COUNT)] * 3  # and two views

@@ -352,7 +352,7 @@ def pretrain(
     """Learn an encoder from images without labels.
 
     Args:
-        data: ``digits``, ``cifar10``, a folder or an archive of images.
+        data: ``digits``, ``cifar10``, a folder, an archive, a NumPy file, Parquet or tar shards, ``hf:NAME``.
         overwrite: replace an existing run directory.
         extend: go on from the finished run in ``out`` to more ``epochs`` or ``steps``, in a new run directory beside
             it, such as ``runs/digits-400-epochs``; learning rate and momentum start again (warm restart).
@@ -375,7 +375,7 @@ def pretrain(
         momentum_end: momentum at the end, reached on half a cosine.
         temperature: softmax temperature of InfoNCE (tau).
         symmetric: let both views be the query in turn (twice the work per step).
-        views: augmentation of the paper (v1, v2, v3).
+        views: strengths and order of the colours of that paper (v1, v2, v3).
         crop_min: smallest share of the image's area in a view.
         flip_p: probability of a horizontal flip.
         jitter_strength: factor on the colour jitter; 0: none.
@@ -635,8 +635,8 @@ def scorecard(
         images: most images that are scored; retrieval depends on it (default 1000).
 
     Returns:
-        ``scorecard``: ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each with the `SCORES` by
-        name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
+        ``scorecard``: ``encoder``, maybe ``given_weights``, ``random_init``, ``raw_pixels`` and ``colour_histogram``,
+        each with the `SCORES` by name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
         sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``,
         ``versions``. Labels are not looked at.
 

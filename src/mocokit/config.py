@@ -44,7 +44,7 @@ Imbalance = Annotated[
 ]
 TimeBudget = Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")]
 Seed = Annotated[int, Option("seed of every random draw", low=0)]
-MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data")]
+MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data", identity=False)]
 FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it", "data")]
 MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", "data", low=1)]
 Tiles = Annotated[int, Option("cut images into tiles of about N x N pixels; 0: leave them whole", "data", low=0)]
@@ -107,7 +107,7 @@ class PretrainConfig:
     temperature: Annotated[float, Option("softmax temperature of InfoNCE (tau)", "model", low=1e-3, high=10)]
     symmetric: Annotated[bool, Option("let both views be the query in turn (twice the work per step)", "model")]
 
-    views: Annotated[Literal["v1", "v2", "v3"], Option("augmentation of the paper", "views")]
+    views: Annotated[Literal["v1", "v2", "v3"], Option("strengths and order of the colours of that paper", "views")]
     crop_min: Annotated[float, Option("smallest share of the image's area in a view", "views", low=0.01, high=1)]
     flip_p: Annotated[float, share("probability of a horizontal flip", "views")]
     jitter_strength: Annotated[float, Option("factor on the colour jitter; 0: none", "views", low=0, high=2)]
@@ -148,7 +148,7 @@ class PretrainConfig:
     split_by: SplitBy = None
     tiles: Tiles = 0
     stream: Annotated[bool, Option("read images anew each epoch; the cache holds only a sample", "data")] = False
-    max_skipped: Annotated[float, share("share of unusable images that is accepted", "data", identity=False)] = 0.05
+    max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
     seed: Seed = 0

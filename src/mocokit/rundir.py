@@ -1,7 +1,6 @@
 """The run directory: where each file of a run lies."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from mocokit.console import say
 from mocokit.errors import UserError
-from mocokit.files import write_json
+from mocokit.files import read_json, write_json
 from mocokit.resolved import Resolved, parse
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
@@ -94,7 +93,7 @@ class RunDirectory:
 
     def _take_over(self) -> None:
         """Become the owner, also in the place of one that has died; the lock is held."""
-        owner, here = _read_dict(self.owner), socket.gethostname()
+        owner, here = read_json(self.owner), socket.gethostname()
         if owner and owner.get("host") != here:
             raise UserError(
                 f"{self.path}: {self._describe_owner()} writes there, or was killed; if it has ended, "
@@ -106,7 +105,7 @@ class RunDirectory:
             write_json(self.owner, {"pid": os.getpid(), "host": here})
 
     def _describe_owner(self) -> str:
-        owner = _read_dict(self.owner)
+        owner = read_json(self.owner)
         return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
     def clear(self) -> None:
@@ -141,12 +140,12 @@ class RunDirectory:
 
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
         """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
-        found = _read_dict(self.data).get(of)
+        found = read_json(self.data).get(of)
         return None if found is None else str(found)
 
     def read_result(self, verb: str, *needed: str) -> dict[str, Any] | None:
         """What a verb has written, or None if it has not, or the file is damaged or lacks what is ``needed``."""
-        found = _read_dict(self.result(verb))
+        found = read_json(self.result(verb))
         return found if found and all(name in found for name in needed) else None
 
     def write_result(self, verb: str, value: dict[str, Any]) -> None:
@@ -172,15 +171,6 @@ def check_no_file(option: str, folder: Path) -> None:
     there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     if os.path.lexists(there) and not there.is_dir():
         raise UserError(f"{option} {folder}: {there} is no folder; choose another {option}")
-
-
-def _read_dict(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def run_name(data_name: str, recipe: str) -> str:

@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mocokit.data.view_params import AUGMENTATIONS, VIEW_STEP, VIEW_STEPS, sample_params, view_size_at
+from mocokit.data.view_params import VIEW_STEP, VIEW_STEPS, sample_params, view_size_at
 from tests.data.torchvision_views import HUE, SATURATION, SEEDS, SETS, generator
 
 
@@ -109,10 +109,6 @@ def test_probabilities_and_ranges(name: str) -> None:
     assert torch.equal(
         params.factors[~params.jittered], torch.tensor([1.0, 1, 1, 0]).repeat((~params.jittered).sum(), 1)
     )
-
-
-def test_v1_and_v2_draw_both_views_alike() -> None:
-    assert all(AUGMENTATIONS[name][0] == AUGMENTATIONS[name][1] for name in ("v1", "v2"))
 
 
 def test_draws_are_independent_of_each_other() -> None:

@@ -4,6 +4,8 @@ Tolerances are absolute, for pixels in [0, 1]: `POINT` for colours and blur, `RE
 compute filter positions up to 100 pixels in float32).
 """
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,7 +17,10 @@ from mocokit.data.view_params import AUGMENTATIONS, AugmentParams
 POINT, RESAMPLED = 2e-6, 2e-5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SEEDS = st.integers(0, 2**31)
-SETS = {name: AUGMENTATIONS[name][0] for name in AUGMENTATIONS} | {"v3, view 2": AUGMENTATIONS["v3"][1]}
+SETS = AUGMENTATIONS | {
+    "v3": replace(AUGMENTATIONS["v3"], blur_p=1.0),
+    "v3, view 2": replace(AUGMENTATIONS["v3"], blur_p=0.1, solarize_p=0.2),
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:

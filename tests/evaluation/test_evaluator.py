@@ -29,7 +29,7 @@ def store(tiny_run: TinyRun):
 
 def evaluator(store, seed=0, score_images=20, labels=True):
     knn = KnnEvaluator.of(split_labelled(store, 0), k=5, temperature=0.1) if labels else None
-    return Evaluator(store.splits["train"], AUGMENTATIONS["v2"], seed, knn, score_images)
+    return Evaluator(store.splits["train"], (AUGMENTATIONS["v2"],) * 2, seed, knn, score_images)
 
 
 def test_the_same_encoder_has_the_same_metrics(encoder, store):
@@ -77,7 +77,7 @@ def test_simple_features_are_evaluated_on_the_same_images(store):
     """Those of the augmented views, too: of views that leave images as they are they are those of the images."""
     images, size = store.splits["train"], 8
     off = dict.fromkeys(("flip_p", "jitter_p", "gray_p", "blur_p"), 0.0)
-    still = replace(AUGMENTATIONS["v2"][0], crop_scale=(1, 1), crop_ratio=(1, 1), **off)
+    still = replace(AUGMENTATIONS["v2"], crop_scale=(1, 1), crop_ratio=(1, 1), **off)
     for measured in (evaluator(store), replace(evaluator(store), augmentations=(still, still))):
         found = measured.evaluate_simple(size)
         assert list(found) == ["raw_pixels", "colour_histogram"]

@@ -214,6 +214,17 @@ def test_groups_are_held_out_whole_and_no_class_is(labels, groups, seed, share):
     assert set(labels[~out].tolist()) == set(labels.tolist())
 
 
+def test_a_class_of_two_groups_is_not_whole_by_rounding():
+    """5/12 and 7/12 are less than 1 together in float32; other classes want both groups held out."""
+    labels, groups = [0] * 12, [0] * 5 + [1] * 7
+    for k in range(20):
+        labels += [1 + k] * 5 + [21 + k] * 5
+        groups += [0] + [2] * 4 + [1] + [3] * 4
+    labels, group_of = torch.tensor(labels), torch.tensor(groups)
+    for seed in range(5):
+        assert not grouped_holdout(labels, group_of, 0.2, generator(seed, "test"))[labels == 0].all()
+
+
 def test_many_small_groups_are_near_the_share_of_each_class():
     draw = generator(0, "made")
     group_of = torch.randint(0, 300, (2000,), generator=draw)

@@ -39,7 +39,15 @@ class Kept(Logger):
 
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 7))
 def test_rows_are_due_every_so_many_steps_and_at_the_ends_of_epochs(per_epoch, steps, every):
-    log = Log(lambda step: [], per_epoch=per_epoch, steps=steps, batch_size=4, every=every)
+    log = Log(
+        lambda step: [],
+        per_epoch=per_epoch,
+        steps=steps,
+        batch_size=4,
+        every=every,
+        evaluate=lambda step: {},
+        announce=print,
+    )
     for step in range(1, steps + 1):
         ends = step % per_epoch == 0 or step == steps
         assert log.epoch_ends(step) == ends
@@ -147,6 +155,7 @@ def test_each_column_has_a_tag_of_its_own():
 def test_a_resumed_run_begins_without_evaluating(tmp_path):
     kept = Kept()
     nothing = {"evaluate": lambda step: pytest.fail("no"), "pictures": lambda: pytest.fail("no")}
+    nothing["announce"] = print
     log = Log(lambda step: [kept, *tensorboard(tmp_path, step)], per_epoch=2, steps=4, batch_size=8, **nothing)
     log.open(2)
     log.close()

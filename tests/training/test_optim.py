@@ -64,6 +64,7 @@ def test_a_restart_begins_with_the_warm_up_and_ends_with_the_run(schedule):
 def test_warm_up_is_linear_to_the_peak(schedule):
     factors = [lr_factor(s, steps=100, warmup=10, schedule=schedule) for s in range(11)]
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1])
+    assert max(lr_factor(8 + s / 9, steps=100, warmup=10, schedule=schedule) for s in range(19)) == 1
     assert lr_factor(99, steps=100, warmup=10, schedule=schedule) < 0.02
 
 

@@ -4,7 +4,7 @@ schedule that ends in time. How long a step takes is a function that `complete` 
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.auto.turns import format_turns
@@ -31,16 +31,12 @@ FEWEST_KNN_IMAGES = 32  # in the final figures of a budget that is too short for
 BUDGET_USE = 0.96  # of a time budget; the rest is for what can't be foreseen
 
 
-class Pace(Protocol):
-    """See `mocokit.model.arithmetic.Pace`."""
+class Pace(NamedTuple):
+    """How fast a network is: ``seconds`` that an image takes forward in float32, and the ``share`` of float32's time
+    that its largest convolution and matrix product take in bfloat16."""
 
-    @property
-    def seconds(self) -> float:
-        """That an image takes forward in fp32."""
-
-    @property
-    def share(self) -> float:
-        """Of fp32's time that the network's largest operations take in bf16."""
+    seconds: float
+    share: float
 
 
 class Measurements(Protocol):

@@ -33,7 +33,7 @@ from mocokit.training.log import Row, Status, read_rows
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
 CALIBRATION_SHARE, BUDGET_USE = 0.05, 0.93  # of a time budget: for timing steps, in all (nothing follows the clock)
 # May differ when a training goes on; of run, data and labels the content counts.
-FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseline", "device"}
+FREE = {"run", "data", "labels", "labels_columns", "max_skipped", "out", "baseline", "device", "threads"}
 
 
 @documented(FinetuneConfig)

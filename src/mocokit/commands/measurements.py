@@ -9,6 +9,7 @@ import torch
 
 import mocokit
 from mocokit import distributed
+from mocokit.auto.trials import Pace
 from mocokit.commands.parts import labelled_parts
 from mocokit.config import PretrainConfig
 from mocokit.data.store import ImageSet, Store
@@ -22,7 +23,7 @@ from mocokit.evaluation.knn import KnnEvaluator
 from mocokit.evaluation.lidar import lidar, trial_views
 from mocokit.evaluation.near_duplicates import MOST_TEST, MOST_TRAIN, thumbnails
 from mocokit.evaluation.verdict import Check
-from mocokit.model.arithmetic import Pace, keep, measure_pace, recall
+from mocokit.model.arithmetic import keep, measure_pace, recall
 from mocokit.model.backbones import check_view_sizes
 from mocokit.model.encoder import Encoder, EncoderSpec, NonFiniteFeatures, encoder_spec
 from mocokit.reporting.images import IN_A_RUN

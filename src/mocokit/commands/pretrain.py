@@ -63,7 +63,7 @@ def pretrain(
     """Learn an encoder from images without labels.
 
     Args:
-        data: ``digits``, ``cifar10``, a folder or an archive of images.
+        data: ``digits``, ``cifar10``, a folder, an archive, a NumPy file, Parquet or tar shards, ``hf:NAME``.
         overwrite: replace an existing run directory.
         extend: go on from the finished run in ``out`` to more ``epochs`` or ``steps``, in a new run directory beside
             it, such as ``runs/digits-400-epochs``; learning rate and momentum start again (warm restart).

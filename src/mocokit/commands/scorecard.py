@@ -30,8 +30,8 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
         options: any other field of `mocokit.config.ScorecardConfig`.
 
     Returns:
-        ``scorecard``: ``encoder``, ``random_init``, ``raw_pixels`` and ``colour_histogram``, each with the `SCORES` by
-        name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
+        ``scorecard``: ``encoder``, maybe ``given_weights``, ``random_init``, ``raw_pixels`` and ``colour_histogram``,
+        each with the `SCORES` by name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
         sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``,
         ``versions``. Labels are not looked at.
 
@@ -41,7 +41,8 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
     started = time.perf_counter()
     config = ScorecardConfig(**validate({"run": run, "data": data, **options}, fields_of(ScorecardConfig)))
     directory = RunDirectory(Path(run))
-    views = augmentations(directory.read_config().config) if directory.config.exists() else AUGMENTATIONS["v2"]
+    v2 = AUGMENTATIONS["v2"]
+    views = augmentations(directory.read_config().config) if directory.config.exists() else (v2, v2)
     inputs = open_inputs(config)
     images = inputs.store.main
     if len(images) < MIN_IMAGES:

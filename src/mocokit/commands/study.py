@@ -19,7 +19,7 @@ from mocokit.console import progress, say
 from mocokit.data.store import ImageSet
 from mocokit.errors import UserError
 from mocokit.evaluation.splits import split_labelled
-from mocokit.files import is_utf8, write_json, write_text
+from mocokit.files import is_utf8, read_json, write_json, write_text
 from mocokit.machine import limit_threads, versions
 from mocokit.options import documented, fields_of, flag, merge, parse_duration, parse_yaml, validate
 from mocokit.rundir import RunDirectory
@@ -27,7 +27,7 @@ from mocokit.studies.engine import Resources, State, has_ray, parallel, run_tria
 from mocokit.studies.plan import IDENTITY, Plan, make_plan
 from mocokit.studies.plots import has_matplotlib, write_plots
 from mocokit.studies.results import answers, by_setting, compare, read_rows, write_answer, write_tables
-from mocokit.studies.trial import REQUEST, RESULT, is_done, read
+from mocokit.studies.trial import REQUEST, RESULT, is_done
 
 TABLE, TRIALS = "labels.csv", "trials"
 READING = ("train", "test", "tiles", "max_skipped", "follow_links", "max_pixels")  # how commands read the images
@@ -79,7 +79,7 @@ def study(data: str, **options: Any) -> dict[str, Any]:
         common = _common(config, out, example)
         directories = _write_requests(out, plan, common, saved)
         write_text(out / "study.yaml", _description(config, plan, opened.store.fingerprint, saved))
-        missing = [path for path in directories if not is_done(path, read(path / REQUEST))]
+        missing = [path for path in directories if not is_done(path, read_json(path / REQUEST))]
         resources = Resources(config.trial_cpus, config.trial_gpus, config.ray_address)
         _announce(out, plan, missing, seconds, resources)
         failed = run_trials(missing, resources, _Teller(seconds, parallel(resources)))

@@ -55,7 +55,7 @@ def decode(
     """Decode one image file.
 
     Palettes, alpha (on white), CMYK, YCbCr, LAB and HSV are flattened to gray or RGB, the EXIF orientation
-    is applied, and of an animation only the first frame is read; for the pages of a TIFF file see `_tiff_pages`.
+    is applied, and of an animation only the first frame is read; for the pages of a TIFF file see `mocokit.data.tiff`.
 
     Args:
         data: the whole file.

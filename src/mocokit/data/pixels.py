@@ -53,8 +53,8 @@ def assumed_range(low: float, high: float) -> tuple[float, float]:
 
 
 def convert(pixels: np.ndarray, channels: int, intensity_range: tuple[float, float] | None) -> np.ndarray:
-    """Decoded pixels [C, H, W] to uint8 with 1 or 3 channels; deep ones are scaled from ``intensity_range``, or as
-    `assumed_range` says (which may raise BadImage) if that is None."""
+    """Decoded pixels [C, H, W] to uint8 [``channels``, H, W], gray and colour to each other; deep ones are scaled
+    from ``intensity_range``, or as `assumed_range` says (which may raise BadImage) if that is None."""
     deep = pixels.dtype != np.uint8
     low, high = intensity_range or (assumed_range(float(pixels.min()), float(pixels.max())) if deep else (0.0, 255.0))
     if len(pixels) == 1 and channels == 3:

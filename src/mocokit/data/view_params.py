@@ -27,9 +27,9 @@ class Augmentation:
 
     jitter: tuple[float, float, float, float]
     jitter_p: float
-    gray_p: float
     gray_first: bool
-    blur_p: float
+    gray_p: float = 0.2
+    blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -37,28 +37,29 @@ class Augmentation:
     solarize_p: float = 0.0
 
 
-# He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
-_V1 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True, blur_p=0.0)
-# Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
-_V2 = Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=0.5)
-# Chen et al. 2021 (MoCo v3), after BYOL: two distributions.
-_V3 = Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, gray_first=False, blur_p=1.0)
-
-# The distributions of view 1 and view 2.
-AUGMENTATIONS = {"v1": (_V1, _V1), "v2": (_V2, _V2), "v3": (_V3, replace(_V3, blur_p=0.1, solarize_p=0.2))}
+# What no option says: strengths and order of the colours.
+AUGMENTATIONS = {
+    # He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
+    "v1": Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_first=True),
+    # Chen et al. 2020 (MoCo v2), "aug+": SimCLR's jitter at a lower strength, and blur.
+    "v2": Augmentation(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_first=False, blur_p=0.5),
+    # Chen et al. 2021 (MoCo v3), after BYOL.
+    "v3": Augmentation(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_first=False),
+}
 
 
 def augmentations(config: PretrainConfig) -> tuple[Augmentation, Augmentation]:
-    """The named distributions of both views with the configuration's own probabilities and strengths."""
-
-    def adjusted(base: Augmentation, blur_p: float, solarize_p: float) -> Augmentation:
-        brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
-        base = replace(base, jitter=(brightness, contrast, saturation, min(hue, 0.5)), gray_p=config.gray_p)
-        base = replace(base, crop_scale=(config.crop_min, 1.0), flip_p=config.flip_p)
-        return replace(base, blur_p=blur_p, solarize_p=solarize_p)
-
-    first, second = AUGMENTATIONS[config.views]
-    return adjusted(first, config.blur_p, 0.0), adjusted(second, config.blur_p2, config.solarize_p2)
+    """The distributions of view 1 and view 2."""
+    base = AUGMENTATIONS[config.views]
+    brightness, contrast, saturation, hue = (config.jitter_strength * s for s in base.jitter)
+    both = replace(
+        base,
+        jitter=(brightness, contrast, saturation, min(hue, 0.5)),
+        gray_p=config.gray_p,
+        crop_scale=(config.crop_min, 1.0),
+        flip_p=config.flip_p,
+    )
+    return replace(both, blur_p=config.blur_p), replace(both, blur_p=config.blur_p2, solarize_p=config.solarize_p2)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def knn_ranks(
         k: number of neighbours; at most all of the bank are used. A class that none of them is of is not predicted,
             not even as fifth.
 
+    Cosines are float32: of features that all but coincide (RankMe near 1, collapse) the order is chance.
+
     Returns:
         [M] int64: how many classes are predicted before the true one of each query, 0 if it is right.
     """

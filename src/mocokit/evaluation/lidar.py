@@ -57,7 +57,7 @@ def trial_views(encoder: Encoder, images: ImageSet) -> Tensor:
 
 def neutral_views(channels: int) -> Augmentation:
     """The views that every encoder is scored with."""
-    base = AUGMENTATIONS["v2"][0]
+    base = AUGMENTATIONS["v2"]
     brightness, contrast, saturation, hue = (STRENGTH * strength for strength in base.jitter)
     return replace(
         base,

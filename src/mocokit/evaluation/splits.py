@@ -160,11 +160,11 @@ def grouped_holdout(labels: Tensor, groups: Tensor, share: float, draw: torch.Ge
     the one that comes nearest.
     """
     _, groups = groups.unique(return_inverse=True)
-    counts = torch.zeros(int(groups.max()) + 1, int(labels.max()) + 1).index_put_(
-        (groups, labels), torch.ones(len(labels)), accumulate=True
-    )  # [groups, classes]
-    parts = (counts / counts.sum(dim=0).clamp(min=1)).double()  # of each class, in each group
-    wanted = torch.where(counts.sum(dim=0) > 0, share, 0.0).double()
+    one = torch.ones(len(labels), dtype=torch.float64)  # in float32 shares of a whole class need not add up to 1
+    counts = one.new_zeros(int(groups.max()) + 1, int(labels.max()) + 1)  # [groups, classes]
+    counts.index_put_((groups, labels), one, accumulate=True)
+    parts = counts / counts.sum(dim=0).clamp(min=1)  # of each class, in each group
+    wanted = torch.where(counts.sum(dim=0) > 0, share, 0.0)
     held = torch.zeros_like(wanted)
     chosen = torch.zeros(len(parts), dtype=torch.bool)
     best, distance_of_best = -1, float("inf")

@@ -1,30 +1,22 @@
 """Which arithmetic this CPU is fast in: found out on a network's own operations, remembered for the next command."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mocokit
+from mocokit.auto.trials import Pace
 from mocokit.data.cache import cache_directory
 from mocokit.errors import UserError
-from mocokit.files import write_json
+from mocokit.files import read_json, write_json
 from mocokit.machine import CORES, cpu_name
 
 IMAGES, REPEATS = 16, 3  # of an operation that is timed
 KEPT, MOST_KEPT = "speeds.json", 200  # in the cache directory; entries
-
-
-class Pace(NamedTuple):
-    """How fast a network is: ``seconds`` that an image takes forward in float32, and the ``share`` of float32's time
-    that its largest convolution and matrix product take in bfloat16."""
-
-    seconds: float
-    share: float
 
 
 @torch.inference_mode()
@@ -90,10 +82,9 @@ def keep(what: str, value: Any) -> None:
 
 def _read() -> dict[str, Any]:
     try:
-        kept = json.loads((cache_directory() / KEPT).read_text(encoding="utf-8"))
-    except (OSError, UserError, ValueError, RecursionError):
+        return read_json(cache_directory() / KEPT)
+    except UserError:  # there is no place for a cache
         return {}
-    return kept if isinstance(kept, dict) else {}
 
 
 def _key(what: str) -> str:

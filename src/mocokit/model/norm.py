@@ -210,12 +210,12 @@ class _SyncNormalise(torch.autograd.Function):
         return (dx, None, None, None) if weight is None else (dx, d_weight, d_bias, None)
 
 
-class CpuSyncBatchNorm(_BatchNorm):
+class CpuSyncBatchNorm(FrozenBatchNorm):
     """Batch norm with the statistics of all processes' images, for CPUs, which `torch.nn.SyncBatchNorm` lacks."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return super().forward(x)
         y, mean, var = _SyncNormalise.apply(x, self.weight, self.bias, self.eps)
         n = x.numel() // x.shape[1] * distributed.world_size()
         _update_statistics(self, mean, var * n / max(1, n - 1))

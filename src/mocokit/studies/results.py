@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mocokit.files import replacing, write_text
+from mocokit.files import read_json, replacing, write_text
 from mocokit.studies.plan import METHODS, WITH_WEIGHTS
 from mocokit.studies.statistics import (
     ALL,
@@ -22,7 +22,7 @@ from mocokit.studies.statistics import (
     t_interval,
     verdict,
 )
-from mocokit.studies.trial import LEARNED, RESULT, read
+from mocokit.studies.trial import LEARNED, RESULT
 
 NAMES = METHODS | WITH_WEIGHTS
 COLUMNS = ("trial", "images", "imbalance", "seed", "method", "measure", "labels", "figure", "accuracy", "seconds")
@@ -53,7 +53,7 @@ def read_rows(directories: Iterable[Path]) -> list[dict[str, Any]]:
     """The rows of all trials that are done, with what their results say of all of a trial's rows."""
     rows = []
     for directory in directories:
-        if result := read(directory / RESULT):
+        if result := read_json(directory / RESULT):
             of_trial = {"trial": directory.name} | result["cell"]
             where = {"machine": result["machine"], "versions": json.dumps(result["versions"])}
             rows += [of_trial | row | where for row in result["rows"]]

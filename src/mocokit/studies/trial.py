@@ -4,7 +4,6 @@ It runs the ordinary commands by their public names: pretrain, knn, probe, finet
 and started again, it goes on from their checkpoints.
 """
 
-import json
 import platform
 import sys
 import time
@@ -17,7 +16,7 @@ from filelock import FileLock
 
 import mocokit
 from mocokit.auto.finetuning import choose_batch_size
-from mocokit.files import write_json
+from mocokit.files import read_json, write_json
 from mocokit.machine import cpu_name, versions
 from mocokit.studies.statistics import ALL
 
@@ -31,27 +30,19 @@ LEARNED = ("moco", "moco-continued", "from-scratch")  # features that depend on 
 KNN_IMAGES = 1000  # of pretraining's own figures, which the study does not use
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What is in a JSON file; empty if there is none, or it is damaged."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
 def is_done(directory: Path, request: dict[str, Any]) -> bool:
     """Whether the result is there, of all labels and methods that are asked for."""
-    done = read(directory / RESULT)
+    done = read_json(directory / RESULT)
     return bool(done) and all(set(request[what]) <= set(done[what]) for what in ("labels", "methods"))
 
 
 def run(directory: Path) -> None:
     """Do what ``trial.json`` asks for, unless that is done; a second process on one directory waits for the first."""
     with FileLock(directory / ".lock"):
-        request = read(directory / REQUEST)
+        request = read_json(directory / REQUEST)
         if is_done(directory, request):
             return
-        started, before = time.perf_counter(), read(directory / RESULT)
+        started, before = time.perf_counter(), read_json(directory / RESULT)
         for what in ("labels", "methods"):
             request[what] = list(dict.fromkeys([*before.get(what, []), *request[what]]))
         rows = [row for row in _measure(directory, request) if row["method"] in request["methods"]]

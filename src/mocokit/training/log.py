@@ -131,11 +131,6 @@ def tracker(name: str, run: Path) -> Logger:
     return MLFlowLogger(experiment_name="mocokit", run_name=run.name, tracking_uri=mlflow.get_tracking_uri())
 
 
-def no_evaluation(step: int) -> dict[str, float]:
-    """Measures nothing."""
-    return {}
-
-
 class Log:
     """Takes a row every ``every`` steps, at the end of each epoch, and of the initialisation.
 
@@ -161,10 +156,10 @@ class Log:
         batch_size: int,
         every: int = 0,
         first_row: bool = True,
-        evaluate: Callable[[int], dict[str, float]] = no_evaluation,
+        evaluate: Callable[[int], dict[str, float]],
         weights: Callable[[], Mapping[str, Tensor]] = dict,
         pictures: Callable[[], Mapping[str, np.ndarray]] = dict,
-        announce: Callable[[Row], None] = lambda row: None,
+        announce: Callable[[Row], None],
     ) -> None:
         self.per_epoch, self.steps, self.batch_size = per_epoch, steps, batch_size
         self.every, self.first_row = every, first_row

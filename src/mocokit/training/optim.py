@@ -31,7 +31,7 @@ def lr_factor(step: float, *, steps: int, warmup: int, schedule: str) -> float:
     `MILESTONES` on (v1). Linear warm-up before, from 1/warmup to 1.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / warmup)  # steps of a budget that follows the clock may lie between
     done = (step - warmup) / max(1, steps - warmup)
     if schedule == "step":
         return float(0.1 ** sum(done >= milestone for milestone in MILESTONES))

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -300,4 +299,4 @@ def loggers(config: PretrainConfig, run: RunDirectory, step: int) -> list[Logger
     if distributed.rank() > 0:
         return []
     own: list[Logger] = [MetricsFile(run.metrics, step, COLUMNS), *tensorboard(run.tensorboard, step)]
-    return own + ([tracker(config.logger, Path(run.path))] if config.logger else [])
+    return own + ([tracker(config.logger, run.path)] if config.logger else [])
