@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -64,6 +65,33 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_a_folder_whose_name_begins_like_an_option(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-x").mkdir()
+    assert "write ./-x" in refused(capfd, "pretrain", "--", "-x")
+
+
+def test_without_stderr_nothing_is_told_on_stdout(data):
+    program = "import sys; sys.stderr = None; from mocokit.cli import main; sys.exit(main(['cache', '--json']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)
+
+
+def test_what_pytorch_needs_around_it(tmp_path, monkeypatch, capfd):
+    def nowhere():
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "gettempdir", nowhere)
+        assert "set TMPDIR" in refused(capfd, "export", tmp_path, "--format", "timm")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "the current folder is gone" in refused(capfd, "export", tmp_path, "--format", "timm")
 
 
 def test_python_m_mocokit_is_the_command():

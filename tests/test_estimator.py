@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from joblib import Memory
 from PIL import Image
 from sklearn.base import clone
@@ -237,6 +238,24 @@ def test_numbers_from_0_to_1_mean_the_same_in_fit_and_transform(kind):
     assert np.ptp(expected, axis=0).max() > 1e-3
 
 
+def test_floats_among_bytes_are_from_0_to_1_as_they_were_in_fit():
+    X = pictures(16, 8, 8)
+    mixed = [x if row % 2 else x / 255 for row, x in enumerate(X)]
+    encoder = small().fit(mixed)
+    np.testing.assert_allclose(encoder.transform(mixed), encoder.transform(X), rtol=1e-4, atol=1e-5)
+    assert np.ptp(encoder.transform(X), axis=0).max() > 1e-3
+
+
+def test_a_recipe_says_how_to_train_and_not_what(tmp_path: Path):
+    recipe, X = tmp_path / "mine.yaml", pictures(32, 8, 8)
+    recipe.write_text("limit: 16\n")
+    with pytest.raises(ValueError, match="larger than the 16 training images"):
+        small(recipe=str(recipe), batch_size=17).fit(X)
+    recipe.write_text("weights: timm\ntiles: 4\n")
+    with pytest.raises(ValueError, match="weights, tiles can't be used here"):
+        small(recipe=str(recipe)).fit(X)
+
+
 def test_blank_images():
     features = small().fit_transform(np.full((16, 8, 8), 3.5))
     assert np.isfinite(features).all()
@@ -299,6 +318,8 @@ def test_fit_in_a_thread_leaves_signals_alone():
         ({}, ["/no/such.png"] * 16, "/no/such.png: cannot be read: No such file"),
         ({}, np.full((16, 8, 8), np.nan), "contains NaN"),
         ({}, np.full((16, 8, 8), 1e300), "image 0: pixels that are infinite"),
+        ({}, pictures(16, 16, 3), r"seems to be one picture; give X\[None\]"),
+        ({}, list(torch.rand(16, 3, 8, 8)), "image 0: a Tensor, where an array"),
         ({}, [*pictures(15, 8, 8, 3), pictures(8, 8, 2)], "image 15: 2 channels among images with 3"),
         ({"image_shape": (8, 9)}, pictures(16, 64), r"image_shape \(8, 9\) does not fit rows of 64"),
         ({"image_shape": 8}, pictures(16, 64), r"image_shape \(8,\) does not fit"),
@@ -314,6 +335,12 @@ def test_fit_in_a_thread_leaves_signals_alone():
 def test_mistakes_are_value_errors(options: dict[str, object], X: object, said: str):
     with pytest.raises(ValueError, match=said):
         small(**options).fit(X)
+
+
+def test_one_picture_is_not_many():
+    encoder = small().fit(pictures(16, 16, 16, 3))
+    with pytest.raises(ValueError, match="one picture"):
+        encoder.transform(pictures(16, 16, 3))
 
 
 def test_mistakes_at_transform():

@@ -11,12 +11,15 @@ import torch
 
 from mocokit.errors import UserError
 from mocokit.machine import (
+    CORES,
     SharedCores,
     _busy_seconds,
     computes_in_bf16,
     cpu_name,
     keep_freed_memory,
+    limit_threads,
     pick_device,
+    usable_cores,
     versions,
 )
 from tests.runs import tiny_data
@@ -31,6 +34,24 @@ torch.set_num_threads(int(sys.argv[3]))
 mocokit.pretrain(sys.argv[1], out=sys.argv[2], **TINY)
 print(usable_cores(), torch.get_num_threads())
 """
+
+
+def test_threads_of_one_command_are_not_those_of_the_next():
+    """Nor of a command that another one carries out, which keeps those that it was given."""
+    before = torch.get_num_threads()
+    cores = min(2, usable_cores())
+    try:
+        torch.set_num_threads(cores)
+        for threads, expected in ((1, 1), (None, cores), (1, 1), (None, cores)):
+            limit_threads(threads)
+            assert torch.get_num_threads() == expected
+        limit_threads(1)
+        with CORES.shared():
+            limit_threads()
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+        limit_threads()
 
 
 @pytest.mark.parametrize("threads", [5, 1])

@@ -4,6 +4,7 @@ import inspect
 import shlex
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -121,6 +122,13 @@ def test_all_mistakes_are_told_together():
         assert part in text
     assert "--temperature" in text
     assert "\n" not in text
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = validate({"epochs": np.int64(3), "lr": np.float32(0.5), "limit": np.uint8(9)}, FIELDS)
+    assert [(type(value), value) for value in given.values()] == [(int, 3), (float, 0.5), (int, 9)]
+    with pytest.raises(UserError, match="expected a whole number"):
+        validate({"epochs": np.float32(3.5)}, FIELDS)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("6m", 360), ("2h", 7200), ("1.5m", 90), ("45", 45)])

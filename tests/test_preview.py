@@ -27,6 +27,9 @@ def test_images_are_the_pixels_of_the_files(folder):
         expected = noise(i % 12, 16 + i % 12 % 3, 16 + i % 12 % 5)
         np.testing.assert_array_equal(images[i], expected)
     assert len(list(images)) == len(images) == 12
+    assert all(np.array_equal(image, images[i]) for i, image in enumerate(images))
+    with pytest.raises(TypeError, match="slice"):
+        images[2:4]
     with pytest.raises(IndexError):
         images[12]
 

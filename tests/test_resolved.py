@@ -110,6 +110,13 @@ def test_any_values_are_one_clear_line_or_a_configuration(values, whole):
     assert "\n" not in message
 
 
+def test_a_value_that_is_missing_is_told():
+    values = yaml.safe_load(dump(defaults({"data": "x"}, facts()), {}))
+    for name in ("lr", "view_size", "batch_size"):
+        with pytest.raises(UserError, match=f"it does not say {name}"):
+            parse(yaml.safe_dump(values | {name: None}), "test")
+
+
 def test_a_configuration_of_another_version_is_refused():
     text = dump(defaults({"data": "x"}, facts()), {})
     without = "\n".join(line for line in text.splitlines() if not line.startswith("temperature:"))

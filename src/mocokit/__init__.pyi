@@ -636,9 +636,9 @@ def scorecard(
 
     Returns:
         ``scorecard``: ``encoder``, maybe ``given_weights``, ``random_init``, ``raw_pixels`` and ``colour_histogram``,
-        each with the `SCORES` by name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an accuracy; ``meaning``: a
-        sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``, ``data_fingerprint``,
-        ``versions``. Labels are not looked at.
+        each with the `SCORES` by name; ``retrieval_ci95``: of each, the 95 % interval of the one score that is an
+        accuracy; ``meaning``: a sentence on each score; ``images``: how many were scored; ``wall_s``, ``config``,
+        ``data_fingerprint``, ``versions``. Labels are not looked at.
 
     Raises:
         UserError: no encoder there, fewer than two images, or a wrong option.

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         near = difflib.get_close_matches(word.split("=")[0], map(flag, options), n=1)
         files = "; several files are not taken: name their folder" if os.path.exists(word) else ""
+        if files and word.startswith("-"):
+            files = f"; if it is the name of a file or folder, write ./{word}"
         switch = "; switches take no value, write --NAME or --no-NAME" if word in ("true", "false") else ""
         parser.error(f"unknown argument {word}{f'; did you mean {near[0]}?' if near else switch or files}")
     arguments.verb = verb
@@ -139,6 +142,17 @@ def _options(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     return options
 
 
+def _check_surroundings() -> None:
+    """What PyTorch needs before it can be imported."""
+    try:
+        os.getcwd()
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        if error.filename or "temporary" not in str(error):
+            raise UserError("the current folder is gone; change to one that exists") from None
+        raise UserError("no folder for temporary files can be written; make room, or set TMPDIR to one") from None
+
+
 def _run(argv: Sequence[str], started: float) -> None:
     """Carry out one command line."""
     arguments = parse(argv)
@@ -151,6 +165,7 @@ def _run(argv: Sequence[str], started: float) -> None:
         options["started"] = started
     if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
         print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
+    _check_surroundings()
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     try:
         result: Mapping[str, Any] = command(**options)
@@ -169,6 +184,8 @@ def _run(argv: Sequence[str], started: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
     started = time.perf_counter()
+    if sys.stderr is None:  # closed; what is told must not come on stdout, or into the file that is opened next
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         _run(sys.argv[1:] if argv is None else argv, started)
         return 0

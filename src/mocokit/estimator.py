@@ -26,7 +26,7 @@ from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.pretrain import complete_config
 from mocokit.commands.request import Request, open_data
 from mocokit.config import FIELDS
-from mocokit.data.arrays import ImageListSource, channels_first
+from mocokit.data.arrays import ImageListSource, channels_first, is_one_picture
 from mocokit.data.pixels import ASSUMED
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
@@ -39,6 +39,8 @@ from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
 
 BYTE_RANGE, UNIT_RANGE = (0.0, 255.0), (0.0, 1.0)  # what the values of 8-bit images mean, and others' from 0 to 1
+# Options of a recipe that a fit, which is handed its images, has no use for.
+NO_FILES = ("weights", "labels", "labels_columns", "split_by", "train", "test", "tiles", "stream")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)  # scikit-learn prints it, and compares by identity
@@ -56,7 +58,8 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     values are equally bright, in whatever company.
 
     Args:
-        recipe: ``auto``, a recipe's name or a recipe file, which may set any option of `mocokit.pretrain`.
+        recipe: ``auto``, a recipe's name or a recipe file, which may set any option of `mocokit.pretrain` that
+            does not name images or weights.
         backbone: timm model name; None chooses by image size and device.
         image_size: side of the square that the network sees, in pixels; None chooses by the images.
         epochs: passes over the images; None chooses by their number.
@@ -167,6 +170,8 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if _is_listed(X):
             return list(X)
         X = check_array(X, allow_nd=True, input_name="X")
+        if is_one_picture(X.shape) and (reset or X.shape[2] == self.encoder_.spec.channels):
+            raise ValueError(f"X {list(X.shape)} seems to be one picture; give X[None]")
         if channels_first(X.shape):
             raise ValueError(f"X {list(X.shape)} seems to have its channels first; give numpy.moveaxis(X, 1, -1)")
         return list(X)
@@ -226,6 +231,8 @@ def _pretrain(
     """The steps of `mocokit.pretrain` without its evaluation, in a directory that is then removed; ``context`` is for
     who keeps the result."""
     request, rows = Request.of(options), list[Row]()
+    if wrong := [name for name in NO_FILES if name in request.recipe]:
+        raise UserError(f"recipe {options['recipe']}: {', '.join(wrong)} can't be used here; take mocokit.pretrain")
     with tempfile.TemporaryDirectory(prefix="mocokit-", ignore_cleanup_errors=True) as name:
         data = open_data(request, ImageListSource(images), cache=Path(name))
         resolved = complete_config(request, data, started)
@@ -240,10 +247,11 @@ def _pretrain(
 
         run = RunDirectory(Path(name) / "run")
         train(task, data.images, run, lambda encoder, step: {}, announce, timetable=resolved.timetable)
-    # Numbers from 0 to 1 were taken for such; among 8-bit images each is read for itself.
+    # Numbers from 0 to 1 were taken for such; where there are 8-bit images, too, each is read for itself.
     deep = all(getattr(image, "dtype", np.uint8) != np.uint8 for image in images)
-    assumed = UNIT_RANGE if deep and any(ASSUMED in note for note in data.store.notes) else BYTE_RANGE
-    spec = replace(task.spec, intensity_range=task.spec.intensity_range or assumed)
+    assumed = any(ASSUMED in note for note in data.store.notes)
+    values = BYTE_RANGE if not assumed else UNIT_RANGE if deep else None
+    spec = replace(task.spec, intensity_range=task.spec.intensity_range or values)
     encoder = Encoder.create(spec)
     encoder.backbone.load_state_dict(task.moco.backbone.state_dict())
     return encoder.eval(), rows

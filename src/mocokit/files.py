@@ -1,10 +1,11 @@
 """Write files whole: a reader, or a run that is killed, sees the old file or the new one, never a part."""
 
+import csv
 import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` (UTF-8)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(
+    path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]], quoting: Any = csv.QUOTE_MINIMAL
+) -> None:
+    """Replace ``path`` by a table; of names that are not UTF-8 the other bytes get backslashes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n", quoting=quoting).writerows([columns, *rows])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -46,15 +46,21 @@ class SharedCores:
 
     def __init__(self) -> None:
         self.most = self.chosen = self.depth = 0
+        self.own = self.set = 0  # torch's threads as the caller had them; as `begin` left them
         self.seen = _times()
 
     def begin(self, threads: int | None) -> None:
-        """Threads that are given stay; else it is chosen, up to those that torch has and to the cores there are."""
+        """Threads that are given stay; else it is chosen, up to those that torch had before any were given and to the
+        cores there are. In a command that another one carries out all stays as that has it."""
         import torch
 
-        cores = usable_cores()
-        if threads is not None or torch.get_num_threads() > cores:
-            torch.set_num_threads(threads or cores)
+        if self.depth and threads is None:
+            return
+        if torch.get_num_threads() != self.set:
+            self.own = torch.get_num_threads()
+        self.set = threads or min(self.own, usable_cores())
+        if self.set != torch.get_num_threads():
+            torch.set_num_threads(self.set)
         self.most = 0 if threads or not STATISTICS.exists() else torch.get_num_threads()
         self.chosen = self.most
         if time.perf_counter() - self.seen[0] > LONG_AGO:

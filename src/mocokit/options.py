@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import numbers
 import os
 import re
 import textwrap
@@ -195,6 +196,8 @@ EXPECTED: dict[Any, tuple[Any, str]] = {
 
 def _checked(option: Option, value: Any) -> Any:
     kind = option.kind
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):  # of NumPy
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if kind is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, Collection) and not isinstance(item, str) for item in items):

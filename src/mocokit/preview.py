@@ -1,7 +1,9 @@
 """Look at images, at the views that pretraining makes of them, and at the metrics of a run; for notebooks."""
 
+import operator
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, row: int) -> np.ndarray:
-        row = range(len(self))[row]
-        height, width = self._images.sizes[row]
-        return _channels_last(self._images.batch([row])[0, :, :height, :width])
+        row = range(len(self))[operator.index(row)]  # of no slice: images have sizes of their own
+        return _channels_last(self._images.image(row))
 
 
 def open_images(

@@ -84,7 +84,7 @@ def parse(text: str, origin: str) -> Resolved:
         raise UserError(f"{origin}: not a mocokit configuration (it has no reasons); start anew with --overwrite")
     values = validate({n: v for n, v in raw.items() if n not in RECORDS}, FIELDS, origin=origin)
     absent = {name: option.default for name, option in FIELDS.items() if name not in raw and option.has_default}
-    if missing := [name for name in FIELDS if name not in raw and name not in absent]:
+    if missing := [name for name, option in FIELDS.items() if raw.get(name) is None and not option.has_default]:
         problem = f"of another version: it does not say {missing[0]}"
         raise UserError(f"{origin}: not a mocokit configuration ({problem}); start anew with --overwrite")
     config = PretrainConfig(**(dict.fromkeys(FIELDS) | absent | values))  # type: ignore[arg-type]

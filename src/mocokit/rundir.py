@@ -18,6 +18,13 @@ from mocokit.errors import UserError
 from mocokit.files import read_json, write_json
 from mocokit.resolved import Resolved, parse
 
+RUNS_INSIDE = ("finetune", "from-scratch")  # directories of fine-tunings
+# What a run and the verbs that measure it leave in its directory without being told a place.
+OWN = {
+    "config.yaml", "finetune.yaml", "checkpoints", "encoder.safetensors", "initial.safetensors", "metrics.csv",
+    "images.png", "tensorboard", "skipped.csv", "data.json", "results", "report.html", "report-lists", "export",
+    *RUNS_INSIDE,
+}  # fmt: skip
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
 
@@ -109,7 +116,8 @@ class RunDirectory:
         return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
     def clear(self) -> None:
-        """Remove all that a run has left; last what makes the directory a run, so that a killed command goes on.
+        """Remove what mocokit writes here by itself, last what makes the directory a run, so that a killed command goes
+        on; what else is there stays, such as a table of labels, and is told.
 
         Raises:
             UserError: a command writes into a directory inside.
@@ -118,11 +126,21 @@ class RunDirectory:
             with RunDirectory(inside.parent).locked():
                 pass
         last = (self.config, self.finetuning)
+        kept = []
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry in last):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry not in (self.lock, self.owner):
+            if entry in (self.lock, self.owner):
+                continue
+            if entry.name not in OWN and entry.suffix != ".tmp":
+                kept.append(entry.name)
+            elif entry.is_dir() and not entry.is_symlink():
+                if entry.name in RUNS_INSIDE:
+                    RunDirectory(entry).clear()
+                if entry.name not in RUNS_INSIDE or not any(entry.iterdir()):
+                    shutil.rmtree(entry)
+            elif not (kept and entry in last):  # without which other files could be anything
                 entry.unlink()
+        if kept:
+            say(f"{self.path}: of files that are not the run's own nothing is removed: {', '.join(sorted(kept)[:9])}")
 
     def read_config(self) -> Resolved:
         """The configuration; a `UserError` if this is not a run directory or it is damaged."""
@@ -159,7 +177,7 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            where, why = error.filename or self.path, error.strerror or error
+            where, why = error.filename2 or error.filename or self.path, error.strerror or error
             way_out = "make room or fix the folder's permissions and run the same command again"
             if isinstance(error, NotADirectoryError | FileExistsError):
                 way_out = "a file is in the way; name another place"

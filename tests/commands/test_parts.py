@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import mocokit
-from mocokit.commands.parts import about_test, labelled_parts, other_held_out, tell_test
+from mocokit.commands.parts import about_test, labelled_parts, other_held_out, other_subset, tell_test
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
@@ -81,6 +81,27 @@ def test_an_encoder_that_knows_labels_of_test_images_is_told_of(run, photos, fla
 )
 def test_options_that_hold_the_same_images_out(tuned, told):
     assert other_held_out(tuned, KnnConfig(run="", data="", test_share=0.25, split_by="patient")) == told
+
+
+@pytest.mark.parametrize(
+    ("tuned", "given", "told"),
+    [
+        ({"limit": None}, {"limit": 80}, "no --limit"),
+        ({"limit": 60, "imbalance": 10}, {}, "--limit 60 --imbalance 10"),
+        ({"limit": 60}, {"limit": 60}, ""),
+        ({"limit": 60, "held_out": None}, {}, ""),
+    ],
+)
+def test_options_that_choose_the_same_images(tuned, given, told):
+    assert other_subset({"held_out": {"seed": 0}} | tuned, KnnConfig(run="", data="", **given)) == told
+
+
+def test_a_subset_of_images_whose_labels_were_learned_is_told_of(run, photos, tmp_path, capfd):
+    options = {"epochs": 1, "baseline": False, "out": str(tmp_path / "tuned"), "test_share": 0.25}
+    mocokit.finetune(str(run[0]), str(photos), **options)
+    capfd.readouterr()
+    mocokit.knn(options["out"], str(photos), limit=30)
+    assert "knows labels of some that test; give no --limit" in capfd.readouterr().err
 
 
 def test_images_of_other_data_are_not_said_to_be_in_pretraining(run, tmp_path, capfd):

@@ -274,6 +274,37 @@ def test_runs_are_named_after_data_and_recipe(tmp_path, monkeypatch):
     assert "temperature: 0.3" in (tmp_path / "runs" / f"{tmp_path.name}-data-mine" / "config.yaml").read_text()
 
 
+def test_of_a_finished_run_what_is_damaged_is_made_again(tmp_path, capfd):
+    """The encoder from the checkpoint; a last row that is lost is told."""
+    data, out = str(tiny_data(tmp_path)), tmp_path / "run"
+    first = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
+    (out / "encoder.safetensors").write_bytes(b"abc")
+    again = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
+    assert (again["loss"], again["knn"]) == (first["loss"], first["knn"])
+    assert mocokit.load(out).dim == 128
+    rows = (out / "metrics.csv").read_text().splitlines(keepends=True)
+    (out / "metrics.csv").write_text("".join(rows[:-1]) + rows[-1][:-9])
+    (out / "encoder.safetensors").unlink()
+    capfd.readouterr()
+    other = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
+    assert "metrics.csv lacks the last rows: the loss is that of step 2\n" in capfd.readouterr().err
+    assert other["loss"] != first["loss"]
+
+
+def test_a_recipe_names_images_and_weights_as_options_do(tmp_path):
+    data, out, recipe = str(tiny_data(tmp_path)), tmp_path / "run", tmp_path / "mine.yaml"
+    first = mocokit.pretrain(data, out=str(tmp_path / "first"), **SHORT)
+    assert first["images"] == 40
+    recipe.write_text(f"limit: 20\nweights: {first['run']}\n")
+    again = [mocokit.pretrain(data, recipe=str(recipe), out=str(out), **SHORT) for _ in range(2)]
+    assert again[0] == again[1]
+    assert (again[0]["images"], again[0]["config"]["limit"]) == (20, 20)
+    assert (out / "initial.safetensors").exists()
+    recipe.write_text("out: elsewhere\nthreads: 1\n")
+    with pytest.raises(mocokit.UserError, match="--out, --threads can't stand in a recipe; give the file as --config"):
+        mocokit.pretrain(data, recipe=str(recipe), **SHORT)
+
+
 # An awkward folder ---------------------------------------------------------------------------------------
 
 

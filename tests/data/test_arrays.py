@@ -170,6 +170,15 @@ def test_figures_and_several_labels_are_no_classes(tmp_path: Path, labels: np.nd
     assert note == "all labels are 2: a single class is none" or note.startswith(f"labels {labels.dtype} [6")
 
 
+def test_arrays_that_are_not_used_are_told(tmp_path: Path) -> None:
+    images = np.zeros((8, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, label=np.arange(8), test_images=images[:2], x_valid=images[:3])
+    notes = open_source(str(tmp_path / "a.npz")).read_index().notes
+    assert "arrays not used: images uint8 [8, 8, 8], label int64 [8], x_valid uint8 [3, 8, 8]; usual names" in notes[-1]
+    np.savez(tmp_path / "b.npz", images=images, labels=np.arange(8))
+    assert not open_source(str(tmp_path / "b.npz")).read_index().notes
+
+
 def test_some_labels_are_missing(tmp_path: Path) -> None:
     images = {"x_train": noise(0, 6, 8, 8), "x_test": noise(1, 2, 8, 8)}
     store = store_of(saved(tmp_path / "x.npz", **images, y_train=np.array([2.0, 4, 2, 4, -1, np.nan])))

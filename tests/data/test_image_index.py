@@ -220,3 +220,13 @@ def test_folders_that_may_be_splits_are_named_with_the_way_to_say_so(folders, sa
         for folder, split in options.items():
             assert {told.names[row].split("/")[-2] for row in told.splits[split]} >= {folder}
         assert not [note for note in told.notes if note.startswith("folders that may be splits")]
+
+
+@pytest.mark.parametrize("below", ["", "cat/"])
+def test_folders_of_splits_below_other_folders_are_told(below):
+    names = [f"{site}/{split}/{below}{n}.png" for site in "ab" for split in ("test", "train") for n in range(2)]
+    index = index_by_folders(names, [], Path("data"))
+    line = "folders that may be splits are not taken as such; if they are: --train train --test test"
+    assert line in index.notes
+    told = index_by_folders(names, [], Path("data"), {"train": "train", "test": "test"})
+    assert {split: len(rows) for split, rows in told.splits.items()} == {"train": 4, "test": 4}

@@ -131,7 +131,7 @@ def test_which_image_a_row_is_about(tmp_path, row, image):
     several = "1 row of the labels is of several images, so they say nothing of any; the first is "
     none = "1 row of the labels is of no image; the first is "
     unused = none if row in ("b.jpg",) else several
-    alone = "1 row of the labels is of images in other folders, found by file name alone; the first is "
+    alone = "1 row of the labels is of images in other folders, found by the ends of their paths alone; the first is "
     told = [unused + row] if image is None else [alone + row] if row == "elsewhere/a.jpg" else []
     assert lines == told
 
@@ -157,8 +157,27 @@ def test_rows_for_images_in_folders_of_another_name_are_told(tmp_path):
     row_of, lines = table.match(["new/1.jpg", "train/cats/2.jpg", "dogs/3.jpg", "new/4.jpg"])
     assert row_of.tolist() == [0, 1, 2, 3]
     assert lines == [
-        "1 row of the labels is of images in other folders, found by file name alone; the first is birds/1.jpg"
+        "1 row of the labels is of images in other folders, found by the ends of their paths alone; "
+        "the first is birds/1.jpg"
     ]
+
+
+def test_rows_for_images_further_up_in_other_folders_are_told(tmp_path):
+    table = read(tmp_path, "image,label\np3/images/003.png,x\np4/images/004.png,x\n")
+    row_of, lines = table.match(["p103/images/003.png", "p4/images/004.png"])
+    assert row_of.tolist() == [0, 1]
+    assert lines == [
+        "1 row of the labels is of images in other folders, found by the ends of their paths alone; "
+        "the first is p3/images/003.png"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"), [(("cat", "nan", "dog"), ["cat", "dog"]), (("0", "NaN", "1"), ["0", "1"])]
+)
+def test_what_is_not_a_number_is_no_label(tmp_path, values, names):
+    table = read(tmp_path, "image,label\n" + "".join(f"{n}.png,{value}\n" for n, value in enumerate(values)))
+    assert (list(table.label_names), table.labels.tolist()) == (names, [0, -1, 1])
 
 
 def test_two_rows_that_disagree_are_refused(tmp_path):

@@ -106,6 +106,20 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         open_source("hf:somebody/something")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_are_the_same_from_inside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    folder = tmp_path / "set"
+    for stem in ("train", "test"):
+        write_shards(folder, kind, stem, shards=1)
+    monkeypatch.chdir(folder)
+    for place in (str(folder), ".", "../set", "./"):
+        splits = open_source(place).read_index().splits
+        assert {split: len(rows) for split, rows in splits.items()} == {"train": 6, "test": 6}
+    (file,) = folder.glob("test*")
+    for place in (file.name, file.as_uri()):
+        assert list(open_source(place).read_index().splits) == ["test"]
+
+
 def test_splits_by_file_and_folder(tmp_path: Path) -> None:
     write_shards(tmp_path / "set", "bytes", stem="train")
     write_shards(tmp_path / "set" / "validation", "bytes", stem="part", shards=1)

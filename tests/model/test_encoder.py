@@ -40,6 +40,16 @@ def test_every_kind_of_image_gives_the_same_features(channels, rgb, gray, tmp_pa
     assert_close(encoder.embed(torch.from_numpy(batch).permute(0, 3, 1, 2)), expected[same_size])
 
 
+def test_unusual_containers(rgb, tmp_path):
+    array = noise(0, 24, 24)
+    (tmp_path / "a.png").write_bytes(encode(array))
+    expected = rgb.embed(array)
+    assert_close(rgb.embed(np.array([str(tmp_path / "a.png")])), expected)
+    assert_close(rgb.embed(np.array([tmp_path / "a.png"], dtype=object)), expected)
+    halves = torch.from_numpy(array).permute(2, 0, 1).div(255).bfloat16()
+    assert_close(rgb.embed(halves), rgb.embed(halves.float()))
+
+
 def test_a_picture_that_was_opened_keeps_its_size(rgb, tmp_path):
     """A JPEG that is read for something small may be read smaller, which its owner would notice."""
     path = tmp_path / "large.jpg"

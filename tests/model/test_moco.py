@@ -65,6 +65,17 @@ def test_a_step_scores_against_the_queue_as_it_was_before(symmetric):
     contrast.loss.backward()  # the queue has moved on; the gradient must not notice
 
 
+def test_the_key_encoder_follows_parameters_that_were_assigned():
+    moco, ids = make(), torch.arange(B)
+    moco(*views(), ids, None, 0.9)
+    moco.load_state_dict({name: value.clone() for name, value in moco.state_dict().items()}, assign=True)
+    with torch.no_grad():
+        moco.backbone[0].weight.add_(1)
+    before = moco.encoder_k[0][0].weight.clone()
+    moco(*views(), ids, None, 0.9)
+    torch.testing.assert_close(moco.encoder_k[0][0].weight, before + 0.1 * (moco.backbone[0].weight - before))
+
+
 def test_no_image_is_its_own_negative():
     moco = make()
     ids = torch.arange(B)

@@ -107,6 +107,21 @@ def test_other_norms_are_left_alone_and_unknown_batch_norms_refused():
     assert split_batch_norm(group, 8) is group
     with pytest.raises(TypeError, match="BatchNorm1d"):
         split_batch_norm(nn.Sequential(nn.BatchNorm1d(4)), 2)
+    half = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(4))
+    with pytest.raises(TypeError, match="1: BatchNorm1d"):
+        split_batch_norm(half, 2)
+    assert type(half[0]) is nn.BatchNorm2d
+
+
+def test_groups_can_be_counted_anew():
+    norms = split_batch_norm(nn.Sequential(nn.BatchNorm2d(2), BatchNormAct2d(2)), 4)
+    for splits in (2, 1):
+        assert {norm.splits for norm in split_batch_norm(norms, splits)} == {splits}
+    x = torch.randn(8, 2, 3, 3)
+    torch.testing.assert_close(norms[0](x), nn.BatchNorm2d(2)(x))
+    for splits in (0, -3):
+        with pytest.raises(ValueError, match="at least 1"):
+            split_batch_norm(norms, splits)
 
 
 @settings(max_examples=30, deadline=None)

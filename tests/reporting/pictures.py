@@ -30,6 +30,7 @@ def report_images(
         canvas, sizes = pad([images[row] for row in rows])
         held = SimpleNamespace(
             batch=lambda asked, canvas=canvas: canvas[np.asarray(asked)],
+            image=lambda row, canvas=canvas, sizes=sizes: canvas[row, :, : sizes[row, 0], : sizes[row, 1]],
             sizes=sizes.astype(np.int32),
             canvas=canvas.shape[2:],
             channels=canvas.shape[1],

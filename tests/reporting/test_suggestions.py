@@ -11,7 +11,7 @@ from mocokit.data.store import open_store
 from mocokit.evaluation.splits import split_labelled
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.neighbours import Neighbours, neighbours
-from mocokit.reporting.suggestions import MOST_OUTLIERS, Suggestion, suggestions, write_csv
+from mocokit.reporting.suggestions import MOST_OUTLIERS, Suggestion, suggestions, write_list
 from tests.helpers import class_folders
 from tests.reporting.pictures import picture, report_images
 
@@ -162,7 +162,7 @@ def test_images_of_a_folder(tmp_path):
     images = ReportImages.of(store, split_labelled(store, 0), 0)
     found = by_key(images)
     for key, number in (("exact-duplicates", "2"), ("leaks", "1.0")):
-        lines = write_csv(tmp_path, found[key], images).read_text(encoding="utf-8").splitlines()[1:]
+        lines = write_list(tmp_path, found[key], images).read_text(encoding="utf-8").splitlines()[1:]
         expected = [("train/class0/003.png", "train", "class0"), ("test/class1/copy.png", "test", "class1")]
         assert lines == [f'1,"{name}","{split}","{label}",{number}' for name, split, label in expected]
 
@@ -178,7 +178,7 @@ def test_csv_holds_names_of_any_kind(tmp_path):
         label_names=("first, class", "x"),
     )
     kinds = by_key(images)
-    path = write_csv(tmp_path, kinds["near-duplicates"], images)
+    path = write_list(tmp_path, kinds["near-duplicates"], images)
     assert path == tmp_path / "near-duplicates.csv"
     with path.open(encoding="utf-8", newline="") as file:
         table = list(csv.reader(file))
@@ -189,12 +189,12 @@ def test_csv_holds_names_of_any_kind(tmp_path):
         ["1", names[1], "train", "", correlation],
     ]
     every = Suggestion("all", "All", "All.", np.arange(5), {"number": [0.5] * 5})
-    with write_csv(tmp_path, every, images).open(encoding="utf-8", newline="") as file:
+    with write_list(tmp_path, every, images).open(encoding="utf-8", newline="") as file:
         assert [line["image"] for line in csv.DictReader(file)] == names
 
 
 def test_csv_of_none_has_a_header_and_no_class_without_labels(tmp_path):
     images = report_images([grayish(seed) for seed in range(20)])
-    path = write_csv(tmp_path, by_key(images)["blank"], images)
+    path = write_list(tmp_path, by_key(images)["blank"], images)
     assert path.read_text(encoding="utf-8") == '"image","split","deviation"\n'
     assert list(tmp_path.iterdir()) == [path]

@@ -12,6 +12,7 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
+from mocokit.commands.parts import subset_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
@@ -258,6 +259,7 @@ class _Training:
         origin |= {"tiles": tiles} if (tiles := tiles_of(self.config.tiles, self.inputs.encoder)) else {}
         origin |= {"data_fingerprint": self.inputs.store.train_fingerprint, "versions": versions()}
         origin |= {"held_out": (self.inputs.test or {}).get("held_out")}
+        origin |= {"source_fingerprint": self.inputs.source.fingerprint(), **subset_of(self.config)}
         with run.writing():
             save_encoder(best, run.encoder, origin)
         rows = read_rows(run.metrics, "loss", "images_per_second")

@@ -5,9 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mocokit.commands.parts import about_test, labelled_parts, labels_of, other_held_out, tell_test
+from mocokit.commands.parts import about_test, labelled_parts, labels_of, other_held_out, other_subset, tell_test
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
+from mocokit.data.image_index import Source
 from mocokit.data.labelled import grouped, open_labelled
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store
@@ -26,6 +27,7 @@ class Inputs:
     """An encoder, in evaluation mode, and the images to evaluate it on; ``seed`` is that of its initialisation."""
 
     encoder: Encoder
+    source: Source
     store: Store
     device: DeviceName
     given_weights: Encoder | None  # that the run went on from, if it did
@@ -94,7 +96,7 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     store = grouped(store, config.split_by, labels, isinstance(source, TiledSource))
     say(store.summary())
     initial = RunDirectory(Path(config.run)).initial
-    inputs = Inputs(encoder, store, device, load(initial, device) if initial.exists() else None)
+    inputs = Inputs(encoder, source, store, device, load(initial, device) if initial.exists() else None)
     if not labels_for:
         return inputs
     parts = labelled_parts(store, config)
@@ -102,6 +104,8 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
         raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
     seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
     others = seen and parts.held_out and other_held_out(encoder.origin.get("held_out"), config)
+    if not seen and parts.held_out and encoder.origin.get("source_fingerprint") == source.fingerprint():
+        others = other_subset(encoder.origin, config)
     tell_test(parts, store, config, seen and not others)
     if others:
         say(f"the encoder was fine-tuned with other images held out: it knows labels of some that test; give {others}")

@@ -1,5 +1,6 @@
 """Which images train and test what is measured: the same in every verb, and told in the same words."""
 
+from collections.abc import Mapping
 from shlex import quote
 from typing import Any
 
@@ -39,6 +40,21 @@ def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | Pretra
         f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
         f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
+
+
+def subset_of(config: ImagesConfig | PretrainConfig) -> dict[str, float | None]:
+    """The options on which depends which of the data is looked at, of which then some are held out."""
+    return {"limit": config.limit, "imbalance": config.imbalance}
+
+
+def other_subset(tuned: Mapping[str, Any], config: ImagesConfig) -> str:
+    """The options by which an encoder that was ``tuned`` on a subset of the same data tests on none of that; empty if
+    they are given or its held-out images are test images of their own."""
+    if not isinstance(tuned.get("held_out"), dict):
+        return ""
+    given = subset_of(config)
+    others = {f"--{name}": tuned.get(name) for name, value in given.items() if value != tuned.get(name)}
+    return " ".join(f"no {name}" if value is None else f"{name} {value:g}" for name, value in others.items())
 
 
 def other_held_out(tuned: Any, config: ImagesConfig) -> str:

@@ -21,7 +21,7 @@ from mocokit.commands.parts import about_test, tell_any_test
 from mocokit.commands.report import report
 from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import accuracy_line, next_command, record
-from mocokit.commands.resume import on_its_device, saved_configuration, turned, with_free_options
+from mocokit.commands.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
 from mocokit.commands.start import Start
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import command, mute, progress, say
@@ -133,10 +133,12 @@ def _in_directory(
     """What no other command may do at the same time: begin or go on, train, measure, write."""
     given, recipe, fingerprint = {**request.given, "out": str(run.path)}, request.recipe, data.store.train_fingerprint
     saved = known = on_first(lambda: saved_configuration(run, given, recipe, fingerprint, overwrite, origin))
-    if finished := on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and run.encoder.exists() else None):
+    if finished := on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and has_encoder(run) else None):
         other = "more --epochs" if request.extend else "another --out"
         say(f"{run.path} is finished; give {other}, or --overwrite to do it again")
-        return finished if distributed.rank() == 0 else {}
+        is_first = distributed.rank() == 0
+        distributed.destroy_process_group()
+        return finished if is_first else {}
     if request.extend and not saved:
         known = on_first(lambda: extended_configuration(origin, given, recipe, fingerprint, len(data.images)))
     begun = start.encoder.spec if start else None
@@ -302,6 +304,8 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     """The encoder and its baselines, on all images unless the configuration says less, or not at all."""
     config, spec = task.config, task.spec
     last = read_rows(run.metrics, "loss")[-1]
+    if int(last["step"]) != config.steps:
+        say(f"{run.metrics} lacks the last rows: the loss is that of step {last['step']}")
     loss = float(last["loss"])
     over_chance = loss / task.chance_level if last["loss_over_chance"] else None
     figures = {"run": str(run.path), "recipe": config.recipe, "epochs": config.epochs, "steps": config.steps}

@@ -35,7 +35,7 @@ from mocokit.reporting.neighbours import SHOWN, Neighbours, neighbours
 from mocokit.reporting.page import Section, page, paragraph
 from mocokit.reporting.projection import check_installed, project
 from mocokit.reporting.shortcuts import Shortcuts, shortcuts
-from mocokit.reporting.suggestions import Suggestion, suggestions, write_csv
+from mocokit.reporting.suggestions import Suggestion, suggestions, write_list
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory, check_no_file
@@ -87,7 +87,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     contents = _Contents(config, inputs, seen, directory, resolved, path.with_name(f"{path.stem}-lists"))
     with RunDirectory(path.parent).writing():
         for suggestion in contents.suggestions:
-            write_csv(contents.lists, suggestion, seen.images)
+            write_list(contents.lists, suggestion, seen.images)
         write_text(path, printable(contents.html))  # of folders and paths that are not UTF-8
     size = path.stat().st_size
     figures = {
@@ -248,10 +248,7 @@ class _Contents:
             return Section("views", "", "")
         images = self.inputs.store.main
         rows = random_subset(len(images), VIEWS, self.config.seed).numpy()
-        return about_run.views(
-            [images.batch([row])[0, :, : images.sizes[row, 0], : images.sizes[row, 1]] for row in rows],
-            *two_views(images, rows, self.resolved.config),
-        )
+        return about_run.views([images.image(row) for row in rows], *two_views(images, rows, self.resolved.config))
 
     def _selected(self) -> list[int]:
         """The rows that `mocokit select` has chosen for this run, in order."""

@@ -22,6 +22,8 @@ from mocokit.recipes import load_recipe
 from mocokit.training.log import check_tracker
 
 SUBSET = ("limit", "imbalance")  # of the images, to learn from
+# What a recipe may say that counts before the configuration is complete.
+EARLY = ("weights", "labels", "labels_columns", "split_by", "seed", "max_skipped", "workers", "device", "logger")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Request:
     @classmethod
     def of(cls, given: Mapping[str, Any], extend: bool = False) -> "Request":
         """From validated options; raises `UserError` if there is no such recipe, device or experiment tracker."""
-        check_tracker(given.get("logger"))
         if given.get("weights") and given.get("recipe", "auto") == "auto":
             given = {**given, "recipe": "continue"}
-        return cls(given, load_recipe(given.get("recipe", "auto")), pick_device(given.get("device")), extend)
+        recipe = load_recipe(given.get("recipe", "auto"))
+        given = {name: recipe[name] for name in SUBSET + EARLY if name in recipe} | dict(given)
+        check_tracker(given.get("logger"))
+        return cls(given, recipe, pick_device(given.get("device")), extend)
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from mocokit.auto.defaults import check_shares
 from mocokit.commands.extend import check_extends, how_to_extend
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import say
+from mocokit.deploy.encoder_file import read_encoder
 from mocokit.errors import UserError
 from mocokit.files import write_text
 from mocokit.machine import computes_in_bf16, pick_device, usable_cores, versions
@@ -53,6 +55,14 @@ def saved_configuration(
     if start is not None and start.path != run.path:
         check_extends(saved, start, run)
     return saved
+
+
+def has_encoder(run: RunDirectory) -> bool:
+    """Whether the run has left an encoder that can be read; another is written from its checkpoint."""
+    with suppress(UserError):
+        read_encoder(run.encoder)
+        return True
+    return False
 
 
 def on_its_device(saved: Resolved, given: Mapping[str, Any], run: RunDirectory) -> Resolved:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def search(
         UserError: a file that is missing, damaged or of another encoder; a row out of range; a wrong option.
     """
     started = time.perf_counter()
-    asked = (queries,) if isinstance(queries, str | int | Path) else queries
+    asked = (queries,) if isinstance(queries, str | int | Integral | Path) else queries
     given = {"features": features, "queries": tuple(map(str, asked)), **options}
     config = SearchConfig(**validate(given, fields_of(SearchConfig)))
     asked_least = _check(config, overwrite)

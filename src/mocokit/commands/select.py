@@ -1,6 +1,5 @@
 """``mocokit select RUN DATA -n N``: which images to label first, as a table of their names."""
 
-import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mocokit.data.notes import count as counted
 from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
-from mocokit.files import printable, replacing
+from mocokit.files import printable, write_csv
 from mocokit.options import documented, fields_of, validate
 from mocokit.reporting.selection import Choice, typiclust
 from mocokit.rundir import RunDirectory, check_no_file
@@ -64,7 +63,8 @@ def select(run: str, data: str, count: int, *, overwrite: bool = False, **option
         raise UserError(f"--count {config.count}: there are {left:,} images to choose from; give no more")
     chosen = typiclust(extract(inputs.encoder, images, rows), config.count, config.seed, given)
     selected = [_row(names[choice.row], order, choice) for order, choice in enumerate(chosen, start=1)]
-    _write(path, selected)
+    with RunDirectory(path.parent).writing():
+        write_csv(path, COLUMNS, (each.values() for each in selected))
     _print(path, selected, left)
     figures = {"path": str(path), "selected": selected, "candidates": left, "given": len(given)}
     return record("select", config.run, config, figures, started, inputs.store.fingerprint)
@@ -117,17 +117,6 @@ def _row(image: str, order: int, choice: Choice) -> dict[str, Any]:
     """A line of the table."""
     values = (image, order, choice.cluster, choice.cluster_size, round(choice.typicality, 4))
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def _write(path: Path, selected: list[dict[str, Any]]) -> None:
-    with (
-        RunDirectory(path.parent).writing(),
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(selected)
 
 
 def _print(path: Path, selected: list[dict[str, Any]], candidates: int) -> None:

@@ -33,6 +33,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
     Raises:
         BadImage: no pixels, not numbers, or not finite ones.
     """
+    if not isinstance(image, np.ndarray):
+        raise BadImage(f"a {type(image).__name__}, where an array, an image of Pillow or a path is expected")
     if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in _KINDS:
         raise BadImage(f"{image.dtype} of shape {list(image.shape)} where [H, W] or [H, W, C] is expected")
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
@@ -47,6 +49,11 @@ def channels_first(shape: tuple[int, ...]) -> bool:
     """Whether images of ``shape`` are more likely [N, C, H, W]: as images with their channels last they would be four
     pixels high at most, and have more channels than that."""
     return len(shape) == 4 and shape[1] <= 4 < shape[3]
+
+
+def is_one_picture(shape: tuple[int, ...]) -> bool:
+    """Whether [H, W, 3 or 4] is more likely one picture than H images that are 3 or 4 pixels wide."""
+    return len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) >= _PICTURE_SIDE
 
 
 class ImageListSource:
@@ -93,6 +100,7 @@ class ArraySource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = data_name(path, path.stem)
+        self._unused: list[str] = []  # a line on arrays that are not
 
     def fingerprint(self) -> str:
         return file_fingerprint(self.path)
@@ -110,7 +118,7 @@ class ArraySource:
         splits = dict(zip(parts, np.split(np.arange(len(names)), self._starts[1:-1]), strict=True))
         found = [None if isinstance(column, str) else column for column in columns]
         labels, label_names, more = number_labels(join_labels(found, map(len, self._parts)), None, self.path)
-        notes = [column for column in columns if isinstance(column, str)]
+        notes = [column for column in columns if isinstance(column, str)] + self._unused
         return ImageIndex(names, splits, labels, label_names, notes=tuple(notes + more))
 
     def read(self, index: int) -> np.ndarray:
@@ -127,8 +135,12 @@ class ArraySource:
         images: dict[str, np.ndarray] = {}
         labels: list[_Labels] = []
         stated = _stated(self.path)
+        keys = self._keys(stated)
+        if left := set(stated) - {name for pair in keys.values() for name in pair}:
+            listed_ = ", ".join(f"{name} {_kind(stated[name])}" for name in stated if name in left)
+            self._unused = [f"arrays not used: {listed_}; usual names are train_images, train_labels, test_images, …"]
         with np.load(self.path, allow_pickle=False) as arrays:
-            for split, (key, label_key) in self._keys(stated).items():
+            for split, (key, label_key) in keys.items():
                 self._check(key, stated[key])
                 images[split] = arrays[key]
                 labels.append(None)
@@ -157,7 +169,7 @@ class ArraySource:
         if not _are_images(array):
             objects = ", Python objects, which could run code and are not loaded" * array.dtype.hasobject
             raise UserError(f"{self.path}: {key} is {_kind(array)}{objects}, where images {_SHAPES} are expected")
-        if array.ndim == 3 and array.shape[2] in (3, 4) and min(array.shape[:2]) >= _PICTURE_SIDE:
+        if is_one_picture(array.shape):
             raise UserError(
                 f"{self.path}: {key} {_kind(array)} seems to be one picture, where {_SHAPES} is expected; "
                 "stack the pictures with numpy.stack, or save array[None] for this one"

@@ -90,7 +90,7 @@ class LabelsFile:
         lines = [_line(missing, "of no image")] if missing else []
         taken = [(self.names[row], keys[image]) for image, row in enumerate(row_of.tolist()) if row >= 0]
         if others := [name for name, key in taken if _other_folder(_key(name), key)]:
-            lines.append(_line(others, "of images in other folders, found by file name alone"))
+            lines.append(_line(others, "of images in other folders, found by the ends of their paths alone"))
         return row_of, lines + ([_line(unclear, "of several images, so they say nothing of any")] if unclear else [])
 
     def _same(self, first: int, second: int) -> bool:
@@ -235,6 +235,8 @@ def _labels(path: str, table: dict[str, pa.Array], label: str) -> tuple[pa.Array
 def _values(path: str, table: dict[str, pa.Array], name: str) -> pa.Array:
     column = table[name]
     if pa.types.is_large_string(column.type) or pa.types.is_string(column.type):
+        is_nan = pc.equal(pc.utf8_lower(column), "nan")  # as pandas may write what is missing
+        column = pc.if_else(is_nan, pa.scalar("", column.type), column)
         texts = [text for text in pc.unique(column).to_pylist() if text]
         if texts and all(map(_NUMBER.fullmatch, texts)):
             kind = pa.int64() if all(map(_WHOLE.fullmatch, texts)) else pa.float64()
@@ -265,9 +267,9 @@ def _key(name: str) -> str:
 
 
 def _other_folder(key: str, image: str) -> bool:
-    """Whether a row and its image are each in a folder, and these have different names."""
-    folders = [name.rpartition("/")[0].rpartition("/")[2] for name in (key, image)]
-    return all(folders) and folders[0] != folders[1]
+    """Whether the folders of a row and of its image differ, as far up as both have any."""
+    folders = [reversed(name.split("/")[:-1]) for name in (key, image)]
+    return any(first != second for first, second in zip(*folders, strict=False))
 
 
 def _stem(key: str) -> str:

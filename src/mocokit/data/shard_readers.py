@@ -87,7 +87,9 @@ def _image_column(schema: pa.Schema, place: str) -> str:
 
     found: list[str] = [entry.name for entry in schema if holds_files(entry.type)]
     if not found:
-        raise UserError(f"{place} has no column of image files among {', '.join(schema.names)}")
+        raise UserError(
+            f"{place} has no column of image files among {', '.join(schema.names)}; move it away if it is no shard"
+        )
     return next((name for name in found if name in ("image", "img", "jpg", "png")), found[0])
 
 

@@ -278,7 +278,9 @@ def _shards(files: Iterable[str], place: str) -> list[Shard]:
     names = sorted(name for name in files if shard_kind(name) in (PARQUET, TAR))
     if len(set(map(shard_kind, names))) > 1:
         raise UserError(f"{place} has Parquet and tar shards together; name a folder with one kind of them")
-    words = [_split_word(name[len(place) :]) for name in names]
+    # Of a relative path "." is no part; an address may be that of the one file.
+    outer = 0 if place == "." else len(place)
+    words = [_split_word(name[outer:] or name.rpartition("/")[2]) for name in names]
     meant = splits_of_words(words)
     return [Shard(name, meant[word] if word else "train") for name, word in zip(names, words, strict=True)]
 

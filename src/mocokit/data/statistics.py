@@ -13,9 +13,8 @@ def channel_statistics(images: ImageSet) -> tuple[tuple[float, ...], tuple[float
     rows = np.arange(len(images))[:: -(-len(images) // STATISTICS_IMAGES)]
     count, total, squares = 0, np.zeros(images.channels), np.zeros(images.channels)
     for row in rows:
-        height, width = images.sizes[row]
-        pixels = images.batch([row])[0, :, :height, :width] / 255
-        count += int(height) * int(width)
+        pixels = images.image(row) / 255
+        count += pixels[0].size
         total += pixels.sum(axis=(1, 2))
         squares += np.square(pixels).sum(axis=(1, 2))
     mean = total / count

@@ -1,6 +1,5 @@
 """Images decoded once into a memory-mapped file in the cache directory, and batches of them."""
 
-import csv
 import hashlib
 import json
 import math
@@ -33,7 +32,7 @@ from mocokit.data.image_index import Skipped, Source, main_split
 from mocokit.data.notes import count
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
-from mocokit.files import replacing
+from mocokit.files import write_csv
 
 __all__ = ["ImageSet", "Skipped", "Store", "TooManySkipped", "open_store", "write_skipped"]
 
@@ -82,6 +81,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def image(self, row: int) -> np.ndarray:
+        """One image, uint8 [C, H, W]."""
+        height, width = self.sizes[row]
+        return self.batch([row])[0, :, :height, :width]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ImageSet, (self.path, self.split, *self._given)
@@ -294,9 +298,4 @@ def _load(path: Path, wanted: Callable[[float | None], dict[str, Any] | None], m
 
 def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
     """Write the images that cannot be used as CSV with the columns image and reason."""
-    # File names need not be UTF-8; other bytes are written with backslashes.
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows([("image", "reason"), *skipped])
+    write_csv(path, ("image", "reason"), skipped)

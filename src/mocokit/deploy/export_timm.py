@@ -158,12 +158,13 @@ def _torchvision_name(encoder: Encoder) -> str | None:
 def _timm_model(encoder: Encoder) -> nn.Module:
     """The backbone as timm builds it, with the classifier where timm has it."""
     spec = encoder.spec
-    model: nn.Module = timm.create_model(
-        spec.backbone,
-        num_classes=len(encoder.classes),
-        in_chans=spec.channels,
-        **size_option(spec.backbone, spec.image_size),
-    )
+    with torch.random.fork_rng(devices=[]):  # of weights that are replaced
+        model: nn.Module = timm.create_model(
+            spec.backbone,
+            num_classes=len(encoder.classes),
+            in_chans=spec.channels,
+            **size_option(spec.backbone, spec.image_size),
+        )
     weights = dict(encoder.backbone.state_dict())
     try:
         if encoder.classifier is not None:
@@ -201,7 +202,8 @@ def pretrained_cfg(encoder: Encoder, known: Mapping[str, Any]) -> dict[str, Any]
 def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     """Load ``folder`` with timm and compare; RuntimeError if outputs differ beyond the tolerance."""
     spec = encoder.spec
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pixels = images[:CHECKED].permute(0, 3, 1, 2).contiguous()
     sizes = torch.tensor([pixels.shape[2:]] * len(pixels))
     found = model(spec.view(pixels, sizes))

@@ -164,6 +164,9 @@ class Encoder(nn.Module):
     def embed(self, images: Any, batch_size: int = 256) -> Tensor:
         """Features [N, D] float32, on the CPU, of images of any size, in order.
 
+        Several threads may call it at once in evaluation mode, which `mocokit.load` gives; from training mode it goes
+        there and back.
+
         Args:
             images: one image or several: paths, PIL images, arrays [H, W], [H, W, C] or a batch
                 [N, H, W, C], or tensors [C, H, W] or [N, C, H, W]. An encoder of 8-bit images takes uint8, uint16
@@ -222,7 +225,8 @@ def _decoded(image: Any, max_side: int, for_bytes: bool) -> np.ndarray:
         image.load()  # what is not may be read smaller, and would stay so
         return decode_pillow(image, max_side)
     if isinstance(image, Tensor):
-        pixels = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        pixels = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     else:
         pixels = np.asarray(image)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
@@ -258,5 +262,6 @@ def _images(images: Any) -> Iterable[Any]:
     if isinstance(images, Tensor):
         images = images.detach().cpu()
         return [images] if images.ndim == 3 else images
-    single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4)
-    return [images] if single else images
+    if isinstance(images, np.ndarray) and images.dtype.kind not in "UO":  # those are of paths
+        return images if images.ndim == 4 else [images]
+    return [images] if isinstance(images, str | Path | Image.Image) else images

@@ -22,6 +22,7 @@ every process has the same queue.
 import copy
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,11 @@ class MoCo(nn.Module):
     def _thetas(self) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of key and query encoder; to collect them anew each step costs the host of a GPU a millisecond."""
         return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As of any module; with ``assign`` parameters are others than before."""
+        vars(self).pop("_thetas", None)
+        return super().load_state_dict(*arguments, **options)
 
     loss_scale = 1.0
 

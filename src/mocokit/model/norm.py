@@ -130,9 +130,12 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
     On a CPU channels-last images go through loops of their own, which have no second derivative.
 
     Raises:
-        TypeError: a batch norm is neither torch's `BatchNorm2d` nor timm's `BatchNormAct2d`.
+        TypeError: a batch norm is neither torch's `BatchNorm2d` nor timm's `BatchNormAct2d`; nothing is changed.
+        ValueError: fewer than one group.
     """
-    if splits == 1:
+    if splits < 1:
+        raise ValueError(f"{splits} groups, where at least 1 is expected")
+    if splits == 1 and not any(isinstance(child, tuple(SPLIT.values())) for child in module.modules()):
         return module
     for norm in _replace_classes(module, SPLIT, "be split"):
         norm.splits = splits
@@ -142,9 +145,11 @@ def split_batch_norm(module: nn.Module, splits: int) -> nn.Module:
 def _replace_classes(module: nn.Module, forms: dict[type, type], what: str) -> list[Any]:
     """Give each batch norm of ``module`` the form for its kind; a kind without one can't ``what``: a `TypeError`."""
     norms = {name: child for name, child in module.named_modules() if isinstance(child, _BatchNorm)}
+    forms = forms | {form: form for form in forms.values()}
     for name, norm in norms.items():
         if type(norm) not in forms:
             raise TypeError(f"{name}: {type(norm).__name__} can't {what}")
+    for norm in norms.values():
         norm.__class__ = forms[type(norm)]
     return list(norms.values())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mocokit.data.image_index import SPLITS
 from mocokit.data.sampler import random_subset
-from mocokit.data.store import ImageSet, Store
+from mocokit.data.store import Store
 from mocokit.evaluation.baselines import Features
 from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.files import printable
@@ -98,13 +98,13 @@ class ReportImages:
         """Each image in order, uint8 [C, H, W] at the size that it is stored in."""
         for part in self.parts:
             for row in part.indices.tolist():
-                yield _image(part.images, row)
+                yield part.images.image(row)
 
     def image(self, row: int) -> np.ndarray:
         """One image, uint8 [C, H, W]."""
         for part in self.parts:
             if row < len(part):
-                return _image(part.images, int(part.indices[row]))
+                return part.images.image(int(part.indices[row]))
             row -= len(part)
         raise IndexError(row)
 
@@ -112,8 +112,3 @@ class ReportImages:
 def _labels(part: Subset) -> np.ndarray:
     labels = part.images.labels
     return np.full(len(part), -1) if labels is None else labels[part.indices.numpy()]
-
-
-def _image(images: ImageSet, row: int) -> np.ndarray:
-    height, width = images.sizes[row]
-    return images.batch([row])[0, :, :height, :width]

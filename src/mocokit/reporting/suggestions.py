@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mocokit.evaluation.near_duplicates import SIDE
-from mocokit.files import printable, replacing
+from mocokit.files import printable, write_csv
 from mocokit.reporting.duplicates import Duplicates
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.label_errors import OTHER, TIMES, label_errors
@@ -47,7 +47,7 @@ def suggestions(images: ReportImages, neighbours: Neighbours) -> list[Suggestion
     return [*found, _outliers(neighbours), *_quality(images)]
 
 
-def write_csv(folder: Path, suggestion: Suggestion, images: ReportImages) -> Path:
+def write_list(folder: Path, suggestion: Suggestion, images: ReportImages) -> Path:
     """Write ``folder``/KEY.csv: group, image, split, class (empty without a label) and the columns; gives its path."""
     rows = suggestion.rows
     columns: dict[str, Sequence[object]] = {}
@@ -58,10 +58,8 @@ def write_csv(folder: Path, suggestion: Suggestion, images: ReportImages) -> Pat
         columns["class"] = ["" if label < 0 else printable(names[label]) for label in images.labels[rows]]
     columns |= suggestion.columns
     path = folder / f"{suggestion.key}.csv"
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        # All text in quotes: before Python 3.13 a name with a carriage return would have none.
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerows([list(columns), *zip(*columns.values(), strict=True)])
+    # All text in quotes: before Python 3.13 a name with a carriage return would have none.
+    write_csv(path, list(columns), zip(*columns.values(), strict=True), csv.QUOTE_NONNUMERIC)
     return path
 
 

@@ -1,6 +1,5 @@
 """What a study leaves: trials.csv, summary.csv and answer.md, from the results of its trials."""
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mocokit.files import read_json, replacing, write_text
+from mocokit.files import read_json, write_csv, write_text
 from mocokit.studies.plan import METHODS, WITH_WEIGHTS
 from mocokit.studies.statistics import (
     ALL,
@@ -86,16 +85,11 @@ def compare(figures: dict[Setting, dict[int, float]]) -> list[Comparison]:
 def write_tables(out: Path, rows: Sequence[dict[str, Any]], comparisons: Iterable[Comparison]) -> None:
     """Write ``trials.csv`` and ``summary.csv``."""
     columns = (*COLUMNS, "machine", "versions")
-    _write_csv(out / "trials.csv", columns, ([row[name] for name in columns] for row in rows))
+    write_csv(out / "trials.csv", columns, ([row[name] for name in columns] for row in rows))
     summary = (
         [*c.setting, c.statistic, c.interval.mean, _known(c.interval.half_width), c.interval.n] for c in comparisons
     )
-    _write_csv(out / "summary.csv", SUMMARY, summary)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    write_csv(out / "summary.csv", SUMMARY, summary)
 
 
 def _known(number: float) -> float | str:

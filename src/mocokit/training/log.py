@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -47,9 +48,11 @@ class MetricsFile(Logger):
     version = ""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one row and hand it to the operating system."""
+        """Append one row and see it on the disk, where a checkpoint that follows will be."""
         with self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(self._csv([dict(metrics)], header=False))
+            file.flush()
+            os.fsync(file.fileno())
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own."""
