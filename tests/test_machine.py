@@ -51,7 +51,7 @@ def test_threads_of_one_command_are_not_those_of_the_next():
             assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-        limit_threads()
+        CORES.__init__()
 
 
 @pytest.mark.parametrize("threads", [5, 1])
