@@ -165,7 +165,7 @@ PATHS = {
     "pretrain": "data labels out recipe weights",
     **dict.fromkeys(["knn", "probe", "scorecard"], "run data labels"),
     "finetune": "run data labels out",
-    "embed": "run data output",
+    "embed": "run data labels output",
     "export": "run output data",
     "search": "features queries montage run data",
     "study": "data out recipe weights labels_file",

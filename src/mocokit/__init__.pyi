@@ -42,14 +42,18 @@ def embed(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
-    precision: Literal["fp32", "bf16"] | None = None,
-    map: bool = False,
-    batch_size: int = 256,
+    labels: str | None = None,
+    labels_columns: str | None = None,
+    train: str | None = None,
+    test: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    dtype: Literal["float32", "float16"] = "float32",
+    precision: Literal["fp32", "bf16"] | None = None,
+    map: bool = False,
+    batch_size: int = 256,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Write the features of all images to a file, in the order of their paths.
@@ -67,15 +71,19 @@ def embed(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
+        labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
+        labels_columns: its columns: image,label or image,label,split; default the usual names.
+        train: name of the folder of training images, if not a usual one.
+        test: name of the folder of test images, if not a usual one.
+        tiles: side of tiles in pixels, 0: none; default as for the run.
+        max_skipped: share of unusable images that is accepted (default 0.05).
+        follow_links: read what symbolic links in a folder lead to outside it (default false).
+        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         dtype: number format of the features (float32, float16; default float32).
         precision: arithmetic of the encoder; default: on a CPU what is clearly faster there, else fp32 (fp32,
             bf16).
         map: also columns x, y, cluster and neighbours, as in a report (.parquet) (default false).
         batch_size: images encoded at once (default 256).
-        tiles: side of tiles in pixels, 0: none; default as for the run.
-        max_skipped: share of unusable images that is accepted (default 0.05).
-        follow_links: read what symbolic links in a folder lead to outside it (default false).
-        max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
         workers: processes that decode images; 0: none.
 
     Returns:
@@ -132,18 +140,18 @@ def finetune(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     out: str | None = None,
     from_scratch: bool = False,
@@ -174,18 +182,18 @@ def finetune(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         out: directory; default RUN/finetune or RUN/from-scratch.
         from_scratch: train from random weights only (default false).
@@ -218,18 +226,18 @@ def knn(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     k: int = 200,
     temperature: float = 0.1,
@@ -245,18 +253,18 @@ def knn(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         k: nearest neighbours of each image (kNN) (default 200).
         temperature: temperature of the neighbours' weights (kNN) (default 0.1).
@@ -451,18 +459,18 @@ def probe(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     protocol: Literal["fast", "sgd"] = "fast",
     labels_per_class: int | None = None,
@@ -484,18 +492,18 @@ def probe(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         protocol: fast: logistic regression on features extracted once; sgd: trained on augmented images (fast,
             sgd; default fast).
@@ -530,18 +538,18 @@ def report(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     output: str | None = None,
     images: int = 100000,
@@ -560,18 +568,18 @@ def report(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         output: the page; default RUN/report.html.
         images: most images that are looked at, drawn at random (default 100000).
@@ -594,18 +602,18 @@ def scorecard(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     images: int = 1000,
 ) -> dict[str, Any]:
@@ -619,18 +627,18 @@ def scorecard(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         images: most images that are scored; retrieval depends on it (default 1000).
 
@@ -695,18 +703,18 @@ def select(
     image_size: int | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
     threads: int | None = None,
-    limit: int | None = None,
-    imbalance: float | None = None,
     labels: str | None = None,
     labels_columns: str | None = None,
     train: str | None = None,
     test: str | None = None,
-    test_share: float = 0.2,
-    split_by: str | None = None,
     tiles: int | None = None,
     max_skipped: float = 0.05,
     follow_links: bool = False,
     max_pixels: int = 100000000,
+    limit: int | None = None,
+    imbalance: float | None = None,
+    test_share: float = 0.2,
+    split_by: str | None = None,
     seed: int = 0,
     given: str | None = None,
     output: str | None = None,
@@ -725,18 +733,18 @@ def select(
         image_size: side of the images for timm:NAME or a weights file; default as trained.
         device: where to compute; default the fastest here (cpu, cuda, mps).
         threads: threads to compute with; default: the cores that others leave.
-        limit: use a random, class-balanced subset of N training images.
-        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
         labels: table (CSV, TSV, Parquet) of labels by path or name of the images.
         labels_columns: its columns: image,label or image,label,split; default the usual names.
         train: name of the folder of training images, if not a usual one.
         test: name of the folder of test images, if not a usual one.
-        test_share: share of each class held out for testing, if no test split (default 0.2).
-        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         tiles: side of tiles in pixels, 0: none; default as for the run.
         max_skipped: share of unusable images that is accepted (default 0.05).
         follow_links: read what symbolic links in a folder lead to outside it (default false).
         max_pixels: skip images of more pixels, which would fill the memory (default 100000000).
+        limit: use a random, class-balanced subset of N training images.
+        imbalance: long-tailed subset: largest class by smallest; 1: balanced, 0: as they are.
+        test_share: share of each class held out for testing, if no test split (default 0.2).
+        split_by: keep together when held out: parent (folder) or a column of --labels, as patient.
         seed: seed of every random draw (default 0).
         given: table of what is labelled already, as for --labels.
         output: CSV file; default RUN/select.csv, or select.csv.

@@ -192,22 +192,28 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesConfig(RunConfig):
-    """Options of every verb that measures a run on images."""
+class SourceConfig(RunConfig):
+    """Options of every verb that reads images for a run."""
 
     data: Data
-    limit: Limit = None
-    imbalance: Imbalance = None
     labels: Labels = None
     labels_columns: LabelsColumns = None
     train: TrainFolder = None
     test: TestFolder = None
-    test_share: TestShare = 0.2
-    split_by: SplitBy = None
     tiles: RunTiles = None
     max_skipped: MaxSkipped = 0.05
     follow_links: FollowLinks = False
     max_pixels: MaxPixels = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig(SourceConfig):
+    """Options of every verb that measures a run on images."""
+
+    limit: Limit = None
+    imbalance: Imbalance = None
+    test_share: TestShare = 0.2
+    split_by: SplitBy = None
     seed: Seed = 0
 
 
@@ -273,10 +279,9 @@ class ReportConfig(ImagesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(RunConfig):
+class EmbedConfig(SourceConfig):
     """Write a table of features."""
 
-    data: Data
     output: Annotated[str, Option("file of features: .parquet, .npz or .npy", short="-o", path=True)]
     dtype: Annotated[Literal["float32", "float16"], Option("number format of the features")] = "float32"
     precision: Annotated[
@@ -285,10 +290,6 @@ class EmbedConfig(RunConfig):
     ] = None
     map: Annotated[bool, Option("also columns x, y, cluster and neighbours, as in a report (.parquet)")] = False
     batch_size: Annotated[int, Option("images encoded at once", "machine", low=1)] = 256
-    tiles: RunTiles = None
-    max_skipped: MaxSkipped = 0.05
-    follow_links: FollowLinks = False
-    max_pixels: MaxPixels = 100_000_000
     workers: Annotated[int | None, Option("processes that decode images; 0: none", "machine", low=0)] = None
 
 

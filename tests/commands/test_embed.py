@@ -356,6 +356,40 @@ def test_interrupted_exits_130_with_the_way_on(run, images, tmp_path, monkeypatc
     assert "run the same command to go on" in capfd.readouterr().err
 
 
+def test_columns_are_of_the_table_and_the_folders_that_are_named(run, tmp_path):
+    days = tmp_path / "days"
+    for day in ("monday", "friday"):
+        for number in range(2):
+            (days / day).mkdir(parents=True, exist_ok=True)
+            (days / day / f"{number}.png").write_bytes(encode(noise(number)))
+    output = tmp_path / "f.parquet"
+    arguments = {"run": str(run), "data": str(days), "output": str(output)}
+
+    def columns() -> list[tuple[str, str, str]]:
+        table = read(output).fillna({"label": ""})
+        return list(zip(*(table[name] for name in ("path", "split", "label")), strict=True))
+
+    mocokit.embed(**arguments, train="monday", test="friday")
+    assert [split for _, split, _ in columns()] == ["test", "test", "train", "train"]
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label,split\nmonday/0.png,x,train\nmonday/1.png,y,test\nfriday/0.png,x,train\n")
+    with pytest.raises(UserError, match="--overwrite"):
+        mocokit.embed(**arguments, labels=str(table))
+    mocokit.embed(**arguments, labels=str(table), overwrite=True)
+    assert columns() == [
+        ("friday/0.png", "train", "x"),
+        ("friday/1.png", "train", ""),
+        ("monday/0.png", "train", "x"),
+        ("monday/1.png", "test", "y"),
+    ]
+    before = output.read_bytes()
+    mocokit.embed(**arguments, labels=str(table))
+    assert output.read_bytes() == before
+    table.write_text(table.read_text().replace("y,test", "x,test"))
+    with pytest.raises(UserError, match="--overwrite"):
+        mocokit.embed(**arguments, labels=str(table))
+
+
 @pytest.mark.parametrize("change", ["data", "dtype", "precision", "run"])
 def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change, monkeypatch):
     options = {"batch_size": 4, "max_skipped": 0.1}

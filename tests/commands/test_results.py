@@ -11,7 +11,7 @@ import pytest
 
 import mocokit
 from mocokit.cli import main
-from mocokit.commands.results import DIVIDING, MEASURES, READING, next_command, record
+from mocokit.commands.results import DIVIDING, MEASURES, NAMING, READING, next_command, record
 from mocokit.config import VERBS, KnnConfig
 from mocokit.errors import UserError
 from mocokit.machine import versions
@@ -46,7 +46,9 @@ def test_the_next_command_measures_on_the_same_images():
     config = asdict(KnnConfig(run="x", data="digits")) | given
     flags = "--limit 90 --labels 'my table.csv' --train mon --test-share 0.4 --split-by patient --seed 3"
     assert next_command("knn", "runs/x", "d", config) == f"mocokit knn runs/x d {flags}"
-    assert next_command("embed", "runs/x", "d", config, "-o f.npz") == "mocokit embed runs/x d -o f.npz"
+    embed = "mocokit embed runs/x d --labels 'my table.csv' --train mon -o f.npz"
+    assert next_command("embed", "runs/x", "d", config, "-o f.npz") == embed
+    assert {*NAMING, *READING} <= {*fields_of(VERBS["embed"])}
     for verb in MEASURES:
         assert {*DIVIDING, *READING} <= {*fields_of(VERBS[verb])}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mocokit.data.folder import FolderSource
-from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
+from mocokit.data.labelled import grouped, lay_over_index, lay_over_sample, open_labelled
 from mocokit.data.labels_file import LabelsFile, read_labels
 from mocokit.data.store import ImageSet, Store
 from mocokit.errors import UserError
@@ -66,6 +66,18 @@ def test_a_column_moves_images_to_other_splits(data, tmp_path):
         other = pickle.loads(pickle.dumps(images))
         np.testing.assert_array_equal(other.batch(range(len(rows))), images.batch(range(len(rows))))
         assert (other.labels.tolist(), other.names, other.split) == (images.labels.tolist(), images.names, split)
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_is_said_of_an_index_is_what_is_said_of_its_store(data, tmp_path, splits):
+    rows = [f"{row},{('train', 'test')[n % 2]}" if splits else row for n, row in enumerate(ROWS[1:])]
+    labels = table(tmp_path, "\n".join(["image,label,split" if splits else "image,label", *rows]))
+    index, store = lay_over_index(FolderSource(data).read_index(), labels), opened(data, labels)
+    assert index.label_names == store.label_names
+    assert list(index.splits) == list(store.splits)
+    for split, images in store.splits.items():
+        assert [index.names[row] for row in index.splits[split]] == list(images.names)
+        assert index.labels[index.splits[split]].tolist() == images.labels.tolist()
 
 
 def test_rows_of_one_size_are_gathered(tmp_path):

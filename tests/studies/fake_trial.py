@@ -1,6 +1,7 @@
 """In the place of a trial, without torch: it leaves a line, a result, or fails as ``trial.json`` says."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,15 @@ if __name__ == "__main__":
     request = json.loads((directory / "trial.json").read_text())
     with (directory / "runs.txt").open("a") as file:
         file.write("run\n")
+    if request.get("polite"):  # writes its checkpoint when it is asked to stop, which takes a while
+
+        def stop(*_):
+            time.sleep(1)
+            (directory / "checkpoint.txt").touch()
+            sys.exit("stopped")
+
+        signal.signal(signal.SIGTERM, stop)
+        (directory / "ready.txt").touch()
     time.sleep(request.get("sleep", 0))
     runs = len((directory / "runs.txt").read_text().splitlines())
     if runs <= request.get("fails", 0):

@@ -123,6 +123,27 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, by_ray):
     assert runs(done) == [1] * len(done)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("by_ray", ENGINES)
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_trials_save_before_a_study_that_is_stopped_ends(tmp_path, by_ray, sig):
+    if by_ray:
+        pytest.importorskip("ray")
+    directories = trials(tmp_path / "trials", *[{"sleep": 60, "polite": True}] * 3)
+    command = [sys.executable, "-c", DRIVER, str(by_ray), str(tmp_path / "trials")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as driver:
+        while sum((path / "ready.txt").exists() for path in directories) < 1 + by_ray:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.kill(driver.pid, sig)
+        errors = driver.communicate(timeout=60)[1]
+    assert "Interrupted: stopped; run the same command to go on" in errors
+    assert driver.returncode == 1  # of an exception, not of a signal
+    under_way = [path for path in directories if (path / "ready.txt").exists()]
+    assert all((path / "checkpoint.txt").exists() for path in under_way)
+
+
 RAY = Path(sys.executable).parent / "ray"
 
 

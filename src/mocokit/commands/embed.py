@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 import mocokit
 from mocokit.commands.inputs import tiles_of
+from mocokit.commands.parts import labels_of
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
 from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.labelled import lay_over_index
 from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
@@ -28,6 +31,7 @@ from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary, utf8_path
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device
+from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.options import documented, fields_of, validate
@@ -37,7 +41,7 @@ from mocokit.reporting.projection import check_installed
 from mocokit.rundir import RunDirectory, check_no_file
 
 MAP_SEED = 0
-IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels")  # all that rows depend on
+IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels", "columns")  # all of rows
 
 
 @documented(EmbedConfig)
@@ -74,11 +78,13 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     device = pick_device(config.device)
     encoder = load(config.run, device, backbone=config.backbone, image_size=config.image_size)
     config = replace(config, tiles=tiles_of(config.tiles, encoder))
-    source = open_source(config.data, config.follow_links, config.max_pixels, tiles=config.tiles or 0)
-    index = source.read_index()
+    labels = labels_of(config.labels, config.labels_columns)
+    tiles = config.tiles or 0
+    source = open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test, tiles)
+    index = source.read_index() if labels is None else lay_over_index(source.read_index(), labels)
     order = np.sort(np.concatenate(list(index.splits.values())))
     config = replace(config, precision=config.precision or encoding_precision(encoder, len(order)))
-    metadata = _metadata(config, encoder, source)
+    metadata = _metadata(config, encoder, source) | {"columns": _columns(config, index)}
     found = len(order) + len(index.refused)
     _check_map(config, len(order))
     finished = not overwrite and _is_complete(path, metadata)
@@ -187,6 +193,15 @@ def _metadata(config: EmbedConfig, encoder: Encoder, source: Source) -> dict[str
         "max_pixels": config.max_pixels,
         "tiles": config.tiles,
     }
+
+
+def _columns(config: EmbedConfig, index: ImageIndex) -> str | None:
+    """Fingerprint of splits and labels where options say them; None where they are those of the data."""
+    if not (config.labels or config.train or config.test):
+        return None
+    splits = {split: torch.from_numpy(rows) for split, rows in index.splits.items()}
+    values = None if index.labels is None else torch.from_numpy(index.labels)
+    return digest([splits, values, index.label_names])
 
 
 def _summary(source: Source, index: ImageIndex, total: int, done: int) -> str:

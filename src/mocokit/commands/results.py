@@ -16,6 +16,7 @@ from mocokit.rundir import RunDirectory
 
 READING = ("follow_links", "max_skipped", "max_pixels")  # options on which depends what of the images is read
 DIVIDING = ("limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
+NAMING = ("labels", "labels_columns", "train", "test")  # of these what `embed` takes: on which depend its columns
 MEASURES = ("knn", "scorecard")  # verbs that take the latter, too: on which depends what trains and what tests
 
 
@@ -51,7 +52,7 @@ def record(
 def next_command(verb: str, run: str, data: str, config: Mapping[str, Any], options: str = "") -> str:
     """A command to go on with, with those of the options in ``config`` without which it would not read the images, or
     measure on others."""
-    names = READING + DIVIDING * (verb in MEASURES)
+    names = READING + (DIVIDING if verb in MEASURES else NAMING if verb == "embed" else ())
     needed = {n: config[n] for n in names if n in config and config[n] != FIELDS[n].default}
     flags = [flag(name) if value is True else f"{flag(name)} {_word(value)}" for name, value in needed.items()]
     return command(verb, [run, data], " ".join([*flags, options]).strip())

@@ -96,6 +96,30 @@ def lay_over(store: Store, labels: LabelsFile) -> Store:
     return _laid(store, labels, names, row_of[: len(names)], lines)
 
 
+def lay_over_index(index: ImageIndex, labels: LabelsFile) -> ImageIndex:
+    """As `lay_over`, for images that are not decoded yet; what is in no split stays so."""
+    row_of, lines = labels.match([*index.names])
+    split_of = np.full(len(index.names), -1)
+    for split, rows in index.splits.items():
+        split_of[rows] = SPLITS.index(split)
+    values, moved = _said(labels, row_of, split_of)
+    moved[split_of < 0] = -1
+    splits = {split: np.flatnonzero(moved == n) for n, split in enumerate(SPLITS) if n in moved}
+    known = values if labels.label_names else None
+    notes = (*index.notes, *labels.notes, *lines)
+    return replace(index, splits=splits, labels=known, label_names=labels.label_names, notes=notes)
+
+
+def _said(labels: LabelsFile, row_of: np.ndarray, split_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and splits of images by the rows ``row_of`` of a file; of one without, -1 and what ``split_of`` says."""
+    known = row_of >= 0
+    values = np.where(known, labels.labels[row_of], -1)
+    if labels.splits is None:
+        return values, split_of
+    said = labels.splits[row_of]
+    return values, np.where(known & (said >= 0), said, split_of)
+
+
 def lay_over_sample(store: Store, labels: LabelsFile, images: Sequence[str]) -> Store:
     """As `lay_over`, for a store of some of the ``images`` that a run streams; a UserError if the file has splits."""
     if labels.splits is not None:
@@ -112,12 +136,8 @@ def lay_over_sample(store: Store, labels: LabelsFile, images: Sequence[str]) -> 
 def _laid(store: Store, labels: LabelsFile, names: list[str], row_of: np.ndarray, lines: list[str]) -> Store:
     """The store with what the rows ``row_of`` of a file, -1 for none, say of its images ``names``."""
     sets = list(store.splits.values())
-    known = row_of >= 0
-    values = np.where(known, labels.labels[row_of], -1)
     split_of = np.repeat([SPLITS.index(part.split) for part in sets], [len(part) for part in sets])
-    if labels.splits is not None:
-        said = labels.splits[row_of]
-        split_of = np.where(known & (said >= 0), said, split_of)
+    values, split_of = _said(labels, row_of, split_of)
     rows = np.concatenate([part.rows for part in sets])
     splits = {split: np.flatnonzero(split_of == n) for n, split in enumerate(SPLITS) if n in split_of}
     index = ImageIndex(names, splits, values, labels.label_names)

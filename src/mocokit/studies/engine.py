@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -22,6 +23,8 @@ ATTEMPTS = 2  # of a trial that fails
 OBJECT_STORE = 80_000_000  # bytes, about the least that Ray takes: trials hand over names alone
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LOOK_SECONDS = 60.0  # between lines of progress, at most
+POLL_SECONDS = 0.2  # between looks whether a trial has ended
+STOP_SECONDS = 60.0  # for trials to write their checkpoints
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def attempt(module: str, directory: str, threads: int, folder: str) -> str | Non
     with log.open("ab") as file:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=DEVNULL, stdout=file, stderr=STDOUT)
         try:
-            code = process.wait()
+            while (code := process.poll()) is None:
+                time.sleep(POLL_SECONDS)  # Ray's interrupt is no signal, which would end a wait
         except BaseException:  # the user stops the study: the trial writes its checkpoint first
             process.send_signal(signal.SIGTERM)
             process.wait()
@@ -97,6 +101,7 @@ def run_trials(directories: Sequence[Path], resources: Resources, report: Callab
     if not directories:
         return {}
     outcomes = _by_ray if has_ray() else _one_by_one
+    before = _interrupt_by_sigterm()
     try:
         with redirect_stdout(sys.stderr):  # Ray tells there of machines that die; stdout is for results
             for directory, problem in outcomes(directories, resources, state, report):
@@ -107,7 +112,17 @@ def run_trials(directories: Sequence[Path], resources: Resources, report: Callab
                 report(state)
     except KeyboardInterrupt:
         raise Interrupted("stopped; run the same command to go on from the trials' checkpoints") from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return state.failed
+
+
+def _interrupt_by_sigterm() -> Any:
+    """From here on SIGTERM is Ctrl-C; gives the handler of before, None where only the main thread may set one."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 Outcomes = Iterator[tuple[Path, str | None]]
@@ -144,6 +159,8 @@ def _by_ray(
             raise UserError(f"Ray does not start here ({why}); without it trials run one after the other") from None
         remedy = "see that it runs; if it was started with a token, set RAY_AUTH_MODE=token here, too"
         raise UserError(f"--ray-address {resources.ray_address}: no Ray there ({why}); {remedy}") from None
+    _interrupt_by_sigterm()  # Ray has set a handler of its own, which ends the process on the spot
+    started: dict[Any, tuple[Path, int]] = {}
     try:
         total = ray.cluster_resources()
         for name, needed in (("CPU", resources.cpus), ("GPU", resources.gpus)):
@@ -154,7 +171,7 @@ def _by_ray(
         def start(directory: Path) -> Any:
             return task.remote(TRIAL, str(directory.absolute()), resources.cpus, os.getcwd())
 
-        started = {start(directory): (directory, 1) for directory in directories}
+        started |= {start(directory): (directory, 1) for directory in directories}
         slots = at_once(resources, total)
         looked = time.monotonic()
         while started:
@@ -175,5 +192,11 @@ def _by_ray(
                 else:
                     state.running = min(slots, len(started))
                     yield directory, problem
+    except BaseException:  # the user stops the study: trials write their checkpoints before Ray's workers go
+        for future in started:
+            ray.cancel(future)
+        if started:
+            ray.wait([*started], num_returns=len(started), timeout=STOP_SECONDS)
+        raise
     finally:
         ray.shutdown()
