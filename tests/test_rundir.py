@@ -162,15 +162,14 @@ def test_a_directory_is_cleared_unless_another_command_writes_inside(tmp_path):
 
 def test_what_is_not_the_runs_own_stays(tmp_path, capfd):
     """A table of labels, say, that was filled in for `select --given`; the directory stays a run."""
-    run, tuned = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run" / "finetune")
+    run = RunDirectory(tmp_path / "run")
     run.write_result("knn", {"top1": 1})
-    tuned.write_result("finetune", {"top1": 1})
-    for path in (run.config, tuned.finetuning, run.encoder, run.path / "select.csv", tuned.path / "mine.txt"):
-        path.touch()
     (run.path / "mine").mkdir()
+    for path in (run.config, run.encoder, run.path / "select.csv", run.path / "mine" / "a.txt"):
+        path.touch()
     run.clear()
     left = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
-    assert left == {"config.yaml", "select.csv", "mine", "finetune", "finetune/mine.txt", "finetune/finetune.yaml"}
+    assert left == {"config.yaml", "select.csv", "mine", "mine/a.txt"}
     assert "nothing is removed: mine, select.csv\n" in capfd.readouterr().err
 
 

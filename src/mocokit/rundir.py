@@ -18,12 +18,11 @@ from mocokit.errors import UserError
 from mocokit.files import read_json, write_json
 from mocokit.resolved import Resolved, parse
 
-RUNS_INSIDE = ("finetune", "from-scratch")  # directories of fine-tunings
 # What a run and the verbs that measure it leave in its directory without being told a place.
 OWN = {
     "config.yaml", "finetune.yaml", "checkpoints", "encoder.safetensors", "initial.safetensors", "metrics.csv",
     "images.png", "tensorboard", "skipped.csv", "data.json", "results", "report.html", "report-lists", "export",
-    *RUNS_INSIDE,
+    "finetune", "from-scratch", "wandb",
 }  # fmt: skip
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
@@ -116,8 +115,10 @@ class RunDirectory:
         return f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another command"
 
     def clear(self) -> None:
-        """Remove what mocokit writes here by itself, last what makes the directory a run, so that a killed command goes
-        on; what else is there stays, such as a table of labels, and is told.
+        """Remove all that a training has left; last what makes the directory a run, so that a killed command goes on.
+
+        Of a run (not of a fine-tuning) what mocokit does not write here by itself stays, such as a table of labels,
+        and is told; then so does the configuration, without which the other files could be anything.
 
         Raises:
             UserError: a command writes into a directory inside.
@@ -125,19 +126,16 @@ class RunDirectory:
         for inside in self.path.glob(f"*/{self.lock.name}"):
             with RunDirectory(inside.parent).locked():
                 pass
-        last = (self.config, self.finetuning)
+        last, is_run = (self.config, self.finetuning), self.config.exists()
         kept = []
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry in last):
             if entry in (self.lock, self.owner):
                 continue
-            if entry.name not in OWN and entry.suffix != ".tmp":
+            if is_run and entry.name not in OWN and entry.suffix != ".tmp":
                 kept.append(entry.name)
             elif entry.is_dir() and not entry.is_symlink():
-                if entry.name in RUNS_INSIDE:
-                    RunDirectory(entry).clear()
-                if entry.name not in RUNS_INSIDE or not any(entry.iterdir()):
-                    shutil.rmtree(entry)
-            elif not (kept and entry in last):  # without which other files could be anything
+                shutil.rmtree(entry)
+            elif not (kept and entry in last):
                 entry.unlink()
         if kept:
             say(f"{self.path}: of files that are not the run's own nothing is removed: {', '.join(sorted(kept)[:9])}")

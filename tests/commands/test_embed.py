@@ -532,6 +532,6 @@ def test_parts_without_images_that_were_too_large_are_not_taken_up(run, tmp_path
     output = str(tmp_path / "f.npz")
     with pytest.raises(UserError, match="max-pixels"):
         mocokit.embed(str(run), str(tmp_path / "images"), output, max_pixels=2000)
-    with pytest.raises(UserError, match="another encoder, data, dtype or --max-pixels left its parts"):
+    with pytest.raises(UserError, match="another encoder, data, labels, dtype or --max-pixels left its parts"):
         mocokit.embed(str(run), str(tmp_path / "images"), output)
     assert mocokit.embed(str(run), str(tmp_path / "images"), output, overwrite=True)["rows"] == 24

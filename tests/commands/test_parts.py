@@ -96,6 +96,15 @@ def test_options_that_choose_the_same_images(tuned, given, told):
     assert other_subset({"held_out": {"seed": 0}} | tuned, KnnConfig(run="", data="", **given)) == told
 
 
+def test_another_seed_of_a_subset_is_told_of(run, photos, tmp_path, capfd):
+    """It draws other images, so the training images are not those of the fine-tuning."""
+    out, options = str(tmp_path / "tuned"), {"limit": 48, "test_share": 0.25, "baseline": False}
+    mocokit.finetune(str(run[0]), str(photos), epochs=1, out=out, **options)
+    capfd.readouterr()
+    mocokit.knn(out, str(photos), seed=1, **options)
+    assert "knows labels of some that test; give --seed 0\n" in capfd.readouterr().err
+
+
 def test_a_subset_of_images_whose_labels_were_learned_is_told_of(run, photos, tmp_path, capfd):
     options = {"epochs": 1, "baseline": False, "out": str(tmp_path / "tuned"), "test_share": 0.25}
     mocokit.finetune(str(run[0]), str(photos), **options)

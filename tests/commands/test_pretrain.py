@@ -300,6 +300,12 @@ def test_a_recipe_names_images_and_weights_as_options_do(tmp_path):
     assert again[0] == again[1]
     assert (again[0]["images"], again[0]["config"]["limit"]) == (20, 20)
     assert (out / "initial.safetensors").exists()
+    days = tmp_path / "days"
+    for here, there in (("train", "monday"), ("test", "friday")):
+        shutil.copytree(tmp_path / "data" / here, days / there)
+    recipe.write_text("train: monday\ntest: friday\n")
+    named = mocokit.pretrain(str(days), recipe=str(recipe), out=str(tmp_path / "days-run"), **SHORT)
+    assert (named["images"], named["config"]["train"], named["config"]["test"]) == (40, "monday", "friday")
     recipe.write_text("out: elsewhere\nthreads: 1\n")
     with pytest.raises(mocokit.UserError, match="--out, --threads can't stand in a recipe; give the file as --config"):
         mocokit.pretrain(data, recipe=str(recipe), **SHORT)

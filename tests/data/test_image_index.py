@@ -222,6 +222,13 @@ def test_folders_that_may_be_splits_are_named_with_the_way_to_say_so(folders, sa
         assert not [note for note in told.notes if note.startswith("folders that may be splits")]
 
 
+def test_folders_of_splits_at_different_depths_are_not_proposed_together():
+    names = ["train_2019/day/0.png", "train_2020/test/0.png", "train_2020/night/0.png"]
+    (line,) = [note for note in index_by_folders(names, [], Path("data")).notes if "may be splits" in note]
+    assert line.endswith("if they are: --test test")
+    assert len(index_by_folders(names, [], Path("data"), {"test": "test"}).splits["test"]) == 1
+
+
 @pytest.mark.parametrize("below", ["", "cat/"])
 def test_folders_of_splits_below_other_folders_are_told(below):
     names = [f"{site}/{split}/{below}{n}.png" for site in "ab" for split in ("test", "train") for n in range(2)]

@@ -71,8 +71,11 @@ def test_a_column_moves_images_to_other_splits(data, tmp_path):
 @pytest.mark.parametrize("splits", [False, True])
 def test_what_is_said_of_an_index_is_what_is_said_of_its_store(data, tmp_path, splits):
     rows = [f"{row},{('train', 'test')[n % 2]}" if splits else row for n, row in enumerate(ROWS[1:])]
+    (data / "cat").mkdir()
+    (data / "cat" / "00.png").symlink_to(tmp_path / "nowhere.png")  # refused, and has a row; 00.png has none
+    rows.append("cat/00.png,w,train" if splits else "cat/00.png,w")
     labels = table(tmp_path, "\n".join(["image,label,split" if splits else "image,label", *rows]))
-    index, store = lay_over_index(FolderSource(data).read_index(), labels), opened(data, labels)
+    index, store = lay_over_index(FolderSource(data).read_index(), labels), opened(data, labels, max_skipped=0.1)
     assert index.label_names == store.label_names
     assert list(index.splits) == list(store.splits)
     for split, images in store.splits.items():

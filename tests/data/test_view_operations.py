@@ -107,9 +107,8 @@ def test_hue_of_every_corner_and_edge_of_the_color_cube() -> None:
 @pytest.mark.parametrize("gray_first", [True, False])
 def test_grayscale_equals_torchvision(gray_first: bool) -> None:
     images = noise(6, 3, 16, 16)
-    params = sample_params(
-        Augmentation((0.4, 0.4, 0.4, 0.4), 1.0, 0.5, gray_first, 0.0), full_sizes(images), 3, generator(3)
-    )
+    half = Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.5, gray_first=gray_first)
+    params = sample_params(half, full_sizes(images), 3, generator(3))
     assert 0 < params.gray.sum() < 6
     expected = torch.stack([torchvision_view(image, params, i, 16) for i, image in enumerate(images)])
     torch.testing.assert_close(unnormalised(images, params, 16), expected, atol=RESAMPLED, rtol=0)

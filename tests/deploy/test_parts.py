@@ -52,6 +52,13 @@ def test_parts_are_taken_up_where_they_end(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_parts_of_before_an_option_are_those_without_it(tmp_path):
+    begin(tmp_path, a=1).add(*results(0, 4))
+    assert begin(tmp_path, a=1, b=None).done == 4
+    with pytest.raises(UserError, match="left its parts"):
+        begin(tmp_path, a=1, b="x")
+
+
 def test_parts_behind_a_gap_are_not_counted(tmp_path):
     parts = begin(tmp_path)
     for stop in (4, 5, 9):

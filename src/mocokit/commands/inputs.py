@@ -105,7 +105,8 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
     others = seen and parts.held_out and other_held_out(encoder.origin.get("held_out"), config)
     if not seen and parts.held_out and encoder.origin.get("source_fingerprint") == source.fingerprint():
-        others = other_subset(encoder.origin, config)
+        held = other_held_out(encoder.origin.get("held_out"), config)  # the seed also draws the subset
+        others = " ".join(filter(None, [other_subset(encoder.origin, config), held]))
     tell_test(parts, store, config, seen and not others)
     if others:
         say(f"the encoder was fine-tuned with other images held out: it knows labels of some that test; give {others}")

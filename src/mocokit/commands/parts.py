@@ -54,7 +54,7 @@ def other_subset(tuned: Mapping[str, Any], config: ImagesConfig) -> str:
         return ""
     given = subset_of(config)
     others = {f"--{name}": tuned.get(name) for name, value in given.items() if value != tuned.get(name)}
-    return " ".join(f"no {name}" if value is None else f"{name} {value:g}" for name, value in others.items())
+    return " ".join(f"no {name}" if value is None else f"{name} {value}" for name, value in others.items())
 
 
 def other_held_out(tuned: Any, config: ImagesConfig) -> str:

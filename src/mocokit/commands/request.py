@@ -23,7 +23,10 @@ from mocokit.training.log import check_tracker
 
 SUBSET = ("limit", "imbalance")  # of the images, to learn from
 # What a recipe may say that counts before the configuration is complete.
-EARLY = ("weights", "labels", "labels_columns", "split_by", "seed", "max_skipped", "workers", "device", "logger")
+EARLY = (
+    *("weights", "labels", "labels_columns", "train", "test", "split_by"),
+    *("seed", "max_skipped", "workers", "device", "logger"),
+)
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,8 @@ def index_by_folders(
     paths = [name.split("/") for name in names]
     depth, split_folders = _said_depth(paths, said, place) if said else _split_depth(paths)
     if not said and not split_folders:
-        notes += _may_be_splits({folder for path in paths for folder in path[depth:-1]})
+        below = ({path[at] for path in paths if len(path) > at + 1} for at in range(depth, max(map(len, paths)) - 1))
+        notes += next(filter(None, map(_may_be_splits, below)), [])
     beside = None if "train" in split_folders.values() else "train"  # of images next to folders such as test
     split_of: list[str | None] = ["train"] * len(paths)
     if split_folders:

@@ -98,7 +98,8 @@ def lay_over(store: Store, labels: LabelsFile) -> Store:
 
 def lay_over_index(index: ImageIndex, labels: LabelsFile) -> ImageIndex:
     """As `lay_over`, for images that are not decoded yet; what is in no split stays so."""
-    row_of, lines = labels.match([*index.names])
+    row_of, lines = labels.match([*index.names, *(refused.name for refused in index.refused)])
+    row_of = row_of[: len(index.names)]
     split_of = np.full(len(index.names), -1)
     for split, rows in index.splits.items():
         split_of[rows] = SPLITS.index(split)

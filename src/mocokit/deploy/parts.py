@@ -44,11 +44,12 @@ class Parts:
         """
         self.directory = parts_directory(output)
         self._identity = identity
-        if any(self._metadata(path)["identity"] != identity for path in self.directory.glob("*-*.parquet")):
+        found = [self._metadata(path)["identity"] for path in self.directory.glob("*-*.parquet")]
+        if any({name: its.get(name) for name in identity} != identity for its in found):  # an older version says less
             if not overwrite:
                 raise UserError(
-                    f"{output}: an interrupted mocokit embed of another encoder, data, dtype or --max-pixels left its "
-                    f"parts in {self.directory}; remove them with --overwrite, or name another --output"
+                    f"{output}: an interrupted mocokit embed of another encoder, data, labels, dtype or --max-pixels "
+                    f"left its parts in {self.directory}; remove them with --overwrite, or name another --output"
                 )
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
