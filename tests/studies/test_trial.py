@@ -104,7 +104,7 @@ def test_given_weights(trial, tiny_run):
     rows = json.loads((directory / RESULT).read_text())["rows"]
     assert {row["method"] for row in rows} == {"off-the-shelf", "moco-continued"}
     assert {row["measure"] for row in rows} == {"knn", "probe-all", "probe"}
-    by_hand = mocokit.knn(str(tiny_run.path), str(tiny_run.data), device="cpu", threads=1)
+    by_hand = mocokit.knn(str(tiny_run.path / "encoder.safetensors"), str(tiny_run.data), device="cpu", threads=1)
     found = [r for r in rows if (r["method"], r["measure"], r["figure"]) == ("off-the-shelf", "knn", "top1")]
     assert found[0]["accuracy"] == by_hand["encoder"]["top1"]
 
