@@ -41,7 +41,7 @@ from mocokit.reporting.projection import check_installed
 from mocokit.rundir import RunDirectory, check_no_file
 
 MAP_SEED = 0
-IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels", "columns")  # all of rows
+IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels", "columns")  # of rows
 
 
 @documented(EmbedConfig)

@@ -104,7 +104,8 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
         raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
     seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
     others = seen and parts.held_out and other_held_out(encoder.origin.get("held_out"), config)
-    if not seen and parts.held_out and encoder.origin.get("source_fingerprint") == source.fingerprint():
+    tuned_on = encoder.origin.get("source_fingerprint")
+    if tuned_on and not seen and parts.held_out and tuned_on == source.fingerprint():  # which looks at every file
         held = other_held_out(encoder.origin.get("held_out"), config)  # the seed also draws the subset
         others = " ".join(filter(None, [other_subset(encoder.origin, config), held]))
     tell_test(parts, store, config, seen and not others)

@@ -42,7 +42,7 @@ def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | Pretra
     )
 
 
-def subset_of(config: ImagesConfig | PretrainConfig) -> dict[str, float | None]:
+def subset_of(config: ImagesConfig) -> dict[str, float | None]:
     """The options on which depends which of the data is looked at, of which then some are held out."""
     return {"limit": config.limit, "imbalance": config.imbalance}
 

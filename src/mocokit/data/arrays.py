@@ -137,8 +137,8 @@ class ArraySource:
         stated = _stated(self.path)
         keys = self._keys(stated)
         if left := set(stated) - {name for pair in keys.values() for name in pair}:
-            listed_ = ", ".join(f"{name} {_kind(stated[name])}" for name in stated if name in left)
-            self._unused = [f"arrays not used: {listed_}; usual names are train_images, train_labels, test_images, …"]
+            unused = ", ".join(f"{name} {_kind(array)}" for name, array in stated.items() if name in left)
+            self._unused = [f"arrays not used: {unused}; usual names are train_images, train_labels, test_images, …"]
         with np.load(self.path, allow_pickle=False) as arrays:
             for split, (key, label_key) in keys.items():
                 self._check(key, stated[key])

@@ -37,7 +37,7 @@ class Augmentation:
     solarize_p: float = 0.0
 
 
-# What no option says: strengths and order of the colours.
+# What no option says: strengths and order of the colours; and v2's blur, for scores of encoders without a run.
 AUGMENTATIONS = {
     # He et al. 2020, "Technical details", in the order of the authors' code: grayscale before the jitter.
     "v1": Augmentation(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_first=True),
