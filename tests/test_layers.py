@@ -16,6 +16,7 @@ LAYERS = [
     {"config"},
     {"machine"},
     {"recipes", "resolved"},
+    {"outputs"},
     {"rundir"},
     {"auto"},
     {"distributed"},
@@ -33,7 +34,8 @@ LAYERS = [
 ROOT = Path(mocokit.__file__).parent
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TORCH_FREE = (
-    *("errors", "seeding", "files", "console", "options", "config", "recipes", "resolved", "rundir", "auto", "cli"),
+    *("errors", "seeding", "files", "console", "options", "config", "recipes", "resolved", "outputs", "rundir"),
+    *("auto", "cli"),
 )
 
 

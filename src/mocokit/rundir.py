@@ -6,7 +6,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from mocokit.console import say
 from mocokit.errors import UserError
 from mocokit.files import read_json, write_json
+from mocokit.outputs import check_no_file, writing
 from mocokit.resolved import Resolved, parse
 
 # What a run and the verbs that measure it leave in its directory without being told a place.
@@ -169,24 +170,9 @@ class RunDirectory:
         with self.writing():
             write_json(self.result(verb), value)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inside, a full disk or a folder that may not be written is the user's to fix: a `UserError`."""
-        try:
-            yield
-        except OSError as error:
-            where, why = error.filename2 or error.filename or self.path, error.strerror or error
-            way_out = "make room or fix the folder's permissions and run the same command again"
-            if isinstance(error, NotADirectoryError | FileExistsError):
-                way_out = "a file is in the way; name another place"
-            raise UserError(f"{where}: {why}; what was written before is kept; {way_out}") from error
-
-
-def check_no_file(option: str, folder: Path) -> None:
-    """Refuse a folder in whose place, or above it, there is something else."""
-    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
-    if os.path.lexists(there) and not there.is_dir():
-        raise UserError(f"{option} {folder}: {there} is no folder; choose another {option}")
+    def writing(self) -> AbstractContextManager[None]:
+        """Inside, an error of the system is the user's to fix (`mocokit.outputs.writing`)."""
+        return writing(self.path)
 
 
 def run_name(data_name: str, recipe: str) -> str:

@@ -190,7 +190,7 @@ def test_refusals(tiny_run, tmp_path, capsys, monkeypatch):
     for arguments, message in {
         (encoder,): "does not say what images it is from; name them: mocokit report RUN DATA",
         (encoder, str(tiny_run.data), "-o", str(existing)): "exists; name another, or --overwrite to replace it",
-        (encoder, str(tiny_run.data), "-o", "page.pdf"): "is a folder or no .html; name an .html file",
+        (encoder, str(tiny_run.data), "-o", "page.pdf"): "is no .html; name a .html file",
     }.items():
         assert main(["report", *arguments]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]

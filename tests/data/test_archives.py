@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mocokit.data.decode import MAX_FILE_BYTES, BadImage, decode
+from mocokit.data.decode import MAX_FILE_BYTES, decode
 from mocokit.data.image_index import ImageIndex
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
 from tests.helpers import archive, class_folders, encode, noise, write_images

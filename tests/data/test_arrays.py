@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as arrays_of
 from numpy.lib import format as npy
 
 from mocokit.data.arrays import ImageListSource, channels_first, pixels
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, TooManySkipped, open_store
 from mocokit.errors import UserError

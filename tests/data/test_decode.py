@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
 
 from mocokit.data import pillow
-from mocokit.data.decode import BadImage, decode, image_size, shrink
+from mocokit.data.decode import decode, image_size
+from mocokit.data.pillow import BadImage, shrink
 from tests.helpers import encode, noise, png16, png_header
 
 RGB = noise(1, 6, 9)  # [H, W, 3]

@@ -16,8 +16,9 @@ import pytest
 import tifffile
 
 from mocokit.data import decode_pool as pool_module
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
 from mocokit.data.decode_pool import decode_all, decode_for_model, read_all, worker_count
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from tests.data.stores import contents, open_images, ragged, with_bad_images

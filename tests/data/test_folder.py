@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
 from tests.helpers import archive, encode, noise, write_images
@@ -147,7 +147,7 @@ def test_unreadable_files_and_folders(tmp_path: Path) -> None:
 import os, sys
 from mocokit.data.sources import open_source
 from mocokit.errors import UserError
-from mocokit.data.decode import BadImage
+from mocokit.data.pillow import BadImage
 if os.geteuid() == 0:
     os.setegid(65534); os.seteuid(65534)
 source = open_source(sys.argv[1])

@@ -10,8 +10,9 @@ from PIL import Image
 
 from mocokit.data import decode as decode_module
 from mocokit.data import jpeg as jpeg_module
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
 from mocokit.data.jpeg import decode_small_jpeg
+from mocokit.data.pillow import BadImage
 from tests.helpers import encode, noise
 
 SIDE = 48

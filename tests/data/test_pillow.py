@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mocokit.data import pillow
-from mocokit.data.decode import BadImage, decode
-from mocokit.data.pillow import looks_like_an_image, open_image, translated_errors
+from mocokit.data.decode import decode
+from mocokit.data.pillow import BadImage, looks_like_an_image, open_image, translated_errors
 from tests.helpers import encode, noise
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(500)

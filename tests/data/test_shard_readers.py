@@ -13,7 +13,7 @@ import pytest
 
 from mocokit.data import shard_readers
 from mocokit.data import shards as shards_module
-from mocokit.data.decode import BadImage
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.deploy.feature_file import METADATA_KEY

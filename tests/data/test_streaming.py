@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from mocokit import distributed
 from mocokit.data import shard_readers, streaming
 from mocokit.data.dataset import Batch
-from mocokit.data.decode import BadImage
 from mocokit.data.image_index import ImageIndex
 from mocokit.data.loader import create_loader
+from mocokit.data.pillow import BadImage
 from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.data.streaming import StreamingDataset, StreamingImages, open_streaming

@@ -7,7 +7,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
+from mocokit.data.pillow import BadImage
 from tests.helpers import encode, noise
 
 GRAY = np.random.default_rng(0).integers(0, 4000, (2, 3, 4, 8, 9)).astype(np.uint16)  # t, z, c, y, x

@@ -12,11 +12,11 @@ from PIL import Image
 
 from mocokit.data import decode_pool
 from mocokit.data.build import median_side
-from mocokit.data.decode import BadImage, decode
+from mocokit.data.decode import decode
 from mocokit.data.decode_pool import Tiles, decode_all, read_all
 from mocokit.data.labelled import grouped, open_labelled
 from mocokit.data.labels_file import LabelsFile, read_labels
-from mocokit.data.pillow import shrink
+from mocokit.data.pillow import BadImage, shrink
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, TooManySkipped, open_store
 from mocokit.data.streaming import StreamingDataset, open_streaming

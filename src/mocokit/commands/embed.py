@@ -35,10 +35,11 @@ from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
 from mocokit.options import documented, fields_of, validate
+from mocokit.outputs import check_file, writing
 from mocokit.reporting.images import MOST
 from mocokit.reporting.map_columns import with_map
 from mocokit.reporting.projection import check_installed
-from mocokit.rundir import RunDirectory, check_no_file
+from mocokit.rundir import RunDirectory
 
 MAP_SEED = 0
 IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels", "columns")  # of rows
@@ -89,8 +90,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     _check_map(config, len(order))
     finished = not overwrite and _is_complete(path, metadata)
     finished = finished and found - open_features(path).rows <= config.max_skipped * found  # else it is refused again
-    writing = RunDirectory(path.parent).writing
-    with writing():
+    with writing(path.parent):
         parts = Parts(path, {name: metadata[name] for name in IDENTITY}, overwrite)
         for file in (*feature_files(path), skipped_csv):
             remove_temporary(file)  # of a killed command
@@ -106,12 +106,12 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         skipped = index.refused + parts.skipped()
         rows = found - len(skipped)
         _report_skipped(skipped_csv, skipped, rows, config)
-        with writing():
+        with writing(path.parent):
             write_features(path, parts.tables(), rows, metadata)
 
     if config.map and not _written_metadata(path).get("map") and open_features(path).rows > 1:
         say(f"{path}: drawing the map")
-        with writing():
+        with writing(path.parent):
             _add_map(path, metadata)
     rows = open_features(path).rows
     figures = {
@@ -130,9 +130,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
 def _check_output(path: Path, overwrite: bool) -> None:
     """All that can be wrong with the output, before anything is decoded."""
     check_format(path)
-    if path.is_dir():
-        raise UserError(f"--output {path}: is a folder; name a file")
-    check_no_file("--output", path.parent)
+    check_file("--output", path, overwrite=True)  # if it exists, it may be this command's to go on with
     existing = [file for file in feature_files(path) if file.exists()]
     if existing and not (overwrite or parts_directory(path).exists() or _written_metadata(path)):
         raise _exists(path, existing[0])
@@ -235,7 +233,7 @@ def _embed_rest(
 
 def _report_skipped(file: Path, skipped: list[Skipped], rows: int, config: EmbedConfig) -> None:
     """List what was skipped, or stop if it is too much."""
-    with RunDirectory(file.parent).writing():
+    with writing(file.parent):
         if skipped:
             write_skipped(file, skipped)
             say(f"{len(skipped):,} images can't be used; {file} says why")

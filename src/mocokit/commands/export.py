@@ -19,7 +19,7 @@ from mocokit.deploy.preprocessing import README
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
 from mocokit.options import documented, fields_of, validate
-from mocokit.rundir import RunDirectory, check_no_file
+from mocokit.outputs import check_no_file, writing
 
 CHECK_IMAGES = 64  # that the export is checked with
 ONNX_FILE = "encoder.onnx"
@@ -54,7 +54,7 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     origin = dict(encoder.origin)
     images, fingerprint = _check_images(config, encoder.spec)
     encoder.embed(images)  # refuses an encoder that gives no numbers, which nothing compares with
-    with RunDirectory(folder).writing():
+    with writing(folder):
         if config.format == "timm":
             path = folder
             difference = export_timm.export_timm(encoder, path, origin, torch.from_numpy(images))

@@ -26,6 +26,7 @@ from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
 from mocokit.options import documented, fields_of, load_config, validate
+from mocokit.outputs import check_file, writing
 from mocokit.reporting import about_findings, about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
 from mocokit.reporting.clusters import Clusters, cluster
@@ -38,7 +39,7 @@ from mocokit.reporting.shortcuts import Shortcuts, shortcuts
 from mocokit.reporting.suggestions import Suggestion, suggestions, write_list
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
-from mocokit.rundir import RunDirectory, check_no_file
+from mocokit.rundir import RunDirectory
 from mocokit.training.log import read_rows
 
 VERBS = ("pretrain", "knn", "probe", "finetune")
@@ -85,7 +86,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     with machine.CORES.shared():
         seen = _Seen.of(inputs, config)
     contents = _Contents(config, inputs, seen, directory, resolved, path.with_name(f"{path.stem}-lists"))
-    with RunDirectory(path.parent).writing():
+    with writing(path.parent):
         for suggestion in contents.suggestions:
             write_list(contents.lists, suggestion, seen.images)
         write_text(path, printable(contents.html))  # of folders and paths that are not UTF-8
@@ -121,11 +122,7 @@ def _output(config: ReportConfig, directory: RunDirectory, overwrite: bool) -> P
     """Where the page goes, if it may."""
     own = directory.path / "report.html" if directory.path.is_dir() else Path("report.html")
     path = Path(config.output or own)
-    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise UserError(f"--output {path}: is a folder or no .html; name an .html file")
-    check_no_file("--output", path.parent)
-    if path.exists() and not overwrite and (config.output or not directory.path.is_dir()):
-        raise UserError(f"--output {path}: exists; name another, or --overwrite to replace it")
+    check_file("--output", path, overwrite or (not config.output and directory.path.is_dir()), (".html", ".htm"))
     return path
 
 

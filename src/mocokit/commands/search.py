@@ -22,7 +22,7 @@ from mocokit.evaluation.near_duplicates import TIMES_NEARER
 from mocokit.files import replacing
 from mocokit.machine import pick_device
 from mocokit.options import documented, fields_of, validate
-from mocokit.rundir import check_no_file
+from mocokit.outputs import check_file
 
 PRINTED_PAIRS = 20  # on stderr, at most
 
@@ -90,12 +90,7 @@ def _check(config: SearchConfig, overwrite: bool) -> float | None:
     except ValueError:
         raise UserError(f"--duplicates {config.duplicates}: give auto, or a cosine from -1 to 1") from None
     if config.montage is not None:
-        path = Path(config.montage)
-        if path.suffix.lower() != ".png" or path.is_dir():
-            raise UserError(f"--montage {path}: is a folder or no .png; name a .png file")
-        check_no_file("--montage", path.parent)
-        if path.exists() and not overwrite:
-            raise UserError(f"--montage {path}: exists; name another, or --overwrite to replace it")
+        check_file("--montage", Path(config.montage), overwrite, (".png",))
     return least
 
 

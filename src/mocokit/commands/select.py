@@ -20,8 +20,8 @@ from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.files import printable, write_csv
 from mocokit.options import documented, fields_of, validate
+from mocokit.outputs import check_file, writing
 from mocokit.reporting.selection import Choice, typiclust
-from mocokit.rundir import RunDirectory, check_no_file
 
 COLUMNS = ("image", "order", "cluster", "cluster_size", "typicality")
 PRINTED = 10  # on stderr, at most
@@ -63,7 +63,7 @@ def select(run: str, data: str, count: int, *, overwrite: bool = False, **option
         raise UserError(f"--count {config.count}: there are {left:,} images to choose from; give no more")
     chosen = typiclust(extract(inputs.encoder, images, rows), config.count, config.seed, given)
     selected = [_row(names[choice.row], order, choice) for order, choice in enumerate(chosen, start=1)]
-    with RunDirectory(path.parent).writing():
+    with writing(path.parent):
         write_csv(path, COLUMNS, (each.values() for each in selected))
     _print(path, selected, left)
     figures = {"path": str(path), "selected": selected, "candidates": left, "given": len(given)}
@@ -74,11 +74,7 @@ def _output(config: SelectConfig, overwrite: bool) -> Path:
     """Where to write; what can be wrong with that, before anything is read."""
     home = Path(config.run) if Path(config.run).is_dir() else Path()
     path = Path(config.output) if config.output else home / "select.csv"
-    if path.is_dir():
-        raise UserError(f"--output {path}: is a folder; name a file")
-    check_no_file("--output", path.parent)
-    if path.exists() and not overwrite:
-        raise UserError(f"--output {path}: exists; name another, or --overwrite to replace it")
+    check_file("--output", path, overwrite)
     return path
 
 

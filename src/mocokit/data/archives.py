@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mocokit.data.cache import cache_directory, cache_errors
-from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES
 from mocokit.data.image_index import (
     NO_IMAGES,
     ImageIndex,
@@ -25,7 +25,7 @@ from mocokit.data.image_index import (
 )
 from mocokit.data.names import data_name
 from mocokit.data.notes import OtherFiles
-from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
+from mocokit.data.pillow import SIGNATURE_BYTES, BadImage, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 

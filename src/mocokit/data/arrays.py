@@ -12,10 +12,10 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from mocokit.data.archives import file_fingerprint
-from mocokit.data.decode import BadImage, decode_pillow
 from mocokit.data.image_index import SPLITS, ImageIndex, reading
 from mocokit.data.labels import join_labels, label_values, number_labels
 from mocokit.data.names import data_name
+from mocokit.data.pillow import BadImage, decode_pillow
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.channels import about_colour, common_channels, is_gray
-from mocokit.data.decode import BadImage
 from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
 from mocokit.data.notes import Notes, count
+from mocokit.data.pillow import BadImage
 from mocokit.data.pixels import (
     ASSUMED,
     DULL,

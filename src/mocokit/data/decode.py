@@ -29,18 +29,6 @@ from mocokit.data.pillow import (
 )
 from mocokit.data.tiff import SIGNATURES, decode_tiff, open_tiff
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "MAX_PIXELS",
-    "TOO_MANY_BYTES",
-    "BadImage",
-    "decode",
-    "decode_pillow",
-    "filled",
-    "image_size",
-    "shrink",
-]
-
 MAX_FILE_BYTES = 2**28
 TOO_MANY_BYTES = f"larger than {MAX_FILE_BYTES >> 20} MiB"
 

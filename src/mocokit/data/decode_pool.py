@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mocokit.data.decode import MAX_FILE_BYTES, MAX_PIXELS, TOO_MANY_BYTES, BadImage, decode, filled, shrink
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, decode
 from mocokit.data.image_index import Source
+from mocokit.data.pillow import MAX_PIXELS, BadImage, filled, shrink
 from mocokit.data.pixels import ASSUMED, DULL, ENCODER_RANGE, FEW_LEVELS, convert, convertible, scaled, stored_side
 from mocokit.data.tiles import Grid
 from mocokit.machine import usable_cores

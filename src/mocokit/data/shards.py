@@ -16,7 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
-from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES, BadImage
+from mocokit.data.decode import MAX_FILE_BYTES, TOO_MANY_BYTES
 from mocokit.data.image_index import (
     SPLITS,
     ImageIndex,
@@ -32,6 +32,7 @@ from mocokit.data.image_index import (
 from mocokit.data.labels import join_labels, label_column, number_labels
 from mocokit.data.names import data_name
 from mocokit.data.notes import listed
+from mocokit.data.pillow import BadImage
 from mocokit.data.shard_readers import LABEL_MEMBERS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError

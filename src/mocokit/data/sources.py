@@ -14,9 +14,9 @@ import numpy as np
 from mocokit.data.archives import ARCHIVE_SUFFIXES, ArchiveSource
 from mocokit.data.arrays import ARRAY_SUFFIXES, ArraySource
 from mocokit.data.cache import DOWNLOADS, cache_directory
-from mocokit.data.decode import MAX_PIXELS
 from mocokit.data.folder import FolderSource
 from mocokit.data.image_index import ImageIndex, Source, is_image_name
+from mocokit.data.pillow import MAX_PIXELS
 from mocokit.data.shards import HUB, ShardSource, hub_shards, local_shards, remote_shards
 from mocokit.data.tiled import TiledSource
 from mocokit.data.tiles import LEAST_SIDE

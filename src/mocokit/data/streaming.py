@@ -19,9 +19,9 @@ from torch.utils.data import IterableDataset
 from mocokit import distributed
 from mocokit.data.build import check_skipped
 from mocokit.data.dataset import Batch
-from mocokit.data.decode import BadImage
 from mocokit.data.decode_pool import Decoded, Encoded, decode_for_model, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
+from mocokit.data.pillow import BadImage
 from mocokit.data.pixels import pad, stored_side
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from mocokit.data.decode import BadImage, image_size
+from mocokit.data.decode import image_size
 from mocokit.data.decode_pool import Encoded, Tiles, decode_tiles, max_pixels_of, read_all
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.notes import count
+from mocokit.data.pillow import BadImage
 from mocokit.data.tiles import Grid
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mocokit.config import EmbedConfig
-from mocokit.data.decode import BadImage
 from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.notes import Notes
+from mocokit.data.pillow import BadImage
 from mocokit.data.pixels import pad
 from mocokit.deploy.feature_file import feature_table
 from mocokit.errors import UserError

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mocokit.data.decode import MAX_PIXELS, BadImage
 from mocokit.data.decode_pool import Encoded, decode_for_model, max_pixels_of, read_all
 from mocokit.data.image_index import Source
+from mocokit.data.pillow import MAX_PIXELS, BadImage
 from mocokit.errors import UserError
 from mocokit.files import printable
 from mocokit.model.encoder import EncoderSpec

@@ -17,7 +17,7 @@ from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.deploy.feature_file import METADATA_KEY
 from mocokit.errors import UserError
 from mocokit.files import replacing
-from mocokit.rundir import RunDirectory
+from mocokit.outputs import writing
 
 PART_ROWS = 16_384  # of results that are held at most
 PART_SECONDS = 30.0  # of work, about, that a killed process loses
@@ -98,7 +98,7 @@ class Parts:
             _, tables, skipped = zip(*self._held, strict=True)
             metadata = json.dumps({"identity": self._identity, "skipped": list(itertools.chain(*skipped))})
             part = self.directory / f"{self.done}-{stop}.parquet"
-            with RunDirectory(self.directory.parent).writing(), replacing(part) as path, path.open("wb") as file:
+            with writing(self.directory.parent), replacing(part) as path, path.open("wb") as file:
                 pq.write_table(pa.concat_tables(tables).replace_schema_metadata({METADATA_KEY: metadata}), file)
             self.done = stop
         self._held = []

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view, usual_crop
-from mocokit.data.decode import BadImage, decode, decode_pillow, shrink
+from mocokit.data.decode import decode
+from mocokit.data.pillow import BadImage, decode_pillow, shrink
 from mocokit.data.pixels import convert, convertible, pad, stored_side
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store

@@ -11,10 +11,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from mocokit.console import progress
-from mocokit.data.decode import MAX_PIXELS, BadImage, image_size
+from mocokit.data.decode import image_size
 from mocokit.data.decode_pool import Encoded, ImageFile, max_pixels_of, read_all
 from mocokit.data.image_index import Source
-from mocokit.data.pillow import FORMATS, translated_errors
+from mocokit.data.pillow import FORMATS, MAX_PIXELS, BadImage, translated_errors
 from mocokit.data.sampler import random_subset
 from mocokit.data.tiles import origin_of
 from mocokit.files import printable
