@@ -25,14 +25,14 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.pretrain import complete_config
 from mocokit.commands.request import Request, open_data
-from mocokit.config import FIELDS
+from mocokit.config import FIELDS, PretrainConfig
 from mocokit.data.arrays import ImageListSource, channels_first, is_one_picture
 from mocokit.data.pixels import ASSUMED
 from mocokit.data.store import TooManySkipped
 from mocokit.errors import Interrupted, UserError
 from mocokit.machine import pick_device, versions
 from mocokit.model.encoder import Encoder, encoder_spec
-from mocokit.options import merge, validate
+from mocokit.options import checked_options
 from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory
 from mocokit.training.log import Row, announcer
@@ -203,7 +203,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         options["seed"] = int(seed)
         options |= {"data": "X", "monitor_every": 0, "histograms": False, "workers": 0, "max_skipped": 0.0}
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
-        return merge(validate(plain, FIELDS), {})
+        return checked_options(PretrainConfig, plain)
 
 
 def _ndim(X: Any) -> int:

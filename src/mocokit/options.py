@@ -187,6 +187,21 @@ def validate(given: Mapping[str, Any], fields: Fields, origin: str = "") -> dict
     return values
 
 
+def checked_options(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a call that are set, with exact types; a `UserError` if one is wrong, or several say how long."""
+    options = validate(given, fields_of(config))
+    check_lengths(options)
+    return options
+
+
+Config = TypeVar("Config")
+
+
+def config_of(config: type[Config], **given: Any) -> Config:
+    """The checked configuration of a call. Verbs go on with it, not with their arguments, in which ``~`` may stand."""
+    return config(**checked_options(config, given))
+
+
 EXPECTED: dict[Any, tuple[Any, str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),
@@ -233,16 +248,20 @@ def _checked(option: Option, value: Any) -> Any:
 LENGTHS = ("time_budget", "steps", "epochs")  # ways to say how long to train; one is enough
 
 
+def check_lengths(given: Mapping[str, Any]) -> list[str]:
+    """The options that say how long to train, if there are not several, which is a `UserError`."""
+    lengths = [name for name in LENGTHS if name in given]
+    if len(lengths) > 1:
+        raise UserError(f"{' and '.join(map(flag, lengths))} exclude each other; give one")
+    return lengths
+
+
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
     """The options of flags and of a ``--config`` file; flags win, and a length given as a flag replaces the file's.
 
-    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact. Flags that exclude
-    each other are a `UserError`.
+    A config.yaml holds several lengths that agree; of these the steps are taken, which are exact.
     """
-    lengths = [name for name in LENGTHS if name in flags]
-    if len(lengths) > 1:
-        raise UserError(f"{' and '.join(map(flag, lengths))} exclude each other; give one")
-    kept = lengths or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
+    kept = check_lengths(flags) or [name for name in ("steps", "epochs", "time_budget") if name in file][:1]
     below = {name: value for name, value in file.items() if name not in LENGTHS or name in kept}
     return below | dict(flags)
 

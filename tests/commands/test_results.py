@@ -16,6 +16,7 @@ from mocokit.config import VERBS, KnnConfig
 from mocokit.errors import UserError
 from mocokit.machine import versions
 from mocokit.options import fields_of
+from mocokit.rundir import RunDirectory
 from tests.runs import TINY, coloured_data, flags_of
 
 
@@ -127,3 +128,23 @@ def test_a_probe_by_sgd_on_a_directory_that_takes_no_files_trains_without_rows(t
     assert mocokit.probe(str(run), str(tiny_run.data), protocol="sgd", epochs=1, device="cpu")["encoder"]
     assert f"{run}: can't be written (Permission denied), so there are no rows" in capfd.readouterr().err
     assert not (run / "probe-sgd.csv").exists()
+
+
+def test_a_run_below_the_home_directory_is_the_same_run(tiny_run, tmp_path, monkeypatch):
+    """``~`` as Python gets it: what a verb reads of the run and leaves in it, and where its own run lies."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    run, data = "~/run", str(tiny_run.data)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    results = RunDirectory(tmp_path / "run").result
+    options = {"knn": {"k": 5}, "probe": {}, "scorecard": {"images": 16}, "export": {"format": "timm"}}
+    for verb in options:
+        result = getattr(mocokit, verb)(*([run] if verb == "export" else [run, data]), **options[verb])
+        assert json.loads(results(verb).read_text()) == json.loads(json.dumps(result))
+    assert (tmp_path / "run" / "export" / "timm").is_dir()
+    scores = json.loads(results("scorecard").read_text())["scorecard"]  # by the run's own views
+    assert scores == mocokit.scorecard(str(tmp_path / "run"), data, images=16)["scorecard"]
+    mocokit.finetune(run, data, out="~/tuned", epochs=1)
+    assert (tmp_path / "tuned" / "from-scratch" / "encoder.safetensors").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())

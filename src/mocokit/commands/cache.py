@@ -7,7 +7,7 @@ from mocokit.commands.results import record
 from mocokit.config import CacheConfig
 from mocokit.console import say
 from mocokit.data.cache import IMAGES, Entry, cache_directory, entries, remove, remove_leftovers
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
@@ -29,7 +29,7 @@ def cache(**options: Any) -> dict[str, Any]:
         UserError: the cache directory can't be written.
     """
     started = time.perf_counter()
-    config = CacheConfig(**validate(options, fields_of(CacheConfig)))
+    config = config_of(CacheConfig, **options)
     root = cache_directory()
     remove_leftovers(root / IMAGES)
     found, removed = entries(root), list[Entry]()

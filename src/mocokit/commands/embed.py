@@ -34,7 +34,7 @@ from mocokit.machine import keep_freed_memory, limit_threads, pick_device
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder
 from mocokit.model.encoding import encoding_precision
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.outputs import check_file, writing
 from mocokit.reporting.images import MOST
 from mocokit.reporting.map_columns import with_map
@@ -69,8 +69,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
         Interrupted: Ctrl-C; the parts that are done stay.
     """
     started = time.perf_counter()
-    given = {"run": run, "data": data, "output": output, **options}
-    config = EmbedConfig(**validate(given, fields_of(EmbedConfig)))
+    config = config_of(EmbedConfig, run=run, data=data, output=output, **options)
     path = Path(config.output)
     skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     _check_output(path, overwrite)

@@ -18,7 +18,7 @@ from mocokit.deploy.loading import home_of, load
 from mocokit.deploy.preprocessing import README
 from mocokit.errors import UserError
 from mocokit.model.encoder import EncoderSpec
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.outputs import check_no_file, writing
 
 CHECK_IMAGES = 64  # that the export is checked with
@@ -45,12 +45,12 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
         RuntimeError: the export does not compute what the encoder does; it is not written.
     """
     started = time.perf_counter()
-    config = ExportConfig(**validate({"run": run, **options}, fields_of(ExportConfig)))
+    config = config_of(ExportConfig, run=run, **options)
     if config.format == "onnx":
         export_onnx.require_onnx()
-    folder = Path(config.output or home_of(run) / "export" / config.format)
+    folder = Path(config.output or home_of(config.run) / "export" / config.format)
     _refuse_existing(folder, FILES[config.format], overwrite)
-    encoder = load(run, backbone=config.backbone, image_size=config.image_size)
+    encoder = load(config.run, backbone=config.backbone, image_size=config.image_size)
     origin = dict(encoder.origin)
     images, fingerprint = _check_images(config, encoder.spec)
     encoder.embed(images)  # refuses an encoder that gives no numbers, which nothing compares with
@@ -66,7 +66,7 @@ def export(run: str, *, overwrite: bool = False, **options: Any) -> dict[str, An
     say(f"{path}: {encoder.spec.backbone}; largest difference from PyTorch's outputs {difference:.1e}")
     say(f"to use it in Python:\n\n{lines.rstrip()}")
     figures = {"path": str(path), "format": config.format, "max_abs_diff": difference}
-    return record("export", run, config, figures, started, fingerprint)
+    return record("export", config.run, config, figures, started, fingerprint)
 
 
 def _refuse_existing(folder: Path, names: tuple[str, ...], overwrite: bool) -> None:

@@ -26,7 +26,7 @@ from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.files import write_json, write_text
 from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
-from mocokit.options import documented, fields_of, flag, load_config, merge, parse_duration, validate
+from mocokit.options import config_of, documented, fields_of, flag, load_config, parse_duration
 from mocokit.rundir import RunDirectory
 from mocokit.training.finetuning import Finetuning, attach_classifier, step_time, train_classifier
 from mocokit.training.log import Row, Status, read_rows
@@ -69,10 +69,10 @@ def finetune(
         Interrupted: a signal stopped it; the same call goes on.
     """
     started = time.perf_counter() if started is None else started
-    given = merge(validate({"run": run, "data": data, **options}, fields_of(FinetuneConfig)), {})
-    config = FinetuneConfig(**given)
+    config = config_of(FinetuneConfig, run=run, data=data, **options)
     inputs = open_inputs(config, labels_for="fine-tuning", to_train=True)
-    home = home_of(run)
+    home = home_of(config.run)
+    path = (Path(config.out) if config.out else home) / SCRATCH
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")
@@ -80,11 +80,10 @@ def finetune(
     assert labelled is not None
     if not len(labelled.val) or len(labelled.train) < 2:
         too_few = "too few labelled training images to learn from some and stop by others; have several of each class"
-        raise UserError(f"{data}: {too_few}")
+        raise UserError(f"{config.data}: {too_few}")
     derived = _derived(config, len(labelled.train), inputs.encoder)
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
     compares = config.baseline and not config.from_scratch
-    path = (Path(options["out"]) if options.get("out") else home) / SCRATCH
     scratch = dataclasses.replace(config, from_scratch=True, out=str(path), time_budget=None)
     beside = _Training(scratch, inputs, labelled, started) if compares else None
     training = _Training(config, inputs, labelled, started, beside)
@@ -96,8 +95,8 @@ def finetune(
         figures = {n: result[n] for n in ("protocol", "encoder", "directory", "images", "test")}
         figures["random_init"] = baseline["encoder"]
         result = record(VERB, str(out), config, figures, started, inputs.store.fingerprint)
-    keep(VERB, run, result)
-    for line in _lines(result, data):
+    keep(VERB, config.run, result)
+    for line in _lines(result, config.data):
         say(line)
     return result
 

@@ -11,7 +11,7 @@ from mocokit.console import say
 from mocokit.evaluation.baselines import Features, features_of, row_name, simple_features
 from mocokit.evaluation.knn import Accuracy, KnnEvaluator
 from mocokit.evaluation.metrics import recalls
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 
 
 @documented(KnnConfig)
@@ -35,7 +35,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
         UserError: no encoder there, no labels in the data, or a wrong option.
     """
     started = time.perf_counter()
-    config = KnnConfig(**validate({"run": run, "data": data, **options}, fields_of(KnnConfig)))
+    config = config_of(KnnConfig, run=run, data=data, **options)
     inputs = open_inputs(config, labels_for="kNN")
     assert inputs.parts is not None
     evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
@@ -45,7 +45,7 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     names = inputs.parts.names
     figures = {key: _measure(row_name(key, channels), evaluator, names, kind) for key, kind in features.items()}
     figures["test"] = inputs.test
-    return record("knn", run, config, figures, started, inputs.store.fingerprint)
+    return record("knn", config.run, config, figures, started, inputs.store.fingerprint)
 
 
 def _measure(name: str, evaluator: KnnEvaluator, label_names: Sequence[str], features: Features) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.commands.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
 from mocokit.commands.start import Start
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.config import PretrainConfig
 from mocokit.console import command, mute, progress, say
 from mocokit.data.image_index import Skipped
 from mocokit.data.sampler import random_subset
@@ -38,7 +38,7 @@ from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
 from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, usable_cores, versions
 from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
-from mocokit.options import documented, merge, validate
+from mocokit.options import checked_options, documented
 from mocokit.reporting.contact_sheet import thumbnails
 from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
@@ -84,7 +84,7 @@ def pretrain(
         Interrupted: a signal stopped the run; the same call goes on.
     """
     started = time.perf_counter() if started is None else started
-    given = merge(validate({"data": data, **options}, FIELDS), {})
+    given = checked_options(PretrainConfig, {"data": data, **options})
     if given.get("devices", 1) > 1 and not distributed.is_launched():
         return launch("pretrain", given, given["devices"], ["--overwrite"] * overwrite + ["--extend"] * extend)
     request = Request.of(given, extend)

@@ -18,7 +18,7 @@ from mocokit.evaluation.metrics import classification_metrics, repeated_interval
 from mocokit.evaluation.probe import fast, frozen, labelled_features, reduced
 from mocokit.evaluation.splits import LabelledSplits, Subset
 from mocokit.model.encoder import Encoder
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.rundir import RunDirectory
 
 TrainVal = tuple[Subset, Subset | None]  # images to train on; without others to validate on, within those
@@ -49,7 +49,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
     """
     started = time.perf_counter()
-    config = ProbeConfig(**validate({"run": run, "data": data, **options}, fields_of(ProbeConfig)))
+    config = config_of(ProbeConfig, run=run, data=data, **options)
     if config.labels_per_class is not None and config.label_fraction is not None:
         raise UserError("--labels-per-class and --label-fraction exclude each other; give one")
     inputs = open_inputs(config, labels_for="a linear probe", to_train=True)
@@ -75,7 +75,7 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
     figures |= {"ci95_of": drawn, "images": {"train": len(train), "val": len(val or ()), "test": len(splits.test)}}
     figures["test"] = inputs.test
     also = ("probe_sgd",) if config.protocol == "sgd" else ()  # kept when a fast probe replaces probe.json
-    return record("probe", run, config, figures, started, inputs.store.fingerprint, *also)
+    return record("probe", config.run, config, figures, started, inputs.store.fingerprint, *also)
 
 
 def _has_few_labels(config: ProbeConfig) -> bool:

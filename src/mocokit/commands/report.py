@@ -25,7 +25,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
-from mocokit.options import documented, fields_of, load_config, validate
+from mocokit.options import checked_options, documented, fields_of, load_config
 from mocokit.outputs import check_file, writing
 from mocokit.reporting import about_findings, about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
@@ -76,7 +76,7 @@ def report(run: str, data: str | None = None, *, overwrite: bool = False, **opti
     """
     started = time.perf_counter()
     check_installed("a report")
-    given = validate({"run": run, "data": data, **options}, fields_of(ReportConfig))
+    given = checked_options(ReportConfig, {"run": run, "data": data, **options})
     directory = RunDirectory(Path(given["run"]))
     resolved = directory.read_config() if directory.config.exists() else None
     config = ReportConfig(**_with_data(given, directory, resolved))

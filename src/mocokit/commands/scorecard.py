@@ -13,7 +13,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.evaluator import Evaluator, Metrics
 from mocokit.evaluation.scorecard import SCORES
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.rundir import RunDirectory
 
 MIN_IMAGES = 2  # the scores compare images with each other
@@ -39,14 +39,14 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
         UserError: no encoder there, fewer than two images, or a wrong option.
     """
     started = time.perf_counter()
-    config = ScorecardConfig(**validate({"run": run, "data": data, **options}, fields_of(ScorecardConfig)))
-    directory = RunDirectory(Path(run))
+    config = config_of(ScorecardConfig, run=run, data=data, **options)
+    directory = RunDirectory(Path(config.run))
     v2 = AUGMENTATIONS["v2"]
     views = augmentations(directory.read_config().config) if directory.config.exists() else (v2, v2)
     inputs = open_inputs(config)
     images = inputs.store.main
     if len(images) < MIN_IMAGES:
-        raise UserError(f"{data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
+        raise UserError(f"{config.data}: the scorecard compares images with each other; give at least {MIN_IMAGES}")
     evaluator = Evaluator(images, views, config.seed, knn=None, score_images=config.images)
     measured = {key: evaluator.evaluate(encoder) for key, encoder in inputs.encoders.items()}
     encoder, random_init = measured["encoder"], measured["random_init"]
@@ -59,7 +59,7 @@ def scorecard(run: str, data: str, **options: Any) -> dict[str, Any]:
         "meaning": meaning,
         "images": encoder.images,
     }
-    return record("scorecard", run, config, figures, started, inputs.store.fingerprint)
+    return record("scorecard", config.run, config, figures, started, inputs.store.fingerprint)
 
 
 def _show(measured: dict[str, Metrics], meaning: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.near_duplicates import TIMES_NEARER
 from mocokit.files import replacing
 from mocokit.machine import pick_device
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.outputs import check_file
 
 PRINTED_PAIRS = 20  # on stderr, at most
@@ -52,8 +52,7 @@ def search(
     """
     started = time.perf_counter()
     asked = (queries,) if isinstance(queries, str | int | Integral | Path) else queries
-    given = {"features": features, "queries": tuple(map(str, asked)), **options}
-    config = SearchConfig(**validate(given, fields_of(SearchConfig)))
+    config = config_of(SearchConfig, features=features, queries=tuple(map(str, asked)), **options)
     asked_least = _check(config, overwrite)
     opened, device = open_features(Path(config.features)), pick_device(config.device)
     rows = [int(query) if query.isascii() and query.isdigit() else None for query in config.queries]  # ./7 is a file

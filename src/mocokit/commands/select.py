@@ -19,7 +19,7 @@ from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
 from mocokit.files import printable, write_csv
-from mocokit.options import documented, fields_of, validate
+from mocokit.options import config_of, documented
 from mocokit.outputs import check_file, writing
 from mocokit.reporting.selection import Choice, typiclust
 
@@ -52,7 +52,7 @@ def select(run: str, data: str, count: int, *, overwrite: bool = False, **option
             that exists, or a wrong option.
     """
     started = time.perf_counter()
-    config = SelectConfig(**validate({"run": run, "data": data, "count": count, **options}, fields_of(SelectConfig)))
+    config = config_of(SelectConfig, run=run, data=data, count=count, **options)
     path = _output(config, overwrite)
     inputs = open_inputs(config, to_train=True)
     images, rows = inputs.store.splits["train"], _candidates(inputs.store, config)

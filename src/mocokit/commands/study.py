@@ -21,7 +21,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.splits import split_labelled
 from mocokit.files import is_utf8, read_json, write_json, write_text
 from mocokit.machine import limit_threads, versions
-from mocokit.options import documented, fields_of, flag, merge, parse_duration, parse_yaml, validate
+from mocokit.options import config_of, documented, flag, parse_duration, parse_yaml
 from mocokit.rundir import RunDirectory
 from mocokit.studies.engine import Resources, State, has_ray, parallel, run_trials
 from mocokit.studies.plan import IDENTITY, Plan, make_plan
@@ -55,8 +55,7 @@ def study(data: str, **options: Any) -> dict[str, Any]:
         Interrupted: the user stopped it; the same call goes on.
     """
     started = time.perf_counter()
-    given = merge(validate({"data": data, **options}, fields_of(StudyConfig)), {})
-    config = StudyConfig(**given)
+    config = config_of(StudyConfig, data=data, **options)
     limit_threads(config.trial_cpus)
     opened, table, request = _open(config)
     out = Path(config.out or f"studies/{opened.name}")
