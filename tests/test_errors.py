@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mocokit.cli import main
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import MOST_REASON, Interrupted, UserError, reason_of
 
 
 @pytest.mark.parametrize(("error", "code"), [(UserError, 2), (Interrupted, 130)])
@@ -17,6 +17,22 @@ def test_exit_codes(error, code, monkeypatch, capfd):
     monkeypatch.setattr("mocokit.cli._run", fail)
     assert main(["knn"]) == code
     assert capfd.readouterr() == ("", "mocokit: one thing\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("one\n\n  thing"), "one thing"),
+        (ValueError(), "ValueError"),
+        (KeyError(), "KeyError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        (OSError(28, "No space left on device", "file"), "No space left on device"),
+        (OSError("without a number"), "without a number"),
+        (RuntimeError("x" * 10_000), "x" * MOST_REASON),
+    ],
+)
+def test_the_reason_of_any_error_is_one_line(error, reason):
+    assert reason_of(error) == reason
 
 
 OF_SEVERAL = """

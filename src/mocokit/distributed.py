@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mocokit.console import say
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=6)  # one process evaluates while the others wait; a dead one is noticed at once
@@ -87,7 +87,7 @@ def init_process_group(device: str) -> None:
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this run can't meet: {str(error).splitlines()[0]}") from None
+        raise UserError(f"the processes of this run can't meet: {reason_of(error)}") from None
 
 
 def destroy_process_group() -> None:

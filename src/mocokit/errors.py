@@ -7,3 +7,12 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The user stopped the run; a checkpoint to resume from has been written (exit code 130)."""
+
+
+MOST_REASON = 160  # characters
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of somebody else's code says, in one line: the system's words, its message, or its kind."""
+    system = error.strerror if isinstance(error, OSError) else None
+    return " ".join((system or str(error)).split())[:MOST_REASON] or type(error).__name__

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 
 NO_DEFAULT = inspect.Parameter.empty
 
@@ -293,8 +293,7 @@ def parse_yaml(text: str, origin: str) -> dict[Any, Any]:
     try:
         values = yaml.safe_load(text)
     except Exception as error:  # by its tags alone YAML raises ValueError, TypeError, KeyError, RecursionError
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise UserError(f"{origin}: not valid YAML ({reason})") from None
+        raise UserError(f"{origin}: not valid YAML ({reason_of(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected lines of the form 'option: value'")
     return values

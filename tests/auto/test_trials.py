@@ -9,8 +9,8 @@ import pytest
 
 from mocokit.auto.defaults import Facts
 from mocokit.auto.trials import complete
+from mocokit.auto.view_sizes import view_sizes
 from mocokit.config import FIELDS, PretrainConfig
-from mocokit.data.view_params import view_sizes
 from mocokit.errors import UserError
 from mocokit.model.arithmetic import Pace
 from mocokit.options import validate
@@ -39,7 +39,7 @@ class Machine:
 
     def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
         self.asked.append(config)
-        return dict.fromkeys(self.view_shares(config), self.step(config))
+        return dict.fromkeys(view_sizes(config.view_size, config.view_size_end), self.step(config))
 
     def pace(self, config: PretrainConfig) -> Pace:
         return Pace(self.forward, self.share)
@@ -61,10 +61,6 @@ class Machine:
 
     def seconds_of_search(self, config: PretrainConfig) -> float:
         return self.search
-
-    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
-        sizes = view_sizes(config.view_size, config.view_size_end)
-        return dict.fromkeys(sizes, 1 / len(sizes))
 
     def view_score(self, config: PretrainConfig) -> float:
         self.shorts.append(config)
@@ -169,7 +165,7 @@ def test_compilation(compiled: float, given: dict[str, object], expected: bool, 
         (0.095, {}, (False, False), "95 ms a step compiled with CUDA graphs, 100 ms as it is"),
         (
             RuntimeError("overwritten\nby a later run"), {}, (True, False),
-            "50 ms a step compiled, 100 ms as it is; no CUDA graphs: overwritten",
+            "50 ms a step compiled, 100 ms as it is; no CUDA graphs: overwritten by a later run",
         ),
         (
             AssertionError(), {}, (True, False),

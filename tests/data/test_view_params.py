@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import v2
 
-from mocokit.data.view_params import VIEW_STEP, VIEW_STEPS, sample_params, view_size_at
+from mocokit.data.view_params import sample_params
 from tests.data.torchvision_views import HUE, SATURATION, SEEDS, SETS, generator
 
 
@@ -140,18 +140,3 @@ def test_parameters_are_a_function_of_the_generator() -> None:
     assert torch.equal(a.box, b.box)
     assert torch.equal(a.factors, b.factors)
     assert not torch.equal(a.factors, c.factors)
-
-
-@given(st.integers(4, 64), st.integers(0, 200), st.integers(1, 300))
-def test_views_grow_evenly_from_start_to_end(start, growth, steps):
-    end = start + growth
-    sizes = [view_size_at(step, steps, start, end) for step in range(steps)]
-    assert sizes[0] == start
-    assert sizes == sorted(sizes)
-    assert sizes[-1] <= end
-    assert len(set(sizes)) <= 1 + VIEW_STEPS
-    assert all((size - start) % VIEW_STEP == 0 or size == end for size in sizes)
-    for step, size in enumerate(sizes):  # near the line
-        assert abs(size - (start + growth * step / steps)) < 1.5 * VIEW_STEP * max(1, math.ceil(growth / 16))
-    if steps > 40:
-        assert sizes[-1] == end

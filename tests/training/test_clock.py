@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import mocokit
 from mocokit.auto.turns import parse_turns, position
-from mocokit.data.view_params import view_size_at
+from mocokit.auto.view_sizes import view_size_at
 from mocokit.errors import Interrupted
 from mocokit.model.digest import digest as digest_of
 from mocokit.resolved import Timetable

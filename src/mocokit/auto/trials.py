@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 from mocokit.auto.defaults import Facts, defaults, warmup_of_weights
 from mocokit.auto.turns import format_turns
+from mocokit.auto.view_sizes import mean_over_views, view_sizes
 from mocokit.auto.view_trials import RUNS, SHARE, choose_views
 from mocokit.config import Precision, PretrainConfig
 from mocokit.console import say
+from mocokit.errors import reason_of
 from mocokit.options import parse_duration
 from mocokit.resolved import Resolved, Timetable
 
@@ -54,9 +56,6 @@ class Measurements(Protocol):
 
     def step_times(self, config: PretrainConfig, seconds: float) -> dict[int, float]:
         """Seconds of a training step by size of views, from about ``seconds`` of steps."""
-
-    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
-        """The sizes that views have in turn, and the share of the steps that each has."""
 
     def seconds_per_image(self, config: PretrainConfig) -> float:
         """Time of an image in an evaluation."""
@@ -141,7 +140,7 @@ def _choose_precision(resolved: Resolved, facts: Facts, measure: Measurements) -
 
     def step(precision: Precision, images: int) -> float:
         trial = dataclasses.replace(config, precision=precision, batch_size=images)
-        return _mean(measure, trial, measure.step_times(trial, TRIAL_SECONDS))
+        return mean_over_views(measure.step_times(trial, TRIAL_SECONDS), trial)
 
     images = min(config.batch_size, TRIAL_IMAGES * shares)
     full = step("fp32", images)
@@ -156,14 +155,14 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
     """Compiled encoders, with CUDA graphs or without, if their steps are clearly faster and so many that the wait for
     the compiler pays."""
     config = resolved.config
-    sizes = len(measure.view_shares(config))
+    sizes = len(view_sizes(config.view_size, config.view_size_end))
     least = sizes * COMPILE_RUN[config.device]
     if parse_duration(config.time_budget) < least if config.time_budget else config.steps < COMPILE_STEPS:
         return resolved
 
     def step(compile: bool, cuda_graphs: bool = False) -> float:
         trial = dataclasses.replace(config, compile=compile, cuda_graphs=cuda_graphs)
-        return _mean(measure, trial, measure.step_times(trial, TRIAL_SECONDS))
+        return mean_over_views(measure.step_times(trial, TRIAL_SECONDS), trial)
 
     plain = step(compile=False)
     if _length(config, plain) < max(least, COMPILE_STEPS * plain):
@@ -177,22 +176,13 @@ def _choose_compilation(resolved: Resolved, facts: Facts, measure: Measurements)
             pays = graphs < COMPILE_GAIN * plain
             return resolved.derive(reason, compile=pays, cuda_graphs=pays)
         except Exception as error:  # of a network that can't be recorded, or of too little memory
-            as_it_is += f"; no CUDA graphs: {_first_line(error)}"
+            as_it_is += f"; no CUDA graphs: {reason_of(error)}"
     try:
         compiled = step(compile=True)
     except Exception as error:
-        return resolved.derive(f"{as_it_is}; not compiled: {_first_line(error)}", compile=False)
+        return resolved.derive(f"{as_it_is}; not compiled: {reason_of(error)}", compile=False)
     reason = f"{1000 * compiled:.0f} ms a step compiled, {as_it_is}"
     return resolved.derive(reason, compile=compiled < COMPILE_GAIN * plain)
-
-
-def _mean(measure: Measurements, config: PretrainConfig, times: Mapping[int, float]) -> float:
-    """Mean over the run of the ``times`` of steps by size of views."""
-    return sum(share * times[size] for size, share in measure.view_shares(config).items())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _length(config: PretrainConfig, step: float) -> float:
@@ -206,7 +196,7 @@ def _fit_budget(resolved: Resolved, facts: Facts, measure: Measurements, started
     assert config.time_budget is not None
     budget = parse_duration(config.time_budget)
     times = _time_steps(config, facts, measure, budget)
-    step = _mean(measure, config, times)
+    step = mean_over_views(times, config)
     image = measure.seconds_per_image(config)
     check = image * measure.images_of_check(config)
     resolved = _fit_final_figures(resolved, measure, image, FINAL_SHARE * budget)

@@ -10,11 +10,12 @@ import torch
 import mocokit
 from mocokit import distributed
 from mocokit.auto.trials import Pace
+from mocokit.auto.view_sizes import view_sizes
 from mocokit.commands.parts import labelled_parts
 from mocokit.config import PretrainConfig
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
-from mocokit.data.view_params import augmentations, view_sizes
+from mocokit.data.view_params import augmentations
 from mocokit.deploy.encoder_file import read_encoder
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
@@ -34,7 +35,7 @@ from mocokit.training.log import read_rows
 from mocokit.training.loop import NonFiniteLoss
 from mocokit.training.pretraining import Measure
 from mocokit.training.short_run import train_briefly
-from mocokit.training.timing import step_times, view_shares
+from mocokit.training.timing import step_times
 
 CHECK_BANK, CHECK_QUERIES = 4000, 1000  # images of the checks during training
 REPORT_SECONDS, MAP_SECONDS = 10.0, 0.005  # of a report whatever it is of, and of its map an image
@@ -166,10 +167,6 @@ class RunMeasurements:
             return 0.0
         images = min(IN_A_RUN, sum(map(len, self.store.splits.values())))
         return REPORT_SECONDS + images * (2 * image + MAP_SECONDS)
-
-    def view_shares(self, config: PretrainConfig) -> dict[int, float]:
-        """Of the steps, by side of the views."""
-        return view_shares(config)
 
     def view_score(self, config: PretrainConfig) -> float:
         """LiDAR of some training images; it is kept, so that a command that was stopped does not start anew."""

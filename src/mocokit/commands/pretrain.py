@@ -31,7 +31,7 @@ from mocokit.data.store import Store, TooManySkipped, write_skipped
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
 from mocokit.deploy.loading import is_hub_reachable
 from mocokit.distributed import on_first
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.verdict import verdict
@@ -163,7 +163,7 @@ def _in_directory(
     except Exception as error:
         if not config.compile or distributed.world_size() > 1:
             raise
-        failure = (str(error) or type(error).__name__).splitlines()[0]
+        failure = reason_of(error)
     if failure:  # outside, where the memory of the step that failed is free again
         say(f"a compiled step failed ({failure}); the run goes on without, from its last checkpoint or the start")
         forget_cuda_graphs()

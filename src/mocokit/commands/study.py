@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mocokit.auto.view_sizes import mean_over_views
 from mocokit.commands.measurements import RunMeasurements
 from mocokit.commands.pretrain import complete_config
 from mocokit.commands.request import Request, RunData, open_data
@@ -121,10 +122,9 @@ def _example(config: StudyConfig, request: Request, laid: RunData, plan: Plan) -
     )
     example = complete_config(replace(request, given=given), laid, time.perf_counter()).config
     measurements = RunMeasurements(laid.store, laid.images)
-    times, shares = measurements.step_times(example, TIMED_SECONDS), measurements.view_shares(example)
-    step = sum(share * times[size] for size, share in shares.items())
+    times = measurements.step_times(example, TIMED_SECONDS)
     budget = parse_duration(config.time_budget) if config.time_budget else None
-    pretraining = budget or (example.steps or 0) * step
+    pretraining = budget or (example.steps or 0) * mean_over_views(times, example)
     labels, methods = max(len(trial.labels) for trial in plan.trials), set(plan.methods)
     trainings = labels * len({"from-scratch", "moco-finetuned"} & methods)
     images = sum(map(len, laid.store.splits.values()))

@@ -12,7 +12,7 @@ from unicodedata import normalize
 import numpy as np
 
 from mocokit.data.notes import count, listed
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif"),
@@ -104,9 +104,10 @@ def reading(place: object, kind: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         remote = "out of reach, " * ("://" in str(place))
-        raise UserError(f"{place} cannot be read{kind} ({reason}); is it {remote}damaged or misnamed?") from error
+        raise UserError(
+            f"{place} cannot be read{kind} ({reason_of(error)}); is it {remote}damaged or misnamed?"
+        ) from error
 
 
 class Source(Protocol):

@@ -14,7 +14,6 @@ from mocokit.config import PretrainConfig
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)  # the factors of the four jitter operations that change nothing
-VIEW_STEP, VIEW_STEPS = 4, 4  # pixels by which views grow, or a multiple of it; how often at most
 _CROP_ATTEMPTS = 10  # torchvision's
 
 
@@ -163,15 +162,3 @@ def _central_boxes(augmentation: Augmentation, sizes: Tensor) -> Tensor:
     min_ratio, max_ratio = augmentation.crop_ratio
     h, w = torch.minimum(height, (width / min_ratio).round()), torch.minimum(width, (height * max_ratio).round())
     return torch.stack([((height - h) / 2).floor(), ((width - w) / 2).floor(), h, w], dim=1)
-
-
-def view_sizes(start: int, end: int) -> list[int]:
-    """The sides that views have in turn: at most `VIEW_STEPS` equal steps, multiples of `VIEW_STEP`, but the last."""
-    growth = VIEW_STEP * max(1, math.ceil((end - start) / (VIEW_STEP * VIEW_STEPS)))
-    return [*range(start, end, growth), end]
-
-
-def view_size_at(step: float, steps: int, start: int, end: int) -> int:
-    """Side of the views of a step, from 0: that of `view_sizes` which is nearest to a line (progressive resizing)."""
-    sizes = view_sizes(start, end)
-    return sizes[round((len(sizes) - 1) * step / steps)]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.files import replacing, utf8_path
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -32,8 +32,7 @@ def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
     except (UserError, Interrupted):
         raise
     except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise UserError(f"{problem} ({reason}); {way_out}") from None
+        raise UserError(f"{problem} ({reason_of(error)}); {way_out}") from None
 
 
 @contextmanager

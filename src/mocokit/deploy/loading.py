@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mocokit.config import MAX_IMAGE_SIZE
 from mocokit.console import say
 from mocokit.deploy.encoder_file import encoder_path, is_encoder_file, read_encoder, refusing_damage
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 from mocokit.files import utf8_path
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.weights import fit_weights, flat_tensors, match
@@ -104,7 +104,7 @@ def _download(name: str, model: str, architecture: str, config: Any) -> dict[str
         overlay = {"file": _hub_file(config)} if config.hf_hub_id else {}
         network: nn.Module = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = reason_of(error)
         file = str(config.url or config.file)
         if config.hf_hub_id:
             file = f"{HUB_FILES[0]} of {config.hf_hub_id} from the Hugging Face hub"

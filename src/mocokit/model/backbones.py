@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 
 
 class CifarResNet(ResNet):
@@ -107,9 +107,8 @@ def _taking(name: str, channels: int, size: int, flag: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--backbone {name}: can't take {channels}-channel images of {size} pixels ({reason}); "
+            f"--backbone {name}: can't take {channels}-channel images of {size} pixels ({reason_of(error)}); "
             f"choose another --backbone or {flag}"
         ) from None
 

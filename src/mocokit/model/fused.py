@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mocokit.console import say
+from mocokit.errors import reason_of
 
 ROW, CHUNK = 256, 2**15  # numbers of a row and of a chunk, about, as `kernels` has them
 MANY = 2**19  # numbers of one group: for fewer, torch's operations one by one take no longer
@@ -76,8 +77,7 @@ def _load() -> tuple[ModuleType | None, int]:
         numba.get_num_threads()  # starts them
         return kernels, os.getpid()
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        say(f"batch norm runs in torch's own operations, which take longer: {reason}")
+        say(f"batch norm runs in torch's own operations, which take longer: {reason_of(error)}")
         return None, os.getpid()
     finally:
         torch.set_num_threads(threads)  # where Numba's are OpenMP's, it has set how many torch has

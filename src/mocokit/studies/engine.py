@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT
 from typing import Any
 
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.machine import usable_cores
 from mocokit.studies.trial import LOG
 
@@ -154,7 +154,7 @@ def _by_ray(
         options = {"address": resources.ray_address} if resources.ray_address else {"address": "local", **here}
         ray.init(log_to_driver=False, logging_level="ERROR", **options)  # type: ignore[arg-type]
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        why = " ".join(str(error).split())[:160]
+        why = reason_of(error)
         if not resources.ray_address:
             raise UserError(f"Ray does not start here ({why}); without it trials run one after the other") from None
         remedy = "see that it runs; if it was started with a token, set RAY_AUTH_MODE=token here, too"
@@ -185,8 +185,7 @@ def _by_ray(
                 try:
                     problem = ray.get(future)
                 except ray.exceptions.RayError as error:  # its worker died again and again
-                    cause = str(getattr(error, "cause", None) or "").strip()
-                    problem = (cause or str(error).strip()).splitlines()[0]
+                    problem = reason_of(getattr(error, "cause", None) or error)
                 if problem is not None and number < ATTEMPTS:
                     started[start(directory)] = (directory, number + 1)
                 else:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mocokit import distributed
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.files import replacing
 from mocokit.model.digest import digest
 
@@ -51,8 +51,7 @@ def use_checkpoint(path: Path, use: Callable[[dict[str, Any]], Used], way_out: s
             raise ValueError("its digest does not fit: it is damaged or was changed")
         return use(state)
     except Exception as error:
-        told = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: not a usable checkpoint ({told.splitlines()[0][:120]}); {way_out}") from None
+        raise UserError(f"{path}: not a usable checkpoint ({reason_of(error)}); {way_out}") from None
 
 
 class Checkpoints:
@@ -88,10 +87,9 @@ class Checkpoints:
                 with replacing(self.path) as temporary, temporary.open("wb") as file:
                     torch.save(state | {DIGEST: digest(state)}, file)
         except (OSError, RuntimeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             kept = "the earlier checkpoint is kept; " if self.path.exists() else ""
             raise UserError(
-                f"{self.path}: can't write the checkpoint ({reason[:120]}); {kept}"
+                f"{self.path}: can't write the checkpoint ({reason_of(error)}); {kept}"
                 f"make room or fix the folder's permissions and run the same command again"
             ) from None
         self.saved = time.monotonic()

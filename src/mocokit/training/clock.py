@@ -7,9 +7,9 @@ import dataclasses
 import time
 
 from mocokit.auto.turns import format_turns, parse_turns, position
+from mocokit.auto.view_sizes import view_size_at
 from mocokit.config import PretrainConfig
 from mocokit.console import say
-from mocokit.data.view_params import view_size_at
 from mocokit.resolved import Timetable
 
 FIRST_STEPS = {False: 1, True: 3}  # by --cuda-graphs, of each size of views; never counted: they compile and record

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mocokit.console import say
+from mocokit.errors import reason_of
 from mocokit.model.moco import MoCo
 
 RECOMPILE_LIMIT = 100  # past it they would silently run as they are
@@ -59,7 +60,7 @@ def _inductor(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: 
         with config.patch(force_non_lazy_backward_lowering=True):
             return compile_fx(graph, inputs, config_patches=options)  # type: ignore[return-value]
     except Exception as error:
-        _tell(str(error).strip().splitlines()[0])
+        _tell(reason_of(error))
         raise
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from mocokit.config import PretrainConfig
 from mocokit.console import LINE_SECONDS, Report, say
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 from mocokit.files import is_utf8, write_text
 
 Row = dict[str, Any]
@@ -85,10 +85,8 @@ def read_rows(path: Path, *needed: str) -> list[Row]:
         if needed and not (rows := [row for row in rows if all(row[name] for name in needed)]):
             raise ValueError(f"no {' and '.join(needed)} in it")
     except Exception as error:
-        reason = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise UserError(
-            f"{path}: not the rows that were written ({reason}); restore the file, or start anew with --overwrite"
-        ) from None
+        remedy = "restore the file, or start anew with --overwrite"
+        raise UserError(f"{path}: not the rows that were written ({reason_of(error)}); {remedy}") from None
     return rows
 
 

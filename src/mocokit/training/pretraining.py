@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mocokit import distributed
 from mocokit.auto.turns import parse_turns, position
+from mocokit.auto.view_sizes import view_size_at, view_sizes
 from mocokit.config import PretrainConfig
 from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
@@ -24,7 +25,7 @@ from mocokit.data.recorded_views import augment_recorded
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
-from mocokit.data.view_params import augmentations, sample_params, view_size_at, view_sizes
+from mocokit.data.view_params import augmentations, sample_params
 from mocokit.errors import UserError
 from mocokit.model.backbones import check_view_sizes, feature_dim, freeze_patch_projection
 from mocokit.model.conv import multiply_small

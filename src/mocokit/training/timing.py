@@ -1,24 +1,22 @@
 """How long a training step takes here, measured on a model that is then thrown away."""
 
 import time
-from collections import Counter
 from dataclasses import replace
 
 import torch
 
 from mocokit import distributed
+from mocokit.auto.view_sizes import view_sizes
 from mocokit.config import PretrainConfig
 from mocokit.console import progress
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingImages
-from mocokit.data.view_params import view_size_at, view_sizes
 from mocokit.model.encoder import EncoderSpec
 from mocokit.training.clock import FIRST_STEPS
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining, pretraining_loader
 
 TIMED_STEPS = 16  # at most, with views of each size
-SIZE_PLACES = 1000  # of a run, at which it is asked for the size of views
 
 
 def step_times(
@@ -44,12 +42,6 @@ def step_times(
             trainer.fit(loader, trainer.step + TIMED_STEPS, stop=stopwatch)
             times[size] = stopwatch.mean
     return times
-
-
-def view_shares(config: PretrainConfig) -> dict[int, float]:
-    """The sizes that views have in the course of a run, and the share of its steps that each has."""
-    sizes = (view_size_at(i, SIZE_PLACES, config.view_size, config.view_size_end) for i in range(SIZE_PLACES))
-    return {size: count / SIZE_PLACES for size, count in Counter(sizes).items()}
 
 
 class Stopwatch:
