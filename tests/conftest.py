@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.runs import LEAN, TINY, TinyRun, coloured_data
+from tests.tiny_runs import LEAN, TINY, TinyRun, coloured_data
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny tensors gain nothing from threads
 os.environ["PYTHONPATH"] = os.pathsep.join([str(LEAN), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -12,7 +12,7 @@ import pytest
 
 from mocokit.evaluation.scorecard import SCORES
 from tests.helpers import class_folders
-from tests.runs import LEAN, TinyRun
+from tests.tiny_runs import LEAN, TinyRun
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -20,7 +20,7 @@ from mocokit.config import FIELDS, VERBS
 from mocokit.options import fields_of, flag, grouped
 from mocokit.recipes import recipe_names
 from tests.helpers import encode, noise, write_images
-from tests.runs import FLAGS, TinyRun, tiny_data
+from tests.tiny_runs import FLAGS, TinyRun, tiny_data
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "timm", "sklearn", "pytorch_lightning", "lightning", "rich")
 

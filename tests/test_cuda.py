@@ -23,7 +23,7 @@ from mocokit.training.log import read_rows
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
 from mocokit.training.timing import step_times
-from tests.runs import TINY, TinyRun, coloured_data, tiny_data
+from tests.tiny_runs import TINY, TinyRun, coloured_data, tiny_data
 from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,7 +10,7 @@ import torch
 
 from mocokit import distributed
 from mocokit.errors import UserError
-from tests.runs import free_port, meeting
+from tests.tiny_runs import free_port, meeting
 
 PROGRAM = """
 import json, sys

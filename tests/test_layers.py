@@ -27,6 +27,7 @@ LAYERS = [
     {"deploy"},
     {"reporting"},
     {"studies"},
+    {"runs"},
     {"commands"},
     {"cli", "estimator", "preview"},
     {"__main__", "__init__"},

@@ -22,14 +22,14 @@ from mocokit.machine import (
     usable_cores,
     versions,
 )
-from tests.runs import tiny_data
+from tests.tiny_runs import tiny_data
 
 ROOT = Path(__file__).parents[1]
 
 PRETRAIN = """
 import sys, torch, mocokit
 from mocokit.machine import usable_cores
-from tests.runs import TINY
+from tests.tiny_runs import TINY
 torch.set_num_threads(int(sys.argv[3]))
 mocokit.pretrain(sys.argv[1], out=sys.argv[2], **TINY)
 print(usable_cores(), torch.get_num_threads())

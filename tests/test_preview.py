@@ -7,7 +7,7 @@ import pytest
 
 import mocokit
 from tests.helpers import encode, noise
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture(scope="module")

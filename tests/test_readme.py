@@ -10,7 +10,7 @@ from mocokit.cli import main, parse
 from mocokit.config import VERBS
 from mocokit.recipes import load_recipe
 from tests.helpers import write_images
-from tests.runs import FLAGS
+from tests.tiny_runs import FLAGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -24,7 +24,6 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 
 from mocokit.auto.defaults import MIN_IMAGES
 from mocokit.commands.pretrain import complete_config
-from mocokit.commands.request import Request, open_data
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.data.arrays import ImageListSource, channels_first, is_one_picture
 from mocokit.data.pixels import ASSUMED
@@ -35,6 +34,7 @@ from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import checked_options
 from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory
+from mocokit.runs.request import Request, open_data
 from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
 

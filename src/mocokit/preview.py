@@ -11,7 +11,6 @@ import numpy as np
 
 from mocokit.auto.defaults import image_size_chooser
 from mocokit.commands.pretrain import complete_config
-from mocokit.commands.request import Request, RunData
 from mocokit.config import FIELDS
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
@@ -21,6 +20,7 @@ from mocokit.options import validate
 from mocokit.recipes import load_recipe
 from mocokit.reporting.views import two_views
 from mocokit.rundir import RunDirectory
+from mocokit.runs.request import Request, RunData
 from mocokit.training.log import read_rows
 
 

@@ -15,7 +15,7 @@ from mocokit.errors import UserError
 from mocokit.model.arithmetic import Pace
 from mocokit.options import validate
 from mocokit.resolved import Resolved
-from tests.runs import TINY
+from tests.tiny_runs import TINY
 
 FACTS = Facts(name="x", images=40, image_size=8, longest=8, channels=3, device="cpu", bf16=True, cpus=2)
 GROWING = {"image_size": 16, "view_size": 8, "view_size_end": 12}

@@ -18,14 +18,14 @@ import mocokit
 import mocokit.commands.embed as module
 from mocokit.cli import main
 from mocokit.data.store import open_store
+from mocokit.deploy.embedded_parts import Parts
 from mocokit.deploy.encoder_file import read_header, save_encoder
-from mocokit.deploy.parts import Parts
 from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.model import encoding
 from mocokit.model.encoder import EncoderSpec
 from tests.helpers import archive, encode, noise, png16, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ class Stopping:
 def test_resumes_to_the_same_bytes(run, images, tmp_path, suffix, error, monkeypatch):
     arguments, options = (str(run), str(images)), {"batch_size": 4, "max_skipped": 0.1}
     mocokit.embed(*arguments, str(tmp_path / f"whole{suffix}"), **options)
-    monkeypatch.setattr("mocokit.deploy.parts.PART_ROWS", 8)
+    monkeypatch.setattr("mocokit.deploy.embedded_parts.PART_ROWS", 8)
     output = tmp_path / f"f{suffix}"
     monkeypatch.setattr(encoding, "_features", Stopping(5, error))
     with pytest.raises((Interrupted, MemoryError)) as stopped:
@@ -235,10 +235,10 @@ import os, signal, sys
 import mocokit.commands.embed
 import pandas  # pyarrow would, in every child
 from mocokit.cli import main
-from mocokit.deploy import parts
+from mocokit.deploy import embedded_parts
 
 run, images, suffix, step, by = sys.argv[1:]
-parts.PART_ROWS = 4
+embedded_parts.PART_ROWS = 4
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "tempfile.mkstemp")
 
 def embed(output, kill_at=None):

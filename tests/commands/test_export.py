@@ -19,7 +19,7 @@ from mocokit.deploy import export_onnx, export_timm
 from mocokit.errors import UserError
 from tests.deploy.exporting import without
 from tests.helpers import encode, noise, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import read_rows
 from tests.helpers import class_folders, write_images
-from tests.runs import TinyRun, coloured_data, command
+from tests.tiny_runs import TinyRun, coloured_data, command
 
 SHORT = {"epochs": 3, "batch_size": 16, "device": "cpu"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]

@@ -17,7 +17,7 @@ from mocokit.data.tiles import Grid, origin_of
 from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder
 from tests.helpers import encode, noise, write_images
-from tests.runs import FLAGS, TinyRun
+from tests.tiny_runs import FLAGS, TinyRun
 
 
 def test_encoder_and_initialisation_are_those_of_the_run(tiny_run: TinyRun):

@@ -17,7 +17,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.splits import split_labelled
 from tests.encoders import ORIGIN
 from tests.helpers import archive, class_folders, encode, noise, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 WHO = ("encoder", "random_init", "raw_pixels", "colour_histogram")
 

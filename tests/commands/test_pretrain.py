@@ -28,7 +28,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.training.log import read_rows
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
-from tests.runs import TINY, TinyRun, coloured_data, tiny_data
+from tests.tiny_runs import TINY, TinyRun, coloured_data, tiny_data
 
 SHORT = TINY | {"steps": 3}
 del SHORT["epochs"]
@@ -527,7 +527,7 @@ def test_a_short_run_need_not_be_measured(tiny_run: TinyRun, tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr("mocokit.evaluation.evaluator.Evaluator.evaluate", lambda *_: pytest.fail("measured"))
         patched.setattr("mocokit.commands.pretrain.report", lambda *_, **__: pytest.fail("reported"))
-        patched.setattr("mocokit.commands.parts.near_duplicates", lambda *_: pytest.fail("searched"))
+        patched.setattr("mocokit.runs.held_out.near_duplicates", lambda *_: pytest.fail("searched"))
         result = mocokit.pretrain(str(tiny_run.data), **options)
     assert (result["steps"], result["verdict"]) == (2, "not measured (--no-evaluate)")
     assert [result[name] for name in ("test", "knn", "scorecard", "retrieval_ci95")] == [None] * 4

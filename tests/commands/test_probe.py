@@ -20,7 +20,7 @@ from mocokit.cli import main
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from tests.helpers import class_folders, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 WHO = ("encoder", "random_init", "raw_pixels", "colour_histogram")
 SGD = {"protocol": "sgd", "epochs": 2, "lr": 0.02, "batch_size": 16}

@@ -22,7 +22,7 @@ from mocokit.rundir import RunDirectory
 from tests.browser import Page, browser
 from tests.encoders import ORIGIN
 from tests.helpers import encode, noise, write_images
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 
 AWKWARD = ["<script>alert(1)</script>.png", "a b.png", "'\"&amp;.png", "日本語.png", "\udcff.png", "x</script>.png"]
 

@@ -17,7 +17,7 @@ from mocokit.errors import UserError
 from mocokit.machine import versions
 from mocokit.options import fields_of
 from mocokit.rundir import RunDirectory
-from tests.runs import TINY, coloured_data, flags_of
+from tests.tiny_runs import TINY, coloured_data, flags_of
 
 
 def test_a_result_is_kept_in_the_run_directory(tmp_path):

@@ -12,7 +12,7 @@ from mocokit.commands.scorecard import scorecard
 from mocokit.errors import UserError
 from mocokit.evaluation.scorecard import SCORES
 from tests.helpers import write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 WHO = ("encoder", "random_init", "raw_pixels", "colour_histogram")
 NAMES = {score.name for score in SCORES}

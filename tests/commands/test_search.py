@@ -14,7 +14,7 @@ from mocokit.cli import main
 from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import UserError
 from tests.helpers import encode, noise
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture(scope="module")

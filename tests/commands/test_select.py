@@ -18,7 +18,7 @@ from mocokit.evaluation.features import extract
 from mocokit.reporting.selection import typiclust
 from tests.encoders import ORIGIN, random_encoder
 from tests.helpers import encode, noise, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture

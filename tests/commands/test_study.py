@@ -13,7 +13,7 @@ from mocokit.commands import study as command
 from mocokit.errors import UserError
 from mocokit.studies import engine, trial
 from tests.helpers import write_images
-from tests.runs import TINY
+from tests.tiny_runs import TINY
 
 GRID = {"sizes": "21", "imbalance": "1,4", "methods": "moco", "steps": 3, "device": "cpu"}
 

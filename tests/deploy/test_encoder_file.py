@@ -20,7 +20,7 @@ from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.encoders import ORIGIN, assert_close, spec
 from tests.helpers import noise
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 # The file ------------------------------------------------------------------------------------------------
 

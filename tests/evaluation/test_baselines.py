@@ -9,7 +9,7 @@ from mocokit.evaluation.baselines import features_of, random_encoder, row_name, 
 from mocokit.evaluation.features import SIMPLE, extract, rows_of
 from mocokit.evaluation.splits import Subset
 from mocokit.model.encoder import Encoder, EncoderSpec
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 SPEC = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.25,) * 3)
 

@@ -14,7 +14,7 @@ from mocokit.evaluation.knn import Accuracy, KnnEvaluator, knn_ranks
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.evaluation.scorecard import SCORES
 from mocokit.evaluation.splits import split_labelled
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture(scope="module")

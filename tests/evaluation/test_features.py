@@ -9,7 +9,7 @@ from mocokit.data.store import open_store
 from mocokit.evaluation import features
 from mocokit.evaluation.features import SIMPLE, colour_histogram, extract, rows_of
 from tests.helpers import noise, write_images
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture(scope="module")

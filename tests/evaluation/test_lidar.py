@@ -10,7 +10,7 @@ import torch
 from mocokit.data.store import open_store
 from mocokit.evaluation.lidar import DELTA, IMAGES, VIEWS, lidar, neutral_views, trial_views
 from mocokit.model.encoder import Encoder, EncoderSpec
-from tests.runs import coloured_data
+from tests.tiny_runs import coloured_data
 
 
 def reference(views: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from mocokit.evaluation.logistic import logistic_path
 from mocokit.evaluation.probe import COMPONENTS, L2_GRID, choose_l2, fast, frozen, reduced
 from mocokit.evaluation.splits import LabelledSplits, Subset, split_labelled
 from mocokit.model.encoder import Encoder
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 from mocokit.errors import UserError
 from mocokit.studies import engine
 from mocokit.studies.engine import Resources, State, attempt, run_trials
-from tests.runs import free_port
+from tests.tiny_runs import free_port
 
 FAKE = "tests.studies.fake_trial"
 ENGINES = [pytest.param(False, id="one by one"), pytest.param(True, id="ray", marks=pytest.mark.slow)]

@@ -8,7 +8,7 @@ import yaml
 
 import mocokit
 from mocokit.studies.trial import RESULT, _by_shots, _schedule, is_done, run
-from tests.runs import TINY
+from tests.tiny_runs import TINY
 
 COUNTS = {"class0": 12, "class1": 6, "class2": 3}
 

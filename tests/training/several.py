@@ -23,7 +23,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training import pretraining
 from mocokit.training.loop import Trainer, create_fabric
 from mocokit.training.pretraining import Pretraining
-from tests.runs import TINY
+from tests.tiny_runs import TINY
 
 V2 = TINY | {"batch_size": 24, "bn_splits": 6, "queue_size": 16, "steps": 3, "lr": 0.01, "head": "mlp"}
 V3 = V2 | {"queue_size": 0, "bn_splits": 1, "head": "v3-vit", "symmetric": True, "temperature": 0.2}

@@ -21,7 +21,7 @@ from mocokit.training import clock, pretraining
 from mocokit.training import log as training_log
 from mocokit.training.clock import DECISIONS, check_due, stretch_end, turn
 from mocokit.training.log import read_rows
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 from tests.training.test_optim import configuration
 
 

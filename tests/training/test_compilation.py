@@ -22,7 +22,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training import compilation
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.pretraining import Pretraining, train
-from tests.runs import FLAGS, TINY, coloured_data, mocokit, tiny_data
+from tests.tiny_runs import FLAGS, TINY, coloured_data, mocokit, tiny_data
 from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 

@@ -19,7 +19,7 @@ from mocokit.model.digest import digest
 from mocokit.training.checkpoint import DIGEST
 from mocokit.training.log import MetricsFile
 from mocokit.training.pretraining import Pretraining
-from tests.runs import TINY, flags_of, tiny_data
+from tests.tiny_runs import TINY, flags_of, tiny_data
 
 OPTIONS = TINY | {"epochs": 2, "checkpoint_every": 0.0}  # ten steps, a checkpoint after each
 STEPS = 10

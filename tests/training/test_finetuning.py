@@ -18,7 +18,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, train_classifier
 from mocokit.training.log import read_rows
-from tests.runs import coloured_data
+from tests.tiny_runs import coloured_data
 
 CONFIG = FinetuneConfig(run="run", data="data", device="cpu", epochs=4, batch_size=16, lr=3e-3, patience=0, seed=3)
 CLASSES = ("a", "b", "c")

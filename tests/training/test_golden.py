@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import mocokit
-from tests.runs import coloured_data
+from tests.tiny_runs import coloured_data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss.json"
 OPTIONS = {

@@ -15,7 +15,7 @@ from mocokit.data import recorded_views
 from mocokit.data.loader import Loader, create_loader
 from mocokit.data.store import ImageSet, open_store
 from mocokit.training.pretraining import Pretraining
-from tests.runs import tiny_data
+from tests.tiny_runs import tiny_data
 from tests.training.test_pretraining import V2, V3_RESNET, V3_VIT, task
 
 GPU = torch.device("cuda", 0)

@@ -21,7 +21,7 @@ from mocokit.evaluation.probe import frozen, labelled_features
 from mocokit.evaluation.splits import LabelledSplits, split_labelled
 from mocokit.model.encoder import Encoder
 from mocokit.training.linear_probe import sgd
-from tests.runs import TinyRun
+from tests.tiny_runs import TinyRun
 
 CPU = torch.device("cpu")
 CONFIG = ProbeConfig(run="", data="", protocol="sgd", epochs=3, batch_size=16, lr=0.5)

@@ -17,7 +17,7 @@ import mocokit as package
 from mocokit.cli import main
 from mocokit.commands import pretrain as verb
 from mocokit.errors import Interrupted
-from tests.runs import FLAGS, TINY, command, mocokit, tiny_data
+from tests.tiny_runs import FLAGS, TINY, command, mocokit, tiny_data
 
 STEPS = 15  # three epochs of five
 

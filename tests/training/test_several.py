@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs import free_port, meeting, tiny_data
+from tests.tiny_runs import free_port, meeting, tiny_data
 from tests.training.several import CASES
 
 ROOT = Path(__file__).parents[2]

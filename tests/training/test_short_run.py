@@ -8,7 +8,7 @@ import mocokit
 from mocokit.data.store import open_store
 from mocokit.rundir import RunDirectory
 from mocokit.training.short_run import train_briefly
-from tests.runs import TINY, tiny_data
+from tests.tiny_runs import TINY, tiny_data
 
 
 def test_it_ends_where_the_run_ends(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from mocokit.data.store import ImageSet, open_store
 from mocokit.training import timing
 from mocokit.training.loop import Trainer
 from mocokit.training.timing import Stopwatch, step_times
-from tests.runs import tiny_data
+from tests.tiny_runs import tiny_data
 from tests.training.test_pretraining import task
 
 

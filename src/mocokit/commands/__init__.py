@@ -1,1 +1,1 @@
-"""One file per verb: options, one call, one result file."""
+"""One file per verb: options, one call, one result file; and `inputs` and `results`, which they share."""

@@ -13,7 +13,6 @@ import torch
 
 import mocokit
 from mocokit.commands.inputs import tiles_of
-from mocokit.commands.parts import labels_of
 from mocokit.commands.results import record
 from mocokit.config import EmbedConfig
 from mocokit.console import progress, say
@@ -23,11 +22,11 @@ from mocokit.data.labelled import lay_over_index
 from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
+from mocokit.deploy.embedded_parts import Parts, parts_directory
 from mocokit.deploy.embedding import embed_images
 from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import check_format, feature_files, open_features, write_features
 from mocokit.deploy.loading import load
-from mocokit.deploy.parts import Parts, parts_directory
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import remove_temporary, utf8_path
 from mocokit.machine import keep_freed_memory, limit_threads, pick_device
@@ -40,6 +39,7 @@ from mocokit.reporting.images import MOST
 from mocokit.reporting.map_columns import with_map
 from mocokit.reporting.projection import check_installed
 from mocokit.rundir import RunDirectory
+from mocokit.runs.held_out import labels_of
 
 MAP_SEED = 0
 IDENTITY = ("encoder_fingerprint", "data_fingerprint", "dtype", "precision", "max_pixels", "columns")  # of rows

@@ -12,7 +12,6 @@ from torch import nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
-from mocokit.commands.parts import subset_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
@@ -28,6 +27,7 @@ from mocokit.machine import versions
 from mocokit.model.encoder import Encoder
 from mocokit.options import config_of, documented, fields_of, flag, load_config, parse_duration
 from mocokit.rundir import RunDirectory
+from mocokit.runs.held_out import subset_of
 from mocokit.training.finetuning import Finetuning, attach_classifier, step_time, train_classifier
 from mocokit.training.log import Row, Status, read_rows
 

@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mocokit.commands.parts import about_test, labelled_parts, labels_of, other_held_out, other_subset, tell_test
 from mocokit.config import DeviceName, ImagesConfig
 from mocokit.console import progress, say
 from mocokit.data.image_index import Source
@@ -20,6 +19,7 @@ from mocokit.evaluation.splits import LabelledSplits
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
+from mocokit.runs.held_out import about_test, labelled_parts, labels_of, other_held_out, other_subset, tell_test
 
 
 @dataclass(frozen=True)

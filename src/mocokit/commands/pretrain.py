@@ -13,16 +13,8 @@ import numpy as np
 from mocokit import distributed, machine
 from mocokit.auto.defaults import Facts, weights_image_size
 from mocokit.auto.trials import complete
-from mocokit.commands.about_data import about_data, write_sheet
-from mocokit.commands.extend import describe, extended_configuration, extended_run, take_over
-from mocokit.commands.launch import launch
-from mocokit.commands.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
-from mocokit.commands.parts import about_test, tell_any_test
 from mocokit.commands.report import report
-from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import accuracy_line, next_command, record
-from mocokit.commands.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
-from mocokit.commands.start import Start
 from mocokit.config import PretrainConfig
 from mocokit.console import command, mute, progress, say
 from mocokit.data.image_index import Skipped
@@ -45,6 +37,14 @@ from mocokit.reporting.projection import is_installed
 from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory, run_name
+from mocokit.runs.about_data import about_data, write_sheet
+from mocokit.runs.extend import describe, extended_configuration, extended_run, take_over
+from mocokit.runs.held_out import about_test, tell_any_test
+from mocokit.runs.launch import launch
+from mocokit.runs.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
+from mocokit.runs.request import Request, RunData, open_data
+from mocokit.runs.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
+from mocokit.runs.start import Start
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import Status, announcer, read_rows
 from mocokit.training.pretraining import Pretraining, train

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mocokit import machine
 from mocokit.commands.inputs import Inputs, open_inputs
-from mocokit.commands.parts import labelled_parts, labels_of
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig, ReportConfig
 from mocokit.console import say
@@ -40,6 +39,7 @@ from mocokit.reporting.suggestions import Suggestion, suggestions, write_list
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory
+from mocokit.runs.held_out import labelled_parts, labels_of
 from mocokit.training.log import read_rows
 
 VERBS = ("pretrain", "knn", "probe", "finetune")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mocokit.commands.inputs import open_inputs
-from mocokit.commands.parts import labelled_parts
 from mocokit.commands.results import record
 from mocokit.config import SelectConfig
 from mocokit.console import say
@@ -22,6 +21,7 @@ from mocokit.files import printable, write_csv
 from mocokit.options import config_of, documented
 from mocokit.outputs import check_file, writing
 from mocokit.reporting.selection import Choice, typiclust
+from mocokit.runs.held_out import labelled_parts
 
 COLUMNS = ("image", "order", "cluster", "cluster_size", "typicality")
 PRINTED = 10  # on stderr, at most

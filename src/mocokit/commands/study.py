@@ -11,9 +11,7 @@ import numpy as np
 import yaml
 
 from mocokit.auto.view_sizes import mean_over_views
-from mocokit.commands.measurements import RunMeasurements
 from mocokit.commands.pretrain import complete_config
-from mocokit.commands.request import Request, RunData, open_data
 from mocokit.commands.results import record
 from mocokit.config import PretrainConfig, StudyConfig
 from mocokit.console import progress, say
@@ -24,6 +22,8 @@ from mocokit.files import is_utf8, read_json, write_json, write_text
 from mocokit.machine import limit_threads, versions
 from mocokit.options import config_of, documented, flag, parse_duration, parse_yaml
 from mocokit.rundir import RunDirectory
+from mocokit.runs.measurements import RunMeasurements
+from mocokit.runs.request import Request, RunData, open_data
 from mocokit.studies.engine import Resources, State, has_ray, parallel, run_trials
 from mocokit.studies.plan import IDENTITY, Plan, make_plan
 from mocokit.studies.plots import has_matplotlib, write_plots

@@ -10,6 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from mocokit.data.notes import listed
 from mocokit.errors import UserError
 
 # timm's names of a Vision Transformer's weights, and torchvision's; # is the number of a block.
@@ -73,12 +74,12 @@ def match(found: Mapping[str, Tensor], backbone: nn.Module, name: str) -> Match:
                 best, prefix, names = count, candidate, renamed
     missing = [key for key in wanted if prefix + key not in names]
     if not best or missing:
-        what = "no weights" if not best else f"no {_listed(missing)}"
-        raise UserError(f"has {what} of {name}; its own are {_listed(list(found))}")
+        what = "no weights" if not best else f"no {listed(missing)}"
+        raise UserError(f"has {what} of {name}; its own are {listed(list(found)) or 'none'}")
     parts = {key.split(".")[0] for key in wanted}
     inside = {key.removeprefix(prefix): old for key, old in names.items() if key.startswith(prefix)}
     if more := [old for key, old in inside.items() if key.split(".")[0] in parts and key not in own]:
-        raise UserError(f"has {_listed(more)}, for which {name} has no place; name its own --backbone")
+        raise UserError(f"has {listed(more)}, for which {name} has no place; name its own --backbone")
     taken = {old for key, old in inside.items() if key in own}
     left = [key for key in found if key not in taken]
     return Match({key: found[inside[key]] for key in wanted}, prefix, left, any(".shortcut." in key for key in taken))
@@ -180,11 +181,6 @@ class _Sequential:
     def _split(key: str) -> tuple[str, int, str] | None:
         found = re.match(r"(.*?(?:^|\.))(\d+)\.(.+)", key)
         return found and (found[1], int(found[2]), found[3])
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "none") + more
 
 
 def flat_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mocokit.auto.defaults import image_size_chooser
-from mocokit.commands.parts import labels_of
 from mocokit.config import FIELDS, DeviceName
 from mocokit.console import say
 from mocokit.data.image_index import Source
@@ -19,6 +18,7 @@ from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import flag
 from mocokit.recipes import load_recipe
+from mocokit.runs.held_out import labels_of
 from mocokit.training.log import check_tracker
 
 SUBSET = ("limit", "imbalance")  # of the images, to learn from

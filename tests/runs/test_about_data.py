@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocokit.commands.about_data import about_data, write_sheet
 from mocokit.data.labels_file import read_labels
 from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.model.encoder import EncoderSpec
 from mocokit.rundir import RunDirectory
+from mocokit.runs.about_data import about_data, write_sheet
 from tests.helpers import write_images
 
 

@@ -12,7 +12,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.model.backbones import create_backbone
 from mocokit.training.pretraining import Pretraining
 from tests.helpers import class_folders
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 
 OPTIONS = {name: value for name, value in TINY.items() if name not in ("backbone", "image_size", "bn_splits")}
 OPTIONS |= {"epochs": 1, "monitor_every": 0}

@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 import mocokit
-from mocokit.commands.parts import about_test, labelled_parts, other_held_out, other_subset, tell_test
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
+from mocokit.runs.held_out import about_test, labelled_parts, other_held_out, other_subset, tell_test
 from tests.helpers import encode, noise
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 
 HELD_OUT = "no test split: 18 of 72 images are held out for testing (0.25 of each class, seed 0)"
 SEEN = "; they are in pretraining, too, without labels"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mocokit.commands.inputs import open_inputs
-from mocokit.commands.request import Request, open_data
 from mocokit.config import KnnConfig
 from mocokit.errors import UserError
+from mocokit.runs.request import Request, open_data
 from tests.helpers import write_images
 
 

@@ -14,16 +14,16 @@ import mocokit
 from mocokit.auto.defaults import defaults
 from mocokit.cli import main
 from mocokit.commands import pretrain
-from mocokit.commands.extend import extended_configuration, extended_run, take_over
 from mocokit.errors import Interrupted, UserError
 from mocokit.files import write_json, write_text
 from mocokit.model.digest import digest
 from mocokit.resolved import Extends, Resolved, differences, dump
 from mocokit.rundir import RunDirectory
+from mocokit.runs.extend import extended_configuration, extended_run, take_over
 from mocokit.training.checkpoint import DIGEST, Checkpoints
 from mocokit.training.log import read_rows
 from tests.auto.test_defaults import facts
-from tests.runs import TINY, flags_of, tiny_data
+from tests.tiny_runs import TINY, flags_of, tiny_data
 from tests.training.test_resume import V3, checkpoint, rows, same
 
 SPARSE = {"log_every": 1, "monitor_every": 0, "histograms": False}

@@ -11,7 +11,7 @@ import yaml
 import mocokit
 from mocokit.errors import Interrupted, UserError
 from mocokit.training.checkpoint import Checkpoints
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 
 OPTIONS = TINY | {"monitor_every": 0}
 

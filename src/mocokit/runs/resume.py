@@ -8,7 +8,6 @@ from typing import Any
 
 from mocokit import distributed
 from mocokit.auto.defaults import check_shares
-from mocokit.commands.extend import check_extends, how_to_extend
 from mocokit.config import FIELDS, PretrainConfig
 from mocokit.console import say
 from mocokit.deploy.encoder_file import read_encoder
@@ -17,6 +16,7 @@ from mocokit.files import write_text
 from mocokit.machine import computes_in_bf16, pick_device, usable_cores, versions
 from mocokit.resolved import Resolved, differences, dump, moves
 from mocokit.rundir import RunDirectory, free_name
+from mocokit.runs.extend import check_extends, how_to_extend
 
 
 def saved_configuration(

@@ -13,10 +13,10 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 import mocokit as package
 from mocokit.cli import main
-from mocokit.commands.launch import _environment_of_each, _judge
 from mocokit.errors import Interrupted, UserError
 from mocokit.rundir import RunDirectory
-from tests.runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
+from mocokit.runs.launch import _environment_of_each, _judge
+from tests.tiny_runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
 LONG = TINY | {"epochs": 24, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 120 steps
 
@@ -101,7 +101,7 @@ def test_switches_are_passed_on(monkeypatch, switches):
         seen.extend(arguments)
         raise SignalException("as if stopped", signal.SIGINT)
 
-    monkeypatch.setattr("mocokit.commands.launch.elastic_launch", lambda config, program: start)
+    monkeypatch.setattr("mocokit.runs.launch.elastic_launch", lambda config, program: start)
     with pytest.raises(Interrupted):
         package.pretrain("digits", devices=2, **switches)
     assert {word for word in seen if word.startswith("--")} == {"--config", "--json"} | {

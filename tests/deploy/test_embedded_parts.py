@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import mocokit.deploy.parts as module
+import mocokit.deploy.embedded_parts as module
 from mocokit.data.image_index import Skipped
+from mocokit.deploy.embedded_parts import Parts
 from mocokit.deploy.feature_file import feature_matrix, feature_table
-from mocokit.deploy.parts import Parts
 from mocokit.errors import UserError
 
 

@@ -11,7 +11,6 @@ import mocokit
 from mocokit import distributed
 from mocokit.auto.trials import Pace
 from mocokit.auto.view_sizes import view_sizes
-from mocokit.commands.parts import labelled_parts
 from mocokit.config import PretrainConfig
 from mocokit.data.store import ImageSet, Store
 from mocokit.data.streaming import StreamingImages
@@ -30,6 +29,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec, NonFiniteFeatures, encod
 from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
 from mocokit.rundir import RunDirectory
+from mocokit.runs.held_out import labelled_parts
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import read_rows
 from mocokit.training.loop import NonFiniteLoss

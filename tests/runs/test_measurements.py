@@ -7,13 +7,13 @@ from unittest import mock
 import pytest
 
 from mocokit.auto.defaults import Facts, defaults
-from mocokit.commands import measurements
-from mocokit.commands.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.config import FIELDS
 from mocokit.data.store import Store, open_store
 from mocokit.options import validate
+from mocokit.runs import measurements
+from mocokit.runs.measurements import RunMeasurements, check_evaluator, final_evaluator, knn_checks
 from mocokit.training.loop import NonFiniteLoss
-from tests.runs import TINY, coloured_data
+from tests.tiny_runs import TINY, coloured_data
 
 
 @pytest.fixture(scope="module")
