@@ -77,9 +77,9 @@ class Plan:
         sizes, ratios, seeds = (sorted({getattr(c, name) for c in cells}) for name in ("images", "imbalance", "seed"))
         labels = max((trial.labels for trial in self.trials), key=len)
         return [
-            f"{len(cells)} trials: {', '.join(f'{n:,}' for n in sizes)} images, imbalance {', '.join(f'{r:g}' for r in ratios)}"
+            f"{len(cells)} trials: {_list(f'{n:,}' for n in sizes)} images, imbalance {_list(f'{r:g}' for r in ratios)}"
             f" (0: as they are), {len(seeds)} seed{'s' * (len(seeds) > 1)}",
-            f"labels a class: {', '.join(labels)}; methods: {', '.join(self.methods)}",
+            f"labels a class: {_list(labels)}; methods: {_list(self.methods)}",
             *self.notes,
         ]
 
@@ -104,7 +104,7 @@ def make_plan(config: StudyConfig, labels: np.ndarray, names: Sequence[str]) -> 
                 smallest = int(counts[counts > 0].min())
                 fit = tuple(k for k in budgets if k == ALL or int(k) <= smallest)
                 if out := [k for k in budgets if k not in fit]:
-                    are = f"a class of {smallest}, so no {', '.join(out)} labels a class"
+                    are = f"a class of {smallest}, so no {_list(out)} labels a class"
                     notes.append(f"{size:,} images at imbalance {ratio:g} have {are}")
                 cell = Cell(int(counts.sum()), ratio, seed)
                 trials.append(Trial(cell, {name: n for name, n in zip(names, counts.tolist(), strict=True) if n}, fit))
@@ -165,3 +165,7 @@ def _methods(config: StudyConfig) -> tuple[str, ...]:
         needs = " (it needs --weights)" if unknown[0] in WITH_WEIGHTS else ""
         raise UserError(f"--methods {unknown[0]}: is none of {', '.join(known)}{needs}")
     return tuple(name for name in known if name in asked)
+
+
+def _list(items: Any) -> str:
+    return ", ".join(items)
