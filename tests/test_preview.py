@@ -55,6 +55,25 @@ def test_views_differ_and_follow_the_options(folder):
     assert (other[1] != first).any()
 
 
+def test_views_are_of_the_images_that_pretraining_takes(folder, tmp_path):
+    """Whatever option says which they are: here by name, by a table and by size."""
+    for name, pixels in {"monday": noise(1, 16, 16), "friday": noise(2, 16, 16)}.items():
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            (tmp_path / name / f"{i}.png").write_bytes(encode(pixels))
+    shown, *_ = mocokit.draw_views(str(tmp_path), count=8, image_size=16, train="monday", test="friday")
+    assert len(shown) == 8
+    assert all(np.array_equal(image, noise(1, 16, 16)) for image in shown)
+    table = tmp_path / "labels.csv"
+    rows = [f"{day}/{i}.png,a,{split}" for day, split in (("monday", "test"), ("friday", "train")) for i in range(8)]
+    table.write_text("\n".join(["image,label,split", *rows]))
+    shown, *_ = mocokit.draw_views(str(tmp_path), count=8, image_size=16, labels=str(table))
+    assert len(shown) == 8
+    assert all(np.array_equal(image, noise(2, 16, 16)) for image in shown)
+    with pytest.raises(mocokit.UserError, match="--max-pixels"):
+        mocokit.draw_views(str(folder), image_size=16, max_pixels=9)
+
+
 def test_views_without_any_change_are_the_images():
     images = mocokit.open_images("digits", image_size=8, limit=20)
     unchanged = {"jitter_strength": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0, "crop_min": 1.0}

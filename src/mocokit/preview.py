@@ -17,10 +17,9 @@ from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import validate
-from mocokit.recipes import load_recipe
 from mocokit.reporting.views import two_views
 from mocokit.rundir import RunDirectory
-from mocokit.runs.request import Request, RunData
+from mocokit.runs.request import Request, RunData, open_data
 from mocokit.training.log import read_rows
 
 
@@ -79,7 +78,7 @@ def draw_views(
     """Both views of the first images, as pretraining with the same options would draw them.
 
     Args:
-        data: as for `mocokit.pretrain`, or what `open_images` returned.
+        data: as for `mocokit.pretrain`, or what `open_images` returned, to which nothing is added or taken.
         count: number of images.
         options: any option of `mocokit.pretrain`, such as ``recipe``, ``crop_min`` or ``seed``.
 
@@ -90,14 +89,11 @@ def draw_views(
     Raises:
         UserError: the images can't be used, or a wrong option.
     """
-    given = validate(options, FIELDS)
-    recipe = load_recipe(given.get("recipe", "auto"))
-    size = given.get("image_size", recipe.get("image_size"))
-    subset = {name: given[name] for name in ("limit", "tiles") if name in given}
-    images = data if isinstance(data, Images) else open_images(data, image_size=size, **subset)
+    given = {"data": data.data if isinstance(data, Images) else data} | validate(options, FIELDS)
+    images = data if isinstance(data, Images) else Images(data, open_data(Request.of(given)).store, "train")
     store, split = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
-    given = {"data": images.data, "batch_size": 2, "precision": "fp32", "compile": False} | given
+    given = {"batch_size": 2, "precision": "fp32", "compile": False} | given
     config = complete_config(Request.of(given), RunData(store, split), time.perf_counter()).config
     rows = np.arange(min(count, len(images)))
     first, second = map(_channels_last, two_views(split, rows, config))

@@ -172,6 +172,11 @@ def test_too_many_unusable_images_end_the_run() -> None:
     assert len(raised.value.skipped) < 200  # found out long before the epoch's end
 
 
+def test_a_few_of_the_first_images_do_not_end_the_run() -> None:
+    images = numbered(200, run=8, bad=tuple(range(0, 16, 2)), max_skipped=0.05)
+    assert len(taken(images, 16, 12)) == 12
+
+
 def test_trouble_in_the_reading_thread_reaches_the_training() -> None:
     images = numbered(64)
     with (

@@ -63,6 +63,11 @@ def test_views_are_always_the_same(tmp_path):
     assert not torch.equal(first[:, 0], first[:, 1])
 
 
+def test_neutral_views_show_the_way_round_that_images_have():
+    assert (neutral_views(3).flip_p, neutral_views(3).blur_p) == (0, 0)
+    assert 0.2 < neutral_views(3).crop_scale[0] < 1  # between the papers' and none
+
+
 def test_grey_images_have_no_colours_to_change():
     assert neutral_views(1).gray_p == 0
     assert neutral_views(3).gray_p > 0

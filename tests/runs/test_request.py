@@ -1,5 +1,7 @@
 """What is asked for, before anything is trained."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,15 @@ def test_images_are_opened_as_options_and_recipe_say(tiny_run):
     assert data.images is data.store.splits["train"]
     assert data.store.image_size == 8
     assert data.name == data.store.name
+
+
+def test_a_run_is_not_called_like_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data, out in [("digits", "digits"), ("digits", "./digits"), (str(tmp_path / "images"), "images")]:
+        with pytest.raises(UserError, match=f"^--out {Path(out)}: is what the data are called; choose another --out"):
+            Request.of({"data": data, "out": out}).run_directory("name")
+    assert Request.of({"data": "digits"}).run_directory("name").path == Path("runs/name")
+    assert Request.of({"data": "digits", "recipe": "moco-v2"}).run_directory("name").path == Path("runs/name-moco-v2")
 
 
 def test_a_subset_is_not_streamed(tiny_run):

@@ -88,6 +88,12 @@ def test_a_steady_machine_has_no_turns(monkeypatch, sizes):
     assert 0.97 * 300 <= run.now <= 1.03 * 300
 
 
+@pytest.mark.parametrize(("pace", "told"), [(1.1, False), (1.5, True)])
+def test_only_a_large_turn_is_told(monkeypatch, capfd, pace, told):
+    assert Simulation(monkeypatch, 300.0, lambda now: pace, final=20.0).turned
+    assert (f"steps take {pace:.2f} times as long as planned" in capfd.readouterr().err) == told
+
+
 def test_checks_to_come_have_their_time():
     config = configuration(steps=100, turns="0:100", view_size=16, view_size_end=16, monitor_every=1)
     table = Timetable(ends=clock.time.perf_counter() + 90, step={16: 1.0}, check=4.0, final=10.0)

@@ -54,3 +54,7 @@ def test_the_first_steps_are_not_counted_and_time_is_limited(monkeypatch):
     stopwatch = Stopwatch("cpu", seconds=2.5)
     assert [stopwatch(step) for step in range(5)] == [False, False, False, False, True]
     assert stopwatch.mean == 1.0
+    clock = iter([0.0, 100.0, 103.0, 106.0, 107.0, 108.0])  # not settled at first
+    stopwatch = Stopwatch("cpu", seconds=7.5)
+    assert [stopwatch(step) for step in range(6)] == [False] * 5 + [True]
+    assert stopwatch.mean == pytest.approx((3 + 1 + 1) / 3)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
 from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
-from mocokit.rundir import RunDirectory, run_name
+from mocokit.rundir import RunDirectory
 from mocokit.runs.about_data import about_data, write_sheet
 from mocokit.runs.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.runs.held_out import about_test, tell_any_test
@@ -101,7 +100,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     if distributed.rank() > 0:
         mute()
     source = request.open_source()
-    run = RunDirectory(Path(given.get("out") or f"runs/{run_name(source.name, given.get('recipe', 'auto'))}"))
+    run = request.run_directory(source.name)
     origin = run  # or the run that this one extends
     if request.extend:
         run = on_first(lambda: extended_run(origin, given))

@@ -18,6 +18,7 @@ from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import flag
 from mocokit.recipes import load_recipe
+from mocokit.rundir import RunDirectory, run_name
 from mocokit.runs.held_out import labels_of
 from mocokit.training.log import check_tracker
 
@@ -54,6 +55,13 @@ class Request:
         names = ("follow_links", "max_pixels", "train", "test", "tiles")
         said = {**self.recipe, **self.given}
         return open_source(self.given["data"], **{n: said.get(n, FIELDS[n].default) for n in names})
+
+    def run_directory(self, name: str) -> RunDirectory:
+        """Of images of this ``name``; a `UserError` if no command would take the data by their name any more."""
+        path = Path(self.given.get("out") or f"runs/{run_name(name, self.given.get('recipe', 'auto'))}")
+        if path.absolute() == Path(self.given["data"]).absolute():
+            raise UserError(f"--out {path}: is what the data are called; choose another --out")
+        return RunDirectory(path)
 
 
 @dataclass(frozen=True)
