@@ -349,3 +349,16 @@ def test_mistakes_at_transform():
         encoder.transform(pictures(2, 8, 8, 3))
     with pytest.raises(ValueError, match=r"/no/such.png: No such file"):
         encoder.transform(["/no/such.png"])
+
+
+def test_a_range_that_is_not_that_of_fit_is_told():
+    X = pictures(9, 8, 8, 3)
+    of_bytes, of_units = small().fit(X), small().fit(X / 255.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for estimator, images in ((of_bytes, X), (of_bytes, X.astype(float)), (of_units, X / 255.0), (of_units, X)):
+            estimator.transform(images)
+    with pytest.warns(UserWarning, match=r"X goes up to 1, where those of fit were taken for 0 to 255"):
+        of_bytes.transform(X / X.max())
+    with pytest.warns(UserWarning, match=r"X goes up to \d+, where those of fit were taken for 0 to 1"):
+        of_units.transform(X.astype(float))

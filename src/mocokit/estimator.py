@@ -9,6 +9,7 @@ import math
 import numbers
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -151,6 +152,7 @@ class MoCoEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with _sklearn_errors():
             # A copy, so that calls in several threads do not move each other's weights.
             encoder = copy.deepcopy(self.encoder_).to(pick_device(self.device))
+            _warn_of_range(images, encoder.spec.intensity_range)
             return encoder.embed(images).numpy()
 
     def __sklearn_tags__(self) -> Tags:
@@ -255,6 +257,17 @@ def _pretrain(
     encoder = Encoder.create(spec)
     encoder.backbone.load_state_dict(task.moco.backbone.state_dict())
     return encoder.eval(), rows
+
+
+def _warn_of_range(images: list[Any], fitted: tuple[float, float] | None) -> None:
+    """Where values of a fit meant 0 to 255, and all of these lie from 0 to 1, or the other way round."""
+    values = [image for image in images if isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.size]
+    if fitted not in (BYTE_RANGE, UNIT_RANGE) or not values:
+        return
+    highest = max(float(image.max()) for image in values)
+    if 0 < highest <= 1 if fitted == BYTE_RANGE else highest > 2:
+        meant = f"those of fit were taken for {fitted[0]:g} to {fitted[1]:g}"
+        warnings.warn(f"X goes up to {highest:g}, where {meant}: give values of one range to both", stacklevel=3)
 
 
 @contextmanager

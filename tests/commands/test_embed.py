@@ -417,6 +417,23 @@ def test_parts_of_another_command_are_not_mixed_in(run, images, tmp_path, change
     assert np.allclose(features(tmp_path / "f.npy"), expected, rtol=0, atol=0.1 if change == "precision" else 1e-2)
 
 
+def test_what_has_begun_goes_on_in_its_precision(run, images, tmp_path, monkeypatch):
+    """Which `auto` may choose otherwise the next day, or on another machine."""
+    arguments = {"run": str(run), "data": str(images), "output": str(tmp_path / "f.npz"), "max_skipped": 0.1}
+    monkeypatch.setattr(module, "encoding_precision", lambda encoder, images: "bf16")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(encoding, "_features", Stopping(5, KeyboardInterrupt()))
+        with pytest.raises(Interrupted):
+            mocokit.embed(**arguments, batch_size=4)
+    monkeypatch.setattr(module, "encoding_precision", lambda encoder, images: "fp32")
+    assert mocokit.embed(**arguments)["config"]["precision"] == "bf16"
+    again = mocokit.embed(**arguments)
+    assert (again["config"]["precision"], again["images_per_second"]) == ("bf16", None)  # finished
+    assert mocokit.embed(**arguments, overwrite=True)["config"]["precision"] == "fp32"
+    with pytest.raises(UserError, match="exists"):
+        mocokit.embed(**arguments, precision="bf16")
+
+
 def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkeypatch):
     arguments = str(run), str(images), str(tmp_path / "f.npy")
 
@@ -532,6 +549,6 @@ def test_parts_without_images_that_were_too_large_are_not_taken_up(run, tmp_path
     output = str(tmp_path / "f.npz")
     with pytest.raises(UserError, match="max-pixels"):
         mocokit.embed(str(run), str(tmp_path / "images"), output, max_pixels=2000)
-    with pytest.raises(UserError, match="another encoder, data, labels, dtype or --max-pixels left its parts"):
+    with pytest.raises(UserError, match="--precision or --max-pixels left its parts"):
         mocokit.embed(str(run), str(tmp_path / "images"), output)
     assert mocokit.embed(str(run), str(tmp_path / "images"), output, overwrite=True)["rows"] == 24

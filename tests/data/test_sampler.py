@@ -1,10 +1,13 @@
 """Seeded choices of images: each once an epoch, a function of seed and step."""
 
+import threading
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mocokit.data.sampler import StepSampler, generator, random_subset
+from mocokit.data.sampler import StepSampler, generator, random_subset, torch_seeded
+from mocokit.seeding import derive_seed
 
 
 def sampler(batch_size: int, seed: int = 0, count: int = 23) -> StepSampler:
@@ -70,3 +73,23 @@ def test_generators_differ_by_seed_purpose_and_step():
         for step in (0, 1)
     }
     assert len(draws) == 8
+
+
+def test_threads_draw_what_one_would_and_leave_the_generator_as_it_was():
+    drawn: dict[int, list[torch.Tensor]] = {}
+
+    def draw(seed):
+        with torch_seeded(seed, "init"):
+            drawn[seed] = [torch.randn(3) for _ in range(300)]
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    for seed in range(8):
+        torch.manual_seed(derive_seed(seed, "init"))
+        assert torch.equal(torch.stack(drawn[seed]), torch.stack([torch.randn(3) for _ in range(300)]))

@@ -17,10 +17,11 @@ from mocokit.data.decode import decode
 from mocokit.data.pixels import convert, stored_side
 from mocokit.deploy.export_onnx import export_onnx
 from mocokit.deploy.export_timm import export_timm
-from mocokit.deploy.preprocessing import reading_lines
+from mocokit.deploy.preprocessing import made_by, reading_lines
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.deploy.exporting import CLASSES, make_encoder, photographs, without
 from tests.deploy.pictures import deep_pictures, other_pictures, photograph, pictures, turned
+from tests.encoders import random_encoder
 from tests.helpers import encode
 
 RANGE = (500.0, 3000.0)
@@ -172,6 +173,13 @@ def test_the_lines_can_be_pasted(tmp_path, monkeypatch, capsys):
         console.push(line)
     assert capsys.readouterr().err == ""
     assert console.locals["features"].shape == (1, 128)
+
+
+def test_an_encoder_of_tiles_asks_for_tiles():
+    encoder = random_encoder(3)
+    assert "tiles" not in made_by(encoder)
+    encoder.origin = {**encoder.origin, "tiles": 100}
+    assert made_by(encoder).endswith("on tiles of about 100 x 100 pixels; give it such tiles, not whole images")
 
 
 def test_what_is_claimed(tmp_path):

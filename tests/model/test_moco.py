@@ -76,6 +76,20 @@ def test_the_key_encoder_follows_parameters_that_were_assigned():
     torch.testing.assert_close(moco.encoder_k[0][0].weight, before + 0.1 * (moco.backbone[0].weight - before))
 
 
+def test_the_key_encoder_follows_a_head_that_was_replaced():
+    moco, ids = make(), torch.arange(B)
+    moco(*views(), ids, None, 0.9)
+    moco.encoder_q[1] = copy.deepcopy(moco.encoder_q[1])
+    moco.encoder_k[1] = copy.deepcopy(moco.encoder_k[1])
+    name, theta_q = next(iter(moco.encoder_q[1].named_parameters()))
+    with torch.no_grad():
+        theta_q.add_(1)
+    before = moco.encoder_k[1].get_parameter(name).clone()
+    moco(*views(), ids, None, 0.9)
+    found = moco.encoder_k[1].get_parameter(name)
+    torch.testing.assert_close(found, before + 0.1 * (theta_q.detach() - before))
+
+
 def test_no_image_is_its_own_negative():
     moco = make()
     ids = torch.arange(B)

@@ -14,7 +14,7 @@ import torch
 import mocokit
 from mocokit.commands.inputs import tiles_of
 from mocokit.commands.results import record
-from mocokit.config import EmbedConfig
+from mocokit.config import EmbedConfig, Precision
 from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
 from mocokit.data.image_index import ImageIndex, Skipped, Source
@@ -22,7 +22,7 @@ from mocokit.data.labelled import lay_over_index
 from mocokit.data.notes import Notes
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
-from mocokit.deploy.embedded_parts import Parts, parts_directory
+from mocokit.deploy.embedded_parts import Parts, parts_directory, precision_of_parts
 from mocokit.deploy.embedding import embed_images
 from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import check_format, feature_files, open_features, write_features
@@ -83,7 +83,10 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     source = open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test, tiles)
     index = source.read_index() if labels is None else lay_over_index(source.read_index(), labels)
     order = np.sort(np.concatenate(list(index.splits.values())))
-    config = replace(config, precision=config.precision or encoding_precision(encoder, len(order)))
+    begun: Precision | None = None
+    if not overwrite:  # what is there goes on as it began, whatever would be chosen now
+        begun = _written_metadata(path).get("precision") or precision_of_parts(path)
+    config = replace(config, precision=config.precision or begun or encoding_precision(encoder, len(order)))
     metadata = _metadata(config, encoder, source) | {"columns": _columns(config, index)}
     found = len(order) + len(index.refused)
     _check_map(config, len(order))

@@ -1,14 +1,29 @@
 """Which images a step sees, and other seeded choices: drawn on the CPU, so that every device gets the same."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from mocokit.seeding import derive_seed
 
+_one_thread = threading.RLock()
+
 
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     """A CPU generator for one purpose at one step."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, step))
+
+
+@contextmanager
+def torch_seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Inside, what draws from torch's own generator, as new layers do, is a function of seed and purpose; afterwards
+    that is as it was. A process has only one, so threads take turns."""
+    with _one_thread, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, purpose))
+        yield
 
 
 def random_subset(count: int, most: int, seed: int) -> Tensor:

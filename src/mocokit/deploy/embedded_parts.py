@@ -5,13 +5,14 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mocokit.config import Precision
 from mocokit.data.image_index import Skipped
 from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.deploy.feature_file import METADATA_KEY
@@ -48,8 +49,8 @@ class Parts:
         if any({name: its.get(name) for name in identity} != identity for its in found):  # an older version says less
             if not overwrite:
                 raise UserError(
-                    f"{output}: an interrupted mocokit embed of another encoder, data, labels, dtype or --max-pixels "
-                    f"left its parts in {self.directory}; remove them with --overwrite, or name another --output"
+                    f"{output}: an interrupted mocokit embed of another encoder, data, labels, dtype, --precision or "
+                    f"--max-pixels left its parts in {self.directory}; --overwrite removes them"
                 )
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -123,3 +124,12 @@ class Parts:
 def parts_directory(output: Path) -> Path:
     """The directory of the parts of ``output``."""
     return output.with_name(f".{output.name}.parts")
+
+
+def precision_of_parts(output: Path) -> Precision | None:
+    """In which an interrupted command computed; None if there is none, or its parts are damaged."""
+    for part in parts_directory(output).glob("*-*.parquet"):
+        with suppress(Exception), part.open("rb") as file:  # told when they are taken up
+            precision: Precision = json.loads(pq.read_schema(file).metadata[METADATA_KEY])["identity"]["precision"]
+            return precision
+    return None

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from mocokit.data.sampler import torch_seeded
 from mocokit.deploy.encoder_file import saving
 from mocokit.deploy.export_onnx import largest_difference
 from mocokit.deploy.preprocessing import README, claim, example_file, fenced, made_by, reading_lines
@@ -158,7 +159,7 @@ def _torchvision_name(encoder: Encoder) -> str | None:
 def _timm_model(encoder: Encoder) -> nn.Module:
     """The backbone as timm builds it, with the classifier where timm has it."""
     spec = encoder.spec
-    with torch.random.fork_rng(devices=[]):  # of weights that are replaced
+    with torch_seeded(0, "weights that are replaced"):
         model: nn.Module = timm.create_model(
             spec.backbone,
             num_classes=len(encoder.classes),
@@ -202,7 +203,7 @@ def pretrained_cfg(encoder: Encoder, known: Mapping[str, Any]) -> dict[str, Any]
 def _check(encoder: Encoder, folder: Path, images: Tensor) -> float:
     """Load ``folder`` with timm and compare; RuntimeError if outputs differ beyond the tolerance."""
     spec = encoder.spec
-    with torch.random.fork_rng(devices=[]):
+    with torch_seeded(0, "weights that are replaced"):
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pixels = images[:CHECKED].permute(0, 3, 1, 2).contiguous()
     sizes = torch.tensor([pixels.shape[2:]] * len(pixels))

@@ -89,7 +89,9 @@ def made_by(encoder: Encoder) -> str:
     """Which network an export holds, and where its weights are from."""
     weights = encoder.origin.get("weights")
     source = f"the weights of {weights}, exported by" if weights else "trained by"
-    return f"{encoder.spec.backbone}, {source} mocokit {mocokit.__version__}"
+    tiles = encoder.origin.get("tiles")
+    of = f" on tiles of about {tiles} x {tiles} pixels; give it such tiles, not whole images" if tiles else ""
+    return f"{encoder.spec.backbone}, {source} mocokit {mocokit.__version__}{of}"
 
 
 def fenced(code: str) -> str:

@@ -18,13 +18,13 @@ from mocokit.data.augment import center_view, usual_crop
 from mocokit.data.decode import decode
 from mocokit.data.pillow import BadImage, decode_pillow, shrink
 from mocokit.data.pixels import convert, convertible, pad, stored_side
+from mocokit.data.sampler import torch_seeded
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store
 from mocokit.data.view_operations import Interpolation
 from mocokit.errors import UserError
 from mocokit.model.backbones import create_backbone, feature_dim
 from mocokit.model.folding import folded
-from mocokit.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,7 @@ class Encoder(nn.Module):
     @classmethod
     def create(cls, spec: EncoderSpec, seed: int = 0) -> "Encoder":
         """A randomly initialised encoder, a function of its spec and the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "init"))
+        with torch_seeded(seed, "init"):
             return cls(create_backbone(spec.backbone, spec.channels, spec.image_size, spec.zero_init_last), spec)
 
     @property

@@ -20,7 +20,6 @@ every process has the same queue.
 """
 
 import copy
-import functools
 import math
 from typing import Any
 
@@ -47,6 +46,8 @@ class MoCo(nn.Module):
         self.predictor = predictor
         self.encoder_k = momentum_copy(self.encoder_q)
         self.tau, self.symmetric = tau, symmetric
+        self._modules_of_thetas: list[nn.Module] = []
+        self._collected: tuple[list[Tensor], list[Tensor]] = [], []
 
     @property
     def backbone(self) -> nn.Module:
@@ -62,7 +63,7 @@ class MoCo(nn.Module):
             shuffle: [B] int64 on the CPU, a random permutation for ShuffleBN, or None for none.
             m: momentum of this step.
         """
-        momentum_update(*self._thetas, m)
+        momentum_update(*self._thetas(), m)
         pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
         keys = [self.keys(x, shuffle) for _, x in pairs]
         halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
@@ -87,14 +88,18 @@ class MoCo(nn.Module):
             return k
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
 
-    @functools.cached_property
     def _thetas(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters of key and query encoder; to collect them anew each step costs the host of a GPU a millisecond."""
-        return list(self.encoder_k.parameters()), list(self.encoder_q.parameters())
+        """Parameters of key and query encoder; to collect them at each step would cost the host of a GPU a millisecond,
+        so that is done only where a backbone or head is another than before."""
+        modules: list[nn.Module] = [*self.encoder_k.children(), *self.encoder_q.children()]
+        if self._modules_of_thetas != modules:
+            self._modules_of_thetas = modules
+            self._collected = [*self.encoder_k.parameters()], [*self.encoder_q.parameters()]
+        return self._collected
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """As of any module; with ``assign`` parameters are others than before."""
-        vars(self).pop("_thetas", None)
+        self._modules_of_thetas = []
         return super().load_state_dict(*arguments, **options)
 
     loss_scale = 1.0

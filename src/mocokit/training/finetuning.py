@@ -18,7 +18,7 @@ from mocokit.config import FinetuneConfig
 from mocokit.data.classifier_views import flip_probability, training_view
 from mocokit.data.dataset import Batch
 from mocokit.data.loader import Loader, create_loader
-from mocokit.data.sampler import generator
+from mocokit.data.sampler import generator, torch_seeded
 from mocokit.data.store import ImageSet
 from mocokit.machine import computes_in_bf16, usable_cores
 from mocokit.model.conv import multiply_small
@@ -27,7 +27,6 @@ from mocokit.model.encoding import encoding_precision
 from mocokit.model.norm import freeze_batch_norm
 from mocokit.model.residual import fuse_residual
 from mocokit.rundir import RunDirectory
-from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.log import Log, MetricsFile, Row
 from mocokit.training.loop import Task, Trainer, create_fabric
@@ -43,8 +42,7 @@ Validate = Callable[[Encoder], float]
 
 def attach_classifier(encoder: Encoder, classes: tuple[str, ...], seed: int) -> Encoder:
     """The same encoder, not a copy, with a new classifier: a function of the seed, its weights from N(0, 0.01^2)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "classifier"))
+    with torch_seeded(seed, "classifier"):
         encoder.classifier = nn.Linear(encoder.dim, len(classes))
         nn.init.normal_(encoder.classifier.weight, std=0.01)
         nn.init.zeros_(encoder.classifier.bias)

@@ -22,7 +22,7 @@ from mocokit.data.dataset import Batch
 from mocokit.data.image_index import Skipped
 from mocokit.data.loader import Loader, create_loader
 from mocokit.data.recorded_views import augment_recorded
-from mocokit.data.sampler import generator
+from mocokit.data.sampler import generator, torch_seeded
 from mocokit.data.store import ImageSet
 from mocokit.data.streaming import StreamingDataset, StreamingImages
 from mocokit.data.view_params import augmentations, sample_params
@@ -36,7 +36,6 @@ from mocokit.model.norm import freeze_batch_norm, running_statistics, split_batc
 from mocokit.model.residual import fuse_residual
 from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
-from mocokit.seeding import derive_seed
 from mocokit.training.checkpoint import Checkpoints
 from mocokit.training.clock import FIRST_STEPS, check_due, stretch_end, turn
 from mocokit.training.compilation import compile_encoders
@@ -185,8 +184,7 @@ def create_moco(config: PretrainConfig, spec: EncoderSpec, weights: Mapping[str,
     features = feature_dim(backbone)
     hidden = config.head_hidden or features
     tau, symmetric = config.temperature, config.symmetric
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "head and queue"))
+    with torch_seeded(config.seed, "head and queue"):
         head = create_head(config.head, features, hidden, config.head_dim)
         head = sync_batch_norm(head, config.device)
         predictor = create_predictor(config.head, hidden, config.head_dim)
