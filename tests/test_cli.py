@@ -80,6 +80,56 @@ def test_without_stderr_nothing_is_told_on_stdout(data):
     assert json.loads(done.stdout)
 
 
+def test_a_lost_reader_does_not_end_the_work(data, tmp_path):
+    """Of what is told, as a log viewer that dies, or of the result, as `head`."""
+    pretrain = f"pretrain {data} --out {tmp_path / 'run'} --steps 3 --no-evaluate --no-report --image-size 8"
+    for command, given in ((f"{pretrain} 2>/dev/full", 0), (f"{pretrain} 2>/dev/full --json | true", 0)):
+        shell = f"set -o pipefail; {sys.executable} -m mocokit {command}"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (given, "")
+    assert (tmp_path / "run" / "encoder.safetensors").exists()
+    shell = f"{sys.executable} -m mocokit pretrain {data} --print_config >/dev/full"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "mocokit: the result can't be written to stdout: No space left on device\n"
+
+
+def test_sigterm_is_told_as_an_interrupt_is(tmp_path):
+    program = """
+import os, signal, sys, mocokit.commands.cache
+from mocokit import cli
+def cache(**_):
+    os.kill(os.getpid(), signal.SIGTERM)
+mocokit.commands.cache.cache = cache
+before = signal.getsignal(signal.SIGTERM)
+code = cli.main(["cache"])
+assert signal.getsignal(signal.SIGTERM) == before
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "mocokit: interrupted\n")
+
+
+def test_what_can_not_be_looked_at_is_told(tiny_run, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    long = "x" * 300
+    for command in (
+        ["knn", long, "digits"],
+        ["report", long, "digits"],
+        ["export", tiny_run.path, "--format", "timm", "-o", long],
+        ["embed", tiny_run.path, tiny_run.data, "-o", f"{long}.npz"],
+        ["search", f"{long}.npz", "0"],
+        ["study", tiny_run.data, "--out", long],
+    ):
+        assert "File name too long" in refused(capfd, *command)
+    denied = PermissionError(13, "Permission denied", "closed/run")  # which root never sees
+    monkeypatch.setattr("mocokit.commands.knn.knn", Mock(side_effect=denied))
+    assert refused(capfd, "knn", "closed/run", "digits") == "mocokit: closed/run: Permission denied"
+    monkeypatch.setattr("mocokit.commands.knn.knn", Mock(side_effect=OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        main(["knn", "run", "digits"])
+
+
 def test_what_pytorch_needs_around_it(tmp_path, monkeypatch, capfd):
     def nowhere():
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")

@@ -3,20 +3,25 @@
 import argparse
 import atexit
 import difflib
+import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import yaml
 
 import mocokit
 from mocokit.config import VERBS
+from mocokit.console import complain, result, say
 from mocokit.errors import Interrupted, UserError
 from mocokit.options import Fields, Option, fields_of, flag, grouped, help_of, load_config, merge, validate
 from mocokit.recipes import recipe_names
@@ -158,17 +163,17 @@ def _run(argv: Sequence[str], started: float) -> None:
     arguments = parse(argv)
     options = _options(arguments, fields_of(VERBS[arguments.verb]))
     if arguments.print_config:
-        print(yaml.safe_dump(options, sort_keys=False), end="")
+        result(yaml.safe_dump(options, sort_keys=False).rstrip())
         return
     options |= {name: getattr(arguments, name) for name in switches_of(arguments.verb)}
     if arguments.verb in ("pretrain", "finetune"):
         options["started"] = started
     if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
-        print(f"mocokit {mocokit.__version__}: loading PyTorch", file=sys.stderr, flush=True)
+        say(f"mocokit {mocokit.__version__}: loading PyTorch")
     _check_surroundings()
     command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     try:
-        result: Mapping[str, Any] = command(**options)
+        found: Mapping[str, Any] = command(**options)
     except (MemoryError, RuntimeError) as error:
         text = str(error).replace("can't allocate memory", "out of memory")  # so torch has it of a CPU's
         if not isinstance(error, MemoryError) and "out of memory" not in text:
@@ -177,8 +182,25 @@ def _run(argv: Sequence[str], started: float) -> None:
         fields = fields_of(VERBS[arguments.verb])
         ways = [flag(name) for name in ("batch_size", "image_size", "limit", "device") if name in fields]
         raise UserError(f"{what}; try a smaller set, or {', '.join(ways) or 'a larger machine'}") from error
-    if arguments.json and result:  # of several processes only the first has a result
-        print(json.dumps(result))
+    except OSError as error:  # of a path that can't be looked at, wherever it was named
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP) or not error.filename:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    if arguments.json and found:  # of several processes only the first has a result
+        result(json.dumps(found))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is: whatever is being written is put away, and a line says that it is the end."""
+    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield  # of several processes the one that started them decides
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,10 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.stderr is None:  # closed; what is told must not come on stdout, or into the file that is opened next
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        _run(sys.argv[1:] if argv is None else argv, started)
+        with _ended_by_sigterm():
+            _run(sys.argv[1:] if argv is None else argv, started)
         return 0
     except (UserError, Interrupted, KeyboardInterrupt) as error:
-        print(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):  # which all processes are
+            complain(f"mocokit: {' '.join(str(error).split()) or 'interrupted'}")
         code = 2 if isinstance(error, UserError) else 130
         if (group := sys.modules.get("mocokit.distributed")) and group.world_size() > 1:
             atexit._run_exitfuncs()  # experiment trackers send what they hold

@@ -1,15 +1,15 @@
 """What the user sees on stderr: plain lines, and progress that is drawn on a terminal and told in a log."""
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from mocokit.errors import UserError
 
 LINE_SECONDS = 10.0  # between progress lines where nothing can be drawn
 
@@ -26,7 +26,26 @@ def mute() -> None:
 def say(line: str) -> None:
     """One line on stderr, at once."""
     if not _muted:
+        complain(line)
+
+
+def complain(line: str) -> None:
+    """As `say`, of any process. Where stderr has lost its reader, nothing more is told: the work goes on."""
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        mute()
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def result(text: str) -> None:
+    """Text on stdout, if it still has a reader; a `UserError` if it can't be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds at its end
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"the result can't be written to stdout: {error.strerror}") from None
 
 
 def command(verb: str, paths: Sequence[str | Path], options: str = "") -> str:
@@ -41,12 +60,15 @@ class Report(Protocol):
     def __call__(self, done: int, total: int, text: str = "") -> None: ...
 
 
-_bars: Progress | None = None  # that are drawn; one inside another has a line of its own
+_bars: Any = None  # rich's that are drawn; one inside another has a line of its own
 
 
 @contextmanager
-def _drawn() -> Iterator[Progress]:
+def _drawn() -> Iterator[Any]:
     """The bars on the terminal, which can show only one such group at a time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
     global _bars
     if _bars is not None:
         yield _bars

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,7 +22,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 def usable_cores() -> int:
     """Cores by the process's affinity and, in a container, by its quota of processor time; at least 1."""
-    from joblib import cpu_count  # takes a sixth of a second, and decoding processes do not need it
+    with warnings.catch_warnings():  # of a machine without shared memory, which nothing here needs
+        warnings.simplefilter("ignore")
+        from joblib import cpu_count  # takes a sixth of a second, and decoding processes do not need it
 
     return int(cpu_count())
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -96,6 +97,34 @@ def test_without_a_home_the_cache_is_temporary_which_is_told_once(tmp_path, monk
     if home != "/nowhere":
         with pytest.raises(UserError, match=r"MOCOKIT_CACHE .*no home directory here; write the whole path"):
             cache_directory()
+
+
+@pytest.mark.parametrize("made", ["by somebody", "open to all", "a link", "by us"])
+def test_a_folder_that_others_may_write_to_is_not_the_cache(tmp_path, monkeypatch, made):
+    """Among everybody's temporary files anybody can make it first, and change what is learned from."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("mocokit.data.cache.home_directory", lambda: None)
+    place = tmp_path / f"mocokit-{os.getuid()}"
+    if made == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir(mode=0o700)
+        if made == "open to all":
+            place.chmod(0o777)
+        elif made == "by somebody":
+            somebody = os.getuid() + 1
+            found = os.stat_result((*place.lstat()[:4], somebody, *place.lstat()[5:]))
+            monkeypatch.setattr("pathlib.Path.lstat", lambda path: found)
+    _default_directory.cache_clear()
+    try:
+        root = _default_directory()
+    finally:
+        _default_directory.cache_clear()
+    monkeypatch.undo()
+    assert (root == place) == (made == "by us")
+    assert root.parent == tmp_path
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
 
 SLOW_BUILD = """

@@ -7,6 +7,7 @@ from mocokit.commands.results import record
 from mocokit.config import CacheConfig
 from mocokit.console import say
 from mocokit.data.cache import IMAGES, Entry, cache_directory, entries, remove, remove_leftovers
+from mocokit.errors import UserError
 from mocokit.options import config_of, documented
 
 _UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
@@ -26,7 +27,7 @@ def cache(**options: Any) -> dict[str, Any]:
         ``removed``, names; ``wall_s``, ``config``, ``data_fingerprint`` (None), ``versions``.
 
     Raises:
-        UserError: the cache directory can't be written.
+        UserError: the cache directory can't be written, or entries that no command uses can't be removed.
     """
     started = time.perf_counter()
     config = config_of(CacheConfig, **options)
@@ -38,7 +39,8 @@ def cache(**options: Any) -> dict[str, Any]:
         say(f"{root}: removed {_named(removed)}")
         found = [entry for entry in found if entry not in removed]
         if stuck := [entry.path for entry in found if not entry.in_use]:
-            say(f"{len(stuck):,} could not be removed, the first is {stuck[0]}; check the permissions of its folder")
+            first = f"the first is {stuck[0]}; check the permissions of its folder"
+            raise UserError(f"{root}: {len(stuck):,} entries could not be removed, {first}")
     say(f"{root}: {_named(found)}")
     for entry in found:
         used = "  in use" if entry.in_use else ""

@@ -4,6 +4,7 @@ no command uses it."""
 import errno
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -58,8 +59,19 @@ def _default_directory() -> Path:
         return Path(home) / ".cache" / "mocokit"
     user = os.getuid() if hasattr(os, "getuid") else "cache"
     root = Path(tempfile.gettempdir()) / f"mocokit-{user}"
+    if not _is_ours(root):
+        root = Path(tempfile.mkdtemp(prefix=f"mocokit-{user}-"))
     say(f"there is no home directory, so decoded images are kept in {root}; MOCOKIT_CACHE names another place")
     return root
+
+
+def _is_ours(root: Path) -> bool:
+    """Whether nobody else may write into a folder among everybody's files, who could change what is learned from."""
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    status = root.lstat()
+    owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    return owned and stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @contextmanager

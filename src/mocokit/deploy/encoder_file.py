@@ -31,6 +31,8 @@ def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
         yield
     except (UserError, Interrupted):
         raise
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
     except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
         raise UserError(f"{problem} ({reason_of(error)}); {way_out}") from None
 
@@ -95,6 +97,7 @@ def read_header(path: str | Path) -> tuple[EncoderSpec, dict[str, Any]]:
     """
     file = encoder_path(path)
     with refusing_damage(f"{file}: not a mocokit encoder file", "name a run directory or its encoder file"):
+        file.open("rb").close()  # says why it can't be read, which safetensors does not
         with safe_open(utf8_path(file), framework="pt") as opened:
             header = opened.metadata() or {}
         if header.get("format") != FORMAT:

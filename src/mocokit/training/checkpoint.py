@@ -51,6 +51,8 @@ def use_checkpoint(path: Path, use: Callable[[dict[str, Any]], Used], way_out: s
             raise ValueError("its digest does not fit: it is damaged or was changed")
         return use(state)
     except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # it may be as good as it was
+            way_out = "run the same command again when it can be read"
         raise UserError(f"{path}: not a usable checkpoint ({reason_of(error)}); {way_out}") from None
 
 
