@@ -188,6 +188,7 @@ def test_refusals(tiny_run, tmp_path, capsys, monkeypatch):
     existing = tmp_path / "page.html"
     existing.write_text("mine")
     for arguments, message in {
+        (str(tmp_path / "nosuch"),): "no encoder here; name a run directory or an encoder.safetensors file",
         (encoder,): "does not say what images it is from; name them: mocokit report RUN DATA",
         (encoder, str(tiny_run.data), "-o", str(existing)): "exists; name another, or --overwrite to replace it",
         (encoder, str(tiny_run.data), "-o", "page.pdf"): "is no .html; name a .html file",

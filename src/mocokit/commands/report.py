@@ -20,6 +20,7 @@ from mocokit.console import say
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
+from mocokit.deploy.loading import home_of
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
@@ -113,6 +114,7 @@ def _with_data(given: dict[str, Any], directory: RunDirectory, resolved: Resolve
     elif directory.finetuning.exists():
         of_run = load_config(str(directory.finetuning), fields_of(FinetuneConfig), origin=str(directory.finetuning))
     else:
+        home_of(given["run"])  # refuses what is no encoder
         raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
     return {name: of_run[name] for name in OF_DATA if of_run.get(name) is not None} | given
 
