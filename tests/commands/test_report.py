@@ -29,7 +29,7 @@ AWKWARD = ["<script>alert(1)</script>.png", "a b.png", "'\"&amp;.png", "日本�
 
 def awkward_data(folder: Path) -> Path:
     for split, count in (("train", 20), ("test", 6)):
-        for kind in ("cat", "dög <b>"):
+        for kind in ("cat", "dög <b>" + 90 * "g"):
             names = AWKWARD + [f"{n:03d}.png" for n in range(count - len(AWKWARD))]
             for number, name in enumerate(names):
                 path = folder / split / kind / name
@@ -107,12 +107,46 @@ class TestInABrowser:
         opened.wait(lambda: "12 selected" in opened.text("count"))
         assert opened.errors() == []
 
+    def test_what_is_chosen_without_a_mouse_is_shown(self, opened):
+        names = opened.run("return JSON.parse(document.getElementById('data').textContent).names")
+        search = (
+            "const s = document.getElementById('search'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+        )
+        opened.run(search, "no such name")
+        opened.wait(lambda: "0 found" in opened.text("found"))
+        assert "Point at an image" in opened.text("beside")
+        opened.run("mocokitReport.choose([7, 3])")
+        opened.wait(lambda: names[7] in opened.text("beside"))
+        opened.run(search, "no such name at all")
+        opened.wait(lambda: "Point at an image" in opened.text("beside"))
+
+    def test_a_link_goes_to_a_heading_that_can_be_seen(self, opened):
+        top = "return document.querySelector('#clusters h2').getBoundingClientRect().top"
+        opened.run("document.querySelector('a[href=\"#clusters\"]').click()")
+        opened.wait(lambda: opened.run(top) < 400)
+        assert opened.run(top) >= opened.run("return document.querySelector('nav').getBoundingClientRect().bottom")
+
+    def test_in_the_dark_and_on_paper(self, opened):
+        style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        first = "return [...document.querySelectorAll('.curves *')].find((e) => e.offsetHeight > 0).className"
+        chart = f".curves .{opened.run(first).split()[0]}"
+        media, dark = "Emulation.setEmulatedMedia", [{"name": "prefers-color-scheme", "value": "dark"}]
+        try:
+            opened.driver.execute_cdp_cmd(media, {"features": dark})
+            assert opened.run(style, chart, "backgroundColor") == "rgb(0, 0, 0)"
+            opened.driver.execute_cdp_cmd(media, {"media": "print", "features": []})
+            assert opened.run(style, chart, "breakInside") == "avoid"
+            assert opened.run(style, ".wide", "overflowX") == "visible"
+            assert opened.run(style, ".dot", "printColorAdjust") == "exact"
+        finally:
+            opened.driver.execute_cdp_cmd(media, {"media": "", "features": []})
+
     def test_it_fits_a_phone(self, opened):
         opened.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         )
         try:
-            opened.wait(lambda: opened.run("return document.documentElement.scrollWidth") <= 390)
+            opened.wait(lambda: opened.run("return document.documentElement.scrollWidth") <= 360)
         finally:
             opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -78,13 +78,16 @@ def test_what_is_of_other_images_is_named():
 def test_curves_of_what_was_measured():
     rows = [
         {"step": "0", "loss": "", "knn_top1": "0.5", "lr": ""},
-        {"step": "50", "loss": "2.5", "knn_top1": "", "lr": "0.1"},
+        {"step": "25", "loss": "1.5", "loss_over_chance": "", "knn_top1": "", "lr": "0.2"},  # the queue fills
+        {"step": "50", "loss": "2.5", "loss_over_chance": "0.8", "knn_top1": "", "lr": "0.1"},
     ]
     found = {title: (x, lines) for title, x, lines in about_run.curves(rows)}
-    assert list(found) == ["loss", "kNN top-1", "learning rate"]
-    x, lines = found["loss"]
-    assert x.tolist() == [0, 50]
-    assert np.array_equal(lines["loss"], [np.nan, 2.5], equal_nan=True)
+    assert list(found) == ["loss over chance level", "kNN top-1", "learning rate"]
+    x, lines = found["loss over chance level"]
+    assert x.tolist() == [0, 25, 50]
+    assert np.array_equal(lines["loss over chance level"], [np.nan, np.nan, 0.8], equal_nan=True)
+    tuned = about_run.curves([{"step": "0", "loss": "2.5"}])
+    assert [(title, list(lines)) for title, _, lines in tuned] == [("loss", ["loss"])]
     assert about_run.curves([]) == []
 
 

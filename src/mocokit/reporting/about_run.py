@@ -21,9 +21,10 @@ from mocokit.resolved import Resolved
 VERBS = ("pretrain", "knn", "probe", "finetune", "scorecard")  # that measure, and what a page calls that
 MEASURED = dict(zip(VERBS, ("the verdict", "kNN", "linear probe", "fine-tuning", "scorecard"), strict=True))
 CURVES: dict[str, dict[str, str]] = {  # title: name of a line: column of metrics.csv
-    "loss": {"loss": "loss"},
+    "loss over chance level": {"loss over chance level": "loss_over_chance"},  # none while a queue fills
+    "loss": {"loss": "loss"},  # of other trainings, which have no such column
     "kNN top-1": {"kNN top-1": "knn_top1"},
-    "similarity of the two views, and of the others": {"positive": "positive", "negative": "negative"},
+    "similarity of two views": {"of one image": "positive", "of two images": "negative"},
     "learning rate": {"learning rate": "lr"},
 }
 LISTED = 200  # skipped files, rows of a confusion matrix
@@ -116,9 +117,11 @@ def curves(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, np.ndarray, dic
     def column(name: str) -> np.ndarray:
         return np.array([float(row.get(name) or "nan") for row in rows])
 
-    found = []
+    found: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []
     for title, lines in CURVES.items():
         values = {name: column(of) for name, of in lines.items()}
+        if title == "loss" and found:
+            continue
         if rows and not all(np.isnan(y).all() for y in values.values()):
             found.append((title, column("step"), values))
     return found
