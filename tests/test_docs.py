@@ -1,10 +1,12 @@
 """The site: every verb's page lists every option, and the pages build without a warning."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mocokit
 from mocokit.cli import verb_parser
@@ -31,6 +33,15 @@ def test_every_verbs_page_lists_every_option(verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_page_is_an_option_of_its_verb(verb):
+    page = mkdocs_hooks.options(verb)
+    (example,) = re.findall(r"In a YAML file: `(.*?)`;", page)
+    ((name, value),) = yaml.safe_load(example).items()
+    assert isinstance(value, fields_of(VERBS[verb])[name].kind)
+    assert f"with `{name}` for `{flag(name)}`" in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verbs_page_is_in_the_groups_of_help(verb):
     top, *others = mkdocs_hooks.options(verb).split("\n## ")
     sections = {"": top} | {part.split("\n")[0].lower(): part for part in others}
@@ -50,14 +61,18 @@ def test_the_navigation_names_every_page():
 def test_the_guide_links_to_pages_of_the_site():
     guide = mkdocs_hooks.guide()
     assert "](docs/" not in guide
-    assert ".ipynb)" not in guide
     assert "](deviations.md)" in guide
+    assert "](benchmarks.md#reports)" in guide
+    assert "![The map of a report](report.png)" in guide
+    inside = [link for link in re.findall(r"\]\(([^)]+)\)", guide) if not link.startswith(("https:", "#"))]
+    assert [link for link in inside if not (ROOT / "docs" / link.partition("#")[0]).is_file()] == []
+    assert "`CONTRIBUTING.md` says" in guide
 
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

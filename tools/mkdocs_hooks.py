@@ -26,19 +26,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def guide() -> str:
     """README.md with links that fit the site; files that are not on the site are named without a link."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\]\(docs/([^)]+)\)", r"](\1)", text)
-    return re.sub(r"\[([^]]+)\]\((?!https?:|#)(?![^)]*\.(?:md|png)\))[^)]+\)", r"`\1`", text)
+
+    def fitting(link: re.Match[str]) -> str:
+        name, target = link.groups()
+        if target.startswith(("https:", "http:", "#")):
+            return link[0]
+        return f"[{name}]({target[5:]})" if re.match(r"docs/[^#]+\.(md|png)(#|$)", target) else f"`{name}`"
+
+    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", fitting, text)
 
 
 def options(verb: str) -> str:
     """A table of all options of a verb."""
     fields = fields_of(VERBS[verb])
+    own = [option for option in fields.values() if not option.positional]
+    example = next((option for option in own if "_" in option.name and option.kind in (int, float)), own[0])
+    name, value = example.name, "true" if example.kind is bool else (example.has_default and example.default) or 64
     arguments = "".join(f"{name.upper()} " for name, option in fields.items() if option.positional)
     rows = {group.capitalize(): [*map(_row, options)] for group, options in grouped(fields).items()}
     more = ["| `--config FILE` | YAML file | | Options from a file, such as a run's `config.yaml`; flags win. |"]
     more += ["| `--print_config` | switch | off | Print the options that are set, and exit. |"]
-    for name, text in switches_of(verb).items():
-        more += [f"| `{flag(name)}` | switch | off | {text[0].upper()}{text[1:]}. |"]
+    for switch, text in switches_of(verb).items():
+        more += [f"| `{flag(switch)}` | switch | off | {text[0].upper()}{text[1:]}. |"]
     more += ["| `--json` | switch | off | Print the result as one JSON object on stdout. |"]
     return "\n".join(
         [
@@ -48,8 +57,8 @@ def options(verb: str) -> str:
             "",
             f"```bash\nmocokit {verb} {arguments}[options]\n```",
             "",
-            f"In Python: [`mocokit.{verb}`](../api.md#mocokit.{verb}), with `batch_size` for `--batch-size`.",
-            "In a YAML file: `batch_size: 64`; switches are `true` or `false`.",
+            f"In Python: [`mocokit.{verb}`](../api.md#mocokit.{verb}), with `{name}` for `{flag(name)}`.",
+            f"In a YAML file: `{name}: {value}`; switches are `true` or `false`.",
             "",
             *_table(rows.pop("") + more),
             *(line for group, lines in rows.items() for line in (f"## {group}", "", *_table(lines))),

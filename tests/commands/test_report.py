@@ -29,7 +29,7 @@ AWKWARD = ["<script>alert(1)</script>.png", "a b.png", "'\"&amp;.png", "日本�
 
 def awkward_data(folder: Path) -> Path:
     for split, count in (("train", 20), ("test", 6)):
-        for kind in ("cat", "dög <b>"):
+        for kind in ("cat", "dög <b>" + 90 * "g"):
             names = AWKWARD + [f"{n:03d}.png" for n in range(count - len(AWKWARD))]
             for number, name in enumerate(names):
                 path = folder / split / kind / name
@@ -107,12 +107,46 @@ class TestInABrowser:
         opened.wait(lambda: "12 selected" in opened.text("count"))
         assert opened.errors() == []
 
+    def test_what_is_chosen_without_a_mouse_is_shown(self, opened):
+        names = opened.run("return JSON.parse(document.getElementById('data').textContent).names")
+        search = (
+            "const s = document.getElementById('search'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+        )
+        opened.run(search, "no such name")
+        opened.wait(lambda: "0 found" in opened.text("found"))
+        assert "Point at an image" in opened.text("beside")
+        opened.run("mocokitReport.choose([7, 3])")
+        opened.wait(lambda: names[7] in opened.text("beside"))
+        opened.run(search, "no such name at all")
+        opened.wait(lambda: "Point at an image" in opened.text("beside"))
+
+    def test_a_link_goes_to_a_heading_that_can_be_seen(self, opened):
+        top = "return document.querySelector('#clusters h2').getBoundingClientRect().top"
+        opened.run("document.querySelector('a[href=\"#clusters\"]').click()")
+        opened.wait(lambda: opened.run(top) < 400)
+        assert opened.run(top) >= opened.run("return document.querySelector('nav').getBoundingClientRect().bottom")
+
+    def test_in_the_dark_and_on_paper(self, opened):
+        style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+        first = "return [...document.querySelectorAll('.curves *')].find((e) => e.offsetHeight > 0).className"
+        chart = f".curves .{opened.run(first).split()[0]}"
+        media, dark = "Emulation.setEmulatedMedia", [{"name": "prefers-color-scheme", "value": "dark"}]
+        try:
+            opened.driver.execute_cdp_cmd(media, {"features": dark})
+            assert opened.run(style, chart, "backgroundColor") == "rgb(0, 0, 0)"
+            opened.driver.execute_cdp_cmd(media, {"media": "print", "features": []})
+            assert opened.run(style, chart, "breakInside") == "avoid"
+            assert opened.run(style, ".wide", "overflowX") == "visible"
+            assert opened.run(style, ".dot", "printColorAdjust") == "exact"
+        finally:
+            opened.driver.execute_cdp_cmd(media, {"media": "", "features": []})
+
     def test_it_fits_a_phone(self, opened):
         opened.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         )
         try:
-            opened.wait(lambda: opened.run("return document.documentElement.scrollWidth") <= 390)
+            opened.wait(lambda: opened.run("return document.documentElement.scrollWidth") <= 360)
         finally:
             opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -188,6 +222,7 @@ def test_refusals(tiny_run, tmp_path, capsys, monkeypatch):
     existing = tmp_path / "page.html"
     existing.write_text("mine")
     for arguments, message in {
+        (str(tmp_path / "nosuch"),): "no encoder here; name a run directory or an encoder.safetensors file",
         (encoder,): "does not say what images it is from; name them: mocokit report RUN DATA",
         (encoder, str(tiny_run.data), "-o", str(existing)): "exists; name another, or --overwrite to replace it",
         (encoder, str(tiny_run.data), "-o", "page.pdf"): "is no .html; name a .html file",
@@ -251,6 +286,63 @@ def test_skipped_files_are_those_of_the_images_that_are_named(tiny_run, tmp_path
         assert absent not in html
 
 
+def lead_of(run: Path) -> str:
+    html = (run / "report.html").read_text(encoding="utf-8")
+    return html[html.index("<header>") : html.index("</header>")]
+
+
+def test_figures_of_other_images_are_not_shown_as_if_they_were_of_these(tiny_run, tmp_path):
+    run, other = tmp_path / "run", coloured_data(tmp_path / "other", classes=2, train=10, test=8)
+    shutil.copytree(tiny_run.path, run)
+    for path in (run / "results").iterdir():  # of other tests
+        if path.name != "pretrain.json":
+            path.unlink()
+    mocokit.knn(str(run), str(other), baseline=False)
+    mocokit.report(str(run))
+    lead = lead_of(run)
+    assert 'class="verdict"' in lead  # of the run's own images, as the title
+    assert f"Not shown, for other images or labels: kNN (of {other})." in lead
+    assert "on 48 test images, with" in lead  # the run's own kNN
+    mocokit.report(str(run), str(other))
+    lead = lead_of(run)
+    assert 'class="verdict"' not in lead
+    assert f"labels: the verdict (of {tiny_run.data})." in lead
+    assert "on 16 test images, with" in lead
+    assert "random init" not in lead
+
+
+def test_images_with_other_labels_are_others_but_where_none_count(tmp_path):
+    data = coloured_data(tmp_path / "d" / "data", train=10, test=5)
+    flat, table = tmp_path / "flat", tmp_path / "labels.csv"
+    flat.mkdir()
+    for path in data.rglob("train/*/*.png"):
+        shutil.copy(path, flat / f"{path.parent.name}-{path.name}")
+    names = sorted(path.name for path in flat.iterdir())
+    table.write_text("image,label\n" + "".join(f"{name},{name.partition('-')[0]}\n" for name in names))
+    run, options = tmp_path / "run", {"labels": str(table), "test_share": 0.3}
+    mocokit.pretrain(str(flat), out=str(run), **TINY | {"epochs": 1})
+    mocokit.report(str(run))
+    assert "two-view retrieval</th>" in lead_of(run)
+    assert "Nothing was measured" not in lead_of(run)
+    mocokit.knn(str(run), str(flat), **options)
+    mocokit.report(str(run))
+    assert "labels: kNN (of" in lead_of(run)
+    mocokit.report(str(run), str(flat), **options)  # the verdict is by retrieval: true of the images with any labels
+    assert 'class="verdict"' in lead_of(run)
+    assert "on 9 test images held out of train (30 % of each class), with" in lead_of(run)
+    assert "Not shown" not in lead_of(run)
+
+
+def test_a_run_that_was_measured_by_nothing_is_told_by_what_it_can_be(tmp_path):
+    data = coloured_data(tmp_path / "data", train=6, test=2)
+    mocokit.pretrain(str(data), out=str(tmp_path / "run"), **TINY | {"epochs": 1}, evaluate=False)
+    mocokit.report(str(tmp_path / "run"))
+    assert "Nothing was measured yet: mocokit scorecard does that" in lead_of(tmp_path / "run")
+    mocokit.scorecard(str(tmp_path / "run"), str(data))
+    mocokit.report(str(tmp_path / "run"))
+    assert "two-view retrieval</th>" in lead_of(tmp_path / "run")
+
+
 def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path):
     out = str(tmp_path / "tuned")
     mocokit.finetune(str(tiny_run.path), str(tiny_run.data), out=out, epochs=1, baseline=False)
@@ -258,7 +350,7 @@ def test_a_fine_tuned_encoder_has_a_section_of_its_classifier(tiny_run, tmp_path
     html = (tmp_path / "tuned" / "report.html").read_text(encoding="utf-8")
     assert "The classifier" in html
     assert "confusion matrix" in html
-    rows = json.loads(re.search(r'Least certain</h3><div class="strip" data-rows="(\[.*?\])"', html)[1])
+    rows = json.loads(re.search(r'Least certain</h3><p.*?</p><div class="strip" data-rows="(\[.*?\])"', html)[1])
     names = data_of(html)["names"]
     assert len(rows) == 20
     assert all(names[row].startswith("test/") for row in rows)

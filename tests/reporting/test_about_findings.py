@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,6 +36,18 @@ def test_long_lists_say_where_the_rest_is():
     assert "&quot;39&quot;" in html
 
 
+def test_no_group_is_cut():
+    rows, groups = np.arange(90), np.repeat([1, 2, 3], [30, 15, 45])
+    found = Suggestion("near-duplicates", "Near", "def", rows, {"correlation": [0.9] * 90}, groups)
+    html = about_findings.suggestion_section([found], IMAGES, "lists").html
+    assert rows_of(html) == [list(range(30))] == [about_findings.shown_rows(found)]
+    assert "and 60 more in lists/near-duplicates.csv" in html
+    large = replace(found, groups=np.repeat([1, 2], [45, 45]))
+    assert about_findings.shown_rows(large) == list(range(40))
+    whole = replace(found, groups=np.repeat([1, 2, 3], [30, 10, 50]))
+    assert about_findings.shown_rows(whole) == list(range(40))
+
+
 def test_what_finds_nothing_says_so_and_errors_name_the_other_class():
     none = Suggestion("blank", "Blank", "def", np.array([], int), {"deviation": []})
     wrong = Suggestion("label-errors", "Errors", "d", np.array([3]), {"share": [0.5], "suggested class": ["<b>"]})
@@ -65,4 +78,5 @@ def test_shortcuts_that_tell_most_come_first():
     assert "90 % (80 to 95)" in html
     assert "60 % (50 to 70)" in html
     assert html.count("The features tell") == 1
-    assert "Nothing differs" in about_findings.shortcut_section(Shortcuts([], None, [])).html
+    none = about_findings.shortcut_section(Shortcuts([], None, [])).html
+    assert "Nothing was asked: of nothing are there two values with 10 images each." in none

@@ -29,16 +29,65 @@ def test_a_later_knn_takes_the_place_of_the_runs_own():
     assert "50.0 %" not in html
 
 
+def test_a_column_says_by_which_labels_and_a_row_what_was_trained_from_scratch():
+    row = {"top1": 0.5, "ci95": [0.4, 0.6]}
+    results = {
+        "probe": {"encoder": row, "protocol": "sgd", "config": {"labels_per_class": 2, "label_fraction": None}},
+        "finetune": {"encoder": row, "random_init": row | {"top1": 0.3}, "protocol": "finetune"},
+    }
+    html = about_run.figures(results, 3)
+    assert "linear probe, 2 labels per class, by SGD" in html
+    assert '<td>from scratch</td><td class="number"></td><td class="number">30.0 % (40.0 to 60.0)</td>' in html
+    assert "random init" not in html
+    results["probe"] |= {"protocol": "fast", "config": {"labels_per_class": None, "label_fraction": 0.1}}
+    results["finetune"] |= {"protocol": "from scratch", "random_init": None}
+    html = about_run.figures(results, 3)
+    assert "linear probe, 10 % of the labels<" in html
+    assert '<td>from scratch</td><td class="number"></td><td class="number">50.0 % (40.0 to 60.0)</td>' in html
+
+
+def test_the_caption_says_which_images_were_tested():
+    row = {"top1": 0.5, "ci95": [0.4, 0.6]}
+    test = {"images": 1, "split": "test", "held_out": None}
+    held = {"images": 48, "split": "train", "held_out": {"share": 0.2, "seed": 0, "by": None}}
+    html = about_run.figures({"pretrain": {"knn": {"encoder": row}, "test": test}}, 3)
+    assert "Top-1 on 1 test image, with" in html
+    html = about_run.figures({"probe": {"encoder": row, "test": held}}, 3)
+    assert "Top-1 on 48 test images held out of train (20 % of each class), with" in html
+    held["held_out"]["by"] = "folder"
+    html = about_run.figures({"knn": {"encoder": row, "test": test}, "probe": {"encoder": row, "test": held}}, 3)
+    assert "on 1 test image (kNN); 48 test images held out of train (20 % of each class, in whole groups by" in html
+
+
+def test_without_labels_what_takes_none_is_shown():
+    scores = {"encoder": {"retrieval": 0.5, "rankme": 26.1}, "random_init": {"retrieval": 0.05, "rankme": 28.7}}
+    result = {"scorecard": scores, "retrieval_ci95": {"encoder": [0.4, 0.6], "random_init": [0.0, 0.1]}, "knn": None}
+    html = about_run.figures({"pretrain": result}, 3)
+    assert '<td>encoder</td><td class="number">50.0 % (40.0 to 60.0)</td><td class="number">26.1</td>' in html
+    assert "mocokit scorecard" in html
+    later = result | {"retrieval_ci95": {"encoder": [0.3, 0.7], "random_init": [0.0, 0.1]}}
+    assert "50.0 % (30.0 to 70.0)" in about_run.figures({"pretrain": result, "scorecard": later}, 3)
+
+
+def test_what_is_of_other_images_is_named():
+    html = about_run.left_out({verb: {"config": {"data": "<other>"}} for verb in ("pretrain", "probe")})
+    assert "Not shown, for other images or labels: the verdict (of &lt;other&gt;), linear probe (of &lt;other" in html
+    assert about_run.left_out({}) == ""
+
+
 def test_curves_of_what_was_measured():
     rows = [
         {"step": "0", "loss": "", "knn_top1": "0.5", "lr": ""},
-        {"step": "50", "loss": "2.5", "knn_top1": "", "lr": "0.1"},
+        {"step": "25", "loss": "1.5", "loss_over_chance": "", "knn_top1": "", "lr": "0.2"},  # the queue fills
+        {"step": "50", "loss": "2.5", "loss_over_chance": "0.8", "knn_top1": "", "lr": "0.1"},
     ]
     found = {title: (x, lines) for title, x, lines in about_run.curves(rows)}
-    assert list(found) == ["loss", "kNN top-1", "learning rate"]
-    x, lines = found["loss"]
-    assert x.tolist() == [0, 50]
-    assert np.array_equal(lines["loss"], [np.nan, 2.5], equal_nan=True)
+    assert list(found) == ["loss over chance level", "kNN top-1", "learning rate"]
+    x, lines = found["loss over chance level"]
+    assert x.tolist() == [0, 25, 50]
+    assert np.array_equal(lines["loss over chance level"], [np.nan, np.nan, 0.8], equal_nan=True)
+    tuned = about_run.curves([{"step": "0", "loss": "2.5"}])
+    assert [(title, list(lines)) for title, _, lines in tuned] == [("loss", ["loss"])]
     assert about_run.curves([]) == []
 
 
@@ -48,6 +97,8 @@ def test_what_could_not_be_used_is_listed(tmp_path):
     path.write_text('image,reason\n"a,b.png",damaged\n', encoding="utf-8")
     assert about_run.read_skipped(path) == [("a,b.png", "damaged")]
     section = about_run.made_of([("images", "3")], [("<a>.png", "damaged")] * 201, None, {"torch": "2"})
+    one = about_run.made_of([], [("<a>.png", "damaged")], None, None)
+    assert "1 image could not be used<" in one.html
     assert "201 images could not be used, of which 200 are listed" in section.html
     assert section.html.count("&lt;a&gt;.png") == 200
     assert "torch 2" in section.html
@@ -84,3 +135,4 @@ def test_the_classifier_by_class():
     assert html.count("<td>b</td>") == 1
     assert 'data-rows="[4, 2]"' in html
     assert "51 %" in html
+    assert "the chance that the classifier gives the class that it names" in html

@@ -37,6 +37,26 @@ def test_curves_leave_out_what_was_not_measured():
     assert [line["y"].tolist() for line in lines] == [[2, 1], [1]]
 
 
+def contrast(one, other):
+    """WCAG 2.2's contrast ratio of two sRGB colours "#rrggbb"."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return np.dot(
+            [0.2126, 0.7152, 0.0722], [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        )
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_is_readable_on_white_and_in_the_dark_on_black():
+    chart = curves("loss", np.array([0.0, 1]), {"a": np.array([1.0, 2]), "b": np.array([1.0, 2])})
+    inks = {chart.title.text_color, chart.legend[0].label_text_color}
+    inks |= {colour for axis in chart.axis for colour in (axis.axis_label_text_color, axis.major_label_text_color)}
+    assert min(contrast(ink, paper) for ink in inks for paper in ("#ffffff", "#000000")) >= 4.5
+
+
 def test_the_scripts_load_nothing():
     script, elements = embedded([curves(t, np.array([0.0, 1]), {"a": np.array([1.0, 2])}) for t in "ab"])
     assert len(elements) == 2

@@ -1,5 +1,6 @@
 """Which images test: the same ones in every verb, said in one line and in the result."""
 
+import dataclasses
 import re
 import shutil
 
@@ -9,6 +10,7 @@ import mocokit
 from mocokit.config import FinetuneConfig, KnnConfig, ProbeConfig
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
+from mocokit.evaluation.splits import Subset
 from mocokit.runs.held_out import about_test, labelled_parts, other_held_out, other_subset, tell_test
 from tests.helpers import encode, noise
 from tests.tiny_runs import TINY, coloured_data
@@ -131,6 +133,9 @@ def test_a_split_of_the_data_is_named(tiny_run, capfd):
         == tiny_run.result["test"]
     )
     assert capfd.readouterr().err == "tested on 48 images of test; 72 of train have labels\n"
+    one = dataclasses.replace(parts, test=Subset(parts.test.images, parts.test.indices[:1]))
+    tell_test(one, store, config, seen=True)
+    assert capfd.readouterr().err.startswith("tested on 1 image of test; ")
 
 
 @pytest.fixture(scope="module")

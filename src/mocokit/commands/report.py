@@ -20,6 +20,7 @@ from mocokit.console import say
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
+from mocokit.deploy.loading import home_of
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
@@ -42,7 +43,6 @@ from mocokit.rundir import RunDirectory
 from mocokit.runs.held_out import labelled_parts, labels_of
 from mocokit.training.log import read_rows
 
-VERBS = ("pretrain", "knn", "probe", "finetune")
 # Options of a run that say which images are what; taken from it where no data are named.
 OF_DATA = (
     *("data", "limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by"),
@@ -114,6 +114,7 @@ def _with_data(given: dict[str, Any], directory: RunDirectory, resolved: Resolve
     elif directory.finetuning.exists():
         of_run = load_config(str(directory.finetuning), fields_of(FinetuneConfig), origin=str(directory.finetuning))
     else:
+        home_of(given["run"])  # refuses what is no encoder
         raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
     return {name: of_run[name] for name in OF_DATA if of_run.get(name) is not None} | given
 
@@ -168,8 +169,20 @@ class _Contents:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """Of the verbs that have measured the run."""
-        return {verb: found for verb in VERBS if (found := self.directory.read_result(verb))}
+        """Of the verbs that have measured the run, on whatever images."""
+        return {verb: found for verb in about_run.VERBS if (found := self.directory.read_result(verb))}
+
+    @cached_property
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """Those of the `results` that are of these images, and, where labels count, of these labels."""
+        return {verb: result for verb, result in self.results.items() if self._is_of_these(result)}
+
+    def _is_of_these(self, result: dict[str, Any]) -> bool:
+        store = self.inputs.store
+        if result["config"].get("stream"):  # measured on a sample of its own
+            return bool(result["config"]["data"] == self.config.data)
+        wanted = {store.fingerprint} if result.get("test") else {store.fingerprint, store.train_fingerprint}
+        return result["data_fingerprint"] in wanted
 
     @property
     def html(self) -> str:
@@ -193,8 +206,8 @@ class _Contents:
             about_findings.label_first_section(selected := self._selected()),
             about_findings.shortcut_section(self._shortcuts()),
         ]
-        if "finetune" in self.results and uncertain:
-            sections.append(about_run.classifier(self.results["finetune"], uncertain, chances))
+        if "finetune" in self.shown and uncertain:
+            sections.append(about_run.classifier(self.shown["finetune"], uncertain, chances))
         sections.append(about_run.use(self.inputs.encoder, run))
         first = [*queries, *selected, *(row for s in self.suggestions for row in about_findings.shown_rows(s))]
         first += [*seen.neighbours.rows[queries, :SHOWN].flatten().tolist(), *uncertain]
@@ -207,11 +220,13 @@ class _Contents:
         return f"{self.inputs.store.name}: what {run.parent.name if run.is_file() else run.name} has found"
 
     def _lead(self) -> str:
-        """The verdict and the figures."""
-        said = self.results.get("pretrain", {}).get("verdict")
+        """The verdict and the figures that are of these images, and which are of others."""
+        said = self.shown.get("pretrain", {}).get("verdict")
         html = f'<p class="verdict">{escape(str(said))}</p>' if said else ""
-        found = about_run.figures(self.results, self.inputs.spec.channels)
-        return html + (found or paragraph("Nothing was measured yet: mocokit knn and mocokit probe do that.", "faint"))
+        found = about_run.figures(self.shown, self.inputs.spec.channels)
+        found += about_run.left_out({verb: self.results[verb] for verb in self.results if verb not in self.shown})
+        verbs = "mocokit scorecard does that, with labels mocokit knn and mocokit probe, too"
+        return html + (found or paragraph(f"Nothing was measured yet: {verbs}.", "faint"))
 
     def _made_of(self) -> Section:
         store, spec, pretrained = self.inputs.store, self.inputs.spec, self.results.get("pretrain", {})
@@ -223,7 +238,8 @@ class _Contents:
         ]
         if pretrained:
             length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
-            facts.append(("training", f"recipe {pretrained['recipe']}, {length}, {pretrained['wall_s']:,.0f} s in all"))
+            length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
+            facts.append(("training", printable(f"recipe {pretrained['recipe']}, {length}")))
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
         skipped = [(each.name, each.reason) for each in store.skipped]
         if self.resolved and self.config.data == self.resolved.config.data:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from mocokit.data.notes import count
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.evaluator import Metrics
 from mocokit.evaluation.metrics import mcnemar, wilson_interval
@@ -33,7 +34,8 @@ def verdict(
     The state, learning, not learning, hurt or collapsed, says what training did to the network: encoder and random
     initialisation were measured on the same images, by kNN, or by two-view retrieval without labels. Learning takes a
     gain that chance would hardly give (`mcnemar`), nor would another initialisation, which makes up to 3.3 points of
-    kNN and 1.6 of retrieval, or doubles a share of less. Without labels it also takes a loss below chance.
+    kNN and 1.6 of retrieval, or doubles a share of less. Without labels it also takes a loss below chance. Fewer than
+    five images are too few to tell.
 
     Of a run that went on from ``given`` weights it says whether that helped: they take the place of the random
     initialisation, and hurt means that `mcnemar` sees a loss against them.
@@ -45,7 +47,8 @@ def verdict(
       which ``largest_class`` [M] bool says where that is right: `mcnemar` sees no gain.
     - The loss is below chance, but kNN fell: it is below the random initialisation by as much as a gain would take, or
       the last of the ``checks`` has its whole interval below that of the best. Then something simple may tell views
-      apart, such as colour (Chen et al. 2020, arXiv 2002.05709, section 3.2), and training longer does not help.
+      apart, such as colour (Chen et al. 2020, arXiv 2002.05709, section 3.2), and training longer does not help, unless
+      the last check is as clearly above the lowest.
 
     Args:
         loss_over_chance: the final loss as a share of its chance level; None while a queue fills with keys.
@@ -70,7 +73,10 @@ def verdict(
         learned = learned and below_chance
         place = "of the given weights" if given else "at random initialisation"
         reason = f"two-view retrieval {_percent(encoder.right)}, {_percent(reference.right)} {place}"
-    if min(better, worse) >= LEVEL:
+    few = 0.5 ** len(encoder.right) >= LEVEL  # `mcnemar` would see no gain though all were right
+    if few:
+        reason += f" on {count(len(encoder.right), 'image', 'images')}"
+    elif min(better, worse) >= LEVEL:
         reason += f": no difference that could be seen on {len(encoder.right):,} images"
     elif 0 < share - before <= limit:
         reason += ": another initialisation may give as much"
@@ -78,20 +84,27 @@ def verdict(
     if loss_over_chance is not None:
         loss = f"loss at {100 * loss_over_chance:.0f} % of chance level"
     if (rank := encoder.scores["rankme"]) < COLLAPSED:
-        return f"collapsed: features have an effective rank of {rank:.1f}; {loss}"
-    state = "learning" if learned else "not learning"
-    way_out = None if learned else "train longer (--time-budget, --epochs), or give more images"
+        return f"collapsed: features have an effective rank of {rank:.1f}; {loss}: try a lower --lr"
+    state, longer = "learning" if learned else "not learning", "train longer (--time-budget, --epochs)"
+    way_out = None if learned else f"{longer}, or give more images"
     instead = "" if given else "start from weights (--weights), choose views (--choose-views), or "
     if given and worse < LEVEL:
         state, way_out = "hurt", f"keep the original, which is at {100 * before:.1f} %"
+    if few:
+        state, way_out = "too few images to tell", "give more"
+        way_out += "" if encoder.knn is None else " labelled ones, or hold more of them out (--test-share)"
     parts = [f"{state}: {reason}", loss]
-    if encoder.knn is not None:
+    if encoder.knn is not None and not few:
         if unbeaten := _unbeaten(encoder.right, simple or {}, largest_class, channels):
             parts.append(unbeaten)
             if state != "hurt":
-                way_out = f"{instead}train longer (--time-budget, --epochs)"
+                way_out = f"{instead}{longer}"
         below_start = worse < LEVEL and before - share > limit
-        if below_chance and (fall := _fall(below_start, checks)):
+        fall = _fall(below_start, checks) if below_chance else None
+        if fall and (lowest := _lowest_before_a_rise(checks)) is not None:
+            parts.append(f"kNN fell to {100 * lowest:.1f} % at its lowest check, but rises")
+            way_out = way_out or longer
+        elif fall:
             what = "colour" if channels == 3 else "brightness"
             options = "--jitter-strength, --crop-min" if given else "--choose-views"  # refused where weights are given
             parts.append(f"{fall}: the views may be told apart by something simple, such as {what}")
@@ -125,6 +138,13 @@ def _fall(below_start: bool, checks: Sequence[Check]) -> str | None:
         if last_high < low:
             return f"{fall}, from {100 * top1:.1f} % at its best check"
     return fall if below_start else None
+
+
+def _lowest_before_a_rise(checks: Sequence[Check]) -> float | None:
+    """The lowest kNN since the best check, or of all if that is the last, where the last is clearly above it."""
+    since = checks[checks.index(max(checks)) :] if checks else []
+    lowest = min(since if len(since) > 1 else checks, default=None)
+    return lowest[0] if lowest and checks[-1][1] > lowest[2] else None
 
 
 def _share(right: Tensor) -> float:

@@ -6,7 +6,7 @@ from itertools import groupby
 from mocokit.data.notes import count
 from mocokit.reporting.images import ReportImages
 from mocokit.reporting.page import Section, details, paragraph, strip, table
-from mocokit.reporting.shortcuts import Shortcut, Shortcuts
+from mocokit.reporting.shortcuts import LEAST, Shortcut, Shortcuts
 from mocokit.reporting.suggestions import Suggestion
 
 SHOWN = 40  # pictures of a suggestion
@@ -20,18 +20,22 @@ def suggestion_section(found: Sequence[Suggestion], images: ReportImages, folder
         many = count(len(suggestion.rows), "image", "images") if len(suggestion.rows) else "none"
         html += f"<h3>{suggestion.title}: {many}</h3>" + paragraph(suggestion.definition, "faint")
         html += _pictures(suggestion, images)
-        if (more := len(suggestion.rows) - SHOWN) > 0:
+        if more := len(suggestion.rows) - len(shown_rows(suggestion)):
             html += paragraph(f"and {more:,} more in {folder}/{suggestion.key}.csv", "faint")
     return Section("look-into", "What to look into", html)
 
 
 def shown_rows(suggestion: Suggestion) -> list[int]:
-    """The rows of which there are pictures."""
-    return suggestion.rows[:SHOWN].tolist()
+    """The rows of which there are pictures, in whole groups unless the first is larger than all that is shown."""
+    rows, groups = suggestion.rows[:SHOWN].tolist(), suggestion.groups
+    if groups is not None and len(groups) > SHOWN and groups[0] != groups[SHOWN]:
+        return [row for row, group in zip(rows, groups, strict=False) if group != groups[SHOWN]]
+    return rows
 
 
 def _pictures(suggestion: Suggestion, images: ReportImages) -> str:
-    rows, notes = shown_rows(suggestion), _notes(suggestion, images)[:SHOWN]
+    rows = shown_rows(suggestion)
+    notes = _notes(suggestion, images)[: len(rows)]
     if suggestion.groups is None:
         return strip(rows, notes) if rows else ""
     together = groupby(zip(suggestion.groups.tolist(), rows, notes, strict=False), key=lambda item: item[0])
@@ -80,6 +84,7 @@ def shortcut_section(found: Shortcuts) -> Section:
         html += table(head, rows, (1, 2, 3, 4, 5))
     html += "".join(paragraph(str(one)[0].upper() + str(one)[1:] + ".") for one in told if one.change == "easier")
     values = "; ".join(f"{one.name}: {', '.join(one.values)}" for one in told)
-    html += details("what the values are", paragraph(values)) if values else paragraph("Nothing differs among them.")
+    none = f"Nothing was asked: of nothing are there two values with {LEAST} images each."
+    html += details("what the values are", paragraph(values)) if values else paragraph(none)
     html += "".join(paragraph(note, "faint") for note in found.notes)
     return Section("shortcuts", "Shortcuts", html)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mocokit.data.notes import count
 from mocokit.deploy.montage import fitted
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.metrics import wilson_interval
@@ -17,33 +18,79 @@ from mocokit.model.encoder import Encoder
 from mocokit.reporting.page import Section, details, paragraph, strip, table
 from mocokit.resolved import Resolved
 
-MEASURED = {"knn": "kNN", "probe": "linear probe", "finetune": "fine-tuning"}
+VERBS = ("pretrain", "knn", "probe", "finetune", "scorecard")  # that measure, and what a page calls that
+MEASURED = dict(zip(VERBS, ("the verdict", "kNN", "linear probe", "fine-tuning", "scorecard"), strict=True))
 CURVES: dict[str, dict[str, str]] = {  # title: name of a line: column of metrics.csv
-    "loss": {"loss": "loss"},
+    "loss over chance level": {"loss over chance level": "loss_over_chance"},  # none while a queue fills
+    "loss": {"loss": "loss"},  # of other trainings, which have no such column
     "kNN top-1": {"kNN top-1": "knn_top1"},
-    "similarity of the two views, and of the others": {"positive": "positive", "negative": "negative"},
+    "similarity of two views": {"of one image": "positive", "of two images": "negative"},
     "learning rate": {"learning rate": "lr"},
 }
 LISTED = 200  # skipped files, rows of a confusion matrix
 
 
 def figures(results: Mapping[str, Mapping[str, Any]], channels: int) -> str:
-    """What was measured, of the encoder and of what it is compared with; ``results`` are those of verbs by name."""
+    """What was measured by labels, or else without, of the encoder and of what it is compared with; ``results`` are
+    those of verbs by name."""
     found: dict[str, dict[str, str]] = {}
-    for verb, name in MEASURED.items():
-        result = results.get(verb) or {}
-        per_row = (results.get("pretrain") or {}).get("knn") if verb == "knn" and not result else result
-        for who, values in (per_row or {}).items():
+    tested: dict[str, list[str]] = {}  # columns by the images that they are of
+    pretrained = results.get("pretrain") or {}
+    own = {"knn": {**(pretrained.get("knn") or {}), "test": pretrained.get("test")}}
+    for verb, result in (own | dict(results)).items():
+        column = _column(verb, result)
+        for who, values in result.items():
             if isinstance(values, dict) and "top1" in values and "ci95" in values:
-                low, high = values["ci95"]
-                cell = f"{100 * values['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-                found.setdefault(row_name(who, channels), {})[name] = cell
+                scratch = verb == "finetune" and (who == "random_init" or result.get("protocol") == "from scratch")
+                name = "from scratch" if scratch else row_name(who, channels)
+                found.setdefault(name, {})[column] = _share(values["top1"], *values["ci95"])
+        if any(column in row for row in found.values()):
+            tested.setdefault(_tested(result.get("test")), []).append(column)
     if not found:
-        return ""
-    columns = [name for name in MEASURED.values() if any(name in row for row in found.values())]
+        return _label_free(results.get("scorecard") or pretrained, channels)
+    columns = [column for group in tested.values() for column in group]
     rows = [[who, *(row.get(name, "") for name in columns)] for who, row in found.items()]
-    note = "Top-1 on the test images, with the interval in which it lies in 95 % of cases by the choice of these."
+    on = "; ".join(f"{images} ({', '.join(of)})" if len(tested) > 1 else images for images, of in tested.items())
+    note = f"Top-1 on {on}, with the interval in which it lies in 95 % of cases by the choice of these"
+    note += ", and of the labels where they are few." if any("label" in column for column in columns) else "."
     return table(["features", *columns], rows, range(1, len(columns) + 1)) + paragraph(note, "faint")
+
+
+def _column(verb: str, result: Mapping[str, Any]) -> str:
+    """What a table calls the figures of a verb: by the labels that they took, and how."""
+    few, share = ((result.get("config") or {}).get(name) for name in ("labels_per_class", "label_fraction"))
+    labels = f", {count(few, 'label', 'labels')} per class" if few else ""
+    labels += f", {100 * share:.3g} % of the labels" if share else ""
+    return MEASURED[verb] + labels + (", by SGD" if result.get("protocol") == "sgd" else "")
+
+
+def _tested(test: Mapping[str, Any] | None) -> str:
+    """The images that figures are of, as their result says (`mocokit.runs.held_out.about_test`)."""
+    images = count(test["images"], "test image", "test images") if test else "the test images"
+    if not test or not (held_out := test["held_out"]):
+        return images
+    by = f", in whole groups by {held_out['by']}" if held_out["by"] else ""
+    return f"{images} held out of {test['split']} ({100 * held_out['share']:.3g} % of each class{by})"
+
+
+def _label_free(result: Mapping[str, Any], channels: int) -> str:
+    intervals, rows = result.get("retrieval_ci95") or {}, []
+    for who, scores in (result.get("scorecard") or {}).items():
+        cells = _share(scores["retrieval"], *intervals[who]), f"{scores['rankme']:.1f}"
+        rows.append((row_name(who, channels), *cells))
+    note = "Retrieval: how often one augmented view of an image finds the other (95 % interval); RankMe: how many "
+    note += "directions the features use. mocokit scorecard says more."
+    return table(("features", "two-view retrieval", "RankMe"), rows, (1, 2)) + paragraph(note, "faint") if rows else ""
+
+
+def left_out(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which of the verbs' ``results`` are of other images than those of the page."""
+    of = [f"{MEASURED[verb]} (of {result['config']['data']})" for verb, result in results.items()]
+    return paragraph(f"Not shown, for other images or labels: {', '.join(of)}.", "faint") if of else ""
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def made_of(
@@ -54,7 +101,7 @@ def made_of(
     if skipped:
         more = f", of which {LISTED} are listed; skipped.csv has all" if len(skipped) > LISTED else ""
         listed = table(["image", "why"], [(printable(name), why) for name, why in skipped[:LISTED]])
-        html += details(f"{len(skipped):,} images could not be used{more}", listed)
+        html += details(f"{count(len(skipped), 'image', 'images')} could not be used{more}", listed)
     if resolved:
         config, reasons = vars(resolved.config), resolved.reasons
         rows = [(n, config[n], reasons.get(n, "given")) for n in config if config[n] is not None]
@@ -70,9 +117,11 @@ def curves(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, np.ndarray, dic
     def column(name: str) -> np.ndarray:
         return np.array([float(row.get(name) or "nan") for row in rows])
 
-    found = []
+    found: list[tuple[str, np.ndarray, dict[str, np.ndarray]]] = []
     for title, lines in CURVES.items():
         values = {name: column(of) for name, of in lines.items()}
+        if title == "loss" and found:
+            continue
         if rows and not all(np.isnan(y).all() for y in values.values()):
             found.append((title, column("step"), values))
     return found
@@ -102,16 +151,17 @@ def classifier(result: Mapping[str, Any], rows: Sequence[int], chances: Sequence
     by_class = []
     for name, values in encoder["per_class"].items():
         if values["recall"] is not None:
-            low, high = wilson_interval(values["recall"], values["images"])
-            share = f"{100 * values['recall']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-            by_class.append((name, values["images"], share))
+            interval = wilson_interval(values["recall"], values["images"])
+            by_class.append((name, values["images"], _share(values["recall"], *interval)))
     html = table(["class", "test images", "named right"], by_class, (1, 2))
     if (confusion := encoder.get("confusion")) and len(confusion) <= LISTED:
         names = list(encoder["per_class"])
         head = ["is, named", *names]
         body = [[name, *counts] for name, counts in zip(names, confusion, strict=True)]
         html += details("confusion matrix", table(head, body, range(1, len(head))))
-    html += "<h3>Least certain</h3>" + strip(rows, [f"{100 * chance:.0f} %" for chance in chances])
+    html += "<h3>Least certain</h3>"
+    html += paragraph("Test images, each with the chance that the classifier gives the class that it names.", "faint")
+    html += strip(rows, [f"{100 * chance:.0f} %" for chance in chances])
     return Section("classifier", "The classifier", html)
 
 

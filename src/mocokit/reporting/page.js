@@ -49,8 +49,12 @@ window.mocokitReport = (() => {
     beside.append(element("p", "nearest in feature space"), strip);
   };
 
+  const hint = [...byId("beside").childNodes];
+  const show = (rows) => { if (rows.length) describe(rows[0]); else byId("beside").replaceChildren(...hint); };
+
   const select = (rows) => {
     chosen = [...rows];
+    show(chosen);
     const shown = chosen.slice(0, LISTED).map((row) => data.names[row]);
     byId("chosen").textContent = shown.join("\n");
     const more = chosen.length > LISTED ? `, the first ${LISTED} are listed` : "";
@@ -66,7 +70,7 @@ window.mocokitReport = (() => {
     if (wanted) data.names.forEach((name, row) => { if (name.toLowerCase().includes(wanted)) rows.push(row); });
     choose(rows);
     byId("found").textContent = wanted ? `${rows.length} found` : "";
-    if (rows.length) describe(rows[0]);
+    show(rows);  // also where the selection was empty before
   };
 
   const colour = (number) => {

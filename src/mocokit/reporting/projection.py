@@ -44,7 +44,8 @@ def project(features: Tensor, neighbours: Neighbours, seed: int) -> np.ndarray:
     distances = (2 - 2 * neighbours.similarity.double()).clamp(min=0).sqrt().numpy()
     index = PrecomputedNeighbors(np.ascontiguousarray(neighbours.rows.numpy()), distances)
     jobs = torch.get_num_threads()
-    affinities = PerplexityBasedNN(perplexity=PERPLEXITY, knn_index=index, n_jobs=jobs)
+    perplexity = min(PERPLEXITY, index.k / 3)
+    affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=index, n_jobs=jobs)
     jitter = np.random.default_rng(seed).normal(size=start.shape)  # equal images would stay on one point
     start = _SPREAD * (start / (start[:, 0].std() or 1) + 0.01 * jitter)
     # The default rate, N / 12, and exaggeration are those of Belkina et al. (2019, doi 10.1038/s41467-019-13055-y).

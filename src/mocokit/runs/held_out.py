@@ -7,6 +7,7 @@ from typing import Any
 from mocokit.config import ImagesConfig, PretrainConfig
 from mocokit.console import say
 from mocokit.data.labels_file import LabelsFile, read_labels
+from mocokit.data.notes import count
 from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.evaluation.near_duplicates import near_duplicates
@@ -31,7 +32,7 @@ def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | Pretra
     if not parts.held_out:
         labelled = f"{len(train):,} of {train.images.split} have labels"
         unused = "; --split-by is for data without a test split" * (config.split_by is not None)
-        say(f"tested on {len(test):,} images of {test.images.split}; {labelled}{unused}")
+        say(f"tested on {count(len(test), 'image', 'images')} of {test.images.split}; {labelled}{unused}")
         return
     alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
     by = f", in whole groups by {_by(parts, config)}" if _by(parts, config) else ""
