@@ -1,8 +1,10 @@
 """Checkpoints: whole, only read as tensors and plain values, refused in one line if they are anything else."""
 
+import errno
 import os
 import pickle
 import signal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -51,6 +53,11 @@ def test_a_checkpoint_is_used_whole_or_told_with_the_way_out(tmp_path):
         use_checkpoint(path, lambda state: state["step"], "find it")
     checkpoints(tmp_path).save_if_due(Counter(7), last=True)
     assert use_checkpoint(path, lambda state: state["step"], "find it") == 7
+    with (
+        patch("pathlib.Path.open", side_effect=OSError(errno.EIO, "Input/output error")),
+        pytest.raises(UserError, match=r"\(Input/output error\); run the same command again when it can be read$"),
+    ):
+        use_checkpoint(path, lambda state: state["step"], "start anew with --overwrite")
 
 
 @pytest.mark.parametrize(("seconds", "last", "saved"), [(1e9, False, False), (1e9, True, True), (0.0, False, True)])
