@@ -1,6 +1,9 @@
 """Which pages of a TIFF file are one image, and what is told about the others."""
 
 import io
+import lzma
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -113,3 +116,38 @@ def test_deep_pages_count_as_what_they_take() -> None:
     with pytest.raises(BadImage, match="megapixels of 16 bytes; --max-pixels"):
         decode(tiff(pages, photometric="minisblack"), max_pixels=255)
     assert decode(tiff(pages.astype(np.uint8), photometric="minisblack"), max_pixels=64).shape == (4, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["deflate", "reversed", "lzma", "two of lzma"])
+def test_strips_that_inflate_to_more_than_the_header_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before tifffile would hold the whole; as much as a strip may hold is read."""
+    monkeypatch.setattr("mocokit.data.tiff._INFLATED_BYTES", 2**16)
+    pixels = np.random.default_rng(0).integers(0, 4000, (180, 190, 3)).astype(np.uint16)  # of more bytes than that
+
+    def packed(content: bytes) -> bytes:
+        if "lzma" in kind:
+            return (lzma.compress(b"") if kind == "two of lzma" else b"") + lzma.compress(content)
+        whole = zlib.compress(content)
+        return bytes(int(f"{byte:08b}"[::-1], 2) for byte in whole) if kind == "reversed" else whole
+
+    def file(content: bytes) -> bytes:
+        data = bytearray(
+            tiff(pixels, photometric="rgb", compression="lzma" if "lzma" in kind else "zlib", rowsperstrip=180,
+                 extratags=[(65000, "H", 1, 2, True)])
+        )  # fmt: skip
+        if kind == "reversed":  # tifffile does not write the tag
+            at = data.index(struct.pack("<HHI", 65000, 3, 1))
+            data[at : at + 2] = struct.pack("<H", 266)
+        with tifffile.TiffFile(io.BytesIO(data)) as written:
+            tags = written.pages.first.tags
+            for name, value in (("StripOffsets", len(data)), ("StripByteCounts", len(packed(content)))):
+                struct.pack_into("<I" if tags[name].dtype == 4 else "<H", data, tags[name].valueoffset, value)
+        return bytes(data) + packed(content)
+
+    np.testing.assert_array_equal(decode(file(pixels.tobytes())), pixels.transpose(2, 0, 1))
+    asked: list[object] = []
+    real = tifffile.TiffPage.asarray
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: asked.append(page) or real(page))
+    with pytest.raises(BadImage, match="more pixels in a strip or tile than the header says"):
+        decode(file(pixels.tobytes() + bytes(1)))
+    assert asked == []

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import lzma
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -30,6 +32,10 @@ _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 _UNSIGNED = 1
 _GDAL_NODATA = 42113
 _INSTALL = "pip install 'mocokit[tiff]'"
+_LZMA = 34925
+_MOST_RATIOS = {8: 1040, 32946: 1040, 50013: 1040, _LZMA: 10_000}  # bytes that one of Deflate or LZMA may become
+_INFLATED_BYTES = 2**26  # of one strip or tile, which are not counted
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MOST_CHANNEL_PAGES = 16  # more gray pages of one size, that nothing says what they are, are hardly channels
 
 
@@ -139,6 +145,7 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
             raise BadImage("image file is truncated")
         if page.bitspersample > 8:
             check_size(page.imagewidth, page.imagelength, 4 * samples)
+        _check_inflated(data, page)
         try:
             pixels = page.asarray()
         except ValueError as error:
@@ -151,6 +158,24 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
         pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if page.axes != "SYX" else pixels
         tag = page.tags.get(ORIENTATION)
         return oriented(_flatten_bands(pixels, page), tag.value if tag else 1)
+
+
+def _check_inflated(data: bytes, page: Any) -> None:
+    """Refuse strips and tiles of far more than the header says: without imagecodecs tifffile inflates them whole."""
+    ratio = _MOST_RATIOS.get(int(page.compression), 0)
+    stated = min(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize) if page.dtype else 0
+    most = max(stated, _INFLATED_BYTES)
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if ratio * count > most:
+            packed = data[start : start + count]
+            packed = packed.translate(_REVERSED) if page.fillorder == 2 else packed
+            if page.compression == _LZMA:
+                with lzma.LZMAFile(io.BytesIO(packed)) as stream:
+                    inflated = stream.read(most + 1)
+            else:
+                inflated = zlib.decompressobj().decompress(packed, most + 1)
+            if len(inflated) > most:
+                raise BadImage("more pixels in a strip or tile than the header says")
 
 
 def _flatten_bands(pixels: np.ndarray, page: Any) -> np.ndarray:
