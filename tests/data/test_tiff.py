@@ -151,3 +151,13 @@ def test_strips_that_inflate_to_more_than_the_header_says(kind: str, monkeypatch
     with pytest.raises(BadImage, match="more pixels in a strip or tile than the header says"):
         decode(file(pixels.tobytes() + bytes(1)))
     assert asked == []
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (8, 16, 2)])
+def test_signed_bytes_keep_their_values(shape: tuple[int, ...]) -> None:
+    values = np.arange(-128, 128).astype(np.int8).reshape(shape)
+    for options in ({}, {"compression": "zlib"}, {"extratags": [(274, "H", 1, 3, True)]}):
+        pixels = decode(tiff(values, photometric="minisblack", planarconfig="contig", **options))
+        expected = values[::-1, ::-1] if "extratags" in options else values
+        assert pixels.dtype == np.float32
+        np.testing.assert_array_equal(pixels, np.atleast_3d(expected).transpose(2, 0, 1))

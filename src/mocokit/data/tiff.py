@@ -29,7 +29,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
-_UNSIGNED = 1
+_UNSIGNED, _SIGNED = 1, 2
 _GDAL_NODATA = 42113
 _INSTALL = "pip install 'mocokit[tiff]'"
 _LZMA = 34925
@@ -115,10 +115,12 @@ def _decode_page(data: bytes, index: int) -> np.ndarray:
         bands = (samples == 2 and opaque) or (samples == 4 and 0 in tags.get(_EXTRA_SAMPLES, ()))
         if samples > 4 or (samples > 1 and bits > 8) or bands:
             return _decode_with_tifffile(data, index)
-        unsigned = max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) == _UNSIGNED
+        sample_format = max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         pixels = decode_pillow(image, None)
-        if bits > 8 and unsigned:
+        if bits == 8 and sample_format == _SIGNED and image.mode == "L":  # which Pillow takes for unsigned
+            return pixels.view(np.int8).astype(np.float32)
+        if bits > 8 and sample_format == _UNSIGNED:
             if bits == 32:  # Pillow keeps the bits of an unsigned number in a signed one
                 pixels = np.asarray(image).view(np.uint32).astype(np.float32)[None]
             if inverted:
