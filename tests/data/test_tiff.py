@@ -161,3 +161,14 @@ def test_signed_bytes_keep_their_values(shape: tuple[int, ...]) -> None:
         expected = values[::-1, ::-1] if "extratags" in options else values
         assert pixels.dtype == np.float32
         np.testing.assert_array_equal(pixels, np.atleast_3d(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_white_is_what_the_stated_bits_hold(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of numbers of which tifffile makes 16-bit ones, if imagecodecs unpacks them."""
+    values = np.array([[[0, 0], [5, 1000], [2**bits - 1, 2**bits - 1]]], np.uint16)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: values)
+    data = bytearray(tiff(values, photometric="miniswhite", planarconfig="contig"))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        struct.pack_into("<HH", data, file.pages.first.tags["BitsPerSample"].valueoffset, bits, bits)
+    np.testing.assert_array_equal(decode(bytes(data)), (2**bits - 1 - values.astype(np.float32)).transpose(2, 0, 1))

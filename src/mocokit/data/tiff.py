@@ -184,13 +184,14 @@ def _flatten_bands(pixels: np.ndarray, page: Any) -> np.ndarray:
     """Bands [S, H, W] of any number type to [C, H, W], uint8 or float32; alpha only with gray or RGB."""
     if pixels.dtype.kind not in "uif":
         raise BadImage(f"TIFF with {pixels.dtype} pixels is not supported")
-    white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "ui" else 1.0
+    kind = pixels.dtype.kind
+    white = {"u": 2**page.bitspersample - 1, "i": 2 ** (page.bitspersample - 1) - 1, "f": 1}[kind]
     eight_bit = pixels.dtype == np.uint8
     extra = tuple(int(kind) for kind in page.extrasamples)
     photometric = int(page.photometric)
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
         raise BadImage(f"{8 * pixels.itemsize}-bit TIFF with photometric {photometric} is not supported")
-    if photometric == _WHITE_IS_ZERO and pixels.dtype.kind == "u":
+    if photometric == _WHITE_IS_ZERO and kind == "u":
         pixels = pixels.dtype.type(white) - pixels
     if photometric == _CMYK and len(pixels) == 4:
         ink = pixels.astype(np.float32) / np.float32(white)
