@@ -445,6 +445,15 @@ def test_image_size_reads_only_the_header() -> None:
         image_size(b"text")
 
 
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+@pytest.mark.parametrize("bands", [2, 3, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_image_size_is_that_of_the_upright_tiff(turn: int, bands: int, dtype: type) -> None:
+    options: dict[str, object] = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"}
+    data = tiff(np.zeros((6, 9, bands), dtype), extratags=[(274, "H", 1, turn, True)], **options)
+    assert image_size(data) == decode(data).shape[1:] == ((9, 6) if turn > 4 else (6, 9))
+
+
 def test_decoding_common_files_needs_no_torch() -> None:
     program = "import sys, mocokit.data.store; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -100,14 +100,36 @@ def test_a_value_that_the_file_states_is_no_data() -> None:
         decode(tiff(np.full((2, 2), np.nan, np.float32)))
 
 
-def test_a_codec_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package"),
+        NotImplementedError("packints_decode of 12-bit integers requires the 'imagecodecs' package"),
+        ModuleNotFoundError("No module named 'compression'"),  # of ZSTD
+    ],
+)
+def test_a_codec_that_is_missing_names_the_extra(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
-        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+        raise error
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
     data = tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb")
-    with pytest.raises(BadImage, match=r"needs imagecodecs: pip install 'mocokit\[tiff\]'"):
+    with pytest.raises(BadImage, match=r"16 bits and compression NONE, which needs imagecodecs: pip .*mocokit\[tiff\]"):
         decode(data)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_of_a_truncated_file_it_is_said_that_it_is(compression: str) -> None:
+    whole = encode(noise(0, 60, 40), "TIFF", compression=compression)
+    for cut in [*range(10, len(whole), 300), *range(len(whole) - 200, len(whole))]:
+        with pytest.raises(BadImage, match=r"truncated or damaged|corrupted"):
+            decode(whole[:cut])
+    strips = tiff(noise(0, 60, 40).astype(np.uint16), photometric="rgb", compression="zlib")
+    short = zlib.compress(bytes(1000))
+    with tifffile.TiffFile(io.BytesIO(strips)) as file:
+        (start,) = file.pages.first.dataoffsets
+    with pytest.raises(BadImage, match="truncated or damaged"):
+        decode(strips[:start] + short + strips[start + len(short) :])
 
 
 def test_deep_pages_count_as_what_they_take() -> None:

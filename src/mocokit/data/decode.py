@@ -27,7 +27,7 @@ from mocokit.data.pillow import (
     tell_nobody,
     translated_errors,
 )
-from mocokit.data.tiff import SIGNATURES, decode_tiff, open_tiff
+from mocokit.data.tiff import SIGNATURES, decode_tiff, tiff_size
 
 MAX_FILE_BYTES = 2**28
 TOO_MANY_BYTES = f"larger than {MAX_FILE_BYTES >> 20} MiB"
@@ -87,8 +87,7 @@ def image_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[in
             stream.seek(0)
             if (data := stream.read())[:4] not in SIGNATURES:
                 raise
-            with open_tiff(data) as tiff:
-                return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
+            return tiff_size(data)
         tags = getattr(image, "tag_v2", {})  # of TIFF files, whose size some versions of Pillow have turned
         height, width = tags.get(257, image.height), tags.get(256, image.width)
         return (width, height) if orientation_of(image, in_header=True) >= 5 else (height, width)  # by a quarter

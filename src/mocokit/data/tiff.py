@@ -32,6 +32,7 @@ _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
 _UNSIGNED, _SIGNED = 1, 2
 _GDAL_NODATA = 42113
 _INSTALL = "pip install 'mocokit[tiff]'"
+_DAMAGED = "image file is truncated or damaged"
 _LZMA = 34925
 _MOST_RATIOS = {8: 1040, 32946: 1040, 50013: 1040, _LZMA: 10_000}  # bytes that one of Deflate or LZMA may become
 _INFLATED_BYTES = 2**26  # of one strip or tile, which are not counted
@@ -57,7 +58,7 @@ def _tiff_pages(data: bytes, note: Note) -> tuple[list[int], float | None]:
     series the first picture is taken. Where it does not, 2 to 16 gray pages of one size and at least 8 bits are
     channels, and of other pages the first is taken.
     """
-    with open_tiff(data) as file:
+    with _open(data) as file:
         try:
             first, count = file.pages.first, len(file.pages)
             series = file.series[0]
@@ -99,6 +100,14 @@ def _tiff_pages(data: bytes, note: Note) -> tuple[list[int], float | None]:
         return [pages[number].index for number in chosen], nodata
 
 
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the first page, upright."""
+    with _open(data) as file:
+        page = _page(file)
+        size = page.imagelength, page.imagewidth
+        return size[::-1] if _orientation(page) in (5, 6, 7, 8) else size
+
+
 def _decode_page(data: bytes, index: int) -> np.ndarray:
     """Pillow where it keeps depth and bands (it supports more compressions), else tifffile."""
     try:
@@ -129,7 +138,7 @@ def _decode_page(data: bytes, index: int) -> np.ndarray:
 
 
 @contextmanager
-def open_tiff(data: bytes) -> Iterator[Any]:
+def _open(data: bytes) -> Iterator[Any]:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it logs what it also raises
@@ -137,11 +146,20 @@ def open_tiff(data: bytes) -> Iterator[Any]:
         yield file
 
 
+def _page(file: Any, index: int = 0) -> Any:
+    try:
+        return file.pages[index]
+    except IndexError:  # pages are often listed behind all pixels
+        raise BadImage(_DAMAGED) from None
+
+
 def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
-    with open_tiff(data) as file:
-        page = file.pages[index]
+    with _open(data) as file:
+        page = _page(file, index)
         samples = page.samplesperpixel
         check_size(page.imagewidth, page.imagelength, samples)
+        if len(page.dataoffsets) != len(page.databytecounts) or (samples > 1 and _BITS not in page.tags):
+            raise BadImage(_DAMAGED)  # tifffile leaves out tags whose values are behind the end
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > len(data):
             raise BadImage("image file is truncated")
@@ -150,16 +168,24 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
         _check_inflated(data, page)
         try:
             pixels = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            kind = page.compression.name if hasattr(page.compression, "name") else page.compression
-            raise BadImage(f"a TIFF with {kind} compression, which needs imagecodecs: {_INSTALL}") from None
+        except (ValueError, NotImplementedError, ImportError) as error:
+            if isinstance(error, ImportError) or "imagecodecs" in str(error):  # tifffile imports another one for ZSTD
+                kind = (
+                    f"{page.bitspersample} bits and compression {getattr(page.compression, 'name', page.compression)}"
+                )
+                raise BadImage(f"a TIFF with {kind}, which needs imagecodecs: {_INSTALL}") from None
+            if "reshape" in str(error):
+                raise BadImage(f"{_DAMAGED}: {error}") from None
+            raise
         if page.axes not in ("YX", "YXS", "SYX"):
             raise BadImage(f"TIFF with axes {page.axes} is not a plane image")
         pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if page.axes != "SYX" else pixels
-        tag = page.tags.get(ORIENTATION)
-        return oriented(_flatten_bands(pixels, page), tag.value if tag else 1)
+        return oriented(_flatten_bands(pixels, page), _orientation(page))
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return tag.value if tag else 1
 
 
 def _check_inflated(data: bytes, page: Any) -> None:
