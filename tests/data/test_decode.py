@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 
 import numpy as np
 import PIL
@@ -452,6 +453,19 @@ def test_image_size_is_that_of_the_upright_tiff(turn: int, bands: int, dtype: ty
     options: dict[str, object] = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"}
     data = tiff(np.zeros((6, 9, bands), dtype), extratags=[(274, "H", 1, turn, True)], **options)
     assert image_size(data) == decode(data).shape[1:] == ((9, 6) if turn > 4 else (6, 9))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_image_size_sees_an_orientation_behind_the_pixels(frames: int) -> None:
+    image = Image.fromarray(noise(0, 60, 90))
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encode(image, save_all=True, append_images=[image.rotate(180)] * (frames - 1))
+    block = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    end = data.rindex(b"IEND") - 4
+    data = data[:end] + chunk + data[end:]
+    assert image_size(data) == decode(data).shape[1:] == ((90, 60) if frames == 1 else (60, 90))
 
 
 def test_decoding_common_files_needs_no_torch() -> None:
