@@ -122,6 +122,36 @@ def test_a_transparent_colour_lies_on_white() -> None:
     np.testing.assert_array_equal(decode(encode(rgb, transparency=(1, 2, 3)))[:, 0].T, [[255] * 3, [4, 5, 6]])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("max_side", [None, 4])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_transparent_value_of_any_depth_lies_on_white(bits: int, max_side: int | None, colour: bool) -> None:
+    """It is stated as a number of the file's own bits; a neighbour that differs in the last bit stays."""
+    if colour and bits < 8:
+        return
+    height, width, channels = 8, 16, 3 if colour else 1
+    most = 2**bits - 1
+    pixels = np.random.default_rng(0).integers(0, most + 1, (height, width, channels)).astype(np.uint16)
+    pixels[2], pixels[3] = 1, [*[1] * (channels - 1), 0]
+    rows = b""
+    for row in pixels:
+        if bits == 16:
+            rows += b"\0" + row.astype(">u2").tobytes()
+        else:
+            digits = np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - bits :]
+            rows += b"\0" + np.packbits(digits.reshape(-1)).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if colour else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", b"\0\1" * channels), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    scale, kind_of = (1, np.float32) if bits == 16 else (255 // most, np.uint8)
+    expected = np.where((pixels == 1).all(axis=2, keepdims=True), most, pixels).transpose(2, 0, 1) * scale
+    decoded = decode(data, max_side)
+    assert decoded.dtype == kind_of
+    np.testing.assert_allclose(decoded, shrink(expected.astype(kind_of), max_side), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk(kind: str) -> None:
     """Pure inks: cyan takes red away, black takes all."""

@@ -99,7 +99,9 @@ def _is_deep_png(data: bytes) -> bool:
 
 def _decode_deep_png(data: bytes, max_side: int | None) -> np.ndarray:
     """Both bytes of each sample, through decoders of Pillow's that keep one (torchvision's has crashed)."""
-    if data[25] == _PNG_RGB:
+    with open_image(data) as image:
+        transparent = image.info.get("transparency")  # of RGB: a colour
+    if data[25] == _PNG_RGB and transparent is None:
         # Shrunk byte by byte and band by band: large ones would fill the memory.
         high, orientation = _png_bytes(data, "16B", max_side)
         low, _ = _png_bytes(data, "16L", max_side)
@@ -117,6 +119,9 @@ def _decode_deep_png(data: bytes, max_side: int | None) -> np.ndarray:
         high, orientation = _png_bytes(data, "16B")
         low, _ = _png_bytes(data, "16L")
         pixels = 256 * high + low
+    if transparent is not None:
+        where = (pixels == np.reshape(transparent, (-1, 1, 1))).all(axis=0)
+        return oriented(np.where(where, np.float32(65535), pixels), orientation)
     return oriented(flatten_alpha(pixels[:-1], pixels[-1:], white=65535), orientation)
 
 

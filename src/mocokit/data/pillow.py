@@ -124,6 +124,8 @@ def open_image(data: bytes | BinaryIO) -> ImageFile.ImageFile:
             raise BadImage("a HEIC image, which needs pillow-heif: pip install 'mocokit[heic]'") from None
         raise
     check_size(*image.size, 8 if image.format in _HUNGRY else 1)
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)  # as the pixels will be
     return image
 
 
@@ -146,6 +148,9 @@ def decode_pillow(image: Image.Image, max_side: int | None) -> np.ndarray:
     orientation = orientation_of(image)
     if image.mode == "RGBA" and image.format in _OPTIONAL_ALPHA and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")
+    if image.mode.startswith("I") and image.has_transparency_data:  # of a PNG file: a gray that is white
+        deep = np.asarray(image)
+        image = Image.fromarray(np.where(deep == image.info["transparency"], deep.dtype.type(65535), deep))
     if size != image.size and image.mode.startswith("I;16"):  # as an array a large one would be there four times
         image = image.convert("I").convert("F").resize(size, Image.Resampling.BILINEAR)
     return oriented(_flatten(image, size), orientation)
