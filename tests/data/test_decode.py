@@ -1,5 +1,6 @@
 """Every format and mode against the pixel values it should have, and hostile files."""
 
+import base64
 import contextlib
 import io
 import struct
@@ -238,6 +239,49 @@ def test_a_deep_png_is_shrunk_as_it_would_be_in_whole() -> None:
     pixels = np.random.default_rng(5).integers(0, 65536, (40, 30, 3), dtype=np.uint16)
     for data in (png16(pixels), png16(pixels[..., :1])):
         np.testing.assert_allclose(decode(data, 10), shrink(decode(data), 10), rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_bands_of_a_colour_ppm_are_what_they_would_be_alone(most: int, plain: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, most + 1, (5, 7, 3))
+    pixels[0, 0] = 0, most // 3, most
+
+    def ppm(kind: bytes, samples: np.ndarray) -> bytes:
+        numbers = " ".join(map(str, samples.ravel())).encode()
+        content = numbers if plain else samples.astype(np.uint8 if most < 256 else ">u2").tobytes()
+        return kind + b"\n7 5 # wide, high\n%d\n" % most + content
+
+    decoded = decode(ppm(b"P3" if plain else b"P6", pixels))
+    for band, expected in enumerate(chw(pixels)):
+        np.testing.assert_array_equal(decoded[band : band + 1], decode(ppm(b"P2" if plain else b"P5", expected)))
+    assert decoded.dtype == (np.uint8 if most < 256 else np.float32)
+    np.testing.assert_allclose(decoded, chw(pixels) * ((255 if most < 256 else 65535) / most), atol=0.51)
+    with pytest.raises(BadImage, match=r"truncated|not enough"):
+        decode(ppm(b"P6", pixels)[:-30] if not plain else ppm(b"P3", pixels)[:-90])
+
+
+AVIF_OF_10_BITS = base64.b85decode(  # 4 x 4 pixels of (800, 400, 200)
+    "0000WW^{RQVRmU|00000VRmU|ZE0pPZE0a<O+hh10002%ZDn*}000000000XXk=`10000000000aA{+7000000000000000000004sdC7Z2$lO"
+    "000310016oY;R)#0000)000310RR910RR926951JBLDyZC~0YKW&i*H00031000_kZf0cy000000RRADb}%tRZ)|UJ00000YH4tCZ~y=ROKEUp"
+    "ZvX%Q6lrsCWdHyG000001ONa41ONa45O8UDX#fBK00RmN3IG5A3}JRLLxCVb000006Ju{|a&BX6cmM(b0ssbp0000NX>e^}0000000001009I6"
+    "0)qqq001j(WMOm?015~=1bw^+2pT{#6&XTf1i%0^0001xKbr{PntD01<7f"
+)
+
+
+def test_depth_that_is_lost_is_told() -> None:
+    shallow = [encode(RGB, "JPEG2000"), encode(RGB, "JPEG2000", no_jp2=True), encode(RGB, "AVIF")]
+    deep = [AVIF_OF_10_BITS]
+    for data in map(bytearray, shallow[:2]):
+        size = data.index(b"\xff\x4f\xff\x51")
+        data[size + 42 : size + 51 : 3] = b"\x0b" * 3  # one less than the bits of each band
+        deep.append(bytes(data))
+    gray = encode(Image.fromarray(RAMP), "JPEG2000")  # nothing is lost
+    np.testing.assert_array_equal(decode(gray), chw(RAMP))
+    for data in (*shallow, gray, *deep):
+        notes: list[str] = []
+        decode(data, None, notes.append)
+        assert notes == ["of more than 8 bits, of which 8 are read"] * (data in deep)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
