@@ -244,6 +244,29 @@ def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     assert len(opened) == 3
 
 
+def test_blocks_of_a_tar_end_by_their_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in one go, with what lies between, is within the limit but for one large image."""
+    sizes = [700, 100, 100, 5000, 100, 100, 100, 3000, 900, *[10] * 20]
+    members: dict[str, bytes] = {}
+    for number, size in enumerate(sizes):
+        members |= {f"{number:02}.png": bytes([number]) * size, f"{number:02}.txt": bytes(300)}
+    write_tar(tmp_path / "a.tar", members)
+    monkeypatch.setattr(shard_readers, "_TAR_BLOCK", 8)
+    monkeypatch.setattr(shard_readers, "_TAR_BYTES", 6000)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        extents = [(m.offset_data, m.offset_data + m.size) for m in archive if m.name.endswith(".png")]
+    index = shard_readers.open_shard(str(tmp_path / "a.tar"))
+    assert index.blocks[0] == 0
+    assert set(np.diff(index.blocks)) == {0, 1}
+    for block in range(index.blocks[-1] + 1):
+        (rows,) = np.nonzero(index.blocks == block)
+        assert index.fetch(block) == [members[f"{row:02}.png"] for row in rows]
+        assert len(rows) <= 8
+        assert len(rows) == 1 or extents[rows[-1]][1] - extents[rows[0]][0] <= 6000
+        if rows[-1] + 1 < len(sizes):  # the next one would be too many
+            assert len(rows) == 8 or extents[rows[-1] + 1][1] - extents[rows[0]][0] > 6000
+
+
 def test_a_row_beyond_the_most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "MAX_FILE_BYTES", 10)
     write_parquet(tmp_path / "a.parquet", {"image": FILES[:2]})

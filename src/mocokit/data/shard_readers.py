@@ -26,7 +26,7 @@ LABEL_MEMBERS = ("cls", "json")  # ends of the names of members that hold the la
 
 _OWN = b"mocokit"  # in the metadata of feature files
 _TEXT_BYTES = 2**16  # of a label's member in a tar file
-_TAR_BLOCK = 256  # images of a tar shard that are read in one go
+_TAR_BLOCK, _TAR_BYTES = 256, 2**26  # the most of a tar shard that is read in one go: images, bytes if they are several
 _WAITS = (1, 4, 16)  # seconds before each new try to read a remote file
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _open_tar(place: str) -> ShardIndex:
-    """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images."""
+    """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images, or 64 MiB."""
     images: dict[TarMember, str] = {}  # and their keys
     texts: dict[str, str] = {}
     objects: dict[str, dict[str, Any]] = {}
@@ -146,17 +146,28 @@ def _open_tar(place: str) -> ShardIndex:
     names = [member.name for member in images]
     folders = None if labels is not None else _class_folders(names, place)
     splits = _split_folders(names)
-    per_block = _TAR_BLOCK
+    blocks = _tar_blocks(extents)
 
     def fetch(block: int) -> list[bytes | None]:
-        extent = extents[block * per_block : (block + 1) * per_block]
+        extent = extents[blocks == block]
         start, end = int(extent[0, 0]), int(extent[-1].sum())
         with open_file(place) as file:
             file.seek(start)
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, folders, splits, refused, notes)
+    return ShardIndex(blocks, fetch, labels, None, folders, splits, refused, notes)
+
+
+def _tar_blocks(extents: np.ndarray) -> np.ndarray:
+    """The block of each member, int64 [n], of their offsets and sizes, int64 [n, 2]."""
+    firsts = np.zeros(len(extents), dtype=np.int64)  # 1 where a block begins
+    first = 0
+    for row, end in enumerate(extents.sum(axis=1).tolist()):
+        if row - first == _TAR_BLOCK or (row > first and end - int(extents[first, 0]) > _TAR_BYTES):
+            first = row
+            firsts[row] = 1
+    return np.cumsum(firsts)
 
 
 def _object(text: str) -> dict[str, Any]:
