@@ -199,6 +199,38 @@ def test_a_damaged_shard_is_named(tmp_path: Path, kind: str) -> None:
         open_source(str(folder)).read_index()
 
 
+def structs(files: list[bytes | None]) -> list[dict[str, Any]]:
+    return [{"bytes": file, "path": None} for file in files]
+
+
+DIGESTS = [b"\x01" * 16, b"\x02" * 16, b"\x03" * 16]
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken", "left"),
+    [
+        ({"sha": DIGESTS, "photo": structs(FILES[:3])}, "photo", "sha"),
+        ({"mask": FILES[3:], "photo": structs(FILES[:3])}, "photo", "mask"),
+        ({"sha": DIGESTS, "photo": [None, *FILES[1:3]]}, "photo", "sha"),
+        ({"sound": structs(DIGESTS), "photo": FILES[:3]}, "photo", "sound"),
+        ({"sound": structs(DIGESTS), "image": FILES[:3]}, "image", "sound"),
+        ({"mask": FILES[3:], "photo": FILES[:3]}, "mask", "photo"),
+        ({"mask": structs(FILES[3:]), "img": structs(FILES[:3]), "sha": DIGESTS}, "img", "mask, sha"),
+        ({"photo": FILES[:3], "label": [b"a", b"b", b"a"]}, "photo", None),
+        ({"none": pa.array([None] * 3, pa.binary()), "photo": FILES[:3]}, "photo", "none"),
+    ],
+)
+def test_of_several_columns_of_bytes_the_one_of_images(
+    tmp_path: Path, columns: dict[str, Any], taken: str, left: str | None
+) -> None:
+    write_parquet(tmp_path / "a.parquet", columns)
+    source = open_source(str(tmp_path / "a.parquet"))
+    notes = [note for note in source.read_index().all_notes() if note.startswith("images are from")]
+    assert notes == ([] if left is None else [f"images are from the column {taken}, not {left}"])
+    expected = columns[taken][2]
+    assert source.read(2) == (expected["bytes"] if isinstance(expected, dict) else expected)
+
+
 def test_no_images_among_the_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"width": [1, 2], "text": ["a", "b"]})
     with pytest.raises(UserError, match=r"a\.parquet has no column of image files among width, text"):
