@@ -114,7 +114,7 @@ def test_a_codec_that_is_missing_names_the_extra(error: Exception, monkeypatch: 
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
     data = tiff(np.zeros((4, 4, 3), np.uint16), photometric="rgb")
-    with pytest.raises(BadImage, match=r"16 bits and compression NONE, which needs imagecodecs: pip .*mocokit\[tiff\]"):
+    with pytest.raises(BadImage, match=r"compression NONE and 16 bits, which needs imagecodecs: pip .*mocokit\[tiff\]"):
         decode(data)
 
 

@@ -28,9 +28,8 @@ _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32.
-
-    NaN, which stands for no data, stays: it is filled as in files, where the image is decoded (`decode_pool`).
+    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32; NaN, which
+    is no data, is left to `pillow.filled`.
 
     Raises:
         BadImage: no pixels, not numbers, or infinite ones.

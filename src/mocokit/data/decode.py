@@ -102,8 +102,8 @@ def _is_crushed(image: ImageFile.ImageFile, data: bytes) -> bool:
     if image.format == "JPEG2000":
         size = data.find(b"\xff\x4f\xff\x51")  # the marker before the size; 42 bytes on, one less than the bits
         return not image.mode.startswith("I") and data[size + 42] & 127 > 7
-    box = data.find(b"av1C")  # the decoder's configuration, with a bit for high depth
-    return image.format == "AVIF" and box >= 0 and bool(data[box + 6] & 64)
+    # In AVIF, the decoder's configuration has a bit for high depth.
+    return image.format == "AVIF" and (box := data.find(b"av1C")) >= 0 and bool(data[box + 6] & 64)
 
 
 def _decode_deep_ppm(image: ImageFile.ImageFile) -> np.ndarray | None:

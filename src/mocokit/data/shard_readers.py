@@ -82,10 +82,8 @@ def _image_column(parquet: pq.ParquetFile, place: str) -> tuple[str, list[str]]:
     """The column of image files, and others that might be: of structures with ``bytes``, as `datasets` writes, or else
     of bytes; with a usual name, or else the first whose first file looks like an image."""
     schema = parquet.schema_arrow
-    files = [
-        entry.name for entry in schema if pa.types.is_struct(entry.type) and entry.type.get_field_index("bytes") >= 0
-    ]
-    plain = [entry.name for entry in schema if pa.types.is_binary(entry.type) or pa.types.is_large_binary(entry.type)]
+    files = [part.name for part in schema if pa.types.is_struct(part.type) and part.type.get_field_index("bytes") >= 0]
+    plain = [part.name for part in schema if pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type)]
     found: list[str] = files + plain
     if not found:
         raise UserError(

@@ -158,11 +158,11 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
         page = _page(file, index)
         samples = page.samplesperpixel
         check_size(page.imagewidth, page.imagelength, samples)
-        if len(page.dataoffsets) != len(page.databytecounts) or (samples > 1 and _BITS not in page.tags):
-            raise BadImage(_DAMAGED)  # tifffile leaves out tags whose values are behind the end
-        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends, default=0) > len(data):
-            raise BadImage("image file is truncated")
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        # tifffile leaves out tags whose values are behind the end.
+        missing = len(page.dataoffsets) != len(page.databytecounts) or (samples > 1 and _BITS not in page.tags)
+        if missing or max(ends, default=0) > len(data):
+            raise BadImage(_DAMAGED)
         if page.bitspersample > 8:
             check_size(page.imagewidth, page.imagelength, 4 * samples)
         _check_inflated(data, page)
@@ -170,10 +170,8 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
             pixels = page.asarray()
         except (ValueError, NotImplementedError, ImportError) as error:
             if isinstance(error, ImportError) or "imagecodecs" in str(error):  # tifffile imports another one for ZSTD
-                kind = (
-                    f"{page.bitspersample} bits and compression {getattr(page.compression, 'name', page.compression)}"
-                )
-                raise BadImage(f"a TIFF with {kind}, which needs imagecodecs: {_INSTALL}") from None
+                kind = f"{getattr(page.compression, 'name', page.compression)} and {page.bitspersample} bits"
+                raise BadImage(f"a TIFF with compression {kind}, which needs imagecodecs: {_INSTALL}") from None
             if "reshape" in str(error):
                 raise BadImage(f"{_DAMAGED}: {error}") from None
             raise
@@ -208,9 +206,8 @@ def _check_inflated(data: bytes, page: Any) -> None:
 
 def _flatten_bands(pixels: np.ndarray, page: Any) -> np.ndarray:
     """Bands [S, H, W] of any number type to [C, H, W], uint8 or float32; alpha only with gray or RGB."""
-    if pixels.dtype.kind not in "uif":
+    if (kind := pixels.dtype.kind) not in "uif":
         raise BadImage(f"TIFF with {pixels.dtype} pixels is not supported")
-    kind = pixels.dtype.kind
     white = {"u": 2**page.bitspersample - 1, "i": 2 ** (page.bitspersample - 1) - 1, "f": 1}[kind]
     eight_bit = pixels.dtype == np.uint8
     extra = tuple(int(kind) for kind in page.extrasamples)
