@@ -132,6 +132,11 @@ def test_of_a_truncated_file_it_is_said_that_it_is(compression: str) -> None:
         decode(strips[:start] + short + strips[start + len(short) :])
 
 
+def test_several_bands_of_one_bit_are_named() -> None:
+    with pytest.raises(BadImage, match="several bands of 1 bit"):
+        decode(tiff(np.ones((4, 5, 3), bool), photometric="rgb"))
+
+
 def test_deep_pages_count_as_what_they_take() -> None:
     pages = np.zeros((4, 8, 8), np.uint16)
     assert decode(tiff(pages, photometric="minisblack"), max_pixels=256).shape == (4, 8, 8)

@@ -159,10 +159,10 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
         samples = page.samplesperpixel
         check_size(page.imagewidth, page.imagelength, samples)
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-        # tifffile leaves out tags whose values are behind the end.
-        missing = len(page.dataoffsets) != len(page.databytecounts) or (samples > 1 and _BITS not in page.tags)
-        if missing or max(ends, default=0) > len(data):
+        if len(page.dataoffsets) != len(page.databytecounts) or max(ends, default=0) > len(data):
             raise BadImage(_DAMAGED)
+        if samples > 1 and page.bitspersample == 1:  # as if nothing were stated, where the values lie behind the end
+            raise BadImage(f"{_DAMAGED}, or has several bands of 1 bit, which are not supported")
         if page.bitspersample > 8:
             check_size(page.imagewidth, page.imagelength, 4 * samples)
         _check_inflated(data, page)
