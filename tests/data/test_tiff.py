@@ -132,6 +132,20 @@ def test_of_a_truncated_file_it_is_said_that_it_is(compression: str) -> None:
         decode(strips[:start] + short + strips[start + len(short) :])
 
 
+@pytest.mark.parametrize("shape", [(6, 9, 5), (6, 9, 3)])
+def test_a_file_with_fewer_strips_than_its_rows_need(shape: tuple[int, ...]) -> None:
+    """They would be black, and millions of them take minutes."""
+    data = bytearray(tiff(np.ones(shape, np.uint16), photometric="rgb" if shape[2] == 3 else "minisblack",
+                          planarconfig="contig", rowsperstrip=3))  # fmt: skip
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages.first.tags["ImageLength"]
+    struct.pack_into("<I", data, tag.valueoffset, 7)
+    with pytest.raises(BadImage, match="truncated or damaged"):
+        decode(bytes(data))
+    struct.pack_into("<I", data, tag.valueoffset, 5)  # of a whole strip too much only two rows are read
+    assert decode(bytes(data)).shape == (shape[2], 5, 9)
+
+
 def test_several_bands_of_one_bit_are_named() -> None:
     with pytest.raises(BadImage, match="several bands of 1 bit"):
         decode(tiff(np.ones((4, 5, 3), bool), photometric="rgb"))

@@ -159,7 +159,8 @@ def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
         samples = page.samplesperpixel
         check_size(page.imagewidth, page.imagelength, samples)
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-        if len(page.dataoffsets) != len(page.databytecounts) or max(ends, default=0) > len(data):
+        missing = len(ends) < max(math.prod(page.chunked), len(page.dataoffsets))  # of strips and tiles
+        if missing or max(ends, default=0) > len(data):
             raise BadImage(_DAMAGED)
         if samples > 1 and page.bitspersample == 1:  # as if nothing were stated, where the values lie behind the end
             raise BadImage(f"{_DAMAGED}, or has several bands of 1 bit, which are not supported")
