@@ -190,6 +190,27 @@ def test_a_compressed_archive_under_the_name_of_a_plain_one(tmp_path: Path) -> N
     assert index_of(path).names == ["1.png"]
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_a_name_that_comes_twice_the_last_is_read_and_that_is_told(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    contents = [("a.png", b"old"), ("b.png", PNG), ("a.png", b"older"), ("a.png", PNG)]
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, content in contents:
+                packed.writestr(name, content)
+    else:
+        with tarfile.open(path, "w") as archived:
+            for name, content in contents:
+                archived.addfile(member(name, size=len(content)), io.BytesIO(content))
+    source = open_source(str(path))
+    image_index = source.read_index()
+    assert image_index.names == ["a.png", "b.png"]
+    assert [source.read(0), source.read(1)] == [PNG, PNG]
+    (note,) = image_index.notes
+    assert note == "2 images under a name that comes again in the archive, where the last is read; the first is a.png"
+
+
 def test_opening_reads_nothing(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"not a zip at all")
     assert open_source(str(tmp_path / "pets.zip")).name == "pets"

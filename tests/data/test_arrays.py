@@ -118,13 +118,30 @@ def test_large_images_are_shrunk(tmp_path: Path) -> None:
     assert store.splits["train"].sizes.tolist() == [[16, 10]] * 3
 
 
+def test_pixels_without_data_are_filled_as_in_files(tmp_path: Path) -> None:
+    import tifffile
+
+    images = np.random.default_rng(0).random((4, 6, 5)).astype(np.float32) * 1000
+    images[1, :2], images[2, 3, 3] = np.nan, np.nan
+    (tmp_path / "files").mkdir()
+    for row, image in enumerate(images):
+        tifffile.imwrite(tmp_path / "files" / f"{row}.tif", image)
+    np.save(tmp_path / "images.npy", images)
+    ours, files = (store_of(tmp_path / name) for name in ("images.npy", "files"))
+    assert (ours.fingerprint, ours.intensity_range) == (files.fingerprint, files.intensity_range)
+    expected = "2 images with pixels without data, which get the least value of their image; the first is"
+    assert [f"{expected} 000001" in ours.notes, f"{expected} 1.tif" in files.notes] == [True, True]
+
+
 def test_images_that_are_not_finite_are_skipped(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((20, 5, 5))
-    images[3, 0, 0], images[7, 1, 1], images[8, 1, 1] = np.nan, np.inf, 1e300
+    images[3], images[7, 1, 1], images[8, 1, 1] = np.nan, np.inf, 1e300
     np.save(tmp_path / "images.npy", images)
     store = store_of(tmp_path / "images.npy", max_skipped=0.2)
     assert [(name, reason[:20]) for name, reason in store.skipped] == [
-        (f"{row:06d}", "pixels that are infi") for row in (3, 7, 8)
+        ("000003", "only pixels without "),
+        ("000007", "pixels that are infi"),
+        ("000008", "pixels that are infi"),
     ]
     with pytest.raises(TooManySkipped, match="000003"):
         store_of(tmp_path / "images.npy", max_skipped=0)

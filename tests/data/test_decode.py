@@ -1,5 +1,6 @@
 """Every format and mode against the pixel values it should have, and hostile files."""
 
+import base64
 import contextlib
 import io
 import struct
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 
 import numpy as np
 import PIL
@@ -121,6 +123,36 @@ def test_a_transparent_colour_lies_on_white() -> None:
     np.testing.assert_array_equal(decode(encode(rgb, transparency=(1, 2, 3)))[:, 0].T, [[255] * 3, [4, 5, 6]])
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("max_side", [None, 4])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_transparent_value_of_any_depth_lies_on_white(bits: int, max_side: int | None, colour: bool) -> None:
+    """It is stated as a number of the file's own bits; a neighbour that differs in the last bit stays."""
+    if colour and bits < 8:
+        return
+    height, width, channels = 8, 16, 3 if colour else 1
+    most = 2**bits - 1
+    pixels = np.random.default_rng(0).integers(0, most + 1, (height, width, channels)).astype(np.uint16)
+    pixels[2], pixels[3] = 1, [*[1] * (channels - 1), 0]
+    rows = b""
+    for row in pixels:
+        if bits == 16:
+            rows += b"\0" + row.astype(">u2").tobytes()
+        else:
+            digits = np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - bits :]
+            rows += b"\0" + np.packbits(digits.reshape(-1)).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, bits, 2 if colour else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", b"\0\1" * channels), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    scale, kind_of = (1, np.float32) if bits == 16 else (255 // most, np.uint8)
+    expected = np.where((pixels == 1).all(axis=2, keepdims=True), most, pixels).transpose(2, 0, 1) * scale
+    decoded = decode(data, max_side)
+    assert decoded.dtype == kind_of
+    np.testing.assert_allclose(decoded, shrink(expected.astype(kind_of), max_side), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk(kind: str) -> None:
     """Pure inks: cyan takes red away, black takes all."""
@@ -207,6 +239,49 @@ def test_a_deep_png_is_shrunk_as_it_would_be_in_whole() -> None:
     pixels = np.random.default_rng(5).integers(0, 65536, (40, 30, 3), dtype=np.uint16)
     for data in (png16(pixels), png16(pixels[..., :1])):
         np.testing.assert_allclose(decode(data, 10), shrink(decode(data), 10), rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [255, 256, 1023, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_bands_of_a_colour_ppm_are_what_they_would_be_alone(most: int, plain: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, most + 1, (5, 7, 3))
+    pixels[0, 0] = 0, most // 3, most
+
+    def ppm(kind: bytes, samples: np.ndarray) -> bytes:
+        numbers = " ".join(map(str, samples.ravel())).encode()
+        content = numbers if plain else samples.astype(np.uint8 if most < 256 else ">u2").tobytes()
+        return kind + b"\n7 5 # wide, high\n%d\n" % most + content
+
+    decoded = decode(ppm(b"P3" if plain else b"P6", pixels))
+    for band, expected in enumerate(chw(pixels)):
+        np.testing.assert_array_equal(decoded[band : band + 1], decode(ppm(b"P2" if plain else b"P5", expected)))
+    assert decoded.dtype == (np.uint8 if most < 256 else np.float32)
+    np.testing.assert_allclose(decoded, chw(pixels) * ((255 if most < 256 else 65535) / most), atol=0.51)
+    with pytest.raises(BadImage, match=r"truncated|not enough"):
+        decode(ppm(b"P6", pixels)[:-30] if not plain else ppm(b"P3", pixels)[:-90])
+
+
+AVIF_OF_10_BITS = base64.b85decode(  # 4 x 4 pixels of (800, 400, 200)
+    "0000WW^{RQVRmU|00000VRmU|ZE0pPZE0a<O+hh10002%ZDn*}000000000XXk=`10000000000aA{+7000000000000000000004sdC7Z2$lO"
+    "000310016oY;R)#0000)000310RR910RR926951JBLDyZC~0YKW&i*H00031000_kZf0cy000000RRADb}%tRZ)|UJ00000YH4tCZ~y=ROKEUp"
+    "ZvX%Q6lrsCWdHyG000001ONa41ONa45O8UDX#fBK00RmN3IG5A3}JRLLxCVb000006Ju{|a&BX6cmM(b0ssbp0000NX>e^}0000000001009I6"
+    "0)qqq001j(WMOm?015~=1bw^+2pT{#6&XTf1i%0^0001xKbr{PntD01<7f"
+)
+
+
+def test_depth_that_is_lost_is_told() -> None:
+    shallow = [encode(RGB, "JPEG2000"), encode(RGB, "JPEG2000", no_jp2=True), encode(RGB, "AVIF")]
+    deep = [AVIF_OF_10_BITS]
+    for data in map(bytearray, shallow[:2]):
+        size = data.index(b"\xff\x4f\xff\x51")
+        data[size + 42 : size + 51 : 3] = b"\x0b" * 3  # one less than the bits of each band
+        deep.append(bytes(data))
+    gray = encode(Image.fromarray(RAMP), "JPEG2000")  # nothing is lost
+    np.testing.assert_array_equal(decode(gray), chw(RAMP))
+    for data in (*shallow, gray, *deep):
+        notes: list[str] = []
+        decode(data, None, notes.append)
+        assert notes == ["of more than 8 bits, of which 8 are read"] * (data in deep)
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -443,6 +518,28 @@ def test_image_size_reads_only_the_header() -> None:
     assert image_size(png_header(9_000, 8_000)) == (8_000, 9_000)
     with pytest.raises(BadImage):
         image_size(b"text")
+
+
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+@pytest.mark.parametrize("bands", [2, 3, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_image_size_is_that_of_the_upright_tiff(turn: int, bands: int, dtype: type) -> None:
+    options: dict[str, object] = {"photometric": "rgb" if bands == 3 else "minisblack", "planarconfig": "contig"}
+    data = tiff(np.zeros((6, 9, bands), dtype), extratags=[(274, "H", 1, turn, True)], **options)
+    assert image_size(data) == decode(data).shape[1:] == ((9, 6) if turn > 4 else (6, 9))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_image_size_sees_an_orientation_behind_the_pixels(frames: int) -> None:
+    image = Image.fromarray(noise(0, 60, 90))
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encode(image, save_all=True, append_images=[image.rotate(180)] * (frames - 1))
+    block = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    end = data.rindex(b"IEND") - 4
+    data = data[:end] + chunk + data[end:]
+    assert image_size(data) == decode(data).shape[1:] == ((90, 60) if frames == 1 else (60, 90))
 
 
 def test_decoding_common_files_needs_no_torch() -> None:

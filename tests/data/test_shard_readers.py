@@ -199,6 +199,38 @@ def test_a_damaged_shard_is_named(tmp_path: Path, kind: str) -> None:
         open_source(str(folder)).read_index()
 
 
+def structs(files: list[bytes | None]) -> list[dict[str, Any]]:
+    return [{"bytes": file, "path": None} for file in files]
+
+
+DIGESTS = [b"\x01" * 16, b"\x02" * 16, b"\x03" * 16]
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken", "left"),
+    [
+        ({"sha": DIGESTS, "photo": structs(FILES[:3])}, "photo", "sha"),
+        ({"mask": FILES[3:], "photo": structs(FILES[:3])}, "photo", "mask"),
+        ({"sha": DIGESTS, "photo": [None, *FILES[1:3]]}, "photo", "sha"),
+        ({"sound": structs(DIGESTS), "photo": FILES[:3]}, "photo", "sound"),
+        ({"sound": structs(DIGESTS), "image": FILES[:3]}, "image", "sound"),
+        ({"mask": FILES[3:], "photo": FILES[:3]}, "mask", "photo"),
+        ({"mask": structs(FILES[3:]), "img": structs(FILES[:3]), "sha": DIGESTS}, "img", "mask, sha"),
+        ({"photo": FILES[:3], "label": [b"a", b"b", b"a"]}, "photo", None),
+        ({"none": pa.array([None] * 3, pa.binary()), "photo": FILES[:3]}, "photo", "none"),
+    ],
+)
+def test_of_several_columns_of_bytes_the_one_of_images(
+    tmp_path: Path, columns: dict[str, Any], taken: str, left: str | None
+) -> None:
+    write_parquet(tmp_path / "a.parquet", columns)
+    source = open_source(str(tmp_path / "a.parquet"))
+    notes = [note for note in source.read_index().all_notes() if note.startswith("images are from")]
+    assert notes == ([] if left is None else [f"images are from the column {taken}, not {left}"])
+    expected = columns[taken][2]
+    assert source.read(2) == (expected["bytes"] if isinstance(expected, dict) else expected)
+
+
 def test_no_images_among_the_columns(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", {"width": [1, 2], "text": ["a", "b"]})
     with pytest.raises(UserError, match=r"a\.parquet has no column of image files among width, text"):
@@ -242,6 +274,29 @@ def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     for index in range(6):
         source.read(index)
     assert len(opened) == 3
+
+
+def test_blocks_of_a_tar_end_by_their_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in one go, with what lies between, is within the limit but for one large image."""
+    sizes = [700, 100, 100, 5000, 100, 100, 100, 3000, 900, *[10] * 20]
+    members: dict[str, bytes] = {}
+    for number, size in enumerate(sizes):
+        members |= {f"{number:02}.png": bytes([number]) * size, f"{number:02}.txt": bytes(300)}
+    write_tar(tmp_path / "a.tar", members)
+    monkeypatch.setattr(shard_readers, "_TAR_BLOCK", 8)
+    monkeypatch.setattr(shard_readers, "_TAR_BYTES", 6000)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        extents = [(m.offset_data, m.offset_data + m.size) for m in archive if m.name.endswith(".png")]
+    index = shard_readers.open_shard(str(tmp_path / "a.tar"))
+    assert index.blocks[0] == 0
+    assert set(np.diff(index.blocks)) == {0, 1}
+    for block in range(index.blocks[-1] + 1):
+        (rows,) = np.nonzero(index.blocks == block)
+        assert index.fetch(block) == [members[f"{row:02}.png"] for row in rows]
+        assert len(rows) <= 8
+        assert len(rows) == 1 or extents[rows[-1]][1] - extents[rows[0]][0] <= 6000
+        if rows[-1] + 1 < len(sizes):  # the next one would be too many
+            assert len(rows) == 8 or extents[rows[-1] + 1][1] - extents[rows[0]][0] > 6000
 
 
 def test_a_row_beyond_the_most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from mocokit.data.image_index import (
     reading,
 )
 from mocokit.data.names import data_name
-from mocokit.data.notes import OtherFiles
+from mocokit.data.notes import Notes, OtherFiles
 from mocokit.data.pillow import SIGNATURE_BYTES, BadImage, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
@@ -72,6 +72,7 @@ class ArchiveSource:
         members: dict[str, Any] = {}
         refused: dict[str, Skipped] = {}
         others = OtherFiles()
+        again = Notes()
         with reading(self.path, " as an archive"):
             found, self._read = (_open_zip if self.path.suffix.lower() == ".zip" else _open_tar)(self.path)
             for raw_name, member, refusal in found:
@@ -84,12 +85,14 @@ class ArchiveSource:
                 if reason := _unsafe(name) or refusal:
                     refused[name] = Skipped(name, reason)
                 else:
-                    members[name] = member  # as when unpacking, the last of several wins
+                    if name in members:
+                        again.add("under a name that comes again in the archive, where the last is read", name)
+                    members[name] = member  # as when unpacking
         if not members and (inner := others.first_of(ARCHIVE_SUFFIXES)):
             raise UserError(f"no images in {self.path}, but archives: unpack it, and name one such as {inner}")
         image_index = index_by_folders(members, refused.values(), self.path, self.splits)
         self._members = [members[name] for name in image_index.names]
-        return replace(image_index, notes=(*image_index.notes, *others.lines()))
+        return replace(image_index, notes=(*image_index.notes, *again.lines(), *others.lines()))
 
     def _looks_like_an_image(self, name: str, member: Any) -> bool:
         if name.lower().endswith(NO_IMAGES):

@@ -28,10 +28,11 @@ _SHAPES = "[N, H, W] or [N, H, W, C]"
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32.
+    """One image [H, W] or [H, W, C] as [C, H, W], C-contiguous: uint8 stays, other numbers become float32; NaN, which
+    is no data, is left to `pillow.filled`.
 
     Raises:
-        BadImage: no pixels, not numbers, or not finite ones.
+        BadImage: no pixels, not numbers, or infinite ones.
     """
     if not isinstance(image, np.ndarray):
         raise BadImage(f"a {type(image).__name__}, where an array, an image of Pillow or a path is expected")
@@ -40,7 +41,7 @@ def pixels(image: np.ndarray) -> np.ndarray:
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
         planes = np.ascontiguousarray(planes, dtype=np.uint8 if planes.dtype == np.uint8 else np.float32)
-    if not np.isfinite(planes).all():
+    if np.isinf(planes).any():
         raise BadImage("pixels that are infinite or not a number")
     return planes
 

@@ -6,16 +6,17 @@ Everything that is wrong with a file is a ``BadImage``.
 import io
 import struct
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mocokit.data.jpeg import decode_small_jpeg
 from mocokit.data.pillow import (
     MAX_PIXELS,
     BadImage,
     Note,
+    check_size,
     decode_pillow,
     filled,
     flatten_alpha,
@@ -27,7 +28,7 @@ from mocokit.data.pillow import (
     tell_nobody,
     translated_errors,
 )
-from mocokit.data.tiff import SIGNATURES, decode_tiff, open_tiff
+from mocokit.data.tiff import SIGNATURES, decode_tiff, tiff_size
 
 MAX_FILE_BYTES = 2**28
 TOO_MANY_BYTES = f"larger than {MAX_FILE_BYTES >> 20} MiB"
@@ -71,7 +72,10 @@ def decode(
             with open_image(data) as image:
                 if getattr(image, "is_animated", False):
                     note("with several frames, of which the first is read")
-                pixels = decode_pillow(image, max_side)
+                if _is_crushed(image, data):
+                    note("of more than 8 bits, of which 8 are read")
+                deep = _decode_deep_ppm(image)
+                pixels = decode_pillow(image, max_side) if deep is None else deep
         if pixels.dtype != np.uint8:
             pixels = filled(pixels, note=note)
         return np.ascontiguousarray(shrink(pixels, max_side))
@@ -87,11 +91,34 @@ def image_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[in
             stream.seek(0)
             if (data := stream.read())[:4] not in SIGNATURES:
                 raise
-            with open_tiff(data) as tiff:
-                return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
+            return tiff_size(data)
         tags = getattr(image, "tag_v2", {})  # of TIFF files, whose size some versions of Pillow have turned
         height, width = tags.get(257, image.height), tags.get(256, image.width)
         return (width, height) if orientation_of(image, in_header=True) >= 5 else (height, width)  # by a quarter
+
+
+def _is_crushed(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether Pillow has only 8 bits of colour in a JPEG 2000 or AVIF file that has more."""
+    if image.format == "JPEG2000":
+        size = data.find(b"\xff\x4f\xff\x51")  # the marker before the size; 42 bytes on, one less than the bits
+        return not image.mode.startswith("I") and data[size + 42] & 127 > 7
+    # In AVIF, the decoder's configuration has a bit for high depth.
+    return image.format == "AVIF" and (box := data.find(b"av1C")) >= 0 and bool(data[box + 6] & 64)
+
+
+def _decode_deep_ppm(image: ImageFile.ImageFile) -> np.ndarray | None:
+    """A colour PPM of more than 8 bits, of which Pillow keeps 8, as a gray one of three times the width, of which it
+    keeps all: white becomes 65535. None of another image."""
+    tile: Any = image.tile[0] if image.format == "PPM" and image.mode == "RGB" else None
+    if not tile or tile.codec_name == "raw" or (most := tile.args[1]) <= 255:
+        return None
+    width, height = image.size
+    check_size(width, height, 12)
+    image._mode, image._size = "I", (3 * width, height)
+    raw = tile.codec_name == "ppm" and most == 65535  # otherwise a slow decoder, as for gray
+    codec, args = ("raw", "I;16B") if raw else (tile.codec_name, ("I", most))
+    image.tile = [tile._replace(codec_name=codec, extents=(0, 0, *image.size), args=args)]
+    return np.asarray(image).astype(np.float32).reshape(height, width, 3).transpose(2, 0, 1)
 
 
 def _is_deep_png(data: bytes) -> bool:
@@ -100,7 +127,9 @@ def _is_deep_png(data: bytes) -> bool:
 
 def _decode_deep_png(data: bytes, max_side: int | None) -> np.ndarray:
     """Both bytes of each sample, through decoders of Pillow's that keep one (torchvision's has crashed)."""
-    if data[25] == _PNG_RGB:
+    with open_image(data) as image:
+        transparent = image.info.get("transparency")  # of RGB: a colour
+    if data[25] == _PNG_RGB and transparent is None:
         # Shrunk byte by byte and band by band: large ones would fill the memory.
         high, orientation = _png_bytes(data, "16B", max_side)
         low, _ = _png_bytes(data, "16L", max_side)
@@ -118,6 +147,9 @@ def _decode_deep_png(data: bytes, max_side: int | None) -> np.ndarray:
         high, orientation = _png_bytes(data, "16B")
         low, _ = _png_bytes(data, "16L")
         pixels = 256 * high + low
+    if transparent is not None:
+        where = (pixels == np.reshape(transparent, (-1, 1, 1))).all(axis=0)
+        return oriented(np.where(where, np.float32(65535), pixels), orientation)
     return oriented(flatten_alpha(pixels[:-1], pixels[-1:], white=65535), orientation)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", 
 ORIENTATION = 274  # the tag
 
 _STRIP_PIXELS = 2**22
+_EXIF_BYTES = 2**16
 _limit = MAX_PIXELS  # while an image is decoded
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _OPTIONAL_ALPHA = ("BMP", "DIB", "TGA")  # whose fourth byte is often unused: all zero means opaque, as in viewers
@@ -122,6 +124,8 @@ def open_image(data: bytes | BinaryIO) -> ImageFile.ImageFile:
             raise BadImage("a HEIC image, which needs pillow-heif: pip install 'mocokit[heic]'") from None
         raise
     check_size(*image.size, 8 if image.format in _HUNGRY else 1)
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)  # as the pixels will be
     return image
 
 
@@ -144,6 +148,9 @@ def decode_pillow(image: Image.Image, max_side: int | None) -> np.ndarray:
     orientation = orientation_of(image)
     if image.mode == "RGBA" and image.format in _OPTIONAL_ALPHA and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")
+    if image.mode.startswith("I") and image.has_transparency_data:  # of a PNG file: a gray that is white
+        deep = np.asarray(image)
+        image = Image.fromarray(np.where(deep == image.info["transparency"], deep.dtype.type(65535), deep))
     if size != image.size and image.mode.startswith("I;16"):  # as an array a large one would be there four times
         image = image.convert("I").convert("F").resize(size, Image.Resampling.BILINEAR)
     return oriented(_flatten(image, size), orientation)
@@ -192,10 +199,21 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image, in_header: bool = False) -> int:
     """The EXIF orientation; ``in_header``: without decoding the pixels for it, which those of PNG files may follow."""
     try:
+        if in_header and isinstance(image, ImageFile.ImageFile) and image.format == "PNG" and "exif" not in image.info:
+            image.info["exif"] = _exif_behind(image)
         exif = Image.Image.getexif(image) if in_header else image.getexif()
         return int(exif.get(ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
+
+
+def _exif_behind(image: ImageFile.ImageFile) -> bytes:
+    """The EXIF block of a PNG file, of which only what is before the pixels has been read; empty if there is none."""
+    assert image.fp is not None
+    image.fp.seek(image.tile[0].offset - 8)  # the first chunk of pixels: its length and its kind
+    while (head := image.fp.read(8))[4:] not in (b"eXIf", b"IEND", b"fcTL", b""):  # fcTL: another picture
+        image.fp.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
+    return b"Exif\0\0" + image.fp.read(_EXIF_BYTES) if head[4:] == b"eXIf" else b""
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
 from mocokit.data.labels import LABELS, label_column, label_values
 from mocokit.data.notes import listed
+from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -26,7 +27,7 @@ LABEL_MEMBERS = ("cls", "json")  # ends of the names of members that hold the la
 
 _OWN = b"mocokit"  # in the metadata of feature files
 _TEXT_BYTES = 2**16  # of a label's member in a tar file
-_TAR_BLOCK = 256  # images of a tar shard that are read in one go
+_TAR_BLOCK, _TAR_BYTES = 256, 2**26  # the most of a tar shard that is read in one go: images, bytes if they are several
 _WAITS = (1, 4, 16)  # seconds before each new try to read a remote file
 T = TypeVar("T")
 
@@ -63,34 +64,48 @@ def _open_parquet(place: str) -> ShardIndex:
         if _OWN in (schema.metadata or {}):
             note = f"{Path(place).name} left out: a feature file that mocokit wrote"
             return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
-        column = _image_column(schema, place)
+        column, left = _image_column(parquet, place)
         label, labels, notes = _labels(parquet, column)
+        if left:
+            notes = (f"images are from the column {column}, not {listed(left)}", *notes)
         classes = _class_names(schema, label) if label else None
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def fetch(block: int) -> list[bytes | None]:
         with open_file(place) as file:
-            rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
-        files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
-        return [file if isinstance(file, bytes) else None for file in files]
+            return _files(pq.ParquetFile(file).read_row_group(block, [column])[column])
 
     return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
 
 
-def _image_column(schema: pa.Schema, place: str) -> str:
-    """The column of image files: a binary one, or one of structures with ``bytes``, as `datasets` writes."""
-
-    def holds_files(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return any(part.name == "bytes" for part in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    found: list[str] = [entry.name for entry in schema if holds_files(entry.type)]
+def _image_column(parquet: pq.ParquetFile, place: str) -> tuple[str, list[str]]:
+    """The column of image files, and others that might be: of structures with ``bytes``, as `datasets` writes, or else
+    of bytes; with a usual name, or else the first whose first file looks like an image."""
+    schema = parquet.schema_arrow
+    files = [part.name for part in schema if pa.types.is_struct(part.type) and part.type.get_field_index("bytes") >= 0]
+    plain = [part.name for part in schema if pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type)]
+    found: list[str] = files + plain
     if not found:
         raise UserError(
             f"{place} has no column of image files among {', '.join(schema.names)}; move it away if it is no shard"
         )
-    return next((name for name in found if name in ("image", "img", "jpg", "png")), found[0])
+    usual = [name for name in found if name in ("image", "img", "jpg", "png")]
+    images = (name for name in found if looks_like_an_image(_first_file(parquet, name)))
+    column = usual[0] if usual else found[0] if len(found) == 1 else next(images, found[0])
+    return column, [name for name in found if name != column and name.lower() not in LABELS]
+
+
+def _files(column: pa.ChunkedArray | pa.Array) -> list[bytes | None]:
+    files = [row.get("bytes") if isinstance(row, dict) else row for row in column.to_pylist()]
+    return [file if isinstance(file, bytes) else None for file in files]
+
+
+def _first_file(parquet: pq.ParquetFile, name: str) -> bytes:
+    """The start of the first file in a column; empty if there is none."""
+    for rows in parquet.iter_batches(batch_size=16, columns=[name]):
+        for file in filter(None, _files(rows[name])):
+            return file[:SIGNATURE_BYTES]
+    return b""
 
 
 def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple[str, ...]]:
@@ -119,7 +134,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 
 def _open_tar(place: str) -> ShardIndex:
-    """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images."""
+    """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images, or 64 MiB."""
     images: dict[TarMember, str] = {}  # and their keys
     texts: dict[str, str] = {}
     objects: dict[str, dict[str, Any]] = {}
@@ -146,17 +161,28 @@ def _open_tar(place: str) -> ShardIndex:
     names = [member.name for member in images]
     folders = None if labels is not None else _class_folders(names, place)
     splits = _split_folders(names)
-    per_block = _TAR_BLOCK
+    blocks = _tar_blocks(extents)
 
     def fetch(block: int) -> list[bytes | None]:
-        extent = extents[block * per_block : (block + 1) * per_block]
+        extent = extents[blocks == block]
         start, end = int(extent[0, 0]), int(extent[-1].sum())
         with open_file(place) as file:
             file.seek(start)
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(np.arange(len(extents)) // per_block, fetch, labels, None, folders, splits, refused, notes)
+    return ShardIndex(blocks, fetch, labels, None, folders, splits, refused, notes)
+
+
+def _tar_blocks(extents: np.ndarray) -> np.ndarray:
+    """The block of each member, int64 [n], of their offsets and sizes, int64 [n, 2]."""
+    firsts = np.zeros(len(extents), dtype=np.int64)  # 1 where a block begins
+    first = 0
+    for row, end in enumerate(extents.sum(axis=1).tolist()):
+        if row - first == _TAR_BLOCK or (row > first and end - int(extents[first, 0]) > _TAR_BYTES):
+            first = row
+            firsts[row] = 1
+    return np.cumsum(firsts)
 
 
 def _object(text: str) -> dict[str, Any]:

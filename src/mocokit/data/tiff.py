@@ -2,7 +2,9 @@
 
 import io
 import logging
+import lzma
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -27,9 +29,14 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 338, 339
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
 _ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA = 1, 2
-_UNSIGNED = 1
+_UNSIGNED, _SIGNED = 1, 2
 _GDAL_NODATA = 42113
 _INSTALL = "pip install 'mocokit[tiff]'"
+_DAMAGED = "image file is truncated or damaged"
+_LZMA = 34925
+_MOST_RATIOS = {8: 1040, 32946: 1040, 50013: 1040, _LZMA: 10_000}  # bytes that one of Deflate or LZMA may become
+_INFLATED_BYTES = 2**26  # of one strip or tile, which are not counted
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _MOST_CHANNEL_PAGES = 16  # more gray pages of one size, that nothing says what they are, are hardly channels
 
 
@@ -51,7 +58,7 @@ def _tiff_pages(data: bytes, note: Note) -> tuple[list[int], float | None]:
     series the first picture is taken. Where it does not, 2 to 16 gray pages of one size and at least 8 bits are
     channels, and of other pages the first is taken.
     """
-    with open_tiff(data) as file:
+    with _open(data) as file:
         try:
             first, count = file.pages.first, len(file.pages)
             series = file.series[0]
@@ -93,6 +100,14 @@ def _tiff_pages(data: bytes, note: Note) -> tuple[list[int], float | None]:
         return [pages[number].index for number in chosen], nodata
 
 
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of the first page, upright."""
+    with _open(data) as file:
+        page = _page(file)
+        size = page.imagelength, page.imagewidth
+        return size[::-1] if _orientation(page) in (5, 6, 7, 8) else size
+
+
 def _decode_page(data: bytes, index: int) -> np.ndarray:
     """Pillow where it keeps depth and bands (it supports more compressions), else tifffile."""
     try:
@@ -109,10 +124,12 @@ def _decode_page(data: bytes, index: int) -> np.ndarray:
         bands = (samples == 2 and opaque) or (samples == 4 and 0 in tags.get(_EXTRA_SAMPLES, ()))
         if samples > 4 or (samples > 1 and bits > 8) or bands:
             return _decode_with_tifffile(data, index)
-        unsigned = max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) == _UNSIGNED
+        sample_format = max(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
         inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         pixels = decode_pillow(image, None)
-        if bits > 8 and unsigned:
+        if bits == 8 and sample_format == _SIGNED and image.mode == "L":  # which Pillow takes for unsigned
+            return pixels.view(np.int8).astype(np.float32)
+        if bits > 8 and sample_format == _UNSIGNED:
             if bits == 32:  # Pillow keeps the bits of an unsigned number in a signed one
                 pixels = np.asarray(image).view(np.uint32).astype(np.float32)[None]
             if inverted:
@@ -121,7 +138,7 @@ def _decode_page(data: bytes, index: int) -> np.ndarray:
 
 
 @contextmanager
-def open_tiff(data: bytes) -> Iterator[Any]:
+def _open(data: bytes) -> Iterator[Any]:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it logs what it also raises
@@ -129,41 +146,76 @@ def open_tiff(data: bytes) -> Iterator[Any]:
         yield file
 
 
+def _page(file: Any, index: int = 0) -> Any:
+    try:
+        return file.pages[index]
+    except IndexError:  # pages are often listed behind all pixels
+        raise BadImage(_DAMAGED) from None
+
+
 def _decode_with_tifffile(data: bytes, index: int) -> np.ndarray:
-    with open_tiff(data) as file:
-        page = file.pages[index]
+    with _open(data) as file:
+        page = _page(file, index)
         samples = page.samplesperpixel
         check_size(page.imagewidth, page.imagelength, samples)
-        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends, default=0) > len(data):
-            raise BadImage("image file is truncated")
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        missing = len(ends) < max(math.prod(page.chunked), len(page.dataoffsets))  # of strips and tiles
+        if missing or max(ends, default=0) > len(data):
+            raise BadImage(_DAMAGED)
+        if samples > 1 and page.bitspersample == 1:  # as if nothing were stated, where the values lie behind the end
+            raise BadImage(f"{_DAMAGED}, or has several bands of 1 bit, which are not supported")
         if page.bitspersample > 8:
             check_size(page.imagewidth, page.imagelength, 4 * samples)
+        _check_inflated(data, page)
         try:
             pixels = page.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            kind = page.compression.name if hasattr(page.compression, "name") else page.compression
-            raise BadImage(f"a TIFF with {kind} compression, which needs imagecodecs: {_INSTALL}") from None
+        except (ValueError, NotImplementedError, ImportError) as error:
+            if isinstance(error, ImportError) or "imagecodecs" in str(error):  # tifffile imports another one for ZSTD
+                kind = f"{getattr(page.compression, 'name', page.compression)} and {page.bitspersample} bits"
+                raise BadImage(f"a TIFF with compression {kind}, which needs imagecodecs: {_INSTALL}") from None
+            if "reshape" in str(error):
+                raise BadImage(f"{_DAMAGED}: {error}") from None
+            raise
         if page.axes not in ("YX", "YXS", "SYX"):
             raise BadImage(f"TIFF with axes {page.axes} is not a plane image")
         pixels = np.moveaxis(np.atleast_3d(pixels), -1, 0) if page.axes != "SYX" else pixels
-        tag = page.tags.get(ORIENTATION)
-        return oriented(_flatten_bands(pixels, page), tag.value if tag else 1)
+        return oriented(_flatten_bands(pixels, page), _orientation(page))
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return tag.value if tag else 1
+
+
+def _check_inflated(data: bytes, page: Any) -> None:
+    """Refuse strips and tiles of far more than the header says: without imagecodecs tifffile inflates them whole."""
+    ratio = _MOST_RATIOS.get(int(page.compression), 0)
+    stated = min(page.nbytes, math.prod(page.chunks) * page.dtype.itemsize) if page.dtype else 0
+    most = max(stated, _INFLATED_BYTES)
+    for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if ratio * count > most:
+            packed = data[start : start + count]
+            packed = packed.translate(_REVERSED) if page.fillorder == 2 else packed
+            if page.compression == _LZMA:
+                with lzma.LZMAFile(io.BytesIO(packed)) as stream:
+                    inflated = stream.read(most + 1)
+            else:
+                inflated = zlib.decompressobj().decompress(packed, most + 1)
+            if len(inflated) > most:
+                raise BadImage("more pixels in a strip or tile than the header says")
 
 
 def _flatten_bands(pixels: np.ndarray, page: Any) -> np.ndarray:
     """Bands [S, H, W] of any number type to [C, H, W], uint8 or float32; alpha only with gray or RGB."""
-    if pixels.dtype.kind not in "uif":
+    if (kind := pixels.dtype.kind) not in "uif":
         raise BadImage(f"TIFF with {pixels.dtype} pixels is not supported")
-    white = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind in "ui" else 1.0
+    white = {"u": 2**page.bitspersample - 1, "i": 2 ** (page.bitspersample - 1) - 1, "f": 1}[kind]
     eight_bit = pixels.dtype == np.uint8
     extra = tuple(int(kind) for kind in page.extrasamples)
     photometric = int(page.photometric)
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
         raise BadImage(f"{8 * pixels.itemsize}-bit TIFF with photometric {photometric} is not supported")
-    if photometric == _WHITE_IS_ZERO and pixels.dtype.kind == "u":
+    if photometric == _WHITE_IS_ZERO and kind == "u":
         pixels = pixels.dtype.type(white) - pixels
     if photometric == _CMYK and len(pixels) == 4:
         ink = pixels.astype(np.float32) / np.float32(white)
