@@ -45,6 +45,13 @@ def png16(pixels: np.ndarray) -> bytes:
     return _png_start(width, height, 16, colour) + _png_chunk(b"IDAT", zlib.compress(rows)) + _png_chunk(b"IEND", b"")
 
 
+def png_of_transparent_gray(bits: int) -> bytes:
+    """Four rows of 16 bits each, of 1, 2, 4 or 16 bits a pixel; 1 is transparent."""
+    rows = b"".join(b"\0" + row for row in (b"\x00\x01", b"\x1b\x1b", b"\x00\x02", b"\x55\x10"))
+    chunks = _png_chunk(b"tRNS", b"\0\1") + _png_chunk(b"IDAT", zlib.compress(rows)) + _png_chunk(b"IEND", b"")
+    return _png_start(16 // bits, 4, bits, 0) + chunks
+
+
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

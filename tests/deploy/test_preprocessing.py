@@ -22,7 +22,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.deploy.exporting import CLASSES, make_encoder, photographs, without
 from tests.deploy.pictures import deep_pictures, other_pictures, photograph, pictures, turned
 from tests.encoders import random_encoder
-from tests.helpers import encode
+from tests.helpers import encode, png_of_transparent_gray
 
 RANGE = (500.0, 3000.0)
 TOLERANCE = 1e-5  # of the features' length; another rounding of a single pixel would be seen
@@ -95,6 +95,17 @@ def test_other_files_are_refused_and_mocokit_reads_them():
     broken = encode(photograph(30, 20))[:-200]
     with pytest.raises(OSError, match="truncated"):
         read_image(spec(3))(io.BytesIO(broken))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 16])
+@pytest.mark.parametrize("deep", [None, RANGE])
+def test_a_transparent_gray_is_right_or_refused(bits, deep):
+    content, wanted = png_of_transparent_gray(bits), spec(1, deep)
+    if bits == 1:
+        np.testing.assert_array_equal(read_image(wanted)(io.BytesIO(content)), expected(content, wanted))
+    else:
+        with pytest.raises(ValueError, match="use mocokit embed"):
+            read_image(wanted)(io.BytesIO(content))
 
 
 def test_other_channels_come_as_arrays(tmp_path):

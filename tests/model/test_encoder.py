@@ -127,7 +127,8 @@ def test_embed_leaves_the_mode_and_no_gradient(rgb):
         (np.zeros((8, 0, 3), np.uint8), "expected one image"),
         (np.zeros(8, np.uint8), "expected one image"),
         (np.zeros((1, 2, 8, 8, 3), np.uint8), "expected one image"),
-        ([np.full((8, 8), np.nan)], "infinite or not a number"),
+        ([np.full((8, 8), np.nan)], "only pixels without data"),
+        ([np.full((8, 8), np.inf)], "infinite or not a number"),
         ([None], "expected one image"),
         ([3], "expected one image"),
     ],
@@ -136,6 +137,15 @@ def test_what_is_no_image_is_one_clear_line(image, words, rgb):
     with pytest.raises(UserError, match=words) as caught:
         rgb.embed(image)
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_without_data_get_the_least_value_as_in_files():
+    encoder = Encoder.create(spec(1, (0.0, 100.0))).eval()
+    whole = np.random.default_rng(0).uniform(1, 100, (20, 20)).astype(np.float32)
+    whole[3, 4], whole[5, 6] = 0.5, 0.5
+    missing = whole.copy()
+    missing[3, 4] = np.nan
+    torch.testing.assert_close(encoder.embed([missing]), encoder.embed([whole]), rtol=0, atol=0)
 
 
 def test_a_picture_has_the_same_features_in_every_container(rgb, tmp_path):

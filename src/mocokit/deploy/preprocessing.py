@@ -20,7 +20,7 @@ def read_image(file):
     For other files use mocokit embed."""
     image = Image.open(file, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
     if {too_deep}:
-        raise ValueError(f"{{file}}: more than 8 bits; use mocokit embed")
+        raise ValueError(f"{{file}}: more than 8 bits, or a transparent gray of less; use mocokit embed")
     scale = min(1, {side} / max(image.size))
     size = tuple(max(1, round(length * scale)) for length in image.size)
     if scale < 1:
@@ -82,6 +82,8 @@ def reading_lines(spec: EncoderSpec) -> str:
         deep = _SIXTEEN_BITS.format(low=low, high=high, scale=scale, channels=channels)
         pixels = deep + "".join(f"    {line}\n" for line in pixels.splitlines())
         too_deep += ' and not image.mode.startswith("I")'
+    # Of grays of other than 8 bits Pillow does not find the transparent one.
+    too_deep += ' or "transparency" in image.info and (image.mode.startswith("I") or "L;" in str(image.tile))'
     return _READING.format(kinds=_kinds(spec), channels=channels, too_deep=too_deep, side=side, pixels=pixels)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view, usual_crop
 from mocokit.data.decode import decode
-from mocokit.data.pillow import BadImage, decode_pillow, shrink
+from mocokit.data.pillow import BadImage, decode_pillow, filled, shrink
 from mocokit.data.pixels import convert, convertible, pad, stored_side
 from mocokit.data.sampler import torch_seeded
 from mocokit.data.statistics import channel_statistics
@@ -233,15 +233,14 @@ def _decoded(image: Any, max_side: int, for_bytes: bool) -> np.ndarray:
     if pixels.ndim != 3 or pixels.size == 0 or pixels.dtype.kind not in "buif":
         raise BadImage(f"expected one image, got {pixels.dtype} of shape {pixels.shape}")
     if pixels.dtype != np.uint8:
-        if for_bytes and pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
-            if np.isfinite(pixels).all():
-                raise BadImage(f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}, where 0 to 1 is expected")
-        elif for_bytes and pixels.dtype.kind in "ui" and pixels.dtype != np.uint16:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            deep = filled(pixels.astype(np.float32))  # as of files
+        if for_bytes and pixels.dtype.kind == "f" and not (deep.min() >= 0 and deep.max() <= 1):
+            raise BadImage(f"{pixels.dtype} from {deep.min():g} to {deep.max():g}, where 0 to 1 is expected")
+        if for_bytes and pixels.dtype.kind in "ui" and pixels.dtype != np.uint16:
             raise BadImage(f"{pixels.dtype} pixels, where uint8, uint16 or floats from 0 to 1 are expected")
         # Of 16 bits the dtype is known here: a dark image is not mistaken for one from 0 to 1.
-        pixels = pixels.astype(np.float32) / np.float32(65535 if for_bytes and pixels.dtype == np.uint16 else 1)
-        if not np.isfinite(pixels).all():
-            raise BadImage("pixels that are infinite or not a number")
+        pixels = deep / np.float32(65535 if for_bytes and pixels.dtype == np.uint16 else 1)
     return shrink(pixels, max_side)
 
 

@@ -21,7 +21,7 @@ from mocokit.files import printable
 from mocokit.reporting.images import ReportImages
 
 MOST = 4000  # images that are looked at
-BLOCKS = 32  # that these may be in: a block of a shard (row group, 256 members of a tar) is read as a whole
+BLOCKS = 32  # that these may be in: a block of a shard (row group, or of a tar) is read as a whole
 MOST_LETTERS = 60  # of a camera's name
 # Luminance (ITU-T T.81, table K.1), row by row.
 _STANDARD = np.array(
