@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 
 import pytest
 
@@ -82,3 +83,14 @@ def test_temporary_files_of_one_path_are_removed(tmp_path):
         (tmp_path / name).write_text("of another")
     remove_temporary(tmp_path / "a[1].txt")
     assert {path.name for path in tmp_path.iterdir()} == {"a[1].txt", "b.txt", ".a[2].txt.abc.tmp"}
+
+
+def test_what_was_left_long_ago_is_removed_with_the_next_writing_and_what_is_at_work_is_not(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as living:
+        for name, age in (("old", 7200), ("young", 600)):
+            left = tmp_path / f".a.txt.{name}.tmp"
+            left.touch()
+            os.utime(left, (time.time() - age,) * 2)
+        write_text(path, "of another process")
+        assert {file.name for file in tmp_path.iterdir()} == {"a.txt", ".a.txt.young.tmp", living.name}

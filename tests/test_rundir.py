@@ -108,6 +108,20 @@ def test_a_second_command_is_refused_and_the_lock_of_a_killed_one_is_taken_over(
     assert list(run.path.iterdir()) == []  # nothing was written, so nothing is left
 
 
+def test_temporary_files_of_killed_commands_are_removed_with_the_next(tmp_path):
+    """But none of a user, and none that a verb may be writing, which takes no lock."""
+    run = RunDirectory(tmp_path)
+    removed = [run.checkpoint, run.encoder, run.config, run.owner]
+    kept = [run.path / "features.parquet", run.result("embed"), run.path / "report.html"]
+    for file in (*removed, *kept, run.result("knn")):
+        file.parent.mkdir(exist_ok=True)
+        file.with_name(f".{file.name}.ab_cd123.tmp").touch()
+    os.utime(run.result("knn").with_name(".knn.json.ab_cd123.tmp"), (0, 0))
+    with run.locked():
+        left = {file.name for file in tmp_path.rglob("*.tmp")}
+    assert left == {f".{file.name}.ab_cd123.tmp" for file in kept}
+
+
 def test_the_lock_of_another_machine_is_left_with_the_way_out(tmp_path):
     run = RunDirectory(tmp_path)
     run.owner.write_text('{"pid": 7, "host": "elsewhere"}')

@@ -5,20 +5,25 @@ import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+IDLE_SECONDS = 3600.0  # a temporary file that nobody has written to for so long is that of a killed process
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced to disk and renamed over ``path``.
 
-    On any exception the temporary file is removed and ``path`` keeps what it held.
+    On any exception the temporary file is removed and ``path`` keeps what it held. What processes that were killed here
+    have left is removed, too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporary(path, IDLE_SECONDS)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -57,10 +62,13 @@ def utf8_path(path: Path) -> str:
     return place if is_utf8(place) else f"/dev/fd/{os.open(path, os.O_RDONLY)}"
 
 
-def remove_temporary(path: Path) -> None:
-    """Remove the temporary files that processes killed inside `replacing` have left beside ``path``."""
+def remove_temporary(path: Path, idle: float = 0) -> None:
+    """Remove the temporary files that processes killed inside `replacing` have left beside ``path``; where others may
+    be at work, those that nobody has written to for ``idle`` seconds."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            if not idle or temporary.stat().st_mtime < time.time() - idle:
+                temporary.unlink()
 
 
 def sync_directory(directory: Path) -> None:

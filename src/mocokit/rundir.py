@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mocokit.config import VERBS
 from mocokit.console import say
 from mocokit.errors import UserError
-from mocokit.files import read_json, write_json
+from mocokit.files import read_json, remove_temporary, write_json
 from mocokit.outputs import check_no_file, writing
 from mocokit.resolved import Resolved, parse
 
@@ -25,6 +26,7 @@ OWN = {
     "images.png", "tensorboard", "skipped.csv", "data.json", "results", "report.html", "report-lists", "export",
     "finetune", "from-scratch", "wandb",
 }  # fmt: skip
+MOMENTS = 60.0  # seconds
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
 
 
@@ -76,7 +78,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
-            way_out = "wait for it, stop it, or give another --out"
+            way_out = "wait for it, stop it, or write elsewhere"
             raise UserError(f"{self.path}: {self._describe_owner()} writes there; {way_out}") from None
         except OSError as error:  # of a folder that can't be written: nothing is, and who tries to tells why
             if error.errno in NO_LOCKS:
@@ -108,8 +110,17 @@ class RunDirectory:
             )
         if owner:
             say(f"{self.path}: {self._describe_owner()} was killed; its place is taken")
+        self._remove_temporary()
         with suppress(OSError):
             write_json(self.owner, {"pid": os.getpid(), "host": here})
+
+    def _remove_temporary(self) -> None:
+        """What killed commands have left. Some verbs hold no lock; what they write here takes moments."""
+        unlocked = [self.path / "report.html", *map(self.result, VERBS)]
+        for file in unlocked:
+            remove_temporary(file, idle=MOMENTS)
+        for file in {self.checkpoint, self.owner, *(self.path / name for name in OWN)}.difference(unlocked):
+            remove_temporary(file)
 
     def _describe_owner(self) -> str:
         owner = read_json(self.owner)

@@ -24,6 +24,7 @@ from mocokit.errors import Interrupted, UserError
 from mocokit.evaluation.features import extract
 from mocokit.model import encoding
 from mocokit.model.encoder import EncoderSpec
+from mocokit.rundir import RunDirectory
 from tests.helpers import archive, encode, noise, png16, write_images
 from tests.tiny_runs import TinyRun
 
@@ -446,6 +447,42 @@ def test_full_disk_is_one_line_and_nothing_is_lost(run, images, tmp_path, monkey
     monkeypatch.undo()
     monkeypatch.setattr(encoding, "_features", None)
     assert mocokit.embed(*arguments, max_skipped=0.1)["rows"] == 40
+
+
+def test_a_second_command_on_the_same_output_is_refused(run, images, tmp_path, monkeypatch):
+    """Also when the first one is about to end: with other features, the second would take an output for its own."""
+    arguments, tried = (str(run), str(images), str(tmp_path / "f.npy")), []
+
+    def writing(*written):
+        for dtype in ("float32", "float16"):
+            with pytest.raises(UserError, match=r"f\.npy\.parts: process \d+ on .* writes there; .* write elsewhere"):
+                mocokit.embed(*arguments, max_skipped=0.1, dtype=dtype)
+            tried.append(dtype)
+        write_features(*written)
+
+    write_features = module.write_features
+    monkeypatch.setattr(module, "write_features", writing)
+    assert mocokit.embed(*arguments, max_skipped=0.1)["rows"] == 40
+    assert len(tried) == 2
+    assert not list(tmp_path.glob(".*"))
+    with RunDirectory(tmp_path / ".f.npy.parts").locked(), pytest.raises(UserError, match="writes there"):
+        mocokit.embed(*arguments, max_skipped=0.1)  # a finished one, too
+
+
+def test_a_part_that_is_gone_is_noticed_and_made_anew(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("mocokit.deploy.embedded_parts.PART_ROWS", 8)
+    arguments, add = (str(run), str(images), str(tmp_path / "f.npy")), Parts.add
+
+    def add_and_lose(self, *results):
+        add(self, *results)
+        (self.directory / "8-16.parquet").unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "add", add_and_lose)
+        with pytest.raises(UserError, match="is damaged"):
+            mocokit.embed(*arguments, max_skipped=0.1, batch_size=4)
+    assert not (tmp_path / "f.npy").exists()
+    assert mocokit.embed(*arguments, max_skipped=0.1, batch_size=4)["rows"] == 40
 
 
 # Wrong input ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -290,6 +291,24 @@ def test_an_entry_that_is_used_or_built_is_not_removed(tmp_path, cache):
     assert remove(entry)
     assert list((cache / "images").iterdir()) == []
     assert not remove(entry)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nothing is locked there")
+def test_who_looks_whether_an_entry_is_used_keeps_nobody_from_using_it(tmp_path):
+    def look():
+        with _alone(tmp_path):
+            looking.set()
+            time.sleep(0.01)
+
+    looking = threading.Event()
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert looking.wait(10)
+    held = hold(tmp_path)
+    thread.join()
+    with pytest.raises(BlockingIOError), _alone(tmp_path):
+        pass
+    os.close(held)
 
 
 def test_a_removal_that_is_killed_is_a_leftover(tmp_path, cache, monkeypatch):

@@ -49,7 +49,7 @@ def test_parts_are_taken_up_where_they_end(tmp_path):
     assert_holds(again, 10)
     assert [len(table) for table in again.tables()] == [2, 1, 1, 0, 2, 0]
     again.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert list(again.directory.iterdir()) == []
 
 
 def test_parts_of_before_an_option_are_those_without_it(tmp_path):
@@ -67,6 +67,19 @@ def test_parts_behind_a_gap_are_not_counted(tmp_path):
     again = begin(tmp_path)
     assert again.done == 4
     assert_holds(again, 4)
+
+
+def test_parts_that_do_not_reach_the_last_image_are_not_taken_for_all(tmp_path):
+    parts = begin(tmp_path)
+    for stop in (4, 5, 9):
+        parts.add(*results(parts.done, stop))
+    parts.check_complete(9)
+    for images in (8, 10):
+        with pytest.raises(UserError, match=r"f\.npy\.parts is damaged: a part is gone; run the command again"):
+            parts.check_complete(images)
+    (parts.directory / "4-5.parquet").unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        parts.check_complete(9)
 
 
 def test_parts_of_something_else_are_kept_unless_overwritten(tmp_path):

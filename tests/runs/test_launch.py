@@ -15,7 +15,7 @@ import mocokit as package
 from mocokit.cli import main
 from mocokit.errors import Interrupted, UserError
 from mocokit.rundir import RunDirectory
-from mocokit.runs.launch import _environment_of_each, _judge
+from mocokit.runs.launch import LAUNCHER, _environment_of_each, _judge
 from tests.tiny_runs import TINY, command, flags_of, free_port, meeting, mocokit, tiny_data
 
 LONG = TINY | {"epochs": 24, "monitor_every": 0, "checkpoint_every": 0.2, "devices": 2}  # 120 steps
@@ -91,6 +91,45 @@ def test_a_signal_stops_all_processes_and_one_process_goes_on(tmp_path):
     steps = [int(row.split(",")[0]) for row in rows]
     assert steps == sorted(set(steps))
     assert steps[-1] == 120
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended may wait for somebody to ask."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return state[:1] not in ("", "Z")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_processes_end_with_a_killed_launcher_and_the_same_command_goes_on(tmp_path):
+    """Also before they train; after the checkpoint of where they were, with nothing left among temporary files."""
+    data, out, temporary = tiny_data(tmp_path), tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    start = command(*arguments(data, out, **LONG | {"checkpoint_every": 1000}))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    log, metrics = tmp_path / "log", out / "metrics.csv"
+    for trained in (False, True):
+        with log.open("w") as file:
+            run = subprocess.Popen(start, stderr=file, env=environment)
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text().count("\n") > 1 if trained else children(run.pid)[1:]):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        processes = children(run.pid)
+        run.kill()
+        run.wait()
+        assert len(processes) == 2
+        deadline = time.monotonic() + 60
+        while any(map(is_running, processes)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert (out / "checkpoints" / "last.ckpt").exists() == trained
+        assert not list(temporary.glob("tmp*")), "options and logs"
+    assert "stopped at step" in log.read_text()
+    before = metrics.read_text()  # with speeds, which differ each time
+    assert main(arguments(data, out, **LONG | {"devices": 1})) == 0
+    assert metrics.read_text().startswith(before)
 
 
 @pytest.mark.parametrize("switches", [{}, {"extend": True}, {"overwrite": True, "extend": True}])
@@ -188,10 +227,11 @@ def test_nothing_is_imported_from_the_current_folder(tmp_path):
 def test_the_environment_is_left_as_it_was(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with _environment_of_each(2):
+    with _environment_of_each(2, "folder"):
         assert (os.environ["OMP_NUM_THREADS"], os.environ["PYTHONSAFEPATH"]) == ("3", "1")
+        assert os.environ[LAUNCHER] == f"{os.getpid()}:folder"
     assert os.environ["OMP_NUM_THREADS"] == "3"
-    assert "PYTHONSAFEPATH" not in os.environ
+    assert not {"PYTHONSAFEPATH", LAUNCHER} & set(os.environ)
 
 
 def test_how_processes_ended_is_told():

@@ -52,7 +52,7 @@ def test_the_same_images_by_another_name(stopped, tmp_path, monkeypatch, spellin
 
 def test_other_images_in_the_same_place_are_refused(stopped, tmp_path):
     other = coloured_data(tmp_path / "data", train=7, test=4)
-    with pytest.raises(UserError, match=r"a run on other images than .* has now; give another --out"):
+    with pytest.raises(UserError, match=r"a run on other images than .* has now \(of all splits\); give another --out"):
         mocokit.pretrain(str(other), out=str(stopped[1]), **OPTIONS)
 
 

@@ -20,6 +20,7 @@ from mocokit.evaluation.features import rows_of
 from mocokit.evaluation.probe import frozen, labelled_features
 from mocokit.evaluation.splits import LabelledSplits, split_labelled
 from mocokit.model.encoder import Encoder
+from mocokit.rundir import RunDirectory
 from mocokit.training.linear_probe import sgd
 from tests.tiny_runs import TinyRun
 
@@ -93,6 +94,22 @@ def test_sgd_on_fewer_images_than_a_batch_takes_one_step_an_epoch(encoder, label
     assert len(rows) == 4
     assert len({row["loss"] for row in rows}) == 4
     assert "val_top1" not in rows[0]
+
+
+def test_rows_of_two_commands_on_one_run_are_not_mixed(encoder, labelled, tmp_path):
+    """The second has two epochs while the first is after its second one; who ends last has its rows there."""
+    few, run, contents = labelled.few_shot(1, None, seed=0, repeat=0), RunDirectory(tmp_path), []
+
+    def train(epochs, announce=lambda row: None):
+        config = replace(CONFIG, epochs=epochs, seed=epochs)
+        sgd(encoder, few.images, few.indices, None, 3, config, run=run, announce=announce)
+        contents.append((tmp_path / "probe-sgd.csv").read_text())
+
+    train(3)
+    train(2)
+    train(3, lambda row: train(2) if row["epoch"] == 2 else None)
+    assert contents == [contents[0], contents[1], contents[1], contents[0]]
+    assert [line.split(",")[0] for line in contents[0].splitlines()] == ["epoch", "1", "2", "3"]
 
 
 def test_the_encoder_is_left_as_it_was(tiny_run, labelled):

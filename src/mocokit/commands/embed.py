@@ -71,7 +71,6 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     started = time.perf_counter()
     config = config_of(EmbedConfig, run=run, data=data, output=output, **options)
     path = Path(config.output)
-    skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     _check_output(path, overwrite)
     keep_freed_memory()
     limit_threads(config.threads)
@@ -82,6 +81,19 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     tiles = config.tiles or 0
     source = open_source(config.data, config.follow_links, config.max_pixels, config.train, config.test, tiles)
     index = source.read_index() if labels is None else lay_over_index(source.read_index(), labels)
+    with RunDirectory(parts_directory(path)).locked():
+        result = _embed(config, encoder, source, index, overwrite, started)
+    with suppress(OSError):  # another command has begun there
+        parts_directory(path).rmdir()
+    return result
+
+
+def _embed(
+    config: EmbedConfig, encoder: Encoder, source: Source, index: ImageIndex, overwrite: bool, started: float
+) -> dict[str, Any]:
+    """The command from where it looks at what is there; no other one writes to the output."""
+    path = Path(config.output)
+    skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     order = np.sort(np.concatenate(list(index.splits.values())))
     begun: Precision | None = None
     if not overwrite:  # what is there goes on as it began, whatever would be chosen now
@@ -105,6 +117,7 @@ def embed(run: str, data: str, output: str, *, overwrite: bool = False, **option
     else:
         say(_summary(source, index, len(order), parts.done))
         pace = _embed_rest(encoder, source, index, order, parts, config)
+        parts.check_complete(len(order))
         skipped = index.refused + parts.skipped()
         rows = found - len(skipped)
         _report_skipped(skipped_csv, skipped, rows, config)

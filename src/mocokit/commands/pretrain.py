@@ -39,7 +39,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.runs.about_data import about_data, write_sheet
 from mocokit.runs.extend import describe, extended_configuration, extended_run, take_over
 from mocokit.runs.held_out import about_test, tell_any_test
-from mocokit.runs.launch import launch
+from mocokit.runs.launch import end_with_launcher, launch
 from mocokit.runs.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
 from mocokit.runs.request import Request, RunData, open_data
 from mocokit.runs.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
@@ -86,6 +86,7 @@ def pretrain(
     given = checked_options(PretrainConfig, {"data": data, **options})
     if given.get("devices", 1) > 1 and not distributed.is_launched():
         return launch("pretrain", given, given["devices"], ["--overwrite"] * overwrite + ["--extend"] * extend)
+    end_with_launcher()
     request = Request.of(given, extend)
     distributed.init_process_group(request.device)
     with distributed.reporting_lost_peers("its message says why; run the same command to go on from the checkpoint"):

@@ -7,6 +7,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -25,6 +26,7 @@ if sys.platform != "win32":
 
 IMAGES, DOWNLOADS = "images", "cifar10"  # folders of the entries, and of what torchvision downloads
 _BUILDING = ".building"
+_LOOK_SECONDS = 0.05  # `entries` locks an entry for less
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENOLCK,
@@ -160,15 +162,19 @@ def hold(entry: Path) -> int | None:
     """
     if sys.platform == "win32":  # which removes nothing that is mapped
         return None
-    descriptor = os.open(entry, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    except OSError:  # a file system without locks
-        pass
-    return descriptor
+    descriptor, deadline = os.open(entry, os.O_RDONLY), time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS / 20)
+                continue
+            os.close(descriptor)
+            raise
+        except OSError:  # a file system without locks
+            pass
+        return descriptor
 
 
 class Entry(NamedTuple):

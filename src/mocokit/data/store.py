@@ -133,7 +133,7 @@ class Store:
     notes: tuple[str, ...]  # what to know about splits and pixels, a line each
     label_notes: tuple[str, ...]  # what is odd about the labels, a line each
     fingerprint: str  # digest of pixels, labels and splits, equal on every machine
-    train_fingerprint: str  # the same while the training images are, whatever their labels
+    train_fingerprint: str  # the same whatever a file of labels says, while all images and which of them train are
     intensity_range: tuple[float, float] | None  # that 16- and 32-bit images were scaled from; None if there are none
     from_cache: bool  # whether nothing had to be decoded
     splits: dict[str, ImageSet]  # of "train", "val" and "test" those that there are

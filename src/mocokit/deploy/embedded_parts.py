@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
@@ -35,7 +34,7 @@ class Parts:
     """
 
     def __init__(self, output: Path, identity: dict[str, Any], overwrite: bool) -> None:
-        """Take up the parts of ``output``, or begin.
+        """Take up the parts of ``output``, or begin; the caller holds the lock on their directory.
 
         ``identity`` is all that results depend on; with ``overwrite`` parts of another identity are removed.
 
@@ -52,13 +51,13 @@ class Parts:
                     f"{output}: an interrupted mocokit embed of another encoder, data, labels, dtype, --precision or "
                     f"--max-pixels left its parts in {self.directory}; --overwrite removes them"
                 )
-            shutil.rmtree(self.directory)
+            self.remove()
         self.directory.mkdir(parents=True, exist_ok=True)
         for temporary in self.directory.glob("*.tmp"):
             temporary.unlink()
         self._held: list[tuple[int, pa.Table, list[Skipped]]] = []  # not on disk yet; each with where it stops
         self._flushed = time.monotonic()
-        self.done = max((stop for stop, _ in self._files()), default=0)
+        self.done = self._reach()
 
     def _files(self) -> Iterator[tuple[int, Path]]:
         """Each file and where its stretch stops, from the start of the sequence to the first gap."""
@@ -70,6 +69,9 @@ class Parts:
         while position in following:
             yield following[position]
             position = following[position][0]
+
+    def _reach(self) -> int:
+        return max((stop for stop, _ in self._files()), default=0)
 
     def _reading(self, path: Path) -> AbstractContextManager[None]:
         return refusing_damage(f"{path} is damaged", f"remove {self.directory} and run the command again")
@@ -105,6 +107,11 @@ class Parts:
         self._held = []
         self._flushed = time.monotonic()
 
+    def check_complete(self, images: int) -> None:
+        """Raise a UserError unless what is on disk, without a gap, is of so many ``images``."""
+        if self._reach() != images:
+            raise UserError(f"{self.directory} is damaged: a part is gone; run the command again, which makes it anew")
+
     def skipped(self) -> list[Skipped]:
         """The images on disk that can't be used, in order."""
         return [Skipped(*pair) for _, path in self._files() for pair in self._metadata(path)["skipped"]]
@@ -117,8 +124,9 @@ class Parts:
             yield table.replace_schema_metadata(None)
 
     def remove(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self.directory)
+        """Remove all of them; the directory, in which the lock is, stays."""
+        for part in self.directory.glob("*-*.parquet"):
+            part.unlink()
 
 
 def parts_directory(output: Path) -> Path:

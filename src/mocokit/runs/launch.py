@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from mocokit.machine import usable_cores
 
 INTERRUPTED = 130  # exit code of a process that a signal stopped and that has saved its checkpoint
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAUNCHER = "MOCOKIT_LAUNCHER"  # tells the processes the id of the one that has started them, and its temporary folder
+LOOK_SECONDS = 0.5
 
 
 def launch(verb: str, options: Mapping[str, Any], processes: int, switches: Sequence[str] = ()) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def launch(verb: str, options: Mapping[str, Any], processes: int, switches: Sequ
         )
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we tell what happened
         try:
-            with _environment_of_each(processes), _handlers_restored():
+            with _environment_of_each(processes, folder), _handlers_restored():
                 elastic_launch(config, sys.executable)(*arguments, *switches)
         except SignalException:
             raise Interrupted("stopped; run the same command to go on") from None
@@ -77,19 +81,35 @@ def _judge(exit_codes: Mapping[int, int]) -> UserError | Interrupted:
 
 
 @contextmanager
-def _environment_of_each(processes: int) -> Iterator[None]:
-    """The processes share the cores, unless the user says how many threads each has; and they import nothing from the
-    current folder, where ``python -m`` would look first."""
+def _environment_of_each(processes: int, folder: str) -> Iterator[None]:
+    """The processes share the cores, unless the user says how many threads each has; they import nothing from the
+    current folder, where ``python -m`` would look first; and they know who has started them."""
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ[LAUNCHER] = f"{os.getpid()}:{folder}"
     try:
         yield
     finally:
-        for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH"):
+        for name in ("OMP_NUM_THREADS", "PYTHONSAFEPATH", LAUNCHER):
             os.environ.pop(name)
             if name in before:
                 os.environ[name] = before[name]
+
+
+def end_with_launcher() -> None:
+    """In a process that `launch` has started: SIGTERM, so that a checkpoint is written, when the launcher is gone; one
+    that is killed passes no signal on, and its temporary folder stays. In every other process nothing."""
+    launcher, _, folder = os.environ.pop(LAUNCHER, "").partition(":")
+    if launcher:
+        threading.Thread(target=_end_after, args=(int(launcher), folder), daemon=True).start()
+
+
+def _end_after(launcher: int, folder: str) -> None:
+    while os.getppid() == launcher:
+        time.sleep(LOOK_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -49,8 +49,8 @@ def saved_configuration(
         )
     if not same_images:
         raise UserError(
-            f"{run.path} holds a run on other images than {given['data']} has now; give another --out, such as "
-            f"{shlex.quote(str(free_name(run.path)))}, or --overwrite to replace it"
+            f"{run.path} holds a run on other images than {given['data']} has now (of all splits); give another --out, "
+            f"such as {shlex.quote(str(free_name(run.path)))}, or --overwrite to replace it"
         )
     if start is not None and start.path != run.path:
         check_extends(saved, start, run)

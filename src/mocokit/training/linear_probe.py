@@ -17,9 +17,10 @@ from mocokit.data.loader import create_loader
 from mocokit.data.sampler import generator
 from mocokit.data.store import ImageSet
 from mocokit.errors import UserError
+from mocokit.files import write_csv
 from mocokit.model.encoder import Encoder, evaluating
 from mocokit.rundir import RunDirectory
-from mocokit.training.log import Log, MetricsFile, Row, tensorboard
+from mocokit.training.log import Log, Row, tensorboard
 from mocokit.training.loop import Task, Trainer, create_fabric
 
 INITIAL_STD = 0.01
@@ -133,15 +134,13 @@ def sgd(
 
     def keep(row: Row) -> None:
         rows.append(row)
+        if run is not None:  # all of them, so that of two commands at once none mixes its rows with those of the other
+            cells = [[f"{row[name]:.6g}" if name in row else "" for name in COLUMNS] for row in rows]
+            write_csv(run.path / "probe-sgd.csv", COLUMNS, cells)
         announce(row)
 
     def loggers(step: int) -> list[Logger]:
-        if run is None:
-            return []
-        return [
-            MetricsFile(run.path / "probe-sgd.csv", step, COLUMNS),
-            *tensorboard(run.tensorboard / "probe-sgd", step),
-        ]
+        return [] if run is None else tensorboard(run.tensorboard / "probe-sgd", step)
 
     log = Log(
         loggers,
