@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 import mocokit
 from mocokit.cli import main
 from mocokit.commands import report as module
+from mocokit.config import FIELDS, ReportConfig
 from mocokit.data.image_index import Skipped
 from mocokit.data.store import write_skipped
 from mocokit.deploy.encoder_file import save_encoder
@@ -309,6 +311,24 @@ def test_figures_of_other_images_are_not_shown_as_if_they_were_of_these(tiny_run
     assert f"labels: the verdict (of {tiny_run.data})." in lead
     assert "on 16 test images, with" in lead
     assert "random init" not in lead
+
+
+def test_a_streamed_run_is_of_these_images_where_they_are_in_the_same_place_and_have_the_same_labels(tmp_path):
+    """Its figures are of a sample, whose fingerprint says nothing."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    of_run = {"stream": True, "data": str(tmp_path / "data")} | {n: FIELDS[n].default for n in module.OF_LABELS}
+    for data, options, same in [
+        (tmp_path / "data", {}, True),
+        (tmp_path / "data" / "..", {}, False),
+        (f"{tmp_path}/./link/", {}, True),
+        (tmp_path / "data", {"labels": "table.csv"}, False),
+        (tmp_path / "data", {"seed": 1}, False),
+        (tmp_path / "data", {"images": 50}, True),
+    ]:
+        config = ReportConfig(run="r", data=str(data), **options)
+        contents = SimpleNamespace(inputs=SimpleNamespace(store=None), config=config)
+        assert module._Contents._is_of_these(contents, {"config": of_run}) == same
 
 
 def test_images_with_other_labels_are_others_but_where_none_count(tmp_path):

@@ -110,7 +110,8 @@ def test_a_folder_that_others_may_write_to_is_not_the_cache(tmp_path, monkeypatc
         (tmp_path / "elsewhere").mkdir()
         place.symlink_to(tmp_path / "elsewhere")
     else:
-        place.mkdir(mode=0o700)
+        (place / "images" / "kept").mkdir(parents=True)
+        place.chmod(0o700)
         if made == "open to all":
             place.chmod(0o777)
         elif made == "by somebody":
@@ -123,8 +124,9 @@ def test_a_folder_that_others_may_write_to_is_not_the_cache(tmp_path, monkeypatc
     finally:
         _default_directory.cache_clear()
     monkeypatch.undo()
-    assert (root == place) == (made == "by us")
+    assert (root == place) == (made in ("by us", "open to all"))
     assert root.parent == tmp_path
+    assert (root / "images" / "kept").exists() == (made == "by us")
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
 

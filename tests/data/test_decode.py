@@ -542,6 +542,20 @@ def test_image_size_sees_an_orientation_behind_the_pixels(frames: int) -> None:
     assert image_size(data) == decode(data).shape[1:] == ((90, 60) if frames == 1 else (60, 90))
 
 
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
+def test_image_size_sees_the_orientation_as_imagemagick_writes_it(kind: bytes) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    block = exif.tobytes()
+    text = b"\nexif\n%8d\n" % len(block) + block.hex().encode()
+    content = b"Raw profile type exif\0" + (b"\0" + zlib.compress(text) if kind == b"zTXt" else text)
+    chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    data = encode(noise(0, 60, 90))
+    begin = data.index(b"IDAT") - 4
+    data = data[:begin] + chunk + data[begin:]
+    assert image_size(data) == decode(data).shape[1:] == (90, 60)
+
+
 def test_decoding_common_files_needs_no_torch() -> None:
     program = "import sys, mocokit.data.store; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

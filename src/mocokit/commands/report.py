@@ -1,6 +1,7 @@
 """``mocokit report RUN [DATA]``: one page to look at, which shows what an encoder has found in the images."""
 
 import csv
+import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,11 +44,9 @@ from mocokit.rundir import RunDirectory
 from mocokit.runs.held_out import labelled_parts, labels_of
 from mocokit.training.log import read_rows
 
+OF_LABELS = ("labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
 # Options of a run that say which images are what; taken from it where no data are named.
-OF_DATA = (
-    *("data", "limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by"),
-    *("max_skipped", "follow_links", "max_pixels", "seed"),
-)
+OF_DATA = ("data", "limit", "imbalance", *OF_LABELS, "max_skipped", "follow_links", "max_pixels")
 VIEWS = 8
 FEW_CLASSES = 20  # that are listed
 UNCERTAIN = 20  # test images that a classifier is least certain of
@@ -179,8 +178,10 @@ class _Contents:
 
     def _is_of_these(self, result: dict[str, Any]) -> bool:
         store = self.inputs.store
-        if result["config"].get("stream"):  # measured on a sample of its own
-            return bool(result["config"]["data"] == self.config.data)
+        if (streamed := result["config"]).get("stream"):  # measured on a sample, which has a fingerprint of its own
+            own = vars(self.config)
+            same = os.path.realpath(streamed["data"]) == os.path.realpath(own["data"])
+            return same and all(streamed.get(name) == own[name] for name in OF_LABELS)
         wanted = {store.fingerprint} if result.get("test") else {store.fingerprint, store.train_fingerprint}
         return result["data_fingerprint"] in wanted
 

@@ -61,19 +61,27 @@ def _default_directory() -> Path:
         return Path(home) / ".cache" / "mocokit"
     user = os.getuid() if hasattr(os, "getuid") else "cache"
     root = Path(tempfile.gettempdir()) / f"mocokit-{user}"
-    if not _is_ours(root):
-        root = Path(tempfile.mkdtemp(prefix=f"mocokit-{user}-"))
-    say(f"there is no home directory, so decoded images are kept in {root}; MOCOKIT_CACHE names another place")
+    with cache_errors(root):
+        kept = _made_private(root)
+        root = root if kept else Path(tempfile.mkdtemp(prefix=f"mocokit-{user}-"))
+    how = "kept in" if kept else "for this command alone in"
+    say(f"there is no home directory, so decoded images are {how} {root}; MOCOKIT_CACHE names another place")
     return root
 
 
-def _is_ours(root: Path) -> bool:
-    """Whether nobody else may write into a folder among everybody's files, who could change what is learned from."""
+def _made_private(root: Path) -> bool:
+    """Make a folder among everybody's files that nobody else may write to, who could change what is learned from. Of
+    one that was open nothing is kept; whether it is ours at all."""
     with suppress(FileExistsError):
         root.mkdir(mode=0o700)
     status = root.lstat()
-    owned = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return owned and stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "getuid") and status.st_uid != os.getuid()):
+        return False
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        root.chmod(0o700)
+        for folder in (IMAGES, DOWNLOADS):
+            shutil.rmtree(root / folder, ignore_errors=True)
+    return True
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def _decode_deep_png(data: bytes, max_side: int | None) -> np.ndarray:
         return oriented(256 * high + low, orientation)
     with open_image(data) as image:
         if image.width * image.height > _MOST_DEEP_ALPHA:
-            raise BadImage(f"16 bits with alpha and more than {_MOST_DEEP_ALPHA // 1_000_000} megapixels")
+            raise BadImage(f"16 bits with transparency and more than {_MOST_DEEP_ALPHA // 1_000_000} megapixels")
     if data[25] == _PNG_GRAY_ALPHA:
         # Two 16-bit samples a pixel are laid out and filtered like four of 8 bits.
         header = data[12:24] + bytes([8, _PNG_RGBA]) + data[26:29]

@@ -149,8 +149,9 @@ def decode_pillow(image: Image.Image, max_side: int | None) -> np.ndarray:
     if image.mode == "RGBA" and image.format in _OPTIONAL_ALPHA and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")
     if image.mode.startswith("I") and image.has_transparency_data:  # of a PNG file: a gray that is white
-        deep = np.asarray(image)
-        image = Image.fromarray(np.where(deep == image.info["transparency"], deep.dtype.type(65535), deep))
+        deep = np.array(image)
+        deep[deep == image.info["transparency"]] = 65535
+        image = Image.fromarray(deep)
     if size != image.size and image.mode.startswith("I;16"):  # as an array a large one would be there four times
         image = image.convert("I").convert("F").resize(size, Image.Resampling.BILINEAR)
     return oriented(_flatten(image, size), orientation)
@@ -199,7 +200,8 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 def orientation_of(image: Image.Image, in_header: bool = False) -> int:
     """The EXIF orientation; ``in_header``: without decoding the pixels for it, which those of PNG files may follow."""
     try:
-        if in_header and isinstance(image, ImageFile.ImageFile) and image.format == "PNG" and "exif" not in image.info:
+        stated = {"exif", "Raw profile type exif"} & image.info.keys()
+        if in_header and isinstance(image, ImageFile.ImageFile) and image.format == "PNG" and not stated:
             image.info["exif"] = _exif_behind(image)
         exif = Image.Image.getexif(image) if in_header else image.getexif()
         return int(exif.get(ORIENTATION, 1))

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
 from mocokit.data.labels import LABELS, label_column, label_values
 from mocokit.data.notes import listed
-from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -64,24 +63,25 @@ def _open_parquet(place: str) -> ShardIndex:
         if _OWN in (schema.metadata or {}):
             note = f"{Path(place).name} left out: a feature file that mocokit wrote"
             return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
-        column, left = _image_column(parquet, place)
+        column, left = _image_column(schema, place)
         label, labels, notes = _labels(parquet, column)
         if left:
-            notes = (f"images are from the column {column}, not {listed(left)}", *notes)
+            notes = (f"images are from the column {column}, not {listed(left)}; call the one of images image", *notes)
         classes = _class_names(schema, label) if label else None
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     def fetch(block: int) -> list[bytes | None]:
         with open_file(place) as file:
-            return _files(pq.ParquetFile(file).read_row_group(block, [column])[column])
+            rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
+        files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
+        return [file if isinstance(file, bytes) else None for file in files]
 
     return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
 
 
-def _image_column(parquet: pq.ParquetFile, place: str) -> tuple[str, list[str]]:
+def _image_column(schema: pa.Schema, place: str) -> tuple[str, list[str]]:
     """The column of image files, and others that might be: of structures with ``bytes``, as `datasets` writes, or else
-    of bytes; with a usual name, or else the first whose first file looks like an image."""
-    schema = parquet.schema_arrow
+    of bytes; with a usual name, or else the first. It is the same in all shards of one schema."""
     files = [part.name for part in schema if pa.types.is_struct(part.type) and part.type.get_field_index("bytes") >= 0]
     plain = [part.name for part in schema if pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type)]
     found: list[str] = files + plain
@@ -89,23 +89,8 @@ def _image_column(parquet: pq.ParquetFile, place: str) -> tuple[str, list[str]]:
         raise UserError(
             f"{place} has no column of image files among {', '.join(schema.names)}; move it away if it is no shard"
         )
-    usual = [name for name in found if name in ("image", "img", "jpg", "png")]
-    images = (name for name in found if looks_like_an_image(_first_file(parquet, name)))
-    column = usual[0] if usual else found[0] if len(found) == 1 else next(images, found[0])
+    column = next((name for name in found if name.lower() in ("image", "img", "jpg", "png")), found[0])
     return column, [name for name in found if name != column and name.lower() not in LABELS]
-
-
-def _files(column: pa.ChunkedArray | pa.Array) -> list[bytes | None]:
-    files = [row.get("bytes") if isinstance(row, dict) else row for row in column.to_pylist()]
-    return [file if isinstance(file, bytes) else None for file in files]
-
-
-def _first_file(parquet: pq.ParquetFile, name: str) -> bytes:
-    """The start of the first file in a column; empty if there is none."""
-    for rows in parquet.iter_batches(batch_size=16, columns=[name]):
-        for file in filter(None, _files(rows[name])):
-            return file[:SIGNATURE_BYTES]
-    return b""
 
 
 def _labels(parquet: pq.ParquetFile, image: str) -> tuple[str | None, Any, tuple[str, ...]]:
