@@ -110,6 +110,19 @@ sys.exit(code)
     assert (done.returncode, done.stderr) == (130, "mocokit: interrupted\n")
 
 
+def test_an_ignored_sigterm_stays_ignored():
+    program = """
+import os, signal, mocokit.commands.cache
+from mocokit import cli
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+mocokit.commands.cache.cache = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
+assert cli.main(["cache"]) == 0
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_can_not_be_looked_at_is_told(tiny_run, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     long = "x" * 300

@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 
 import mocokit
 from mocokit.cli import _options, parse
-from mocokit.config import FIELDS, VERBS
+from mocokit.config import FIELDS, VERBS, KnnConfig
 from mocokit.errors import UserError
-from mocokit.options import LENGTHS, Option, documented, fields_of, flag, load_config, merge, parse_duration, validate
+from mocokit.options import (
+    LENGTHS,
+    Option,
+    config_of,
+    documented,
+    fields_of,
+    flag,
+    load_config,
+    merge,
+    parse_duration,
+    validate,
+)
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=9)
 
@@ -153,6 +164,8 @@ def test_auto_means_leave_it_to_mocokit():
 
 
 def test_lengths_exclude_each_other():
+    with pytest.raises(UserError, match="unknown option 'config'"):  # which only the command line has
+        config_of(KnnConfig, run="r", data="d", config="x")
     with pytest.raises(UserError, match="--time-budget and --epochs exclude each other"):
         merge({"epochs": 1, "time_budget": "1m"}, {})
 

@@ -74,6 +74,11 @@ def test_views_are_of_the_images_that_pretraining_takes(folder, tmp_path):
         mocokit.draw_views(str(folder), image_size=16, max_pixels=9)
 
 
+def test_a_path_is_a_name_of_images_too(folder):
+    assert mocokit.open_images(folder, image_size=16).names == mocokit.open_images(str(folder), image_size=16).names
+    assert len(mocokit.draw_views(folder, count=2, image_size=16)[0]) == 2
+
+
 def test_views_without_any_change_are_the_images():
     images = mocokit.open_images("digits", image_size=8, limit=20)
     unchanged = {"jitter_strength": 0.0, "gray_p": 0.0, "blur_p": 0.0, "flip_p": 0.0, "crop_min": 1.0}

@@ -29,7 +29,7 @@ def cache(*, clear: bool = False) -> dict[str, Any]:
         ``removed``, names; ``wall_s``, ``config``, ``data_fingerprint`` (None), ``versions``.
 
     Raises:
-        UserError: the cache directory can't be written.
+        UserError: the cache directory can't be written, or entries that no command uses can't be removed.
     """
 
 def embed(

@@ -193,10 +193,12 @@ def _run(argv: Sequence[str], started: float) -> None:
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Inside, SIGTERM is what Ctrl-C is: whatever is being written is put away, and a line says that it is the end."""
-    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
-        yield  # of several processes the one that started them decides
+    before = signal.getsignal(signal.SIGTERM)
+    of_others = before in (None, signal.SIG_IGN) or threading.current_thread() is not threading.main_thread()
+    if of_others or "RANK" in os.environ:  # of several processes the one that started them decides
+        yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

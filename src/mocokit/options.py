@@ -197,7 +197,7 @@ def checked_options(config: type, given: Mapping[str, Any]) -> dict[str, Any]:
 Config = TypeVar("Config")
 
 
-def config_of(config: type[Config], **given: Any) -> Config:
+def config_of(config: type[Config], /, **given: Any) -> Config:
     """The checked configuration of a call. Verbs go on with it, not with their arguments, in which ``~`` may stand."""
     return config(**checked_options(config, given))
 

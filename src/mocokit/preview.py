@@ -16,7 +16,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
-from mocokit.options import validate
+from mocokit.options import expanded, validate
 from mocokit.reporting.views import two_views
 from mocokit.rundir import RunDirectory
 from mocokit.runs.request import Request, RunData, open_data
@@ -66,6 +66,7 @@ def open_images(
         UserError: the images can't be used, or there is no such split.
     """
     size = image_size or image_size_chooser(pick_device(None))
+    data = expanded(str(data))
     store = open_store(open_source(data, tiles=tiles), image_size=size, limit=limit)
     if split not in store.splits:
         raise UserError(f"{data}: no split {split!r}; choose one of {', '.join(store.splits)}")
@@ -89,8 +90,8 @@ def draw_views(
     Raises:
         UserError: the images can't be used, or a wrong option.
     """
-    given = {"data": data.data if isinstance(data, Images) else data} | validate(options, FIELDS)
-    images = data if isinstance(data, Images) else Images(data, open_data(Request.of(given)).store, "train")
+    given = validate({**options, "data": data.data if isinstance(data, Images) else data}, FIELDS)
+    images = data if isinstance(data, Images) else Images(given["data"], open_data(Request.of(given)).store, "train")
     store, split = images.store, images.store.splits[images.split]
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"batch_size": 2, "precision": "fp32", "compile": False} | given

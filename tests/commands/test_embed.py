@@ -430,7 +430,12 @@ def test_what_has_begun_goes_on_in_its_precision(run, images, tmp_path, monkeypa
     assert mocokit.embed(**arguments)["config"]["precision"] == "bf16"
     again = mocokit.embed(**arguments)
     assert (again["config"]["precision"], again["images_per_second"]) == ("bf16", None)  # finished
-    assert mocokit.embed(**arguments, overwrite=True)["config"]["precision"] == "fp32"
+    with monkeypatch.context() as stopping:
+        stopping.setattr(encoding, "_features", Stopping(5, KeyboardInterrupt()))
+        with pytest.raises(Interrupted):
+            mocokit.embed(**arguments, batch_size=4, overwrite=True)
+    monkeypatch.setattr(module, "encoding_precision", lambda encoder, images: "bf16")
+    assert mocokit.embed(**arguments, overwrite=True)["config"]["precision"] == "fp32"  # its parts go on, too
     with pytest.raises(UserError, match="exists"):
         mocokit.embed(**arguments, precision="bf16")
 

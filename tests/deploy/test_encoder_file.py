@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mocokit
-from mocokit.deploy.encoder_file import encoder_fingerprint, read_header, save_encoder
+from mocokit.deploy.encoder_file import encoder_fingerprint, read_header, refusing_damage, save_encoder
 from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.encoders import ORIGIN, assert_close, spec
@@ -262,3 +262,16 @@ def test_encoder_fingerprint_tells_encoders_apart():
     others[1].backbone.bn1.running_mean[0] += 1e-3
     others[2].spec = EncoderSpec("resnet18_narrow", 8, 3, (0.5,) * 3, (0.5, 0.5, 0.4))
     assert len({encoder_fingerprint(encoder) for encoder in (one, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied"),
+        (PermissionError("of pyarrow, in many words"), "x: no encoder (of pyarrow, in many words); name one"),
+        (MemoryError(), "x: no encoder (MemoryError); name one"),
+    ],
+)
+def test_what_can_not_be_read_is_not_called_damaged(error, told):
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"), refusing_damage("x: no encoder", "name one"):
+        raise error

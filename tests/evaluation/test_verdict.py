@@ -237,7 +237,7 @@ def test_of_fewer_images_than_could_show_a_gain_nothing_is_said(labels, images):
         return
     assert found.startswith("too few images to tell: ")
     assert ("on 1 image;" if images == 1 else "on 4 images;") in found
-    way_out = "give more labelled ones, or hold more of them out (--test-share)" if labels else "give more"
+    way_out = "give more labelled images to test on" if labels else "give more images"
     assert found.endswith(f"loss at 80 % of chance level: {way_out}")
 
 

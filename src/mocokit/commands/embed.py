@@ -95,9 +95,9 @@ def _embed(
     path = Path(config.output)
     skipped_csv = path.with_name(f"{path.name}.skipped.csv")
     order = np.sort(np.concatenate(list(index.splits.values())))
-    begun: Precision | None = None
-    if not overwrite:  # what is there goes on as it began, whatever would be chosen now
-        begun = _written_metadata(path).get("precision") or precision_of_parts(path)
+    begun: Precision | None = precision_of_parts(path)  # goes on as it began, whatever would be chosen now
+    if not (begun or overwrite):
+        begun = _written_metadata(path).get("precision")
     config = replace(config, precision=config.precision or begun or encoding_precision(encoder, len(order)))
     metadata = _metadata(config, encoder, source) | {"columns": _columns(config, index)}
     found = len(order) + len(index.refused)

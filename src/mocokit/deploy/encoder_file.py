@@ -31,9 +31,9 @@ def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
         yield
     except (UserError, Interrupted):
         raise
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
     except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
+        if isinstance(error, PermissionError) and error.filename:
+            raise UserError(f"{error.filename}: {error.strerror}") from None
         raise UserError(f"{problem} ({reason_of(error)}); {way_out}") from None
 
 

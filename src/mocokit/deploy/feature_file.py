@@ -204,6 +204,7 @@ def open_features(path: Path) -> Features:
     if not path.is_file():
         raise UserError(f"{path}: no such file; mocokit embed writes it")
     with _reading(path):
+        path.open("rb").close()  # says why it can't be read, which pyarrow does in many words
         opened = {".parquet": _open_parquet, ".npz": _open_npz, ".npy": _open_npy}[path.suffix](path)
     if not (opened.rows and opened.dim):
         raise UserError(f"{path}: holds no features (its matrix is {opened.rows} x {opened.dim})")

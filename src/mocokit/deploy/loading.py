@@ -167,6 +167,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     way_out = "name a .safetensors, .pth or .pt file of weights"
     with refusing_damage(f"{file}: not a weights file that can be read", way_out):
+        file.open("rb").close()  # says why it can't be read, which safetensors does not
         if file.suffix == ".safetensors":
             with safe_open(utf8_path(file), framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping

@@ -31,11 +31,11 @@ def verdict(
 ) -> str:
     """ "STATE: REASON; loss at N % of chance level", and what is wrong, with the way out.
 
-    The state, learning, not learning, hurt or collapsed, says what training did to the network: encoder and random
-    initialisation were measured on the same images, by kNN, or by two-view retrieval without labels. Learning takes a
-    gain that chance would hardly give (`mcnemar`), nor would another initialisation, which makes up to 3.3 points of
-    kNN and 1.6 of retrieval, or doubles a share of less. Without labels it also takes a loss below chance. Fewer than
-    five images are too few to tell.
+    The state, learning, not learning, hurt or collapsed, says what training did to the network, unless there are too
+    few images to tell: encoder and random initialisation were measured on the same ones, by kNN, or by two-view
+    retrieval without labels. Learning takes a gain that chance would hardly give (`mcnemar`), nor would another
+    initialisation, which makes up to 3.3 points of kNN and 1.6 of retrieval, or doubles a share of less. Without labels
+    it also takes a loss below chance. Fewer than five images are too few to tell.
 
     Of a run that went on from ``given`` weights it says whether that helped: they take the place of the random
     initialisation, and hurt means that `mcnemar` sees a loss against them.
@@ -92,7 +92,7 @@ def verdict(
         state, way_out = "hurt", f"keep the original, which is at {100 * before:.1f} %"
     if few:
         state, way_out = "too few images to tell", "give more"
-        way_out += "" if encoder.knn is None else " labelled ones, or hold more of them out (--test-share)"
+        way_out += " images" if encoder.knn is None else " labelled images to test on"
     parts = [f"{state}: {reason}", loss]
     if encoder.knn is not None and not few:
         if unbeaten := _unbeaten(encoder.right, simple or {}, largest_class, channels):

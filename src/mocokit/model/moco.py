@@ -121,7 +121,8 @@ class MoCoV2(MoCo):
 
     ``model(x1, x2, ids, shuffle, m)`` is a step without the optimizer's: the key encoder moves by momentum m, the
     result's ``loss``, a float32 scalar, is of views x1 and x2 [B, C, S, S] of images ``ids`` [B], and the keys join
-    the queue. ``shuffle`` is a permutation [B] for ShuffleBN, or None; ``model.backbone`` is what pretraining is for.
+    the queue. A backbone or head may be replaced between steps, in both encoders; what is inside one not after the
+    first step. ``shuffle`` is a permutation [B] for ShuffleBN, or None; ``model.backbone`` is what pretraining is for.
 
     Args:
         backbone: from views [B, C, S, S] to features [B, F]; for several groups of `mocokit.split_batch_norm`.
