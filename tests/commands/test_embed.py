@@ -277,7 +277,7 @@ print(change)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "step", "by"),
-    [(".parquet", 3, "SIGKILL"), (".npz", 4, "SIGKILL"), (".npy", 1, "SIGKILL"), (".npy", 2, "SIGINT")],
+    [(".parquet", 4, "SIGKILL"), (".npz", 5, "SIGKILL"), (".npy", 2, "SIGKILL"), (".npy", 3, "SIGINT")],
 )
 def test_killed_at_any_change_on_disk_and_run_again_gives_the_same_bytes(run, images, tmp_path, suffix, step, by):
     """A signal right before the n-th file or folder is made, renamed or removed, for each ``step``-th n, or when all is
