@@ -78,7 +78,7 @@ def test_what_cannot_be_removed_is_told(root, tmp_path, capfd, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr("pathlib.Path.rename", denied)
-    with pytest.raises(UserError, match=f"1 entries could not be removed, the first is {entry}; check the perm"):
+    with pytest.raises(UserError, match=f"1 entry could not be removed, the first is {entry}; check the perm"):
         mocokit.cache(clear=True)
 
 

@@ -7,6 +7,7 @@ from mocokit.commands.results import record
 from mocokit.config import CacheConfig
 from mocokit.console import say
 from mocokit.data.cache import IMAGES, Entry, cache_directory, entries, remove, remove_leftovers
+from mocokit.data.notes import count
 from mocokit.errors import UserError
 from mocokit.options import config_of, documented
 
@@ -40,7 +41,7 @@ def cache(**options: Any) -> dict[str, Any]:
         found = [entry for entry in found if entry not in removed]
         if stuck := [entry.path for entry in found if not entry.in_use]:
             first = f"the first is {stuck[0]}; check the permissions of its folder"
-            raise UserError(f"{root}: {len(stuck):,} entries could not be removed, {first}")
+            raise UserError(f"{root}: {count(len(stuck), 'entry', 'entries')} could not be removed, {first}")
     say(f"{root}: {_named(found)}")
     for entry in found:
         used = "  in use" if entry.in_use else ""
@@ -52,7 +53,7 @@ def cache(**options: Any) -> dict[str, Any]:
 
 def _named(found: list[Entry]) -> str:
     """How many and how large."""
-    return f"{len(found):,} {'entry' if len(found) == 1 else 'entries'}, {_size(sum(e.nbytes for e in found))}"
+    return f"{count(len(found), 'entry', 'entries')}, {_size(sum(e.nbytes for e in found))}"
 
 
 def _size(nbytes: int) -> str:

@@ -72,7 +72,7 @@ def finetune(
     config = config_of(FinetuneConfig, run=run, data=data, **options)
     inputs = open_inputs(config, labels_for="fine-tuning", to_train=True)
     home = home_of(config.run)
-    path = (Path(config.out) if config.out else home) / SCRATCH
+    scratch_out = Path(config.out or home) / SCRATCH
     out = Path(config.out or home / (SCRATCH if config.from_scratch else VERB))
     if home.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--out {out}: the encoder to start from is there; choose another --out")
@@ -84,7 +84,7 @@ def finetune(
     derived = _derived(config, len(labelled.train), inputs.encoder)
     config = dataclasses.replace(config, device=inputs.device, out=str(out), **derived)
     compares = config.baseline and not config.from_scratch
-    scratch = dataclasses.replace(config, from_scratch=True, out=str(path), time_budget=None)
+    scratch = dataclasses.replace(config, from_scratch=True, out=str(scratch_out), time_budget=None)
     beside = _Training(scratch, inputs, labelled, started) if compares else None
     training = _Training(config, inputs, labelled, started, beside)
     result = training.result(overwrite)

@@ -44,6 +44,7 @@ from mocokit.rundir import RunDirectory
 from mocokit.runs.held_out import labelled_parts, labels_of
 from mocokit.training.log import read_rows
 
+# Options that say which labels images have and which of them test.
 OF_LABELS = ("labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
 # Options of a run that say which images are what; taken from it where no data are named.
 OF_DATA = ("data", "limit", "imbalance", *OF_LABELS, "max_skipped", "follow_links", "max_pixels")

@@ -77,8 +77,8 @@ class Parts:
         return refusing_damage(f"{path} is damaged", f"remove {self.directory} and run the command again")
 
     def _metadata(self, path: Path) -> dict[str, Any]:
-        with self._reading(path), path.open("rb") as file:  # opened here: pyarrow takes UTF-8 names alone
-            return dict(json.loads(pq.read_schema(file).metadata[METADATA_KEY]))
+        with self._reading(path):
+            return _read_metadata(path)
 
     @property
     def position(self) -> int:
@@ -134,10 +134,15 @@ def parts_directory(output: Path) -> Path:
     return output.with_name(f".{output.name}.parts")
 
 
+def _read_metadata(part: Path) -> dict[str, Any]:
+    with part.open("rb") as file:  # opened here: pyarrow takes UTF-8 names alone
+        return dict(json.loads(pq.read_schema(file).metadata[METADATA_KEY]))
+
+
 def precision_of_parts(output: Path) -> Precision | None:
     """In which an interrupted command computed; None if there is none, or its parts are damaged."""
     for part in parts_directory(output).glob("*-*.parquet"):
-        with suppress(Exception), part.open("rb") as file:  # told when they are taken up
-            precision: Precision = json.loads(pq.read_schema(file).metadata[METADATA_KEY])["identity"]["precision"]
+        with suppress(Exception):  # told when they are taken up
+            precision: Precision = _read_metadata(part)["identity"]["precision"]
             return precision
     return None
