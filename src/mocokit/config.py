@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
-from mocokit.options import Option, fields_of
+from mocokit.options import Decides, Option, fields_of
 
 MAX_IMAGE_SIZE = 4096
 
@@ -18,7 +18,10 @@ Precision = Literal["fp32", "bf16"]
 
 share = partial(Option, low=0, high=1)
 side = partial(Option, low=4, high=MAX_IMAGE_SIZE)
-free = partial(Option, identity=False)
+place = partial(Option, positional=True, path=True)
+reading = partial(Option, decides="reading")
+naming = partial(Option, identity=False, decides="labels")
+holding_out = partial(Option, identity=False, decides="held out")
 
 # Options that several verbs have.
 Device = Annotated[DeviceName | None, Option("where to compute; default the fastest here")]
@@ -26,44 +29,35 @@ Threads = Annotated[
     int | None,
     Option("threads to compute with; default: the cores that others leave", "machine", low=1, identity=False),
 ]
-Run = Annotated[
-    str,
-    Option(
-        "run directory or encoder.safetensors; timm:NAME; or a weights file (with --backbone)",
-        positional=True,
-        path=True,
-    ),
-]
+Run = Annotated[str, place("run directory or encoder.safetensors; timm:NAME; or a weights file (with --backbone)")]
 Backbone = Annotated[str | None, Option("timm model name of the network in a weights file")]
 ImageSize = Annotated[int | None, side("side of the images for timm:NAME or a weights file; default as trained")]
-Data = Annotated[str, Option("images, named as for pretrain", positional=True, path=True)]
-Limit = Annotated[int | None, Option("use a random, class-balanced subset of N training images", low=1)]
-Imbalance = Annotated[
-    float | None,
-    Option("long-tailed subset: largest class by smallest; 1: balanced, 0: as they are", "data", low=0, high=1e6),
+Data = Annotated[str, place("images, named as for pretrain")]
+Limit = Annotated[
+    int | None, Option("use a random, class-balanced subset of N training images", low=1, decides="subset")
 ]
+LONG_TAILED = "long-tailed subset: largest class by smallest; 1: balanced, 0: as they are"
+Imbalance = Annotated[float | None, Option(LONG_TAILED, "data", low=0, high=1e6, decides="subset")]
 TimeBudget = Annotated[str | None, Option("time for the whole command, e.g. 90s, 6m, 2h")]
-Seed = Annotated[int, Option("seed of every random draw", low=0)]
-MaxSkipped = Annotated[float, share("share of unusable images that is accepted", "data", identity=False)]
-FollowLinks = Annotated[bool, Option("read what symbolic links in a folder lead to outside it", "data")]
-MaxPixels = Annotated[int, Option("skip images of more pixels, which would fill the memory", "data", low=1)]
+Seed = Annotated[int, Option("seed of every random draw", low=0, decides="held out")]
+MaxSkipped = Annotated[
+    float, share("share of unusable images that is accepted", "data", identity=False, decides="reading")
+]
+FollowLinks = Annotated[bool, reading("read what symbolic links in a folder lead to outside it", "data")]
+MaxPixels = Annotated[int, reading("skip images of more pixels, which would fill the memory", "data", low=1)]
 Tiles = Annotated[int, Option("cut images into tiles of about N x N pixels; 0: leave them whole", "data", low=0)]
 RunTiles = Annotated[int | None, Option("side of tiles in pixels, 0: none; default as for the run", "data", low=0)]
-Labels = Annotated[
-    str | None, Option("table (CSV, TSV, Parquet) of labels by path or name of the images", path=True, identity=False)
-]
+Labels = Annotated[str | None, naming("table (CSV, TSV, Parquet) of labels by path or name of the images", path=True)]
 LabelsColumns = Annotated[
-    str | None, Option("its columns: image,label or image,label,split; default the usual names", "data", identity=False)
+    str | None, naming("its columns: image,label or image,label,split; default the usual names", "data")
 ]
-TrainFolder = Annotated[str | None, free("name of the folder of training images, if not a usual one", "data")]
-TestFolder = Annotated[str | None, free("name of the folder of test images, if not a usual one", "data")]
+TrainFolder = Annotated[str | None, naming("name of the folder of training images, if not a usual one", "data")]
+TestFolder = Annotated[str | None, naming("name of the folder of test images, if not a usual one", "data")]
 TestShare = Annotated[
-    float,
-    Option("share of each class held out for testing, if no test split", "data", low=0.01, high=0.9, identity=False),
+    float, holding_out("share of each class held out for testing, if no test split", "data", low=0.01, high=0.9)
 ]
 SplitBy = Annotated[
-    str | None,
-    Option("keep together when held out: parent (folder) or a column of --labels, as patient", "data", identity=False),
+    str | None, holding_out("keep together when held out: parent (folder) or a column of --labels, as patient", "data")
 ]
 Neighbours = Annotated[int, Option("nearest neighbours of each image (kNN)", "measuring", low=1)]
 KnnTemperature = Annotated[float, Option("temperature of the neighbours' weights (kNN)", "measuring", low=1e-3)]
@@ -79,7 +73,7 @@ class PretrainConfig:
     )
     DERIVES: ClassVar = True  # fields without a default, in `mocokit.auto`
 
-    data: Annotated[str, Option(f"what to learn from: {DATA_KINDS}", positional=True, identity=False, path=True)]
+    data: Annotated[str, place(f"what to learn from: {DATA_KINDS}", identity=False)]
     out: Annotated[str, Option("run directory", identity=False, path=True)]
     recipe: Annotated[str, Option("auto, a recipe's name or a recipe file", path=True)] = "auto"
 
@@ -270,7 +264,7 @@ class ScorecardConfig(ImagesConfig):
 class ReportConfig(ImagesConfig):
     """One page to look at: figures, a map of the images, and what to look into."""
 
-    data: Annotated[str | None, Option("images; default those of the run", positional=True, path=True)] = None  # type: ignore[assignment]
+    data: Annotated[str | None, place("images; default those of the run")] = None  # type: ignore[assignment]
     output: Annotated[str | None, Option("the page; default RUN/report.html", short="-o", path=True)] = None
     images: Annotated[int, Option("most images that are looked at, drawn at random", low=3, high=100_000)] = 100_000
     clusters: Annotated[
@@ -297,8 +291,8 @@ class EmbedConfig(SourceConfig):
 class SearchConfig:
     """Find similar images and near-duplicates."""
 
-    features: Annotated[str, Option("file of features that mocokit embed wrote", positional=True, path=True)]
-    queries: Annotated[tuple[str, ...], Option("image files, or rows of the features", positional=True, path=True)] = ()
+    features: Annotated[str, place("file of features that mocokit embed wrote")]
+    queries: Annotated[tuple[str, ...], place("image files, or rows of the features")] = ()
     k: Annotated[int, Option("neighbours of each query", low=1)] = 10
     duplicates: Annotated[
         str | None, Option("list pairs with at least this cosine; auto: far nearer than the nearest usually is")
@@ -397,3 +391,8 @@ VERBS: dict[str, type] = {  # their docstrings are what --help says of them
     "cache": CacheConfig,
 }
 FIELDS = fields_of(PretrainConfig)
+
+
+def deciding(*what: Decides) -> tuple[str, ...]:
+    """The options of a run that decide these things of its images."""
+    return tuple(name for name, option in FIELDS.items() if option.decides in what)

@@ -24,8 +24,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from mocokit.auto.defaults import MIN_IMAGES
-from mocokit.commands.pretrain import complete_config
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.config import FIELDS, PretrainConfig, deciding
 from mocokit.data.arrays import ImageListSource, channels_first, is_one_picture
 from mocokit.data.pixels import ASSUMED
 from mocokit.data.store import TooManySkipped
@@ -35,13 +34,14 @@ from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import checked_options
 from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory
+from mocokit.runs.configuration import complete_config
 from mocokit.runs.request import Request, open_data
 from mocokit.training.log import Row, announcer
 from mocokit.training.pretraining import Pretraining, train
 
 BYTE_RANGE, UNIT_RANGE = (0.0, 255.0), (0.0, 1.0)  # what the values of 8-bit images mean, and others' from 0 to 1
 # Options of a recipe that a fit, which is handed its images, has no use for.
-NO_FILES = ("weights", "labels", "labels_columns", "split_by", "train", "test", "tiles", "stream")
+NO_FILES = ("weights", *deciding("labels"), "split_by", "tiles", "stream")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)  # scikit-learn prints it, and compares by identity

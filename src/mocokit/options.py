@@ -21,6 +21,8 @@ import yaml
 from mocokit.errors import UserError, reason_of
 
 NO_DEFAULT = inspect.Parameter.empty
+Decides = Literal["reading", "subset", "labels", "held out"]
+DECISIONS: tuple[Decides, ...] = get_args(Decides)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Option:
     short: str | None = None  # a short flag, such as -o
     positional: bool = False  # an argument on the command line, not a flag
     path: bool = False  # names a file or folder, maybe below ~
+    # What of the images it decides: which are read, which subset of them there is, their labels and splits, or which
+    # are held out for testing.
+    decides: Decides | None = None
     # What `fields_of` adds:
     name: str = ""
     type: Any = str

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mocokit.auto.defaults import image_size_chooser
-from mocokit.commands.pretrain import complete_config
 from mocokit.config import FIELDS
 from mocokit.data.sources import open_source
 from mocokit.data.store import Store, open_store
@@ -19,6 +18,7 @@ from mocokit.machine import pick_device
 from mocokit.options import expanded, validate
 from mocokit.reporting.views import two_views
 from mocokit.rundir import RunDirectory
+from mocokit.runs.configuration import complete_config
 from mocokit.runs.request import Request, RunData, open_data
 from mocokit.training.log import read_rows
 

@@ -300,6 +300,10 @@ def test_a_recipe_names_images_and_weights_as_options_do(tmp_path):
     assert again[0] == again[1]
     assert (again[0]["images"], again[0]["config"]["limit"]) == (20, 20)
     assert (out / "initial.safetensors").exists()
+    assert yaml.safe_load((out / "config.yaml").read_text())["reasons"]["limit"] == f"recipe {recipe}"
+    recipe.write_text(f"limit: 24\nweights: {first['run']}\n")
+    with pytest.raises(mocokit.UserError, match=r"--limit 24 by the recipe \(was 20\)"):
+        mocokit.pretrain(data, recipe=str(recipe), out=str(out), **SHORT)
     days = tmp_path / "days"
     for here, there in (("train", "monday"), ("test", "friday")):
         shutil.copytree(tmp_path / "data" / here, days / there)

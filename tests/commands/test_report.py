@@ -14,7 +14,7 @@ from PIL import Image
 import mocokit
 from mocokit.cli import main
 from mocokit.commands import report as module
-from mocokit.config import FIELDS, ReportConfig
+from mocokit.config import FIELDS, ReportConfig, deciding
 from mocokit.data.image_index import Skipped
 from mocokit.data.store import write_skipped
 from mocokit.deploy.encoder_file import save_encoder
@@ -317,7 +317,9 @@ def test_a_streamed_run_is_of_these_images_where_they_are_in_the_same_place_and_
     """Its figures are of a sample, whose fingerprint says nothing."""
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    of_run = {"stream": True, "data": str(tmp_path / "data")} | {n: FIELDS[n].default for n in module.OF_LABELS}
+    of_run = {"stream": True, "data": str(tmp_path / "data")} | {
+        n: FIELDS[n].default for n in deciding("labels", "held out")
+    }
     for data, options, same in [
         (tmp_path / "data", {}, True),
         (tmp_path / "data" / "..", {}, False),

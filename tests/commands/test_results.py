@@ -11,8 +11,8 @@ import pytest
 
 import mocokit
 from mocokit.cli import main
-from mocokit.commands.results import DIVIDING, MEASURES, NAMING, READING, next_command, record
-from mocokit.config import VERBS, KnnConfig
+from mocokit.commands.results import DECIDED, next_command, record
+from mocokit.config import VERBS, KnnConfig, deciding
 from mocokit.errors import UserError
 from mocokit.machine import versions
 from mocokit.options import fields_of
@@ -49,9 +49,8 @@ def test_the_next_command_measures_on_the_same_images():
     assert next_command("knn", "runs/x", "d", config) == f"mocokit knn runs/x d {flags}"
     embed = "mocokit embed runs/x d --labels 'my table.csv' --train mon -o f.npz"
     assert next_command("embed", "runs/x", "d", config, "-o f.npz") == embed
-    assert {*NAMING, *READING} <= {*fields_of(VERBS["embed"])}
-    for verb in MEASURES:
-        assert {*DIVIDING, *READING} <= {*fields_of(VERBS[verb])}
+    for verb, decisions in DECIDED.items():
+        assert {*deciding(*decisions)} <= {*fields_of(VERBS[verb])}
 
 
 def test_what_pretrain_and_finetune_say_is_next_works_on_a_folder_of_links(tmp_path, monkeypatch, capfd):

@@ -34,7 +34,7 @@ class Numbered:
     name, decoded = "numbered", True
 
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
-        self.bad = bad
+        self.bad, self.max_pixels = bad, 10**8
         self.asked: list[int] = []
 
     def fingerprint(self) -> str:

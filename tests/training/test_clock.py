@@ -19,7 +19,7 @@ from mocokit.resolved import Timetable
 from mocokit.training import checkpoint as training_checkpoint
 from mocokit.training import clock, pretraining
 from mocokit.training import log as training_log
-from mocokit.training.clock import DECISIONS, check_due, stretch_end, turn
+from mocokit.training.clock import DECISIONS, Stopwatch, check_due, stretch_end, turn
 from mocokit.training.log import read_rows
 from tests.tiny_runs import TINY, coloured_data
 from tests.training.test_optim import configuration
@@ -127,6 +127,26 @@ def test_a_run_that_is_late_ends_with_the_next_step():
     assert turn(config, 10, table, 0, 20, 20.0).steps == 21
 
 
+def test_a_stopwatch_stands_still_in_pauses_and_begins_anew_after_first_steps(monkeypatch):
+    now, written = [0.0], [0.0]
+    monkeypatch.setattr(clock, "time", Mock(perf_counter=lambda: now[0]))
+    watch = Stopwatch(2, lambda: written[0])
+    for step, size, took in [(1, 8, 50), (2, 8, 20), (3, 8, 1), (4, 8, 1)]:
+        now[0] += took
+        watch.step_done(step, size)
+    assert (watch.since, watch.seconds) == (2, 2.0)
+    with watch.paused():
+        now[0] += 100
+    now[0], written[0] = now[0] + 7, 7.0
+    assert (watch.since, watch.seconds) == (2, 2.0)
+    now[0] += 1
+    watch.step_done(5, 16)
+    assert (watch.since, watch.seconds) == (5, 0.0)
+    watch.start(9)
+    now[0] += 3
+    assert (watch.since, watch.seconds) == (9, 3.0)
+
+
 def test_pace_is_of_steps_that_neither_compile_nor_check_nor_save(tmp_path, monkeypatch):
     """On a clock by which a step takes a second, the first with views of a size 80, a check 100 and a checkpoint 7."""
     now, seen, looks = [0.0], set(), []
@@ -157,7 +177,7 @@ def test_pace_is_of_steps_that_neither_compile_nor_check_nor_save(tmp_path, monk
         looks.append((since, step, seconds))
         return config
 
-    for module in (pretraining, training_log, training_checkpoint):
+    for module in (clock, training_log, training_checkpoint):
         monkeypatch.setattr(module, "time", Mock(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
     monkeypatch.setattr(pretraining.Pretraining, "forward", slow)
     monkeypatch.setattr(pretraining, "turn", look)

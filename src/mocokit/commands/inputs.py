@@ -15,7 +15,7 @@ from mocokit.data.tiled import TiledSource
 from mocokit.deploy.loading import load
 from mocokit.errors import UserError
 from mocokit.evaluation.baselines import random_encoder
-from mocokit.evaluation.splits import LabelledSplits
+from mocokit.evaluation.splits import LabelledSplits, NotSplit
 from mocokit.machine import limit_threads, pick_device
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
@@ -99,9 +99,10 @@ def open_inputs(config: ImagesConfig, labels_for: str | None = None, to_train: b
     inputs = Inputs(encoder, source, store, device, load(initial, device) if initial.exists() else None)
     if not labels_for:
         return inputs
-    parts = labelled_parts(store, config)
-    if isinstance(parts, str):
-        raise UserError(f"{config.data}: {labels_for} needs labels: {parts}")
+    try:
+        parts = labelled_parts(store, config)
+    except NotSplit as why:
+        raise UserError(f"{config.data}: {labels_for} needs labels: {why}") from None
     seen = encoder.origin.get("data_fingerprint") == store.train_fingerprint
     others = seen and parts.held_out and other_held_out(encoder.origin.get("held_out"), config)
     tuned_on = encoder.origin.get("source_fingerprint")

@@ -2,16 +2,16 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mocokit import distributed, machine
-from mocokit.auto.defaults import Facts, weights_image_size
-from mocokit.auto.trials import complete
+from mocokit.auto.defaults import weights_image_size
 from mocokit.commands.report import report
 from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.config import PretrainConfig
@@ -27,8 +27,8 @@ from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.verdict import verdict
 from mocokit.files import write_json, write_text
-from mocokit.machine import computes_in_bf16, keep_freed_memory, limit_threads, usable_cores, versions
-from mocokit.model.encoder import Encoder, EncoderSpec, encoder_spec
+from mocokit.machine import keep_freed_memory, limit_threads, versions
+from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import checked_options, documented
 from mocokit.reporting.contact_sheet import thumbnails
 from mocokit.reporting.images import IN_A_RUN
@@ -37,10 +37,11 @@ from mocokit.reporting.views import views_picture
 from mocokit.resolved import Resolved, dump
 from mocokit.rundir import RunDirectory
 from mocokit.runs.about_data import about_data, write_sheet
-from mocokit.runs.extend import describe, extended_configuration, extended_run, take_over
+from mocokit.runs.configuration import complete_config, tell_derived
+from mocokit.runs.extend import extended_configuration, extended_run, take_over
 from mocokit.runs.held_out import about_test, tell_any_test
 from mocokit.runs.launch import end_with_launcher, launch
-from mocokit.runs.measurements import RunMeasurements, final_evaluator, knn_checks, projected, quality_check
+from mocokit.runs.measurements import final_evaluator, knn_checks, projected, quality_check
 from mocokit.runs.request import Request, RunData, open_data
 from mocokit.runs.resume import has_encoder, on_its_device, saved_configuration, turned, with_free_options
 from mocokit.runs.start import Start
@@ -108,7 +109,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
     size = on_first(lambda: None if overwrite and run is origin else origin.read_image_size())
     goes_on = run if run.config.exists() and not overwrite else origin if request.extend else None
     with distributed.local_rank_zero_first():  # it may download them
-        start = Start.of(given, request.recipe, request.device, goes_on)
+        start = Start.of(request, goes_on)
     if start and not size:
         size = weights_image_size(start.encoder.spec.image_size, request.device)
     with distributed.local_rank_zero_first(), progress("decoding images") as report:
@@ -116,7 +117,7 @@ def _pretrain(request: Request, overwrite: bool, started: float) -> dict[str, An
             data = open_data(request, source, report=report, image_size=size)
         except TooManySkipped as error:
             raise _with_list(error, run) from None
-    say("\n".join([data.store.summary(), *about_data(data.store, source, given.get("labels"))]))
+    say("\n".join([data.store.summary(), *about_data(data.store, source, request.said.get("labels"))]))
     with _locked(run), machine.CORES.shared():
         return _in_directory(run, origin, request, data, start, overwrite, started)
 
@@ -131,7 +132,8 @@ def _in_directory(
     started: float,
 ) -> dict[str, Any]:
     """What no other command may do at the same time: begin or go on, train, measure, write."""
-    given, recipe, fingerprint = {**request.given, "out": str(run.path)}, request.recipe, data.store.train_fingerprint
+    request = replace(request, given={**request.given, "out": str(run.path)})
+    given, recipe, fingerprint = request.given, request.recipe, data.store.train_fingerprint
     saved = known = on_first(lambda: saved_configuration(run, given, recipe, fingerprint, overwrite, origin))
     if finished := on_first(lambda: run.read_result("pretrain", *FIGURES) if saved and has_encoder(run) else None):
         other = "more --epochs" if request.extend else "another --out"
@@ -143,7 +145,7 @@ def _in_directory(
         known = on_first(lambda: extended_configuration(origin, given, recipe, fingerprint, len(data.images)))
     begun = start.encoder.spec if start else None
     resolved = on_its_device(known, given, run) if known else complete_config(request, data, started, begun)
-    config = with_free_options(resolved, given)
+    config = with_free_options(resolved, request)
     spec = encoder_spec(data.store, config, begun)
     initial = start.adapted(spec) if start else None
     weights = initial.backbone.state_dict() if initial else None
@@ -151,27 +153,11 @@ def _in_directory(
     task = Pretraining(config, spec, resolved.restart, weights)
     parts = tell_any_test(data.store, config)
     if not saved:
-        _describe(resolved)
+        tell_derived(resolved)
         on_first(lambda: _begin(run, resolved, data, start, initial))
         on_first(lambda: write_sheet(run, data.store, spec, config.seed))
     on_first(lambda: take_over(run, resolved.extends))
-    failure, skipped = "", list[Skipped]()
-    try:
-        skipped = _train(task, data, run, resolved)
-    except (UserError, Interrupted):
-        raise
-    except Exception as error:
-        if not config.compile or distributed.world_size() > 1:
-            raise
-        failure = reason_of(error)
-    if failure:  # outside, where the memory of the step that failed is free again
-        say(f"a compiled step failed ({failure}); the run goes on without, from its last checkpoint or the start")
-        forget_cuda_graphs()
-        resolved = resolved.derive(f"a compiled step failed: {failure}", compile=False, cuda_graphs=False)
-        config = replace(task.config, compile=False, cuda_graphs=False)
-        turned(run, resolved)(config)
-        task = Pretraining(config, spec, resolved.restart, weights)
-        skipped = _train(task, data, run, resolved)
+    task, skipped = _train_compiled_or_not(task, weights, data, run, resolved)
     is_first = distributed.rank() == 0  # of whom the others need not wait
     distributed.destroy_process_group()
     if not is_first:
@@ -209,37 +195,6 @@ def _with_list(error: TooManySkipped, run: RunDirectory) -> TooManySkipped:
     return TooManySkipped(f"{error}; {run.skipped} lists them", error.skipped)
 
 
-# Complete the configuration -------------------------------------------------------------------------------
-
-
-def complete_config(request: Request, data: RunData, started: float, start: EncoderSpec | None = None) -> Resolved:
-    """What the user did not say, decided in the first process for all; see `mocokit.auto`. ``start`` is the spec of
-    the encoder to go on from."""
-    store = data.store
-    facts = Facts(
-        name=data.name,
-        images=len(data.images),
-        image_size=store.image_size,
-        longest=max(store.splits["train"].canvas),
-        channels=store.channels,
-        device=request.device,
-        bf16=computes_in_bf16(request.device),
-        cpus=max(1, usable_cores() // distributed.local_world_size()),
-        processes=distributed.world_size(),
-        weights=start.backbone if start else None,
-    )
-    measurements = RunMeasurements(store, data.images, start)
-    resolved = complete(request.given, request.recipe, facts, measurements, started)
-    return distributed.broadcast_object(resolved)
-
-
-def _describe(resolved: Resolved) -> None:
-    say(describe(resolved.config, resolved.extends) if resolved.extends else "what is not given is derived:")
-    for name, reason in resolved.reasons.items():
-        if reason != "default" and not resolved.extends:
-            say(f"  {name} = {getattr(resolved.config, name)}  ({reason})")
-
-
 def _begin(run: RunDirectory, resolved: Resolved, data: RunData, start: Start | None, initial: Encoder | None) -> None:
     """Write what identifies the run; the configuration last, for it makes the directory a run.
 
@@ -262,6 +217,29 @@ def _begin(run: RunDirectory, resolved: Resolved, data: RunData, start: Start | 
 
 
 # Train ----------------------------------------------------------------------------------------------------
+
+
+def _train_compiled_or_not(
+    task: Pretraining, weights: Mapping[str, Tensor] | None, data: RunData, run: RunDirectory, resolved: Resolved
+) -> tuple[Pretraining, list[Skipped]]:
+    """`_train`. Where a compiled step fails, the run goes on without, from its last checkpoint or from the start, which
+    are random ``weights`` or these: with the task that is returned."""
+    try:
+        return task, _train(task, data, run, resolved)
+    except (UserError, Interrupted):
+        raise
+    except Exception as error:
+        if not task.config.compile or distributed.world_size() > 1:
+            raise
+        failure = reason_of(error)
+    # Outside, where the memory of the step that failed is free again.
+    say(f"a compiled step failed ({failure}); the run goes on without, from its last checkpoint or the start")
+    forget_cuda_graphs()
+    resolved = resolved.derive(f"a compiled step failed: {failure}", compile=False, cuda_graphs=False)
+    config = replace(task.config, compile=False, cuda_graphs=False)
+    turned(run, resolved)(config)
+    task = Pretraining(config, task.spec, resolved.restart, weights)
+    return task, _train(task, data, run, resolved)
 
 
 def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolved) -> list[Skipped]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mocokit import machine
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
-from mocokit.config import FinetuneConfig, ReportConfig
+from mocokit.config import FinetuneConfig, ReportConfig, deciding
 from mocokit.console import say
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
@@ -26,7 +26,7 @@ from mocokit.errors import UserError
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
-from mocokit.options import checked_options, documented, fields_of, load_config
+from mocokit.options import DECISIONS, checked_options, documented, fields_of, load_config
 from mocokit.outputs import check_file, writing
 from mocokit.reporting import about_findings, about_images, about_run
 from mocokit.reporting.charts import curves, embedded, map_chart
@@ -41,13 +41,9 @@ from mocokit.reporting.suggestions import Suggestion, suggestions, write_list
 from mocokit.reporting.views import two_views
 from mocokit.resolved import Resolved
 from mocokit.rundir import RunDirectory
-from mocokit.runs.held_out import labelled_parts, labels_of
+from mocokit.runs.held_out import labels_of, parts_if_labelled
 from mocokit.training.log import read_rows
 
-# Options that say which labels images have and which of them test.
-OF_LABELS = ("labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
-# Options of a run that say which images are what; taken from it where no data are named.
-OF_DATA = ("data", "limit", "imbalance", *OF_LABELS, "max_skipped", "follow_links", "max_pixels")
 VIEWS = 8
 FEW_CLASSES = 20  # that are listed
 UNCERTAIN = 20  # test images that a classifier is least certain of
@@ -116,7 +112,7 @@ def _with_data(given: dict[str, Any], directory: RunDirectory, resolved: Resolve
     else:
         home_of(given["run"])  # refuses what is no encoder
         raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
-    return {name: of_run[name] for name in OF_DATA if of_run.get(name) is not None} | given
+    return {name: of_run[name] for name in ("data", *deciding(*DECISIONS)) if of_run.get(name) is not None} | given
 
 
 def _output(config: ReportConfig, directory: RunDirectory, overwrite: bool) -> Path:
@@ -139,8 +135,8 @@ class _Seen:
 
     @classmethod
     def of(cls, inputs: Inputs, config: ReportConfig) -> "_Seen":
-        splits = labelled_parts(inputs.store, config)
-        images = ReportImages.of(inputs.store, None if isinstance(splits, str) else splits, config.seed, config.images)
+        splits = parts_if_labelled(inputs.store, config)
+        images = ReportImages.of(inputs.store, splits, config.seed, config.images)
         if len(images) < 3:
             raise UserError(f"{config.data}: a report compares images with each other; give at least 3")
         if len(images) < images.total:
@@ -182,7 +178,7 @@ class _Contents:
         if (streamed := result["config"]).get("stream"):  # measured on a sample, which has a fingerprint of its own
             own = vars(self.config)
             same = os.path.realpath(streamed["data"]) == os.path.realpath(own["data"])
-            return same and all(streamed.get(name) == own[name] for name in OF_LABELS)
+            return same and all(streamed.get(name) == own[name] for name in deciding("labels", "held out"))
         wanted = {store.fingerprint} if result.get("test") else {store.fingerprint, store.train_fingerprint}
         return result["data_fingerprint"] in wanted
 

@@ -7,17 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mocokit.config import FIELDS
+from mocokit.config import FIELDS, deciding
 from mocokit.console import command, say
 from mocokit.files import write_json
 from mocokit.machine import versions
-from mocokit.options import flag
+from mocokit.options import DECISIONS, flag
 from mocokit.rundir import RunDirectory
 
-READING = ("follow_links", "max_skipped", "max_pixels")  # options on which depends what of the images is read
-DIVIDING = ("limit", "imbalance", "labels", "labels_columns", "train", "test", "test_share", "split_by", "seed")
-NAMING = ("labels", "labels_columns", "train", "test")  # of these what `embed` takes: on which depend its columns
-MEASURES = ("knn", "scorecard")  # verbs that take the latter, too: on which depends what trains and what tests
+# What the options decide that a verb must be given again, to read the same images and to measure on the same.
+DECIDED = {"knn": DECISIONS, "scorecard": DECISIONS, "embed": ("reading", "labels")}
 
 
 def record(
@@ -52,7 +50,7 @@ def record(
 def next_command(verb: str, run: str, data: str, config: Mapping[str, Any], options: str = "") -> str:
     """A command to go on with, with those of the options in ``config`` without which it would not read the images, or
     measure on others."""
-    names = READING + (DIVIDING if verb in MEASURES else NAMING if verb == "embed" else ())
+    names = deciding(*DECIDED[verb])
     needed = {n: config[n] for n in names if n in config and config[n] != FIELDS[n].default}
     flags = [flag(name) if value is True else f"{flag(name)} {_word(value)}" for name, value in needed.items()]
     return command(verb, [run, data], " ".join([*flags, options]).strip())

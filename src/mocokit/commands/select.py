@@ -21,7 +21,7 @@ from mocokit.files import printable, write_csv
 from mocokit.options import config_of, documented
 from mocokit.outputs import check_file, writing
 from mocokit.reporting.selection import Choice, typiclust
-from mocokit.runs.held_out import labelled_parts
+from mocokit.runs.held_out import parts_if_labelled
 
 COLUMNS = ("image", "order", "cluster", "cluster_size", "typicality")
 PRINTED = 10  # on stderr, at most
@@ -80,9 +80,9 @@ def _output(config: SelectConfig, overwrite: bool) -> Path:
 
 def _candidates(store: Store, config: SelectConfig) -> Tensor:
     """The training images, [N] int64, without those that are held out for testing."""
-    images, parts = store.splits["train"], labelled_parts(store, config)
+    images, parts = store.splits["train"], parts_if_labelled(store, config)
     rows = torch.arange(len(images))
-    if not isinstance(parts, str) and parts.test.images is images:
+    if parts and parts.test.images is images:
         rows = rows[~torch.isin(rows, parts.test.indices)]
         say(f"{len(parts.test):,} labelled images are held out for testing (seed {config.seed}) and not chosen")
     labelled = 0 if images.labels is None else int((images.labels[rows] >= 0).sum())

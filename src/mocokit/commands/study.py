@@ -11,17 +11,17 @@ import numpy as np
 import yaml
 
 from mocokit.auto.view_sizes import mean_over_views
-from mocokit.commands.pretrain import complete_config
 from mocokit.commands.results import record
-from mocokit.config import PretrainConfig, StudyConfig
+from mocokit.config import PretrainConfig, StudyConfig, deciding
 from mocokit.console import progress, say
 from mocokit.data.store import ImageSet
 from mocokit.errors import UserError
-from mocokit.evaluation.splits import split_labelled
+from mocokit.evaluation.splits import NotSplit, split_labelled
 from mocokit.files import is_utf8, read_json, write_json, write_text
 from mocokit.machine import limit_threads, versions
 from mocokit.options import config_of, documented, flag, parse_duration, parse_yaml
 from mocokit.rundir import RunDirectory
+from mocokit.runs.configuration import complete_config
 from mocokit.runs.measurements import RunMeasurements
 from mocokit.runs.request import Request, RunData, open_data
 from mocokit.studies.engine import Resources, State, has_ray, parallel, run_trials
@@ -31,7 +31,7 @@ from mocokit.studies.results import answers, by_setting, compare, read_rows, wri
 from mocokit.studies.trial import REQUEST, RESULT, is_done
 
 TABLE, TRIALS = "labels.csv", "trials"
-READING = ("train", "test", "tiles", "max_skipped", "follow_links", "max_pixels")  # how commands read the images
+READING = (*deciding("reading"), "train", "test", "tiles")  # how commands read the images
 TIMED_SECONDS = 5.0
 
 
@@ -99,9 +99,10 @@ def _open(config: StudyConfig) -> tuple[RunData, str, Request]:
     with progress("decoding images") as report:
         opened = open_data(request, report=report)
     say(opened.store.summary())
-    parts = split_labelled(opened.store, seed=0, test_share=config.test_share)
-    if isinstance(parts, str):
-        raise UserError(f"{config.data}: a study needs labels: {parts}")
+    try:
+        parts = split_labelled(opened.store, seed=0, test_share=config.test_share)
+    except NotSplit as why:
+        raise UserError(f"{config.data}: a study needs labels: {why}") from None
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "label", "split"))

@@ -25,7 +25,7 @@ from mocokit.data.image_index import (
 )
 from mocokit.data.names import data_name
 from mocokit.data.notes import Notes, OtherFiles
-from mocokit.data.pillow import SIGNATURE_BYTES, BadImage, looks_like_an_image
+from mocokit.data.pillow import MAX_PIXELS, SIGNATURE_BYTES, BadImage, looks_like_an_image
 from mocokit.data.tar import TarMember, tar_members
 from mocokit.errors import UserError
 
@@ -55,6 +55,7 @@ class ArchiveSource:
     """The images in a zip or tar archive, named as their paths in it."""
 
     decoded = False
+    max_pixels = MAX_PIXELS
 
     def __init__(self, path: Path, splits: Mapping[str, str] | None = None) -> None:
         """``splits``: those that folders are said to be, by name."""

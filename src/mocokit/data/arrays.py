@@ -15,7 +15,7 @@ from mocokit.data.archives import file_fingerprint
 from mocokit.data.image_index import SPLITS, ImageIndex, reading
 from mocokit.data.labels import join_labels, label_values, number_labels
 from mocokit.data.names import data_name
-from mocokit.data.pillow import BadImage, decode_pillow
+from mocokit.data.pillow import MAX_PIXELS, BadImage, decode_pillow
 from mocokit.errors import UserError
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -61,6 +61,7 @@ class ImageListSource:
     """A sequence of images, all to train on: arrays as for `pixels`, PIL images, or paths of files."""
 
     name = "images"
+    max_pixels = MAX_PIXELS
     decoded = True  # also for files: this process may have threads, so it must not fork
 
     def __init__(self, images: Sequence[Any]) -> None:
@@ -97,6 +98,7 @@ class ArraySource:
     """
 
     decoded = True
+    max_pixels = MAX_PIXELS
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mocokit.data.channels import about_colour, common_channels, is_gray
-from mocokit.data.decode_pool import Decoded, decode_all, max_pixels_of, read_all, worker_count
+from mocokit.data.decode_pool import Decoded, decode_all, read_all, worker_count
 from mocokit.data.image_index import SPLITS, ImageIndex, Skipped, Source, main_split
 from mocokit.data.notes import Notes, count
 from mocokit.data.pillow import BadImage
@@ -93,7 +93,7 @@ def build(
         stored_side(options["image_size"]),
         worker_count(source, len(order)) if workers is None else workers,
         lambda position, text: notes.add(text, image_index.names[order[position]]),
-        max_pixels_of(source),
+        source.max_pixels,
     )
     staging = directory / "staging.bin"
     staged, skipped = _stage(results, order, image_index.names, staging, progress)
@@ -210,7 +210,7 @@ def median_side(source: Source, indices: np.ndarray) -> float:
     for position in np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED_IMAGES)).round().astype(int):
         with suppress(BadImage):
             (image,) = read_all(source, [int(indices[position])])
-            sides.append(min(size_of(image, max_pixels_of(source))))
+            sides.append(min(size_of(image, source.max_pixels)))
     return float(np.median(sides)) if sides else math.nan
 
 

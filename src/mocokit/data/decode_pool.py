@@ -83,11 +83,6 @@ def worker_count(source: Source, images: int) -> int:
     return 0 if source.decoded or images < _FEW_IMAGES else usable_cores()
 
 
-def max_pixels_of(source: Source) -> int:
-    """The most pixels of an image of ``source`` that is decoded, as the user chose it for files."""
-    return getattr(source, "max_pixels", MAX_PIXELS)
-
-
 def read_all(source: Source, indices: Iterable[int]) -> Iterator[Encoded]:
     """The images at ``indices`` of a source's index, which has been read: a folder's files, not yet read; tiles of one
     image as one."""

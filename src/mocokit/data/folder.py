@@ -22,7 +22,7 @@ from mocokit.data.image_index import (
 )
 from mocokit.data.names import data_name
 from mocokit.data.notes import OtherFiles, count, listed
-from mocokit.data.pillow import SIGNATURE_BYTES, looks_like_an_image
+from mocokit.data.pillow import MAX_PIXELS, SIGNATURE_BYTES, looks_like_an_image
 from mocokit.errors import UserError
 
 _OUTSIDE = "symbolic link that leads out of the folder; --follow-links reads what it leads to"
@@ -34,6 +34,7 @@ class FolderSource:
     ``follow_links``. In a snapshot of the Hugging Face cache, its blobs belong to it."""
 
     decoded = False
+    max_pixels = MAX_PIXELS
 
     def __init__(self, path: Path, follow_links: bool = False, splits: Mapping[str, str] | None = None) -> None:
         """``splits``: those that folders are said to be, by name."""

@@ -115,6 +115,7 @@ class Source(Protocol):
 
     name: str  # short enough for a run directory
     decoded: bool  # whether it holds pixels already, so that decoding costs nothing
+    max_pixels: int  # larger images are not decoded
 
     def fingerprint(self) -> str:
         """A text that changes when the images do; found without reading them."""

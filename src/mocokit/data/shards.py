@@ -32,7 +32,7 @@ from mocokit.data.image_index import (
 from mocokit.data.labels import join_labels, label_column, number_labels
 from mocokit.data.names import data_name
 from mocokit.data.notes import listed
-from mocokit.data.pillow import BadImage
+from mocokit.data.pillow import MAX_PIXELS, BadImage
 from mocokit.data.shard_readers import LABEL_MEMBERS, PARQUET, TAR, is_remote, open_shard, persistently, shard_kind
 from mocokit.data.tar import tar_members
 from mocokit.errors import UserError
@@ -116,6 +116,7 @@ class ShardSource:
     """The images of some shards, in their order; ``classes`` name the label values where the shards do not."""
 
     decoded = False
+    max_pixels = MAX_PIXELS
 
     def __init__(
         self, data: str, shards: list[Shard], classes: tuple[str, ...] | None = None, notes: tuple[str, ...] = ()

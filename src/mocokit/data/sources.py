@@ -56,7 +56,7 @@ def open_source(
     if splits and not isinstance(source, FolderSource | ArchiveSource):
         name, split = next(iter(splits.items()))
         raise UserError(f"--{split} {name}: names a folder inside a folder or archive of images, which {data} is not")
-    source.max_pixels = max_pixels  # type: ignore[attr-defined]
+    source.max_pixels = max_pixels
     return TiledSource(source, tiles) if tiles else source
 
 
@@ -108,6 +108,7 @@ class BundledSource:
     """A data set that a library has or downloads; ``load`` gives its images, uint8 [N, C, H, W], and their index."""
 
     decoded = True
+    max_pixels = MAX_PIXELS
 
     def __init__(self, name: str, load: Callable[[], tuple[np.ndarray, ImageIndex]]) -> None:
         self.name, self._load = name, load

@@ -27,7 +27,6 @@ from mocokit.data.build import (
     read_facts,
 )
 from mocokit.data.cache import IMAGES, building, cache_directory, cache_errors, hold, locked, remove_leftovers
-from mocokit.data.decode_pool import max_pixels_of
 from mocokit.data.image_index import Skipped, Source, main_split
 from mocokit.data.notes import count
 from mocokit.data.sources import open_source
@@ -214,7 +213,7 @@ def open_store(
     source = open_source(data) if isinstance(data, str) else data
     folder = (cache or cache_directory()) / IMAGES
     remove_leftovers(folder)
-    key = _key([source.fingerprint(), max_pixels_of(source)])
+    key = _key([source.fingerprint(), source.max_pixels])
     name = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40].lstrip('.')}-{key}"
 
     def wanted(median: float | None) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 from mocokit import distributed
 from mocokit.data.build import check_skipped
 from mocokit.data.dataset import Batch
-from mocokit.data.decode_pool import Decoded, Encoded, decode_for_model, max_pixels_of, read_all, worker_count
+from mocokit.data.decode_pool import Decoded, Encoded, decode_for_model, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.pillow import BadImage
 from mocokit.data.pixels import pad, stored_side
@@ -99,7 +99,7 @@ class _Sample:
 
     def __init__(self, source: Source, listing: ImageIndex, seed: int) -> None:
         self.source, self.name, self.decoded = source, source.name, source.decoded
-        self.max_pixels = max_pixels_of(source)
+        self.max_pixels = source.max_pixels
         splits = {split: _sample(rows, listing.blocks, seed) for split, rows in listing.splits.items()}
         self._listing = replace(listing, splits=splits)
         self._seed = seed
@@ -270,7 +270,7 @@ class StreamingDataset(IterableDataset[Batch]):
             image_size=images.image_size,
             channels=images.channels,
             intensity_range=images.intensity_range,
-            max_pixels=max_pixels_of(images.source),
+            max_pixels=images.source.max_pixels,
             workers=self.workers,
         )
         window: list[Decoded] = []

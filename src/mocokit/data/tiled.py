@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from mocokit.data.decode import image_size
-from mocokit.data.decode_pool import Encoded, Tiles, decode_tiles, max_pixels_of, read_all
+from mocokit.data.decode_pool import Encoded, Tiles, decode_tiles, read_all
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.notes import count
 from mocokit.data.pillow import BadImage
@@ -22,7 +22,7 @@ class TiledSource:
 
     def __init__(self, source: Source, side: int) -> None:
         self.source, self.side = source, side
-        self.name, self.decoded, self.max_pixels = source.name, source.decoded, max_pixels_of(source)
+        self.name, self.decoded, self.max_pixels = source.name, source.decoded, source.max_pixels
 
     def fingerprint(self) -> str:
         return f"tiles/{self.side}/{self.source.fingerprint()}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mocokit.config import EmbedConfig
-from mocokit.data.decode_pool import Decoded, decode_for_model, max_pixels_of, read_all, worker_count
+from mocokit.data.decode_pool import Decoded, decode_for_model, read_all, worker_count
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.notes import Notes
 from mocokit.data.pillow import BadImage
@@ -54,7 +54,7 @@ def embed_images(
         channels=spec.channels,
         intensity_range=spec.intensity_range,
         workers=worker_count(source, len(rest)) if config.workers is None else config.workers,
-        max_pixels=max_pixels_of(source),
+        max_pixels=source.max_pixels,
         noted=None if notes is None else lambda position, text: notes.add(text, index.names[rest[position]]),
     )
     size = batch_size(encoder.device, len(order), config.batch_size)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mocokit.data.decode_pool import Encoded, decode_for_model, max_pixels_of, read_all
+from mocokit.data.decode_pool import Encoded, decode_for_model, read_all
 from mocokit.data.image_index import Source
 from mocokit.data.pillow import MAX_PIXELS, BadImage
 from mocokit.errors import UserError
@@ -132,7 +132,7 @@ def images_of_rows(data: str, source: Source, paths: list[str], spec: Any) -> di
     for path in paths:
         if path not in index:
             raise UserError(f"--montage: no image {path} in {data}; name with --data where the images are now")
-    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec, max_pixels_of(source))
+    return _decoded(read_all(source, [index[path] for path in paths]), paths, spec, source.max_pixels)
 
 
 def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:

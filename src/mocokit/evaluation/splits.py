@@ -108,8 +108,12 @@ def labelled_splits(store: Store) -> dict[str, Subset]:
     return {split: part for split, part in found.items() if len(part)}
 
 
-def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> LabelledSplits | str:
-    """Divide labelled images into training, validation and test images; or why they can't be, and the way out.
+class NotSplit(UserError):
+    """Labels, or images of a class, are lacking to train on some and test on others: why, and the way out."""
+
+
+def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> LabelledSplits:
+    """Divide labelled images into training, validation and test images; `NotSplit` where that can't be done.
 
     Test images are the data's test split, else its validation split, else ``test_share`` of each class of the only
     split that has labels, in whole groups where images have some. Validation images are the data's validation split if
@@ -121,7 +125,7 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
         way_out = (
             "put the images into one folder for each class, give shards a column label, or name a file by --labels"
         )
-        return f"there are no labels; {way_out}"
+        raise NotSplit(f"there are no labels; {way_out}")
     first = next(iter(given))
     others = [split for split in ("test", "val") if split in given and split != first]
     train, held_out = given[first], not others
@@ -130,15 +134,15 @@ def split_labelled(store: Store, seed: int, test_share: float = SHARE) -> Labell
         if not len(test):
             if train.groups is not None:
                 way_out = "leave --split-by out, or group by something smaller; tiles of one image are a group"
-                return f"every group has all images of a class; {way_out}"
-            return "no class has two labelled images; give several of each class"
+                raise NotSplit(f"every group has all images of a class; {way_out}")
+            raise NotSplit("no class has two labelled images; give several of each class")
     else:
         test = given[others[0]]
         ours, theirs = ({store.label_names[value] for value in part.labels.unique()} for part in (train, test))
         if not ours & theirs:
             names = f"{listed(sorted(ours))} here, {listed(sorted(theirs))} there"
             way_out = "give the classes of both the same names"
-            return f"training and test images have no class in common ({names}); {way_out}"
+            raise NotSplit(f"training and test images have no class in common ({names}); {way_out}")
     if "val" in others[1:]:
         val = given["val"]
     else:

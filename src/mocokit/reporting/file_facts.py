@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mocokit.console import progress
 from mocokit.data.decode import image_size
-from mocokit.data.decode_pool import Encoded, ImageFile, max_pixels_of, read_all
+from mocokit.data.decode_pool import Encoded, ImageFile, read_all
 from mocokit.data.image_index import Source
 from mocokit.data.pillow import FORMATS, MAX_PIXELS, BadImage, translated_errors
 from mocokit.data.sampler import random_subset
@@ -81,7 +81,7 @@ def read_facts(source: Source, images: ReportImages, seed: int) -> dict[int, Fil
     files = read_all(source, [positions[paths[row]] for row in there])
     with progress("reading headers of files") as report:
         for done, (row, file) in enumerate(zip(there, files, strict=True), 1):
-            facts[row] = facts_of(file, max_pixels_of(source))
+            facts[row] = facts_of(file, source.max_pixels)
             report(done, len(there))
     return facts
 

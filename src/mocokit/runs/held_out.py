@@ -1,6 +1,7 @@
 """Which images train and test what is measured: the same in every verb, and told in the same words."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from shlex import quote
 from typing import Any
 
@@ -11,7 +12,7 @@ from mocokit.data.notes import count
 from mocokit.data.store import Store
 from mocokit.errors import UserError
 from mocokit.evaluation.near_duplicates import near_duplicates
-from mocokit.evaluation.splits import SHARE, LabelledSplits, split_labelled
+from mocokit.evaluation.splits import SHARE, LabelledSplits, NotSplit, split_labelled
 
 
 def labels_of(path: str | None, columns: str | None) -> LabelsFile | None:
@@ -21,9 +22,16 @@ def labels_of(path: str | None, columns: str | None) -> LabelsFile | None:
     return None if path is None else read_labels(path, columns)
 
 
-def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> LabelledSplits | str:
+def labelled_parts(store: Store, config: ImagesConfig | PretrainConfig) -> LabelledSplits:
     """As `split_labelled`, by the options."""
     return split_labelled(store, config.seed, config.test_share)
+
+
+def parts_if_labelled(store: Store, config: ImagesConfig | PretrainConfig) -> LabelledSplits | None:
+    """`labelled_parts`, or None where they can't be had."""
+    with suppress(NotSplit):
+        return labelled_parts(store, config)
+    return None
 
 
 def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | PretrainConfig, seen: bool) -> None:
@@ -72,12 +80,14 @@ def other_held_out(tuned: Any, config: ImagesConfig) -> str:
 
 def tell_any_test(store: Store, config: PretrainConfig) -> LabelledSplits | None:
     """As `tell_test`, of the images of pretraining; None, and why, where nothing can be measured by labels."""
-    parts = labelled_parts(store, config)
-    if not isinstance(parts, str):
-        tell_test(parts, store, config, seen=True)
-    elif store.label_names:
-        say(f"kNN is not measured: {parts}")
-    return None if isinstance(parts, str) else parts
+    try:
+        parts = labelled_parts(store, config)
+    except NotSplit as why:
+        if store.label_names:
+            say(f"kNN is not measured: {why}")
+        return None
+    tell_test(parts, store, config, seen=True)
+    return parts
 
 
 def about_test(parts: LabelledSplits, config: ImagesConfig | PretrainConfig) -> dict[str, Any]:

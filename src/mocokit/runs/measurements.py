@@ -29,7 +29,7 @@ from mocokit.model.encoder import Encoder, EncoderSpec, NonFiniteFeatures, encod
 from mocokit.reporting.images import IN_A_RUN
 from mocokit.reporting.projection import is_installed
 from mocokit.rundir import RunDirectory
-from mocokit.runs.held_out import labelled_parts
+from mocokit.runs.held_out import parts_if_labelled
 from mocokit.training.compilation import forget_cuda_graphs
 from mocokit.training.log import read_rows
 from mocokit.training.loop import NonFiniteLoss
@@ -45,8 +45,8 @@ TIMED_IMAGES = 256  # of the bank, of the queries and of the scores in an evalua
 
 def full_evaluator(store: Store, config: PretrainConfig) -> Evaluator:
     """All images."""
-    parts = labelled_parts(store, config)
-    knn = None if isinstance(parts, str) else KnnEvaluator.of(parts, config.knn_k, config.knn_temperature)
+    parts = parts_if_labelled(store, config)
+    knn = KnnEvaluator.of(parts, config.knn_k, config.knn_temperature) if parts else None
     return Evaluator(store.splits["train"], augmentations(config), config.seed, knn)
 
 
@@ -153,8 +153,8 @@ class RunMeasurements:
 
     def seconds_of_search(self, config: PretrainConfig) -> float:
         """From thumbnails of some images; what they are compared in takes a second or two at most."""
-        parts = labelled_parts(self.store, config)
-        if isinstance(parts, str) or not config.evaluate:
+        parts = parts_if_labelled(self.store, config)
+        if parts is None or not config.evaluate:
             return 0.0
         some, begun = parts.train_val.sample(TIMED_IMAGES, config.seed), time.perf_counter()
         thumbnails(some)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mocokit.auto.defaults import image_size_chooser
-from mocokit.config import FIELDS, DeviceName
+from mocokit.config import FIELDS, DeviceName, deciding
 from mocokit.console import say
 from mocokit.data.image_index import Source
 from mocokit.data.labelled import grouped, lay_over_sample, open_labelled
@@ -21,13 +21,6 @@ from mocokit.recipes import load_recipe
 from mocokit.rundir import RunDirectory, run_name
 from mocokit.runs.held_out import labels_of
 from mocokit.training.log import check_tracker
-
-SUBSET = ("limit", "imbalance")  # of the images, to learn from
-# What a recipe may say that counts before the configuration is complete.
-EARLY = (
-    *("weights", "labels", "labels_columns", "train", "test", "split_by"),
-    *("seed", "max_skipped", "workers", "device", "logger"),
-)
 
 
 @dataclass(frozen=True)
@@ -46,15 +39,23 @@ class Request:
         if given.get("weights") and given.get("recipe", "auto") == "auto":
             given = {**given, "recipe": "continue"}
         recipe = load_recipe(given.get("recipe", "auto"))
-        given = {name: recipe[name] for name in SUBSET + EARLY if name in recipe} | dict(given)
-        check_tracker(given.get("logger"))
-        return cls(given, recipe, pick_device(given.get("device")), extend)
+        said = {**recipe, **given}
+        check_tracker(said.get("logger"))
+        return cls(given, recipe, pick_device(said.get("device")), extend)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What is known before the configuration is complete: the options of the recipe, and over them those given."""
+        return {**self.recipe, **self.given}
+
+    def said_or_default(self, *names: str) -> dict[str, Any]:
+        """Of these options what is `said`, or else their default, by name."""
+        return {name: self.said.get(name, FIELDS[name].default) for name in names}
 
     def open_source(self) -> Source:
         """The images, of which nothing is read yet."""
         names = ("follow_links", "max_pixels", "train", "test", "tiles")
-        said = {**self.recipe, **self.given}
-        return open_source(self.given["data"], **{n: said.get(n, FIELDS[n].default) for n in names})
+        return open_source(self.given["data"], **self.said_or_default(*names))
 
     def run_directory(self, name: str) -> RunDirectory:
         """Of images of this ``name``; a `UserError` if no command would take the data by their name any more."""
@@ -96,28 +97,27 @@ def open_data(
     Raises:
         UserError, TooManySkipped: the data can't be opened, or too many images can't be used.
     """
-    given, recipe = request.given, request.recipe
-    labels = labels_of(given.get("labels"), given.get("labels_columns"))
-    options = {name: given[name] for name in ("workers",) if name in given}
-    options |= {name: given.get(name, FIELDS[name].default) for name in ("seed", "max_skipped")}
-    size = given.get("image_size", recipe.get("image_size", image_size))
+    said = request.said
+    labels = labels_of(said.get("labels"), said.get("labels_columns"))
+    options = request.said_or_default("seed", "max_skipped")
+    options |= {"workers": said["workers"]} if "workers" in said else {}
     options |= {
-        "image_size": size or image_size_chooser(request.device),
+        "image_size": said.get("image_size", image_size) or image_size_chooser(request.device),
         "progress": report,
         "cache": cache,
         "to_train": True,
     }
     source = source or request.open_source()
-    if not given.get("stream", recipe.get("stream", False)):
-        options |= {name: given.get(name) for name in SUBSET}
-        store = open_labelled(source, labels, **options)
-        store = grouped(store, given.get("split_by"), labels, isinstance(source, TiledSource))
+    subset: dict[str, Any] = {name: said.get(name) for name in deciding("subset")}
+    if not said.get("stream"):
+        store = open_labelled(source, labels, **subset, **options)
+        store = grouped(store, said.get("split_by"), labels, isinstance(source, TiledSource))
         return RunData(store, store.splits["train"])
-    for name in SUBSET:
-        if name in given:
+    for name, value in subset.items():
+        if value is not None:
             raise UserError(f"--stream and {flag(name)} exclude each other: a subset has room in the cache directory")
     store, images = open_streaming(source, **options)
     store = store if labels is None else lay_over_sample(store, labels, images.names)
-    store = grouped(store, given.get("split_by"), labels, isinstance(source, TiledSource))
+    store = grouped(store, said.get("split_by"), labels, isinstance(source, TiledSource))
     say(f"{len(images):,} training images are read anew each epoch; a sample of them is stored to measure on")
     return RunData(store, images)

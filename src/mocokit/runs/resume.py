@@ -8,7 +8,7 @@ from typing import Any
 
 from mocokit import distributed
 from mocokit.auto.defaults import check_shares
-from mocokit.config import FIELDS, PretrainConfig
+from mocokit.config import FIELDS, PretrainConfig, deciding
 from mocokit.console import say
 from mocokit.deploy.encoder_file import read_encoder
 from mocokit.errors import UserError
@@ -17,6 +17,7 @@ from mocokit.machine import computes_in_bf16, pick_device, usable_cores, version
 from mocokit.resolved import Resolved, differences, dump, moves
 from mocokit.rundir import RunDirectory, free_name
 from mocokit.runs.extend import check_extends, how_to_extend
+from mocokit.runs.request import Request
 
 
 def saved_configuration(
@@ -82,11 +83,11 @@ def on_its_device(saved: Resolved, given: Mapping[str, Any], run: RunDirectory) 
     return saved.derive(f"for {device}", device=device, **values)
 
 
-def with_free_options(resolved: Resolved, given: Mapping[str, Any]) -> PretrainConfig:
+def with_free_options(resolved: Resolved, request: Request) -> PretrainConfig:
     """The configuration; what does not change the result may differ from the run that is resumed."""
-    as_opened = ("labels", "labels_columns", "split_by", "train", "test")
-    free: dict[str, Any] = {name: given.get(name) for name in as_opened}
-    free |= {name: value for name, value in given.items() if not FIELDS[name].identity}
+    as_opened = (*deciding("labels"), "split_by")
+    free: dict[str, Any] = {name: request.said.get(name) for name in as_opened}
+    free |= {name: value for name, value in request.given.items() if not FIELDS[name].identity}
     config = replace(resolved.config, **free)
     pick_device(config.device)
     if config.cuda_graphs and config.device != "cuda":

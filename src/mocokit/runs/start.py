@@ -1,8 +1,6 @@
 """``pretrain --weights``: the trained encoder that a run goes on from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mocokit.console import say
 from mocokit.deploy.encoder_file import encoder_fingerprint, read_encoder
@@ -11,6 +9,7 @@ from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.weights import fit_weights
 from mocokit.rundir import RunDirectory
+from mocokit.runs.request import Request
 
 TIMM_BACKBONE = {"cpu": "tf_efficientnet_lite0", "cuda": "resnet50"}  # for --weights timm, where none is said
 
@@ -23,16 +22,14 @@ class Start:
     fingerprint: str
 
     @classmethod
-    def of(
-        cls, given: Mapping[str, Any], recipe: Mapping[str, Any], device: str, run: RunDirectory | None
-    ) -> "Start | None":
+    def of(cls, request: Request, run: RunDirectory | None) -> "Start | None":
         """What ``--weights`` names: where a ``run`` goes on, its copy of it; None without. ``timm`` alone is a network
-        that suits the ``device``.
+        that suits the device.
 
         Raises:
             UserError: there is no such encoder, or ``run`` went on from another.
         """
-        weights = given.get("weights")
+        weights, backbone = request.said.get("weights"), request.said.get("backbone")
         before = fingerprint = None
         if run is not None:
             before, fingerprint = run.read_config().config.weights, run.read_fingerprint("weights")
@@ -44,9 +41,8 @@ class Start:
             return None
         if run is not None and weights == before and fingerprint and run.initial.exists():
             return cls(read_encoder(run.initial), fingerprint)
-        backbone = given.get("backbone", recipe.get("backbone"))
         if weights == "timm" and backbone is None:
-            backbone = TIMM_BACKBONE.get(device, TIMM_BACKBONE["cuda"])
+            backbone = TIMM_BACKBONE.get(request.device, TIMM_BACKBONE["cuda"])
         encoder = load(weights, backbone=backbone)
         start = cls(encoder, encoder_fingerprint(encoder))
         if run is not None and start.fingerprint != fingerprint:

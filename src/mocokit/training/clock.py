@@ -5,6 +5,9 @@ What was decided is in the configuration (`mocokit.auto.turns`), which a resumed
 
 import dataclasses
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mocokit.auto.turns import format_turns, parse_turns, position
 from mocokit.auto.view_sizes import view_size_at
@@ -17,6 +20,48 @@ DECISIONS = 20  # of a run, at most
 TOLERANCE = 0.02  # share of a run's steps that is not worth a turn
 WORTH_TELLING = 0.2  # and share from which on it is told
 PLACES = 100  # of the rest of a run, at which it is asked for the size of views
+
+
+class Stopwatch:
+    """The ``seconds`` of the steps after step ``since``; it stands still in pauses and while checkpoints are written.
+
+    Args:
+        first: steps with views of each size that are not counted, nor any before them.
+        writing: the seconds that went into checkpoints so far.
+    """
+
+    def __init__(self, first: int, writing: Callable[[], float]) -> None:
+        self._first, self._writing = first, writing
+        self._seen: Counter[int] = Counter()  # steps with views of each size
+        self._paused = 0.0
+        self.start(0)
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._paused - self._writing()
+
+    @property
+    def seconds(self) -> float:
+        """Since `start`, without pauses."""
+        return self._now() - self._begun
+
+    def start(self, step: int) -> None:
+        """Count anew from after ``step``."""
+        self.since, self._begun = step, self._now()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, it stands still."""
+        asked = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - asked
+
+    def step_done(self, step: int, size: int) -> None:
+        """After ``step`` steps, the last one with views of ``size`` pixels."""
+        self._seen[size] += 1
+        if self._seen[size] <= self._first:
+            self.start(step)
 
 
 def stretch_end(step: int, per_epoch: int, config: PretrainConfig) -> int:

@@ -1,8 +1,6 @@
 """Pretraining by MoCo as the loop trains it; the algorithm itself is in ``model/moco.py``."""
 
 import functools
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import NamedTuple
@@ -37,7 +35,7 @@ from mocokit.model.residual import fuse_residual
 from mocokit.resolved import Timetable
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.clock import FIRST_STEPS, check_due, stretch_end, turn
+from mocokit.training.clock import FIRST_STEPS, Stopwatch, check_due, stretch_end, turn
 from mocokit.training.compilation import compile_encoders
 from mocokit.training.log import Log, MetricsFile, Row, tensorboard, tracker
 from mocokit.training.loop import Task, Trainer, create_fabric
@@ -239,28 +237,20 @@ def train(
     trainer = Trainer(task, create_fabric(config.device, config.precision))
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
 
-    since, begun, checking = 0, 0.0, 0.0
-    seen: Counter[int] = Counter()  # steps with views of each size
+    watch = Stopwatch(FIRST_STEPS[config.cuda_graphs], lambda: checkpoints.writing)
 
     def evaluate(step: int) -> dict[str, float]:
-        nonlocal checking
-        asked, due = time.perf_counter(), check_due(step, task.config, loader.per_epoch)
-        figures = measure(Encoder(task.moco.backbone, task.spec), step) if due else {}
-        checking += time.perf_counter() - asked
-        return figures
-
-    def clock() -> float:
-        return time.perf_counter() - checking - checkpoints.writing  # stands still meanwhile
+        if not check_due(step, task.config, loader.per_epoch):
+            return {}
+        with watch.paused():
+            return measure(Encoder(task.moco.backbone, task.spec), step)
 
     def progress(step: int, _: int) -> None:
-        nonlocal since, begun
         report(step, task.config.steps)
-        seen[size := task.view_size(step - 1)] += 1
-        if seen[size] <= FIRST_STEPS[config.cuda_graphs]:
-            since, begun = step, clock()
+        watch.step_done(step, task.view_size(step - 1))
 
-    def look_at_clock(timetable: Timetable, since: int, seconds: float) -> None:
-        args = task.config, loader.per_epoch, timetable, since, trainer.step, seconds
+    def look_at_clock(timetable: Timetable) -> None:
+        args = task.config, loader.per_epoch, timetable, watch.since, trainer.step, watch.seconds
         config = distributed.on_first(lambda: turn(*args))
         if config != task.config:
             task.config, log.steps = config, config.steps
@@ -284,11 +274,11 @@ def train(
     with checkpoints.catching_signals(), closing(log):
         checkpoints.restore(trainer)
         while trainer.step < task.config.steps or not log.opened:
-            since, begun = trainer.step, clock()
-            end = stretch_end(since, loader.per_epoch, task.config) if timetable else task.config.steps
+            watch.start(trainer.step)
+            end = stretch_end(trainer.step, loader.per_epoch, task.config) if timetable else task.config.steps
             trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
-            if timetable and since < end < task.config.steps:
-                look_at_clock(timetable, since, clock() - begun)
+            if timetable and watch.since < end < task.config.steps:
+                look_at_clock(timetable)
     dataset = loader.dataset
     return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
 
