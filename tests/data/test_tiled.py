@@ -23,7 +23,7 @@ from mocokit.data.streaming import StreamingDataset, open_streaming
 from mocokit.data.tiled import TiledSource, size_of
 from mocokit.data.tiles import Grid, origin_of
 from mocokit.errors import UserError
-from mocokit.evaluation.splits import split_labelled
+from mocokit.evaluation.splits import NotSplit, split_labelled
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 
 SIDE = 16
@@ -258,11 +258,9 @@ def test_tiles_of_an_image_are_never_divided(tmp_path: Path, by: str | None):
 
 
 def test_one_image_a_class_can_not_be_divided(tmp_path: Path):
-    found = split_labelled(labelled(tiled(write_images(tmp_path, ["a/1.png", "b/1.png"], 64, 64)), None), 0)
-    assert found == (
-        "every group has all images of a class; leave --split-by out, or group by something smaller; "
-        "tiles of one image are a group"
-    )
+    store = labelled(tiled(write_images(tmp_path, ["a/1.png", "b/1.png"], 64, 64)), None)
+    with pytest.raises(NotSplit, match=r"every group has all images of a class; .*; tiles of one image are a group"):
+        split_labelled(store, 0)
 
 
 # Streaming --------------------------------------------------------------------------------------------------

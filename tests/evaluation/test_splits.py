@@ -79,11 +79,11 @@ def test_what_is_held_out_for_testing_is_nowhere_else():
     found = split_labelled(store(train=BALANCED, val=[-1] * 3), 1)
     assert found.held_out
     assert not set(ids(found.test)) & set(ids(found.train, found.val))
-    assert not split_labelled(store(train=BALANCED, test=[0, 1])).held_out
+    assert not split_labelled(store(train=BALANCED, test=[0, 1]), 0).held_out
 
 
 def test_without_validation_images_of_two_in_a_class():
-    found = split_labelled(store(train=[0, 1, 2], test=[0]))
+    found = split_labelled(store(train=[0, 1, 2], test=[0]), 0)
     assert (len(found.train), len(found.val)) == (3, 0)
 
 
@@ -114,7 +114,7 @@ def test_a_test_split_without_labels_is_as_none():
 )
 def test_who_learns_and_who_is_asked(splits, train, test, held_out):
     data = store(**splits)
-    found = split_labelled(data)
+    found = split_labelled(data, 0)
     assert (found.train.images, found.val.images) == (data.splits[train], data.splits[train])
     assert (found.test.images, found.held_out) == (data.splits[test], held_out)
 
@@ -234,7 +234,7 @@ def test_groups_that_are_too_large_for_the_share():
 def test_groups_stay_together_in_all_parts():
     data = store(train=BALANCED)
     data.splits["train"].groups = np.arange(60) // 6
-    found = split_labelled(data)
+    found = split_labelled(data, 0)
     of_part = [set(part.groups.tolist()) for part in (found.train, found.val, found.test)]
     assert sorted(group for groups in of_part for group in groups) == list(range(10))
     assert (len(found.test), counts(found.test)) == (12, [4, 4, 4])

@@ -8,7 +8,7 @@ import pytest
 from mocokit import distributed
 from mocokit.config import PretrainConfig
 from mocokit.model.encoder import encoder_spec
-from mocokit.resolved import Extends
+from mocokit.resolved import Extends, Resolved
 from mocokit.runs import configuration
 from mocokit.runs.configuration import complete_config, tell_derived
 from mocokit.runs.request import Request, open_data
@@ -38,7 +38,9 @@ def test_the_first_process_decides_for_all(request_of, monkeypatch):
     data = open_data(request)
     own = complete_config(request, data, time.perf_counter())
     of_first = replace(own, config=replace(own.config, lr=7.0))
-    monkeypatch.setattr(distributed, "broadcast_object", lambda value: of_first if value == own else None)
+    monkeypatch.setattr(
+        distributed, "broadcast_object", lambda value: of_first if isinstance(value, Resolved) else value
+    )
     assert complete_config(request, data, time.perf_counter()) == of_first
 
 
