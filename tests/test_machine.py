@@ -1,5 +1,6 @@
 """Threads, memory and devices of this machine."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mocokit.machine import (
     keep_freed_memory,
     limit_threads,
     pick_device,
+    scipy_on_one_thread,
     usable_cores,
     versions,
 )
@@ -64,6 +66,40 @@ def test_a_run_takes_no_more_threads_than_it_has_cores(tmp_path, threads):
     cores, left = map(int, done.stdout.split())
     assert cores <= 2
     assert left == min(threads, cores)
+
+
+class Blas:
+    """As much of a library's controller as is asked for."""
+
+    def __init__(self, place: str, threads: int) -> None:
+        self.filepath, self.threads = place, threads
+
+    def get_num_threads(self) -> int:
+        return self.threads
+
+    def set_num_threads(self, threads: int) -> None:
+        self.threads = threads
+
+
+@pytest.mark.parametrize(
+    ("place", "inside"),
+    [
+        ("/env/lib/site-packages/scipy.libs/libscipy_openblas-6cdc.so", 1),
+        ("/env/lib/site-packages/scipy/.dylibs/libscipy_openblas.dylib", 1),
+        ("/env/lib/site-packages/numpy.libs/libscipy_openblas64_-32a4.so", 4),
+        ("/home/scipy/env/lib/libopenblas.so.0", 4),  # that SciPy and NumPy share
+    ],
+)
+def test_only_the_blas_that_comes_with_scipy_is_put_on_one_thread(monkeypatch, place, inside):
+    library = Blas(place, 4)
+    found = Mock(select=lambda user_api: Mock(lib_controllers=[library] if user_api == "blas" else []))
+    monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: found)
+    with scipy_on_one_thread():
+        assert library.threads == inside
+    assert library.threads == 4
+    with contextlib.suppress(KeyError), scipy_on_one_thread():
+        raise KeyError
+    assert library.threads == 4
 
 
 def test_blas_takes_no_more_threads_than_there_are_cores():

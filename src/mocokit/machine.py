@@ -6,7 +6,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -133,6 +133,25 @@ def limit_threads(threads: int | None = None) -> None:
     for library in ThreadpoolController().select(user_api="blas").lib_controllers:
         if library.get_num_threads() > cores:
             library.set_num_threads(cores)
+
+
+@contextmanager
+def scipy_on_one_thread() -> Iterator[None]:
+    """Inside, the BLAS that SciPy's wheel brings has one thread, and NumPy's, another library, as many as before.
+
+    What SciPy multiplies is small. Its threads spin on for a while where NumPy's want to work: on two cores a probe was
+    fitted in two to seven times the time (docs/LOG.md).
+    """
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    places = [Path(library.filepath).parts[-3:-1] for library in libraries]
+    with ExitStack() as stack:
+        for library, place in zip(libraries, places, strict=True):
+            if any(part.startswith("scipy") for part in place):
+                stack.callback(library.set_num_threads, library.get_num_threads())
+                library.set_num_threads(1)
+        yield
 
 
 def keep_freed_memory() -> bool:

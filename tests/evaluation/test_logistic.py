@@ -7,6 +7,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import ThreadpoolController
 
 from mocokit.data.sampler import generator
 from mocokit.evaluation.logistic import logistic_path
@@ -31,6 +32,28 @@ def scikit_learn(features, labels, l2):
     C = 1 / (l2 * len(labels))
     x = StandardScaler().fit_transform(features.double().numpy())
     return LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(x, labels.numpy()), x
+
+
+def test_scipy_computes_on_one_thread_meanwhile(digits, monkeypatch):
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    own = [library for library in libraries if "scipy.libs" in library.filepath]
+    fit, seen = LogisticRegression.fit, []
+
+    def watched(*args):
+        seen.append([library.get_num_threads() for library in own])
+        return fit(*args)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    before = [library.get_num_threads() for library in own]
+    try:
+        for library in own:
+            library.set_num_threads(2)
+        solve(*digits, 1.0)
+        assert seen == [[1] * len(own)]
+        assert [library.get_num_threads() for library in own] == [2] * len(own)
+    finally:
+        for library, threads in zip(own, before, strict=True):
+            library.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
