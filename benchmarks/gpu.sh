@@ -64,7 +64,7 @@ recipe() {
         return
     fi
     local seconds=$((limit * 9 / 10)) length=()
-    [ -z "$rehearse" ] || seconds=$((seconds / 15))
+    [ -z "$rehearse" ] || seconds=$((seconds / 30))
     [ -z "$end$rehearse" ] || length+=(--time-budget "${seconds}s")
     [ -z "$end" ] || [ "$device" = cpu ] || length+=(--compile --cuda-graphs) # `auto` would not for so short a run
     mocokit "$limit" "$2" pretrain "$MOCOKIT_CIFAR10" --recipe "$3" --out "$out/$2" --no-histograms --no-report \

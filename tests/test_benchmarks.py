@@ -135,6 +135,6 @@ def test_the_programme_of_a_gpu_is_rehearsed(tmp_path):
     assert parts == dict.fromkeys(names, "0")
     assert {"pace.csv", "seed.csv", "machine.txt"} <= {path.name for path in out.iterdir()}
     for recipe in ("fast", "full"):
-        assert re.search(r"^time_budget: [12]\ds$", (out / recipe / "config.yaml").read_text(), re.MULTILINE)
+        assert re.search(r"^time_budget: (5|11)s$", (out / recipe / "config.yaml").read_text(), re.MULTILINE)
         assert (out / recipe / "encoder.safetensors").exists()
         assert json.loads((out / f"{recipe}-probe.txt").read_text().splitlines()[-1])["encoder"]["top1"] > 0

@@ -114,7 +114,7 @@ def test_it_runs_on_photographs(tmp_path: Path, cifar10: Path, monkeypatch: pyte
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[i]).save(path)
     monkeypatch.setenv("MOCOKIT_CIFAR10", "few")
-    cells, came = run(tmp_path, "LIMIT, EPOCHS, LABELS = None, 12, (10,)")
+    cells, came = run(tmp_path, "LIMIT, EPOCHS, LABELS = None, 6, (10,)")
     assert printed(cells, "data").startswith("few: 2,000 training images of 32 x 32 pixels, 10 classes")
     assert max(came["differences"].values()) < 1e-5
     assert came["fast"]["encoder"]["top1"] > came["fast"]["random_init"]["top1"]
