@@ -1,9 +1,13 @@
 """The two views of a report are those that pretraining draws."""
 
+from dataclasses import replace
+
 import numpy as np
+from PIL import Image
 
 import mocokit
 from mocokit.data.sampler import random_subset
+from mocokit.data.sources import open_source
 from mocokit.data.store import open_store
 from mocokit.reporting.views import two_views, views_picture
 from mocokit.rundir import RunDirectory
@@ -19,6 +23,17 @@ def test_as_draw_views_gives_them(tiny_run):
         assert view.shape == (4, 3, 8, 8)
         assert np.array_equal(view.transpose(0, 2, 3, 1), other)
     assert not np.array_equal(found[0], found[1])
+
+
+def test_views_of_one_colour_have_that_colour(tiny_run, tmp_path):
+    colours = [(250, 3, 40), (0, 128, 255), (90, 90, 90)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (12, 10), colour).save(tmp_path / f"{number}.png")
+    images = open_store(open_source(str(tmp_path)), image_size=8).splits["train"]
+    config = replace(RunDirectory(tiny_run.path).read_config().config, jitter_strength=0, gray_p=0)
+    for view in two_views(images, np.arange(3), config):
+        assert (view.dtype, view.shape) == (np.uint8, (3, 3, 8, 8))
+        np.testing.assert_array_equal(view, np.broadcast_to(np.array(colours)[:, :, None, None], view.shape))
 
 
 def test_the_picture_has_both_views_of_each_image(tiny_run):

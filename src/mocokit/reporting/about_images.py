@@ -52,8 +52,7 @@ def colourings(images: ReportImages, clusters: Clusters, columns: dict[str, list
         found.append(Colouring("class", images.labels, images.label_names))
     kinds = [f"cluster {number}" for number in range(1, len(clusters.typical) + 1)]
     found.append(Colouring("cluster", clusters.of, kinds))
-    of_split = {"split": images.splits.tolist()}
-    for name, values in {**(of_split if len(set(images.splits)) > 1 else {}), **columns}.items():
+    for name, values in {"split": images.splits.tolist(), **columns}.items():
         different = sorted({value for value in values if value})
         if 1 < len(different) <= MOST_KINDS and name not in ("class", "cluster"):
             code = {value: number for number, value in enumerate(different)}
