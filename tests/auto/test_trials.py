@@ -248,6 +248,24 @@ def test_a_budget_is_divided_between_steps_checks_and_final_figures() -> None:
     assert searching.timetable.final == pytest.approx(14.6)
 
 
+def test_checks_take_a_twentieth_of_the_time_and_are_ten_at_most() -> None:
+    """Of about 915 steps, 183 epochs, and 91 s: with the first and the last one, n checks are n - 1 stretches."""
+    options = {"time_budget": "100s", "precision": "fp32", "monitor_every": None}
+    for images, checks in ((100, 10), (1000, 4), (4000, 2)):
+        config = completed(Machine(check_images=images), **options).config
+        assert config.monitor_every == -(-config.epochs // (checks - 1))
+
+
+@pytest.mark.parametrize(("seconds", "rough"), [(2.0, True), (0.2, False)])
+def test_steps_of_the_whole_batch_are_timed_unless_four_take_a_fifth_of_the_budget(seconds: float, rough: bool) -> None:
+    facts = replace(FACTS, images=400)
+    machine = Machine(step=lambda config: seconds * config.batch_size / 64)
+    resolved = completed(machine, facts, batch_size=64, time_budget="20s", precision="fp32", compile=False)
+    assert {config.batch_size for config in machine.asked} == ({16} if rough else {16, 64})
+    assert resolved.timetable is not None
+    assert resolved.timetable.step == {8: seconds}
+
+
 def test_a_run_that_is_repeated_takes_the_turns_of_the_first() -> None:
     machine = Machine()
     given = {"time_budget": "100s", "precision": "fp32", "turns": "0:50,20:10", "steps": 30}

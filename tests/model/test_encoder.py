@@ -1,5 +1,8 @@
 """Encoders take any kind of image, and give the same features in whatever company."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from PIL import Image
 from mocokit.data.store import open_store
 from mocokit.errors import UserError
 from mocokit.evaluation.features import extract
-from mocokit.model.encoder import Encoder
+from mocokit.model.encoder import Encoder, encoder_spec
 from tests.encoders import SIZES, assert_close, spec
 from tests.helpers import encode, noise, png16
 
@@ -38,6 +41,16 @@ def test_every_kind_of_image_gives_the_same_features(channels, rgb, gray, tmp_pa
     batch = np.stack([arrays[i] for i in same_size]).reshape(2, 24, 24, channels)  # [N, H, W, C]
     assert_close(encoder.embed(batch), expected[same_size])
     assert_close(encoder.embed(torch.from_numpy(batch).permute(0, 3, 1, 2)), expected[same_size])
+
+
+def test_what_goes_on_from_an_encoder_has_its_preparation_but_the_range_of_its_own_images():
+    start = replace(spec(3), mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4), crop=0.9, interpolation="bicubic")
+    config = SimpleNamespace(image_size=40, zero_init_last=False, backbone="another")
+    made = encoder_spec(SimpleNamespace(channels=3, intensity_range=(5.0, 900.0)), config, start)
+    assert made == replace(start, image_size=40, intensity_range=(5.0, 900.0), zero_init_last=False)
+    gray = encoder_spec(SimpleNamespace(channels=1, intensity_range=None), config, start)
+    assert (gray.mean, gray.std) == (pytest.approx((0.3,)), pytest.approx((0.3,)))
+    assert (gray.channels, gray.intensity_range, gray.crop) == (1, None, 0.9)
 
 
 def test_unusual_containers(rgb, tmp_path):
