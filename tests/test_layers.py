@@ -90,6 +90,10 @@ def test_pretraining_starts_without_what_only_other_verbs_need():
     assert not modules & {"pandas", "pyarrow.dataset", "scipy", "sklearn", "tensorboard", "matplotlib", "bokeh", "ray"}
 
 
+def test_rows_are_searched_without_the_networks():
+    assert not imported_by("import mocokit.commands.search") & {"timm", "torchvision", "mocokit.model.encoder"}
+
+
 def test_help_imports_no_torch():
     program = """
 from mocokit.cli import main

@@ -15,12 +15,12 @@ from mocokit.machine import (
     CORES,
     SharedCores,
     _busy_seconds,
+    blas_shared,
     computes_in_bf16,
     cpu_name,
     keep_freed_memory,
     limit_threads,
     pick_device,
-    scipy_on_one_thread,
     usable_cores,
     versions,
 )
@@ -86,20 +86,24 @@ class Blas:
     [
         ("/env/lib/site-packages/scipy.libs/libscipy_openblas-6cdc.so", 1),
         ("/env/lib/site-packages/scipy/.dylibs/libscipy_openblas.dylib", 1),
-        ("/env/lib/site-packages/numpy.libs/libscipy_openblas64_-32a4.so", 4),
-        ("/home/scipy/env/lib/libopenblas.so.0", 4),  # that SciPy and NumPy share
+        ("/env/lib/site-packages/numpy.libs/libscipy_openblas64_-32a4.so", 3),
+        ("/home/scipy/env/lib/libopenblas.so.0", 3),  # that SciPy and NumPy share
     ],
 )
-def test_only_the_blas_that_comes_with_scipy_is_put_on_one_thread(monkeypatch, place, inside):
+def test_blas_has_the_threads_of_torch_and_that_of_scipy_one(monkeypatch, place, inside):
     library = Blas(place, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     found = Mock(select=lambda user_api: Mock(lib_controllers=[library] if user_api == "blas" else []))
     monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: found)
-    with scipy_on_one_thread():
+    with blas_shared():
         assert library.threads == inside
     assert library.threads == 4
-    with contextlib.suppress(KeyError), scipy_on_one_thread():
+    with contextlib.suppress(KeyError), blas_shared():
         raise KeyError
     assert library.threads == 4
+    library.threads = 1  # fewer are left
+    with blas_shared():
+        assert library.threads == 1
 
 
 def test_blas_takes_no_more_threads_than_there_are_cores():

@@ -136,21 +136,24 @@ def limit_threads(threads: int | None = None) -> None:
 
 
 @contextmanager
-def scipy_on_one_thread() -> Iterator[None]:
-    """Inside, the BLAS that SciPy's wheel brings has one thread, and NumPy's, another library, as many as before.
+def blas_shared() -> Iterator[None]:
+    """Inside, BLAS has no more threads than torch has, which `CORES` adapts; that of SciPy's wheel, if there is one
+    beside NumPy's, has one.
 
     What SciPy multiplies is small. Its threads spin on for a while where NumPy's want to work: on two cores a probe was
-    fitted in two to seven times the time (docs/LOG.md).
+    fitted in two to seven times the time, and beside another program as slowly once more (docs/LOG.md).
     """
+    import torch
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-    places = [Path(library.filepath).parts[-3:-1] for library in libraries]
-    with ExitStack() as stack:
-        for library, place in zip(libraries, places, strict=True):
-            if any(part.startswith("scipy") for part in place):
+    with CORES.shared(), ExitStack() as stack:
+        for library in libraries:
+            place = Path(library.filepath).parts[-3:-1]
+            most = 1 if any(part.startswith("scipy") for part in place) else torch.get_num_threads()
+            if library.get_num_threads() > most:
                 stack.callback(library.set_num_threads, library.get_num_threads())
-                library.set_num_threads(1)
+                library.set_num_threads(most)
         yield
 
 

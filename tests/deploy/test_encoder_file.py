@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import mocokit
-from mocokit.deploy.encoder_file import encoder_fingerprint, read_header, refusing_damage, save_encoder
-from mocokit.errors import UserError
+from mocokit.deploy.encoder_file import encoder_fingerprint, read_header, save_encoder
+from mocokit.errors import UserError, refusing_damage
 from mocokit.model.encoder import Encoder, EncoderSpec
 from tests.encoders import ORIGIN, assert_close, spec
 from tests.helpers import noise

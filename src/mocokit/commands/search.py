@@ -13,9 +13,7 @@ from mocokit.config import SearchConfig
 from mocokit.console import say
 from mocokit.data.sources import open_source
 from mocokit.deploy import montage
-from mocokit.deploy.encoder_file import encoder_fingerprint
 from mocokit.deploy.feature_file import Features, Named, open_features
-from mocokit.deploy.loading import is_foreign, load
 from mocokit.deploy.nearest import Neighbour, duplicates, groups, least_cosine, nearest, vectors
 from mocokit.errors import UserError
 from mocokit.evaluation.near_duplicates import TIMES_NEARER
@@ -115,6 +113,9 @@ def _neighbours(features: Features, config: SearchConfig, rows: list[int | None]
 def _embedded(features: Features, config: SearchConfig, files: list[str], device: str) -> np.ndarray:
     """Features [len(files), D] of image files, by the encoder that made the others."""
     metadata = features.metadata or {}
+    from mocokit.deploy.encoder_file import encoder_fingerprint  # take seconds, and most queries are rows
+    from mocokit.deploy.loading import is_foreign, load
+
     run = config.run or str(metadata.get("run") or "")
     for file in files:
         if not Path(file).is_file():

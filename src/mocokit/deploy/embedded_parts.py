@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from mocokit.config import Precision
 from mocokit.data.image_index import Skipped
-from mocokit.deploy.encoder_file import refusing_damage
 from mocokit.deploy.feature_file import METADATA_KEY
-from mocokit.errors import UserError
+from mocokit.errors import UserError, refusing_damage
 from mocokit.files import replacing
 from mocokit.outputs import writing
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mocokit.errors import Interrupted, UserError, reason_of
+from mocokit.errors import UserError, refusing_damage
 from mocokit.files import replacing, utf8_path
 from mocokit.model.digest import digest
 from mocokit.model.encoder import Encoder, EncoderSpec
@@ -22,19 +22,6 @@ from mocokit.model.encoder import Encoder, EncoderSpec
 FAMILY = "mocokit-encoder-"
 FORMAT = f"{FAMILY}4"
 CLASSIFIER = "mocokit_classifier."  # prefix of the classifier's weights; no timm model has such a name
-
-
-@contextmanager
-def refusing_damage(problem: str, way_out: str) -> Iterator[None]:
-    """Inside, whatever a damaged or hostile file raises is a UserError of one line: problem, reason and way out."""
-    try:
-        yield
-    except (UserError, Interrupted):
-        raise
-    except Exception as error:  # MemoryError too: a small file may say that it holds more than fits
-        if isinstance(error, PermissionError) and error.filename:
-            raise UserError(f"{error.filename}: {error.strerror}") from None
-        raise UserError(f"{problem} ({reason_of(error)}); {way_out}") from None
 
 
 @contextmanager

@@ -21,8 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from mocokit.deploy.encoder_file import refusing_damage
-from mocokit.errors import UserError
+from mocokit.errors import UserError, refusing_damage
 from mocokit.files import printable, replacing, utf8_path, write_json
 
 FORMAT = "mocokit-features-1"

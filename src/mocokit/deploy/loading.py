@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mocokit.config import MAX_IMAGE_SIZE
 from mocokit.console import say
-from mocokit.deploy.encoder_file import encoder_path, is_encoder_file, read_encoder, refusing_damage
-from mocokit.errors import UserError, reason_of
+from mocokit.deploy.encoder_file import encoder_path, is_encoder_file, read_encoder
+from mocokit.errors import UserError, reason_of, refusing_damage
 from mocokit.files import utf8_path
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.model.weights import fit_weights, flat_tensors, match

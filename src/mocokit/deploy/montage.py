@@ -12,7 +12,6 @@ from mocokit.data.image_index import Source
 from mocokit.data.pillow import MAX_PIXELS, BadImage
 from mocokit.errors import UserError
 from mocokit.files import printable
-from mocokit.model.encoder import EncoderSpec
 
 TILE = 112  # side of the square that an image is fitted into
 MAX_LINES, MAX_NEIGHBOURS, PAIRS_A_LINE = 50, 12, 4
@@ -146,6 +145,8 @@ def images_of_files(files: list[str], spec: Any) -> dict[str, np.ndarray]:
 def _decoded(
     images: Iterable[Encoded], names: list[str], spec: Any, max_pixels: int = MAX_PIXELS
 ) -> dict[str, np.ndarray]:
+    from mocokit.model.encoder import EncoderSpec  # takes seconds, and most searches draw nothing
+
     try:
         known = EncoderSpec.from_dict(spec)
         channels, intensity_range = 3 if known.channels == 1 else known.channels, known.intensity_range

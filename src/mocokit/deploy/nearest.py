@@ -146,8 +146,11 @@ def duplicates(features: "Features", threshold: float, device: str = "cpu") -> t
 def _pairs(left: Tensor, right: Tensor, first: int, second: int, least: int) -> Tensor:
     """[P, 3] of the pairs i < j: minus the similarity in millionths, i, j."""
     similarity = left @ right.T
-    # A slightly lower threshold in float32 first, so that only few values are rounded.
-    i, j = (similarity >= (least - 1) / _UNIT).nonzero(as_tuple=True)
+    # A slightly lower threshold in float32 first, so that only few values are rounded, in rows that have any.
+    near = (least - 1) / _UNIT
+    rows = (similarity.amax(dim=1) >= near).nonzero().squeeze(1)
+    i, j = (similarity[rows] >= near).nonzero(as_tuple=True)
+    i = rows[i]
     rounded = _rounded(similarity[i, j])
     directed = left.any(dim=1)[i] & right.any(dim=1)[j]
     keep = (rounded >= least) & (first + i < second + j) & directed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from mocokit.machine import scipy_on_one_thread
+from mocokit.machine import blas_shared
 
 GRADIENT_TOLERANCE = 1e-7  # probabilities are then exact to 1e-4 (6e-5 where measured); at 1e-6 they were off by 5e-4
 MAX_ITERATIONS = 2000
@@ -70,7 +70,7 @@ def logistic_path(
         bias[present] = 0
         if len(present) > 1:
             model.C = 1 / (penalty_share * l2 * len(x))
-            with scipy_on_one_thread(), warnings.catch_warnings():
+            with blas_shared(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is good enough
                 model.fit(x, labels)
             W, b = model.coef_, model.intercept_

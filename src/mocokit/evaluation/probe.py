@@ -13,7 +13,7 @@ from mocokit.data.sampler import generator
 from mocokit.evaluation.baselines import Features
 from mocokit.evaluation.logistic import LinearClassifier, logistic_path
 from mocokit.evaluation.splits import Subset, grouped_holdout, stratified_folds
-from mocokit.machine import scipy_on_one_thread
+from mocokit.machine import blas_shared
 from mocokit.model.encoder import Encoder
 
 L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(2, -13, -1))  # 10 to 1e-6
@@ -107,7 +107,7 @@ def reduced(features: Features, train: Subset) -> Features:
     components = min(COMPONENTS, len(x) - 1)
     if x.shape[1] <= COMPONENTS or not components:
         return features
-    with scipy_on_one_thread(), np.errstate(invalid="ignore"):  # of images that are all alike: shares of no variance
+    with blas_shared(), np.errstate(invalid="ignore"):  # of images that are all alike: shares of no variance
         pca = PCA(components, random_state=0).fit(x.numpy())
     return lambda part: torch.from_numpy(pca.transform(features(part).numpy()))
 

@@ -164,16 +164,18 @@ def grouped_holdout(labels: Tensor, groups: Tensor, share: float, draw: torch.Ge
     the one that comes nearest.
     """
     _, groups = groups.unique(return_inverse=True)
-    one = torch.ones(len(labels), dtype=torch.float64)  # in float32 shares of a whole class need not add up to 1
-    counts = one.new_zeros(int(groups.max()) + 1, int(labels.max()) + 1)  # [groups, classes]
-    counts.index_put_((groups, labels), one, accumulate=True)
-    parts = counts / counts.sum(dim=0).clamp(min=1)  # of each class, in each group
-    wanted = torch.where(counts.sum(dim=0) > 0, share, 0.0)
+    classes = int(labels.max()) + 1
+    totals = labels.bincount(minlength=classes).double()  # in float32 shares of a class need not add up to 1
+    pairs, counts = (groups * classes + labels).unique(return_counts=True)  # a group and a class of its, in order
+    starts = torch.searchsorted(pairs, torch.arange(int(groups.max()) + 2) * classes)
+    wanted = torch.where(totals > 0, share, 0.0).double()
     held = torch.zeros_like(wanted)
-    chosen = torch.zeros(len(parts), dtype=torch.bool)
+    chosen = torch.zeros(len(starts) - 1, dtype=torch.bool)
     best, distance_of_best = -1, float("inf")
-    for group in torch.randperm(len(parts), generator=draw).tolist():
-        together = held + parts[group]
+    for group in torch.randperm(len(chosen), generator=draw).tolist():
+        own = slice(starts[group], starts[group + 1])
+        of = pairs[own] % classes
+        together = held.index_add(0, of, counts[own] / totals[of])
         if bool((together > 1 - 1e-9).any()):
             continue
         distance = float((together - wanted).square().sum())

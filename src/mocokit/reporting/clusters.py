@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mocokit.deploy.nearest import unit
-from mocokit.machine import scipy_on_one_thread
+from mocokit.machine import blas_shared
 from mocokit.seeding import derive_seed
 
 FEWEST, MOST, PER_CLUSTER = 2, 20, 10
@@ -39,7 +39,7 @@ def cluster(features: Tensor, k: int | None, seed: int) -> Clusters:
 
     x = unit(features.numpy()).numpy()
     if x.shape[1] > COMPONENTS < len(x):
-        with scipy_on_one_thread():
+        with blas_shared():
             x = PCA(COMPONENTS, random_state=0).fit_transform(x)
     of = kmeans(x, min(k or cluster_count(len(x)), len(x)), seed, STARTS)
     centres = np.stack([x[of == number].mean(axis=0) for number in range(of.max() + 1)])
