@@ -6,7 +6,7 @@ is a function of (seed, step), whatever the number of processes.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -243,6 +243,8 @@ class StreamingDataset(IterableDataset[Batch]):
 
     Attributes:
         per_epoch: batches of an epoch.
+        unusable: of images that can't be used, by their position in the set, why; those that this process found, and
+            those that were known when the run went on.
     """
 
     reads_ahead = True
@@ -257,7 +259,7 @@ class StreamingDataset(IterableDataset[Batch]):
         self._lanes = range(part.start // rows, -(-part.stop // rows))
         first = self._lanes.start * rows
         self._part = slice(part.start - first, part.stop - first)
-        self._skipped: dict[int, str] = {}
+        self.unusable: dict[int, str] = {}
         self._read = 0
         self._steps = range(0)
 
@@ -282,11 +284,16 @@ class StreamingDataset(IterableDataset[Batch]):
                         coming.append(ahead.submit(next, windows, None))
                 yield self._batch(held, within, step)
 
+    def go_on(self, step: int, unusable: Mapping[int, str]) -> None:
+        """Know what all processes knew at ``step``."""
+        self.unusable |= unusable
+        self._read = min(step * self.sampler.batch_size, len(self.images))
+
     @property
     def skipped(self) -> list[Skipped]:
-        """The images that this process found to be unusable."""
+        """The images that are known to be unusable."""
         names, indices = self.images.names, self.images.indices
-        return [Skipped(names[int(indices[row])], reason) for row, reason in sorted(self._skipped.items())]
+        return [Skipped(names[int(indices[row])], reason) for row, reason in sorted(self.unusable.copy().items())]
 
     def _batch(self, windows: list[_Window], within: int, step: int) -> Batch:
         rows = slice(within * self.sampler.rows, (within + 1) * self.sampler.rows)
@@ -333,9 +340,9 @@ class StreamingDataset(IterableDataset[Batch]):
         good = np.array([i for i, pixels in enumerate(window) if not isinstance(pixels, BadImage)], dtype=int)
         for row, pixels in zip(rows.tolist(), window, strict=True):
             if isinstance(pixels, BadImage):
-                self._skipped[row] = str(pixels)
+                self.unusable[row] = str(pixels)
         self._read = min(self._read + len(window), len(self.images))
-        if self._skipped:
+        if self.unusable:
             check_skipped(self.skipped, max(self._read, EARLY_IMAGES), self.images.max_skipped)
         if not len(good):
             raise UserError(f"{self.images.source.name}: none of {len(rows)} images read together can be used")
