@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
+from mocokit.data.image_index import IMAGE_SUFFIXES, Skipped, is_image_name, reading, split_word
 from mocokit.data.labels import LABELS, label_column, label_values
 from mocokit.data.notes import listed
 from mocokit.data.tar import TarMember, tar_members
@@ -25,7 +25,7 @@ PARQUET, TAR = ".parquet", ".tar"
 LABEL_MEMBERS = ("cls", "json")  # ends of the names of members that hold the label of an image
 
 _OWN = b"mocokit"  # in the metadata of feature files
-_TEXT_BYTES = 2**16  # of a label's member in a tar file
+_TEXT_BYTES = {"cls": 2**16, "json": 2**22}  # the most that is read of a label's member in a tar file
 _TAR_BLOCK, _TAR_BYTES = 256, 2**26  # the most of a tar shard that is read in one go: images, bytes if they are several
 _WAITS = (1, 4, 16)  # seconds before each new try to read a remote file
 T = TypeVar("T")
@@ -120,7 +120,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 def _open_tar(place: str) -> ShardIndex:
     """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images, or 64 MiB."""
-    images: dict[TarMember, str] = {}  # and their keys
+    found: dict[TarMember, tuple[str, str]] = {}  # images, their keys and ends
     texts: dict[str, str] = {}
     objects: dict[str, dict[str, Any]] = {}
     refused = []
@@ -133,16 +133,18 @@ def _open_tar(place: str) -> ShardIndex:
                 if member.refusal:
                     refused.append(Skipped(f"{Path(place).name}/{member.name}", member.refusal))
                 else:
-                    images[member] = key
+                    found[member] = key, end.lower()
             elif end in LABEL_MEMBERS and not member.refusal:
                 file.seek(member.offset)
-                text = file.read(min(member.size, _TEXT_BYTES)).decode(errors="replace").strip()
+                text = file.read(min(member.size, _TEXT_BYTES[end])).decode("utf-8-sig", "replace").strip()
                 if end == "cls":
                     texts[key] = text
                 else:
                     objects[key] = _object(text)
+    images, left = _one_each(found)
     extents = np.array([member[1:3] for member in images], dtype=np.int64).reshape(-1, 2)
     labels, notes = _tar_labels(list(images.values()), texts, objects)
+    notes = (*left, *notes)
     names = [member.name for member in images]
     folders = None if labels is not None else _class_folders(names, place)
     splits = _split_folders(names)
@@ -159,6 +161,21 @@ def _open_tar(place: str) -> ShardIndex:
     return ShardIndex(blocks, fetch, labels, None, folders, splits, refused, notes)
 
 
+def _one_each(found: dict[TarMember, tuple[str, str]]) -> tuple[dict[TarMember, str], list[str]]:
+    """Of image members with keys and ends, such as seg.png, those to learn from, and their keys; a line on the others.
+
+    Beside KEY.jpg or KEY.image.jpg what has the same key is no image of its own, but maybe its mask. Of several such
+    ends the most frequent counts, then the most usual. Numbers are of other images: 1.jpg, 1.2.jpg.
+    """
+    ends = Counter(end for _, end in found.values())
+    kept = max((before + suffix[1:] for before in ("", "image.") for suffix in IMAGE_SUFFIXES), key=lambda end: ends[end])
+    keys = {key for key, end in found.values() if end == kept}
+    beside = {member for member, (key, end) in found.items() if end != kept and key in keys and not end[0].isdigit()}
+    images = {member: key for member, (key, _) in found.items() if member not in beside}
+    others = listed(sorted({f".{found[member][1]}" for member in beside}))
+    return images, [f"images are the members .{kept}, not {others} beside them"] if beside else []
+
+
 def _tar_blocks(extents: np.ndarray) -> np.ndarray:
     """The block of each member, int64 [n], of their offsets and sizes, int64 [n, 2]."""
     firsts = np.zeros(len(extents), dtype=np.int64)  # 1 where a block begins
@@ -171,10 +188,13 @@ def _tar_blocks(extents: np.ndarray) -> np.ndarray:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """What a JSON text describes; empty if it is damaged or something else."""
+    """What a JSON text describes, of fields that are no labels the names alone; empty if it is damaged or something
+    else."""
     with suppress(ValueError, RecursionError):
         value = json.loads(text)
-        return value if isinstance(value, dict) else {}
+        if isinstance(value, dict):
+            labels = label_column(value)
+            return {name: value[name] if name in labels else None for name in value}
     return {}
 
 
@@ -185,7 +205,9 @@ def _tar_labels(
     if texts:
         labels = pa.array([texts.get(key) or None for key in keys], pa.large_string())
         with suppress(pa.ArrowInvalid):  # texts
-            labels = labels.cast(pa.int64())
+            numbers = labels.cast(pa.int64())
+            if numbers.cast(labels.type).equals(labels):  # else 0 and 00 would be one class
+                return numbers, ()
         return labels, ()
     found = [objects.get(key, {}) for key in keys]
     fields = dict.fromkeys(field for its in found for field in its)
