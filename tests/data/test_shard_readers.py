@@ -350,6 +350,30 @@ def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     assert len(opened) == 3
 
 
+def test_blocks_are_kept_up_to_a_size_which_is_not_summed_up_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [bytes(10 + row) for row in range(60)]})  # thirty row groups
+    source = open_source(str(tmp_path / "a.parquet"))
+    source.read_index()
+    counted = 0
+
+    def nbytes(files: list[bytes | None]) -> int:
+        nonlocal counted
+        counted += 1
+        return sum(map(len, filter(None, files)))
+
+    monkeypatch.setattr(shards_module, "_nbytes", nbytes)
+    monkeypatch.setattr(shards_module, "_KEPT_BYTES", 500)
+    assert isinstance(source, shards_module.ShardSource)
+    for row in [*range(60), 3, 50, 4, 59]:
+        assert len(source.read(row)) == 10 + row
+        kept = [sum(map(len, filter(None, files))) for files in source._recent.values()]
+        assert sum(kept) == source._recent_bytes <= 500
+    assert sum(kept) > 300
+    assert counted < 2 * 34
+
+
 def test_blocks_of_a_tar_end_by_their_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read in one go, with what lies between, is within the limit but for one large image."""
     sizes = [700, 100, 100, 5000, 100, 100, 100, 3000, 900, *[10] * 20]

@@ -25,6 +25,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.data.streaming import StreamingDataset, StreamingImages, open_streaming
 from mocokit.errors import UserError
+from tests.data.shard_sets import write_tar
 from tests.helpers import encode, noise, png16, write_images
 
 CPU = torch.device("cpu")
@@ -325,3 +326,26 @@ def test_sampled_test_images_are_of_sampled_classes(own_cache: Path) -> None:
         "1 class in test only: 20",
         f"the sample that is measured has {len(known)} of 20 classes: figures are of these alone",
     )
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_the_fingerprint_follows_images_outside_the_sample(own_cache: Path, kind: str) -> None:
+    """As far as their sizes tell; a copy has the same."""
+    files = [encode(noise(i, 6, 6)) for i in range(40)]
+
+    def written(folder: str, changed: int | None = None) -> str:
+        (own_cache / folder).mkdir()
+        images = [file + b"more" * (row == changed) for row, file in enumerate(files)]
+        if kind == "tar":
+            members = {f"{row:02}.png": image for row, image in enumerate(images)}
+            write_tar(own_cache / folder / "a.tar", {"00.cls": b"1"} | members)
+        else:
+            pq.write_table(pa.table({"image": images}), own_cache / folder / "a.parquet", row_group_size=4)
+        return open_streaming(str(own_cache / folder), seed=0, max_skipped=0.0, image_size=8, workers=0)[0].fingerprint
+
+    with sampling(8, blocks=2, fetched=8):
+        before = written("before")
+        assert written("copy") == before
+        others = [written(str(row), row) for row in range(0, 40, 9)]
+    assert len({other.partition("-")[0] for other in [*others, before]}) == 1  # the sampled pixels are the same
+    assert before not in others

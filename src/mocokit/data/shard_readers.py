@@ -37,6 +37,7 @@ class ShardIndex:
 
     blocks: np.ndarray  # int64 [n], counted from 0: of each image the block, which is what is read together
     fetch: Callable[[int], list[bytes | None]]  # reads the image files of a block, in order; None where there is none
+    sizes: np.ndarray  # int64: the bytes of each image, or the rows of each block and the bytes of their images
     labels: pa.Array | pa.ChunkedArray | None = None  # int64 or text of each image, null where it has none
     classes: tuple[str, ...] | None = None  # the name of each label value, if the shard states it
     folders: list[str | None] | None = None  # of each image in a tar without labels, where it may be the class
@@ -62,21 +63,29 @@ def _open_parquet(place: str) -> ShardIndex:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if _OWN in (schema.metadata or {}):
             note = f"{Path(place).name} left out: a feature file that mocokit wrote"
-            return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
+            return ShardIndex(np.empty(0, np.int64), lambda block: [], np.empty(0, np.int64), notes=(note,))
         column, left = _image_column(schema, place)
         label, labels, notes = _labels(parquet, column)
         if left:
             notes = (f"images are from the column {column}, not {listed(left)}; call the one of images image", *notes)
         classes = _class_names(schema, label) if label else None
-    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    groups = list(map(metadata.row_group, range(metadata.num_row_groups)))
+    rows = [group.num_rows for group in groups]
+    sizes = np.array([[group.num_rows, _nbytes(group, column)] for group in groups], dtype=np.int64)
 
     def fetch(block: int) -> list[bytes | None]:
         with open_file(place) as file:
-            rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
-        files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
+            values = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
+        files = [value.get("bytes") if isinstance(value, dict) else value for value in values]
         return [file if isinstance(file, bytes) else None for file in files]
 
-    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
+    return ShardIndex(np.repeat(np.arange(len(rows)), rows), fetch, sizes, labels, classes, notes=notes)
+
+
+def _nbytes(group: pq.RowGroupMetaData, column: str) -> int:
+    """How large a column is before it is compressed, with all that is nested in it."""
+    chunks = map(group.column, range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(f"{column}."))
 
 
 def _image_column(schema: pa.Schema, place: str) -> tuple[str, list[str]]:
@@ -158,7 +167,7 @@ def _open_tar(place: str) -> ShardIndex:
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(blocks, fetch, labels, None, folders, splits, refused, notes)
+    return ShardIndex(blocks, fetch, extents[:, 1], labels, None, folders, splits, refused, notes)
 
 
 def _one_each(found: dict[TarMember, tuple[str, str]]) -> tuple[dict[TarMember, str], list[str]]:

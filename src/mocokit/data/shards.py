@@ -135,6 +135,7 @@ class ShardSource:
         name = data.removeprefix(HUB).rstrip("/").split("/")[-1] if far else data_name(Path(data))
         self.name = re.sub(r"\W+", "-", name) or "data"
         self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
+        self._recent_bytes = 0
 
     def fingerprint(self) -> str:
         """From name, size and time of each local shard; from the addresses of remote ones, and size and time or hash
@@ -167,7 +168,10 @@ class ShardSource:
         labels, label_names, more = self._labels()
         notes = dict.fromkeys([*self.notes, *self._splits_note(), *inside, *more])
         blocks = np.cumsum(is_first) - 1
-        return ImageIndex(names, splits, labels, label_names, refused, blocks=blocks, notes=tuple(notes))
+        sizes = hashlib.blake2b(digest_size=8)
+        for index in self._indices:
+            sizes.update(repr(index.sizes.shape).encode() + index.sizes.astype("<i8").tobytes())
+        return ImageIndex(names, splits, labels, label_names, refused, tuple(notes), blocks, sizes.hexdigest())
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
@@ -185,8 +189,9 @@ class ShardSource:
         key, recent = (shard, number), self._recent
         if key not in recent:
             recent[key] = persistently(self.shards[shard].place, lambda: self._indices[shard].fetch(number))
-            while len(recent) > 1 and sum(map(_nbytes, recent.values())) > _KEPT_BYTES:
-                recent.popitem(last=False)
+            self._recent_bytes += _nbytes(recent[key])
+            while len(recent) > 1 and self._recent_bytes > _KEPT_BYTES:
+                self._recent_bytes -= _nbytes(recent.popitem(last=False)[1])
         recent.move_to_end(key)
         return recent[key]
 

@@ -91,7 +91,8 @@ def open_streaming(
         store.intensity_range,
         max_skipped,
     )
-    fingerprint = f"{store.fingerprint}-{len(images)}"
+    # Of the images outside the sample no more than sizes are known without reading them.
+    fingerprint = "-".join([store.fingerprint, str(len(images)), *filter(None, [listing.sizes])])
     notes = (*listing.label_notes(), *_about_sample(store, listing))  # of all images: what the sample lacks is not odd
     return replace(store, fingerprint=fingerprint, train_fingerprint=fingerprint, label_notes=notes), images
 
