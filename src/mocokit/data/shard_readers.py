@@ -177,7 +177,9 @@ def _one_each(found: dict[TarMember, tuple[str, str]]) -> tuple[dict[TarMember, 
     ends the most frequent counts, then the most usual. Numbers are of other images: 1.jpg, 1.2.jpg.
     """
     ends = Counter(end for _, end in found.values())
-    kept = max((before + suffix[1:] for before in ("", "image.") for suffix in IMAGE_SUFFIXES), key=lambda end: ends[end])
+    kept = max(
+        (before + suffix[1:] for before in ("", "image.") for suffix in IMAGE_SUFFIXES), key=lambda end: ends[end]
+    )
     keys = {key for key, end in found.values() if end == kept}
     beside = {member for member, (key, end) in found.items() if end != kept and key in keys and not end[0].isdigit()}
     images = {member: key for member, (key, _) in found.items() if member not in beside}

@@ -42,7 +42,7 @@ HUB = "hf:"
 _PEEKED_MEMBERS = 8
 _KEPT_BYTES = 2**30  # of the blocks that were read last
 _OPENERS = 16  # shards whose indices are read at once: remote ones take a while each
-# What storage says of a file that changes with it, by the names that fsspec's file systems have for it; the first counts.
+# What changes with a file, by the names that file systems of fsspec have for it; the first that there is counts.
 _VERSIONS = (
     *("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime"),
     "created",

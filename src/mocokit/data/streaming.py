@@ -151,9 +151,7 @@ def _sample(rows: np.ndarray, blocks: np.ndarray | None, labels: np.ndarray | No
     return np.sort(draw.choice(rows, SAMPLE_IMAGES, replace=False))
 
 
-def _fetched(
-    rows: np.ndarray, blocks: np.ndarray, labels: np.ndarray | None, draw: np.random.Generator
-) -> np.ndarray:
+def _fetched(rows: np.ndarray, blocks: np.ndarray, labels: np.ndarray | None, draw: np.random.Generator) -> np.ndarray:
     """Those of the ``rows`` that are in some random ``blocks``, with images of as many classes as may be: shards are
     often sorted."""
     starts = np.flatnonzero(np.diff(blocks[rows], prepend=-1))
