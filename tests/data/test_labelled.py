@@ -145,6 +145,7 @@ def test_a_sample_of_the_images(data, tmp_path):
     laid = lay_over_sample(store, table(tmp_path, "file,label\nmore.png,x\n05.png,y\nother,y\nanother,x\n"), names)
     assert laid.splits["train"].labels.tolist() == [-1] * 5 + [1] + [-1] * 6
     assert "1 row of the labels is of no image; the first is another" in laid.notes
+    assert laid.label_notes[0].startswith("in the sample: 11 of 12 images have no label")
     with pytest.raises(UserError, match="--stream reads the training images by their folders"):
         lay_over_sample(store, table(tmp_path, "file,label,split\n03,y,train\n04,x,\n"), names)
 

@@ -192,6 +192,8 @@ def test_a_table_of_other_images_is_refused(tmp_path):
     table = read(tmp_path, "image,label\nx.jpg,x\ny.jpg,y\n")
     with pytest.raises(UserError, match=r"none of its 2 names is that of an image: the first is x.jpg, the first im"):
         table.match(["a.jpg", "b.jpg"])
+    with pytest.raises(UserError, match=r"first image is b/c.tar/00000000; images in shards are called SHARD/NUMBER"):
+        table.match(["b/c.tar/00000000", "b/c.tar/00000001"])
 
 
 def test_unicode_forms_are_one(tmp_path):

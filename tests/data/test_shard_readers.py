@@ -1,5 +1,6 @@
 """A shard gives the images and labels in it, read block by block; what is wrong with it is named."""
 
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,78 @@ def test_labels_in_json_members(tmp_path: Path) -> None:
         "no labels among width in the .json files; call the class label"
         in open_source(str(tmp_path / "a.tar")).read_index().all_notes()
     )
+
+
+def test_labels_in_large_json_members_and_behind_byte_order_marks(tmp_path: Path) -> None:
+    large = json.dumps({"caption": "x" * 100_000, "label": 4}).encode()
+    members = {"1.png": FILES[0], "1.json": large, "2.png": FILES[1], "2.json": b'\xef\xbb\xbf{"label": 7}'}
+    write_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "b.tar", {"1.png": FILES[0], "1.cls": b"\xef\xbb\xbf4\n", "2.png": FILES[1], "2.cls": b"7"})
+    for name in ("a.tar", "b.tar"):
+        image_index = open_source(str(tmp_path / name)).read_index()
+        assert image_index.label_names == ("4", "7")
+        np.testing.assert_array_equal(image_index.labels, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("shards", "names"),
+    [
+        ([["00", "0"], ["1", "0"]], ("0", "00", "1")),
+        ([["00", "01"], ["00", "x"]], ("00", "01", "x")),
+        ([["2", "10"], ["10", "7"]], ("2", "7", "10")),
+        ([["2", "10"], ["10", "x"]], ("10", "2", "x")),
+        ([["2", "-1"], ["+2", "3"]], ("+2", "-1", "2", "3")),
+        ([["2", "-1"], ["1", "3"]], ("1", "2", "3")),
+        ([["1", ""], ["2", "1"]], ("1", "2")),
+    ],
+)
+def test_class_members_are_numbers_only_where_that_loses_nothing(
+    tmp_path: Path, shards: list[list[str]], names: tuple[str, ...]
+) -> None:
+    """The same in every shard: 00 is not one class in this one and another in that."""
+    for number, labels in enumerate(shards):
+        members: dict[str, bytes] = {}
+        for row, label in enumerate(labels):
+            members |= {f"{row}.png": FILES[row], f"{row}.cls": label.encode()}
+        write_tar(tmp_path / f"{number}.tar", members)
+    image_index = open_source(str(tmp_path)).read_index()
+    assert image_index.label_names == names
+    assert image_index.labels is not None
+    texts = [names[label] if label >= 0 else None for label in image_index.labels.tolist()]
+    assert texts == [label if label in names else None for labels in shards for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("ends", "kept", "left"),
+    [
+        (["jpg", "seg.png"], "jpg", ".seg.png"),
+        (["depth.png", "png", "seg.png"], "png", ".depth.png, .seg.png"),
+        (["png", "JPG"], "JPG", ".png"),
+        (["mask.png", "image.png"], "image.png", ".mask.png"),
+        (["left.png", "right.png"], None, None),
+        (["png", "1.png", "2.jpg"], None, None),  # as copies are called, or the third of something
+    ],
+)
+def test_masks_beside_images_are_not_learned_from(
+    tmp_path: Path, ends: list[str], kept: str | None, left: str | None
+) -> None:
+    members: dict[str, bytes] = {}
+    for row in range(3):
+        members |= {f"{row}.{end}": f"{row} {end}".encode() for end in ends} | {f"{row}.cls": str(row).encode()}
+    write_tar(tmp_path / "a.tar", members)
+    source = open_source(str(tmp_path / "a.tar"))
+    image_index = source.read_index()
+    taken = [end for end in ends if kept in (None, end)]
+    expected = [(f"{row} {end}".encode(), row) for row in range(3) for end in taken]
+    assert image_index.labels is not None
+    assert [(source.read(i), label) for i, label in enumerate(image_index.labels.tolist())] == expected
+    notes = [note for note in image_index.all_notes() if note.startswith("images are")]
+    assert notes == ([] if kept is None else [f"images are the members .{kept.lower()}, not {left} beside them"])
+
+
+def test_an_image_in_another_format_has_no_other_beside_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.jpg": FILES[0], "2.png": FILES[1], "3.jpg": FILES[2], "3.cls": b"0"})
+    assert len(open_source(str(tmp_path / "a.tar")).read_index().names) == 3
 
 
 def test_class_folders_in_tars(tmp_path: Path) -> None:
@@ -275,6 +348,30 @@ def test_runs_are_read_once(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     for index in range(6):
         source.read(index)
     assert len(opened) == 3
+
+
+def test_blocks_are_kept_up_to_a_size_which_is_not_summed_up_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [bytes(10 + row) for row in range(60)]})  # thirty row groups
+    source = open_source(str(tmp_path / "a.parquet"))
+    source.read_index()
+    counted = 0
+
+    def nbytes(files: list[bytes | None]) -> int:
+        nonlocal counted
+        counted += 1
+        return sum(map(len, filter(None, files)))
+
+    monkeypatch.setattr(shards_module, "_nbytes", nbytes)
+    monkeypatch.setattr(shards_module, "_KEPT_BYTES", 500)
+    assert isinstance(source, shards_module.ShardSource)
+    for row in [*range(60), 3, 50, 4, 59]:
+        assert len(source.read(row)) == 10 + row
+        kept = [sum(map(len, filter(None, files))) for files in source._recent.values()]
+        assert sum(kept) == source._recent_bytes <= 500
+    assert sum(kept) > 300
+    assert counted < 2 * 34
 
 
 def test_blocks_of_a_tar_end_by_their_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Parquet files and tar shards give the images and labels that were written into them, wherever they lie."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from mocokit.data import shard_readers
+from mocokit.data import shard_readers, shards
 from mocokit.data.decode import decode
 from mocokit.data.folder import FolderSource
 from mocokit.data.shards import ShardSource
@@ -224,6 +225,31 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     assert open_source(str(folder)).fingerprint() == before
     write_parquet(folder / "part-1.parquet", {"image": FILES[:2], "label": [0, 1]})
     assert open_source(str(folder)).fingerprint() != before
+
+
+@pytest.mark.parametrize("address", ["memory://bucket/set", "memory://bucket/set/part-0.parquet", "file"])
+def test_the_fingerprint_follows_what_lies_at_an_address(tmp_path: Path, bucket: Any, address: str) -> None:
+    """Files of the same names and sizes, too."""
+    (file,) = write_shards(tmp_path / "set", "bytes", shards=1).iterdir()
+    address = (tmp_path / "set").as_uri() if address == "file" else address
+    bucket.pipe(f"/bucket/set/{file.name}", file.read_bytes())
+    before = open_source(address).fingerprint()
+    assert open_source(address).fingerprint() == before
+    content = file.read_bytes()
+    file.write_bytes(content[::-1])
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**6))
+    bucket.pipe(f"/bucket/set/{file.name}", content[::-1])
+    assert open_source(address).fingerprint() != before
+
+
+def test_of_what_storage_says_the_hash_counts() -> None:
+    """Where there is none, the time; what it says besides, or first, changes nothing."""
+    say = shards._version
+    assert say({"size": 9, "ETag": "a", "LastModified": 1}) == say({"LastModified": 2, "ETag": "a", "size": 9})
+    assert say({"size": 9, "ETag": "a"}) != say({"size": 9, "ETag": "b"})
+    assert say({"size": 9, "updated": 1, "ino": 3}) == say({"size": 9, "updated": 1, "ino": 4})
+    assert len({say({"size": size, "mtime": time}) for size in (8, 9) for time in (1, 2)}) == 4
+    assert say({"size": 8}) != say({"size": 9})
 
 
 def test_into_the_store(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +25,7 @@ from mocokit.data.sources import open_source
 from mocokit.data.store import TooManySkipped, open_store
 from mocokit.data.streaming import StreamingDataset, StreamingImages, open_streaming
 from mocokit.errors import UserError
+from tests.data.shard_sets import write_tar
 from tests.helpers import encode, noise, png16, write_images
 
 CPU = torch.device("cpu")
@@ -177,6 +180,20 @@ def test_a_few_of_the_first_images_do_not_end_the_run() -> None:
     assert len(taken(images, 16, 12)) == 12
 
 
+def test_what_was_unusable_before_a_stop_counts() -> None:
+    """No more of them may be in two parts of a run than in one."""
+    images = numbered(4000, run=100, bad=(40,), max_skipped=0.05)
+    dataset = StreamingDataset(images, 64, 0, workers=0)
+    dataset.go_on(60, dict.fromkeys(range(50, 250), "spoilt"))  # 5.2 % of 3,840
+    with pytest.raises(TooManySkipped, match="201 of") as raised:
+        list(dataset.from_step(60, 62))
+    assert raised.value.skipped[:2] == [(f"image {row}", "spoilt") for row in (40, 50)]
+    dataset = StreamingDataset(images, 64, 0, workers=0)
+    dataset.go_on(1000, dict.fromkeys(range(50, 240), "spoilt"))  # 4.8 % of all
+    assert len(list(dataset.from_step(1000, 1062))) == 62
+    assert len(dataset.skipped) == 191
+
+
 def test_trouble_in_the_reading_thread_reaches_the_training() -> None:
     images = numbered(64)
     with (
@@ -226,6 +243,17 @@ def test_pixels_are_those_of_the_store(own_cache: Path) -> None:
         assert images.names[int(images.indices[index])] == stored.names[index]
 
 
+@contextmanager
+def sampling(images: int, blocks: int, fetched: int) -> Iterator[None]:
+    """Inside, samples are so large, and from so many blocks, or as many as have so many images."""
+    with (
+        patch.object(streaming, "SAMPLE_IMAGES", images),
+        patch.object(streaming, "SAMPLE_BLOCKS", blocks),
+        patch.object(streaming, "SAMPLE_FETCHED", fetched),
+    ):
+        yield
+
+
 @pytest.mark.parametrize("run", [None, 10])
 def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
     files = [encode(noise(i, 2, 2)) for i in range(120)]
@@ -237,15 +265,87 @@ def test_the_store_is_a_sample(own_cache: Path, run: int | None) -> None:
         data.mkdir()
         for number, file in enumerate(files):
             (data / f"{number:03d}.png").write_bytes(file)
-    with patch.object(streaming, "SAMPLE_IMAGES", 24), patch.object(streaming, "SAMPLE_BLOCKS", 4):
+    with sampling(24, blocks=4, fetched=40):
         store, images = open_streaming(str(data), seed=0, max_skipped=0.0, image_size=8, workers=0)
         again, _ = open_streaming(str(data), seed=0, max_skipped=0.0, image_size=8, workers=0)
     assert len(images) == 120
-    assert 24 <= len(store.splits["train"]) <= 30
-    if run:  # six of each of four row groups
+    assert len(store.splits["train"]) == 24
+    if run:  # of four row groups
         groups = [int(name[-8:]) // run for name in store.splits["train"].names]
         assert len(set(groups)) == 4
     assert again.fingerprint == store.fingerprint
     assert again.from_cache
     whole = open_store(str(data), image_size=8, workers=0)
     assert len(whole.splits["train"]) == 120  # the sample does not pass for the set
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 8), st.integers(1, 12), st.integers(0, 3))
+def test_what_is_fetched_for_a_sample(lengths: list[int], blocks: int, kinds: int, seed: int) -> None:
+    """Whole blocks, a few or as many as have enough images, and as many classes as these may have."""
+    of_block = np.repeat(np.arange(len(lengths)), lengths)
+    rows = np.arange(0, len(of_block), 2)  # those of one split among others
+    labels = np.arange(len(of_block)) * kinds // len(of_block)
+    labels[::7] = -1
+    with sampling(10, blocks, fetched=20):
+        fetched = streaming._fetched(rows, of_block, labels, np.random.default_rng(seed))
+    of_each = np.bincount(of_block[rows])
+    chosen, there = set(of_block[fetched].tolist()), set(of_block[rows].tolist())
+    np.testing.assert_array_equal(fetched, [row for row in rows if of_block[row] in chosen])
+    assert len(chosen) >= min(blocks, len(there))
+    assert len(fetched) >= 20 or chosen == there
+    assert len(chosen) <= blocks or len(fetched) - max(of_each[list(chosen)]) < 20
+    classes, sampled = (set(labels[some].tolist()) - {-1} for some in (rows, fetched))
+    assert classes == sampled or len(chosen) <= len(sampled)  # each block brings a class of its own
+
+
+def test_a_sample_of_one_sorted_row_group_has_all_classes() -> None:
+    labels = np.arange(2000) // 200
+    with sampling(200, blocks=4, fetched=400):
+        taken = streaming._sample(np.arange(2000), np.zeros(2000, dtype=int), labels, 0)
+    assert np.bincount(labels[taken]).min() >= 8
+
+
+def test_sampled_test_images_are_of_sampled_classes(own_cache: Path) -> None:
+    """Of shards sorted by class with more classes than are fetched; a class that no training image has stays."""
+    files = [encode(noise(i, 2, 2)) for i in range(200)]
+    for name, classes in (("train-0", 20), ("test-0", 21)):
+        columns = {"image": files[: 8 * classes], "label": [i // 8 for i in range(8 * classes)]}
+        pq.write_table(pa.table(columns), own_cache / f"{name}.parquet", row_group_size=4)
+    with sampling(30, blocks=5, fetched=40):
+        store, _ = open_streaming(str(own_cache), seed=0, max_skipped=0.0, image_size=8, workers=0)
+    train, test = (store.splits[split].labels for split in ("train", "test"))
+    assert train is not None
+    assert test is not None
+    known = set(train.tolist())
+    assert len(known) >= 8  # of the ten row groups, nearly all
+    assert 20 in test
+    assert set(test.tolist()) <= known | {20}
+    assert len(test) == 30
+    assert store.label_notes == (
+        "1 class in test only: 20",
+        f"the sample that is measured has {len(known)} of 20 classes: figures are of these alone",
+    )
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_the_fingerprint_follows_images_outside_the_sample(own_cache: Path, kind: str) -> None:
+    """As far as their sizes tell; a copy has the same."""
+    files = [encode(noise(i, 6, 6)) for i in range(40)]
+
+    def written(folder: str, changed: int | None = None) -> str:
+        (own_cache / folder).mkdir()
+        images = [file + b"more" * (row == changed) for row, file in enumerate(files)]
+        if kind == "tar":
+            members = {f"{row:02}.png": image for row, image in enumerate(images)}
+            write_tar(own_cache / folder / "a.tar", {"00.cls": b"1"} | members)
+        else:
+            pq.write_table(pa.table({"image": images}), own_cache / folder / "a.parquet", row_group_size=4)
+        return open_streaming(str(own_cache / folder), seed=0, max_skipped=0.0, image_size=8, workers=0)[0].fingerprint
+
+    with sampling(8, blocks=2, fetched=8):
+        before = written("before")
+        assert written("copy") == before
+        others = [written(str(row), row) for row in range(0, 40, 9)]
+    assert len({other.partition("-")[0] for other in [*others, before]}) == 1  # the sampled pixels are the same
+    assert before not in others

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import mocokit
 from mocokit.cli import main
+from mocokit.data import streaming
 from mocokit.errors import Interrupted, UserError
 from mocokit.model.digest import digest
 from mocokit.training.checkpoint import DIGEST
@@ -319,3 +320,22 @@ def test_signals_are_given_back(data, stopped):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     mocokit.pretrain(data, out=str(stopped), **OPTIONS)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_images_that_a_streamed_run_could_not_use_before_a_stop_are_listed(tmp_path, monkeypatch):
+    """Of those outside the sample; one of an earlier epoch, so that the rest of the run does not meet it again."""
+    data = tiny_data(tmp_path, height=8, width=8)
+    bad = sorted(data.rglob("train/**/*.png"))[::8]
+    for path in bad:
+        path.write_bytes(b"no image")
+    monkeypatch.setattr(streaming, "SAMPLE_IMAGES", 2)
+    monkeypatch.setattr(streaming, "MOST_WINDOW", 4)
+    options = OPTIONS | {"stream": True, "max_skipped": 1.0, "evaluate": False, "epochs": 1}
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=4)
+        with pytest.raises(Interrupted):
+            mocokit.pretrain(str(data), out=str(run), **options)
+    assert mocokit.pretrain(str(data), out=str(run), **options)["skipped"] == len(bad)
+    listed = {row.split(",")[0] for row in (run / "skipped.csv").read_text().splitlines()[1:]}
+    assert listed == {str(path.relative_to(data)) for path in bad}

@@ -263,7 +263,7 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
             skipped = train(task, data.images, run, check, status.announce, status.report, timetable, keep, shown)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; run the same command to go on from {run.checkpoint}") from None
-    skipped = sorted({*data.store.skipped, *skipped})
+    skipped = sorted({one.name: one for one in (*skipped, *data.store.skipped)}.values())
     if distributed.rank() == 0:
         with run.writing():
             write_skipped(run.skipped, skipped)

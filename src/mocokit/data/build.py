@@ -32,7 +32,7 @@ from mocokit.data.tiled import size_of
 from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
-FORMAT = 10  # part of every cache key: raise it when files or pixels change
+FORMAT = 11  # part of every cache key: raise it when files or pixels change
 PIXELS, INDEX, FACTS = "pixels.bin", "index.npz", "facts.json"
 
 _MEASURED_IMAGES = 100

@@ -55,6 +55,7 @@ class ImageIndex:
     refused: list[Skipped] = field(default_factory=list)  # what was found but must not be read
     notes: tuple[str, ...] = ()  # how names were understood, what was left out: a line each
     blocks: np.ndarray | None = None  # int64 [len(names)], ascending: equal for images that are best read together
+    sizes: str = ""  # digest of the sizes of all files, equal for copies of the set; empty where they are not known
 
     def all_notes(self) -> list[str]:
         """What to know before figures are trusted, a line each: the notes, and what is odd about the labels."""

@@ -131,7 +131,8 @@ def lay_over_sample(store: Store, labels: LabelsFile, images: Sequence[str]) -> 
     row_of, lines = labels.match([*images])
     place = {name: row for row, name in enumerate(images)}
     names = [name for part in store.splits.values() for name in part.names]
-    return _laid(store, labels, names, row_of[[place[name] for name in names]], lines)
+    laid = _laid(store, labels, names, row_of[[place[name] for name in names]], lines)
+    return replace(laid, label_notes=tuple(f"in the sample: {line}" for line in laid.label_notes))
 
 
 def _laid(store: Store, labels: LabelsFile, names: list[str], row_of: np.ndarray, lines: list[str]) -> Store:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from mocokit.data.image_index import SPLITS, has_image_suffix, reading, split_word, splits_of_words
 from mocokit.data.labels import BINARY, UNLABELLED, label_column, label_values, number_labels
 from mocokit.data.notes import count, listed
+from mocokit.data.shard_readers import PARQUET, TAR, shard_kind
 from mocokit.data.tiles import origin_of
 from mocokit.errors import UserError
 
@@ -82,10 +83,13 @@ class LabelsFile:
                 )
             missing.append(name)  # for a row further down says more of its path
         if images and not (row_of >= 0).any():
-            of_data = f"the first image is {origin_of(images[0])}"
+            first = origin_of(images[0])
+            way_out = "write paths inside the data, or file names"
+            if shard_kind(first.rpartition("/")[0]) in (PARQUET, TAR):
+                way_out = "images in shards are called SHARD/NUMBER, so labels are better kept in the shards"
             raise UserError(
                 f"{self.place}: none of its {len(self.names):,} names is that of an image: the first is "
-                f"{self.names[0] if self.names else 'missing'}, {of_data}; write paths inside the data, or file names"
+                f"{self.names[0] if self.names else 'missing'}, the first image is {first}; {way_out}"
             )
         lines = [_line(missing, "of no image")] if missing else []
         taken = [(self.names[row], keys[image]) for image, row in enumerate(row_of.tolist()) if row >= 0]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mocokit.data.image_index import Skipped, is_image_name, reading, split_word
+from mocokit.data.image_index import IMAGE_SUFFIXES, Skipped, is_image_name, reading, split_word
 from mocokit.data.labels import LABELS, label_column, label_values
 from mocokit.data.notes import listed
 from mocokit.data.tar import TarMember, tar_members
@@ -25,7 +25,7 @@ PARQUET, TAR = ".parquet", ".tar"
 LABEL_MEMBERS = ("cls", "json")  # ends of the names of members that hold the label of an image
 
 _OWN = b"mocokit"  # in the metadata of feature files
-_TEXT_BYTES = 2**16  # of a label's member in a tar file
+_TEXT_BYTES = {"cls": 2**16, "json": 2**22}  # the most that is read of a label's member in a tar file
 _TAR_BLOCK, _TAR_BYTES = 256, 2**26  # the most of a tar shard that is read in one go: images, bytes if they are several
 _WAITS = (1, 4, 16)  # seconds before each new try to read a remote file
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class ShardIndex:
 
     blocks: np.ndarray  # int64 [n], counted from 0: of each image the block, which is what is read together
     fetch: Callable[[int], list[bytes | None]]  # reads the image files of a block, in order; None where there is none
+    sizes: np.ndarray  # int64: the bytes of each image, or the rows of each block and the bytes of their images
     labels: pa.Array | pa.ChunkedArray | None = None  # int64 or text of each image, null where it has none
     classes: tuple[str, ...] | None = None  # the name of each label value, if the shard states it
     folders: list[str | None] | None = None  # of each image in a tar without labels, where it may be the class
@@ -62,21 +63,29 @@ def _open_parquet(place: str) -> ShardIndex:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         if _OWN in (schema.metadata or {}):
             note = f"{Path(place).name} left out: a feature file that mocokit wrote"
-            return ShardIndex(np.empty(0, np.int64), lambda block: [], notes=(note,))
+            return ShardIndex(np.empty(0, np.int64), lambda block: [], np.empty(0, np.int64), notes=(note,))
         column, left = _image_column(schema, place)
         label, labels, notes = _labels(parquet, column)
         if left:
             notes = (f"images are from the column {column}, not {listed(left)}; call the one of images image", *notes)
         classes = _class_names(schema, label) if label else None
-    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    groups = list(map(metadata.row_group, range(metadata.num_row_groups)))
+    rows = [group.num_rows for group in groups]
+    sizes = np.array([[group.num_rows, _nbytes(group, column)] for group in groups], dtype=np.int64)
 
     def fetch(block: int) -> list[bytes | None]:
         with open_file(place) as file:
-            rows = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
-        files = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
+            values = pq.ParquetFile(file).read_row_group(block, [column])[column].to_pylist()
+        files = [value.get("bytes") if isinstance(value, dict) else value for value in values]
         return [file if isinstance(file, bytes) else None for file in files]
 
-    return ShardIndex(np.repeat(np.arange(len(groups)), groups), fetch, labels, classes, notes=notes)
+    return ShardIndex(np.repeat(np.arange(len(rows)), rows), fetch, sizes, labels, classes, notes=notes)
+
+
+def _nbytes(group: pq.RowGroupMetaData, column: str) -> int:
+    """How large a column is before it is compressed, with all that is nested in it."""
+    chunks = map(group.column, range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(f"{column}."))
 
 
 def _image_column(schema: pa.Schema, place: str) -> tuple[str, list[str]]:
@@ -120,7 +129,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 
 def _open_tar(place: str) -> ShardIndex:
     """In webdataset layout: KEY.cls or KEY.json holds the label of KEY.jpg. A block is 256 images, or 64 MiB."""
-    images: dict[TarMember, str] = {}  # and their keys
+    found: dict[TarMember, tuple[str, str]] = {}  # images, their keys and ends
     texts: dict[str, str] = {}
     objects: dict[str, dict[str, Any]] = {}
     refused = []
@@ -133,16 +142,18 @@ def _open_tar(place: str) -> ShardIndex:
                 if member.refusal:
                     refused.append(Skipped(f"{Path(place).name}/{member.name}", member.refusal))
                 else:
-                    images[member] = key
+                    found[member] = key, end.lower()
             elif end in LABEL_MEMBERS and not member.refusal:
                 file.seek(member.offset)
-                text = file.read(min(member.size, _TEXT_BYTES)).decode(errors="replace").strip()
+                text = file.read(min(member.size, _TEXT_BYTES[end])).decode("utf-8-sig", "replace").strip()
                 if end == "cls":
                     texts[key] = text
                 else:
                     objects[key] = _object(text)
+    images, left = _one_each(found)
     extents = np.array([member[1:3] for member in images], dtype=np.int64).reshape(-1, 2)
     labels, notes = _tar_labels(list(images.values()), texts, objects)
+    notes = (*left, *notes)
     names = [member.name for member in images]
     folders = None if labels is not None else _class_folders(names, place)
     splits = _split_folders(names)
@@ -156,7 +167,24 @@ def _open_tar(place: str) -> ShardIndex:
             content = file.read(end - start)
         return [content[offset : offset + size] for offset, size in (extent - [start, 0]).tolist()]
 
-    return ShardIndex(blocks, fetch, labels, None, folders, splits, refused, notes)
+    return ShardIndex(blocks, fetch, extents[:, 1], labels, None, folders, splits, refused, notes)
+
+
+def _one_each(found: dict[TarMember, tuple[str, str]]) -> tuple[dict[TarMember, str], list[str]]:
+    """Of image members with keys and ends, such as seg.png, those to learn from, and their keys; a line on the others.
+
+    Beside KEY.jpg or KEY.image.jpg what has the same key is no image of its own, but maybe its mask. Of several such
+    ends the most frequent counts, then the most usual. Numbers are of other images: 1.jpg, 1.2.jpg.
+    """
+    ends = Counter(end for _, end in found.values())
+    kept = max(
+        (before + suffix[1:] for before in ("", "image.") for suffix in IMAGE_SUFFIXES), key=lambda end: ends[end]
+    )
+    keys = {key for key, end in found.values() if end == kept}
+    beside = {member for member, (key, end) in found.items() if end != kept and key in keys and not end[0].isdigit()}
+    images = {member: key for member, (key, _) in found.items() if member not in beside}
+    others = listed(sorted({f".{found[member][1]}" for member in beside}))
+    return images, [f"images are the members .{kept}, not {others} beside them"] if beside else []
 
 
 def _tar_blocks(extents: np.ndarray) -> np.ndarray:
@@ -171,10 +199,13 @@ def _tar_blocks(extents: np.ndarray) -> np.ndarray:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """What a JSON text describes; empty if it is damaged or something else."""
+    """What a JSON text describes, of fields that are no labels the names alone; empty if it is damaged or something
+    else."""
     with suppress(ValueError, RecursionError):
         value = json.loads(text)
-        return value if isinstance(value, dict) else {}
+        if isinstance(value, dict):
+            labels = label_column(value)
+            return {name: value[name] if name in labels else None for name in value}
     return {}
 
 
@@ -185,7 +216,9 @@ def _tar_labels(
     if texts:
         labels = pa.array([texts.get(key) or None for key in keys], pa.large_string())
         with suppress(pa.ArrowInvalid):  # texts
-            labels = labels.cast(pa.int64())
+            numbers = labels.cast(pa.int64())
+            if numbers.cast(labels.type).equals(labels):  # else 0 and 00 would be one class
+                return numbers, ()
         return labels, ()
     found = [objects.get(key, {}) for key in keys]
     fields = dict.fromkeys(field for its in found for field in its)

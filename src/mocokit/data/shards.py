@@ -6,11 +6,11 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -42,13 +42,20 @@ HUB = "hf:"
 _PEEKED_MEMBERS = 8
 _KEPT_BYTES = 2**30  # of the blocks that were read last
 _OPENERS = 16  # shards whose indices are read at once: remote ones take a while each
+# What changes with a file, by the names that file systems of fsspec have for it; the first that there is counts.
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "updated", "modified", "mtime"),
+    "created",
+)
 
 
 class Shard(NamedTuple):
-    """One file of a set: its path or address, and the split that its images belong to."""
+    """One file of a set: its path or address, the split that its images belong to, and what tells remote ones of that
+    address apart."""
 
     place: str
     split: str
+    version: str = ""
 
 
 def local_shards(path: Path) -> list[Shard]:
@@ -72,9 +79,11 @@ def remote_shards(address: str) -> list[Shard]:
     """The shards below an address that fsspec knows, such as ``s3://bucket/folder``; UserError if there are none."""
     with reading(address):
         system, path = fsspec.url_to_fs(address)
-        files = [system.unstrip_protocol(name) for name in system.find(path)]
+        system.invalidate_cache()  # of what this process was told before
+        found = system.find(path, detail=True)
+        files = {system.unstrip_protocol(name): _version(about or system.info(name)) for name, about in found.items()}
     if shards := _shards(files, address):
-        return shards
+        return [shard._replace(version=files[shard.place]) for shard in shards]
     raise UserError(f"no shards in {address}; files of these kinds are shards: {PARQUET} {TAR}")
 
 
@@ -126,12 +135,14 @@ class ShardSource:
         name = data.removeprefix(HUB).rstrip("/").split("/")[-1] if far else data_name(Path(data))
         self.name = re.sub(r"\W+", "-", name) or "data"
         self._recent: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
+        self._recent_bytes = 0
 
     def fingerprint(self) -> str:
-        """From name, size and time of each local shard; from the addresses of remote ones."""
+        """From name, size and time of each local shard; from the addresses of remote ones, and size and time or hash
+        of those that are not of the hub."""
         digest = hashlib.blake2b(digest_size=16)
         for shard in self.shards:
-            stamp: object = shard.place
+            stamp: object = (shard.place, shard.version)
             if not is_remote(shard.place):
                 status = os.stat(shard.place)
                 stamp = (Path(shard.place).name, status.st_size, status.st_mtime_ns)
@@ -157,7 +168,10 @@ class ShardSource:
         labels, label_names, more = self._labels()
         notes = dict.fromkeys([*self.notes, *self._splits_note(), *inside, *more])
         blocks = np.cumsum(is_first) - 1
-        return ImageIndex(names, splits, labels, label_names, refused, blocks=blocks, notes=tuple(notes))
+        sizes = hashlib.blake2b(digest_size=8)
+        for index in self._indices:
+            sizes.update(repr(index.sizes.shape).encode() + index.sizes.astype("<i8").tobytes())
+        return ImageIndex(names, splits, labels, label_names, refused, tuple(notes), blocks, sizes.hexdigest())
 
     def read(self, index: int) -> bytes:
         shard = bisect.bisect_right(self._starts, index) - 1
@@ -175,8 +189,9 @@ class ShardSource:
         key, recent = (shard, number), self._recent
         if key not in recent:
             recent[key] = persistently(self.shards[shard].place, lambda: self._indices[shard].fetch(number))
-            while len(recent) > 1 and sum(map(_nbytes, recent.values())) > _KEPT_BYTES:
-                recent.popitem(last=False)
+            self._recent_bytes += _nbytes(recent[key])
+            while len(recent) > 1 and self._recent_bytes > _KEPT_BYTES:
+                self._recent_bytes -= _nbytes(recent.popitem(last=False)[1])
         recent.move_to_end(key)
         return recent[key]
 
@@ -285,6 +300,11 @@ def _shards(files: Iterable[str], place: str) -> list[Shard]:
     words = [_split_word(name[outer:] or name.rpartition("/")[2]) for name in names]
     meant = splits_of_words(words)
     return [Shard(name, meant[word] if word else "train") for name, word in zip(names, words, strict=True)]
+
+
+def _version(about: Mapping[str, Any]) -> str:
+    """Of what storage says ``about`` a file, what changes with it."""
+    return repr((about.get("size"), next((about[name] for name in _VERSIONS if about.get(name)), None)))
 
 
 def _split_word(path: str) -> str | None:

@@ -6,7 +6,7 @@ is a function of (seed, step), whatever the number of processes.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +29,8 @@ from mocokit.errors import UserError
 from mocokit.seeding import derive_seed
 
 SAMPLE_IMAGES = 10_000  # of a split, for statistics and quality checks
-SAMPLE_BLOCKS = 64  # that they are taken from
+SAMPLE_BLOCKS = 64  # that they are drawn from; more where these have fewer than
+SAMPLE_FETCHED = 40_000  # images, as a block is fetched whole
 LANE_IMAGES = 64  # of a batch come from one lane; at least `LEAST_LANES` lanes, so that a batch is mixed
 LEAST_LANES = 4
 WINDOW_BYTES, MOST_WINDOW = 2**28, 1024  # of decoded images, and how many of them, that one lane mixes
@@ -90,17 +91,40 @@ def open_streaming(
         store.intensity_range,
         max_skipped,
     )
-    fingerprint = f"{store.fingerprint}-{len(images)}"
-    return replace(store, fingerprint=fingerprint, train_fingerprint=fingerprint), images
+    # Of the images outside the sample no more than sizes are known without reading them.
+    fingerprint = "-".join([store.fingerprint, str(len(images)), *filter(None, [listing.sizes])])
+    notes = (*listing.label_notes(), *_about_sample(store, listing))  # of all images: what the sample lacks is not odd
+    return replace(store, fingerprint=fingerprint, train_fingerprint=fingerprint, label_notes=notes), images
+
+
+def _about_sample(store: Store, listing: ImageIndex) -> list[str]:
+    """A line on classes that no sampled image to train on has, or none."""
+    if listing.labels is None or (sampled := store.splits["train"].labels) is None:
+        return []
+    there, known = (len(_classes(labels)) for labels in (listing.labels[listing.splits["train"]], sampled))
+    if there == known:
+        return []
+    return [f"the sample that is measured has {known:,} of {there:,} classes: figures are of these alone"]
 
 
 class _Sample:
-    """Some images of a source, itself a source: whole stretches of some blocks, since a run is read at once."""
+    """Some images of a source, itself a source: random ones of some blocks, since a block is read at once.
+
+    Images to test on whose class is among those to train on, but not in the sample of these, are left out: nothing
+    could tell it.
+    """
 
     def __init__(self, source: Source, listing: ImageIndex, seed: int) -> None:
         self.source, self.name, self.decoded = source, source.name, source.decoded
         self.max_pixels = source.max_pixels
-        splits = {split: _sample(rows, listing.blocks, seed) for split, rows in listing.splits.items()}
+        splits, labels, blocks = dict(listing.splits), listing.labels, listing.blocks
+        train = splits.get("train", np.empty(0, dtype=np.int64))
+        sampled = _sample(train, blocks, labels, seed)
+        for split, rows in splits.items():
+            if labels is not None and split != "train":
+                known = ~np.isin(labels[rows], np.setdiff1d(_classes(labels[train]), labels[sampled]))
+                rows = rows[known] if known.any() else rows
+            splits[split] = sampled if split == "train" else _sample(rows, blocks, labels, seed)
         self._listing = replace(listing, splits=splits)
         self._seed = seed
 
@@ -118,19 +142,35 @@ class _Sample:
         return read_all(self.source, indices)
 
 
-def _sample(rows: np.ndarray, blocks: np.ndarray | None, seed: int) -> np.ndarray:
+def _sample(rows: np.ndarray, blocks: np.ndarray | None, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """`SAMPLE_IMAGES` random ones of the ``rows``, ascending."""
     if len(rows) <= SAMPLE_IMAGES:
         return rows
-    generator = np.random.default_rng(derive_seed(seed, "sample"))
-    if blocks is None:
-        return np.sort(generator.choice(rows, SAMPLE_IMAGES, replace=False))
-    _, starts, lengths = np.unique(blocks[rows], return_index=True, return_counts=True)
-    order = generator.permutation(len(starts))
-    each = -(-SAMPLE_IMAGES // min(SAMPLE_BLOCKS, len(starts)))
-    taken = np.minimum(lengths[order], each)
-    enough = int(np.searchsorted(np.cumsum(taken), SAMPLE_IMAGES)) + 1
-    stretches = zip(starts[order][:enough], taken[:enough], strict=True)
-    return np.sort(np.concatenate([rows[start : start + count] for start, count in stretches]))
+    draw = np.random.default_rng(derive_seed(seed, "sample"))
+    rows = rows if blocks is None else _fetched(rows, blocks, labels, draw)
+    return np.sort(draw.choice(rows, SAMPLE_IMAGES, replace=False))
+
+
+def _fetched(rows: np.ndarray, blocks: np.ndarray, labels: np.ndarray | None, draw: np.random.Generator) -> np.ndarray:
+    """Those of the ``rows`` that are in some random ``blocks``, with images of as many classes as may be: shards are
+    often sorted."""
+    starts = np.flatnonzero(np.diff(blocks[rows], prepend=-1))
+    lengths = np.diff(starts, append=len(rows))
+    order = draw.permutation(len(starts))
+    if labels is not None:  # the first block of each class comes first
+        given, turns = labels[rows] >= 0, np.argsort(order).repeat(lengths)
+        first = np.full(labels.max() + 1, len(order))
+        np.minimum.at(first, labels[rows[given]], turns[given])
+        early = np.unique(first[first < len(order)])
+        order = np.concatenate([order[early], np.delete(order, early)])
+    enough = int(np.searchsorted(np.cumsum(lengths[order]), SAMPLE_FETCHED)) + 1
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[order[: max(SAMPLE_BLOCKS, enough)]] = True
+    return rows[chosen.repeat(lengths)]
+
+
+def _classes(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels[labels >= 0])
 
 
 class BlockSampler:
@@ -202,6 +242,8 @@ class StreamingDataset(IterableDataset[Batch]):
 
     Attributes:
         per_epoch: batches of an epoch.
+        unusable: of images that can't be used, by their position in the set, why; those that this process found, and
+            those that were known when the run went on.
     """
 
     reads_ahead = True
@@ -216,7 +258,7 @@ class StreamingDataset(IterableDataset[Batch]):
         self._lanes = range(part.start // rows, -(-part.stop // rows))
         first = self._lanes.start * rows
         self._part = slice(part.start - first, part.stop - first)
-        self._skipped: dict[int, str] = {}
+        self.unusable: dict[int, str] = {}
         self._read = 0
         self._steps = range(0)
 
@@ -241,11 +283,16 @@ class StreamingDataset(IterableDataset[Batch]):
                         coming.append(ahead.submit(next, windows, None))
                 yield self._batch(held, within, step)
 
+    def go_on(self, step: int, unusable: Mapping[int, str]) -> None:
+        """Know what all processes knew at ``step``."""
+        self.unusable |= unusable
+        self._read = min(step * self.sampler.batch_size, len(self.images))
+
     @property
     def skipped(self) -> list[Skipped]:
-        """The images that this process found to be unusable."""
+        """The images that are known to be unusable."""
         names, indices = self.images.names, self.images.indices
-        return [Skipped(names[int(indices[row])], reason) for row, reason in sorted(self._skipped.items())]
+        return [Skipped(names[int(indices[row])], reason) for row, reason in sorted(self.unusable.copy().items())]
 
     def _batch(self, windows: list[_Window], within: int, step: int) -> Batch:
         rows = slice(within * self.sampler.rows, (within + 1) * self.sampler.rows)
@@ -292,9 +339,9 @@ class StreamingDataset(IterableDataset[Batch]):
         good = np.array([i for i, pixels in enumerate(window) if not isinstance(pixels, BadImage)], dtype=int)
         for row, pixels in zip(rows.tolist(), window, strict=True):
             if isinstance(pixels, BadImage):
-                self._skipped[row] = str(pixels)
+                self.unusable[row] = str(pixels)
         self._read = min(self._read + len(window), len(self.images))
-        if self._skipped:
+        if self.unusable:
             check_skipped(self.skipped, max(self._read, EARLY_IMAGES), self.images.max_skipped)
         if not len(good):
             raise UserError(f"{self.images.source.name}: none of {len(rows)} images read together can be used")

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from mocokit import distributed
 from mocokit.data.dataset import Batch
 from mocokit.data.loader import Loader
+from mocokit.data.streaming import StreamingDataset
 from mocokit.errors import UserError
 from mocokit.machine import CORES
 from mocokit.model.encoder import NonFiniteFeatures
@@ -85,11 +86,12 @@ class Task(nn.Module):
 
 
 class Trainer:
-    """A task on its device, with optimizer and schedule, after ``step`` steps."""
+    """A task on its device, with optimizer and schedule, after ``step`` steps; of images that are ``streamed`` it keeps
+    what is unusable."""
 
-    def __init__(self, task: Task, fabric: Fabric) -> None:
+    def __init__(self, task: Task, fabric: Fabric, streamed: StreamingDataset | None = None) -> None:
         optimizer, self.scheduler = task.configure_optimizer()
-        self.task, self.fabric, self.step = task, fabric, 0
+        self.task, self.fabric, self.streamed, self.step = task, fabric, streamed, 0
         self.model, self.optimizer = fabric.setup(task, optimizer)
 
     def fit(
@@ -161,11 +163,13 @@ class Trainer:
         task = self.task.state_dict()
         task["sums"] = task["sums"].clone()  # each process has its own, and will be given the first one's
         distributed.all_reduce_mean_([task["sums"]])
+        unusable = list(self.streamed.unusable.copy().items()) if self.streamed else []
         return {
             "step": self.step,
             "task": task,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "unusable": dict(distributed.gather_objects(unusable)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,6 +178,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step = int(state["step"])
+        if self.streamed:
+            self.streamed.go_on(self.step, state.get("unusable", {}))
         if isinstance(self.scheduler, LambdaLR):
             self._set_rates(self.scheduler)
 

@@ -226,7 +226,7 @@ def train(
         pictures: what TensorBoard shows of the images.
 
     Returns:
-        Streamed images that turned out to be unusable, in any process.
+        Streamed images that turned out to be unusable, in any process, before a stop too; some may be there twice.
 
     Raises:
         UserError: the checkpoint is damaged or can't be written, or the loss is not finite.
@@ -234,7 +234,8 @@ def train(
     """
     config = task.config
     loader = pretraining_loader(config, images)
-    trainer = Trainer(task, create_fabric(config.device, config.precision))
+    streamed = loader.dataset if isinstance(loader.dataset, StreamingDataset) else None
+    trainer = Trainer(task, create_fabric(config.device, config.precision), streamed)
     checkpoints = Checkpoints(run.checkpoint, config.checkpoint_every, task.check_state)
 
     watch = Stopwatch(FIRST_STEPS[config.cuda_graphs], lambda: checkpoints.writing)
@@ -279,8 +280,7 @@ def train(
             trainer.fit(loader, end, log=log, checkpoints=checkpoints, report=progress)
             if timetable and watch.since < end < task.config.steps:
                 look_at_clock(timetable)
-    dataset = loader.dataset
-    return distributed.gather_objects(dataset.skipped if isinstance(dataset, StreamingDataset) else [])
+    return distributed.gather_objects(streamed.skipped if streamed else [])
 
 
 def loggers(config: PretrainConfig, run: RunDirectory, step: int) -> list[Logger]:
