@@ -16,7 +16,7 @@ from mocokit.model import fused
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, train_classifier
+from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, starting_loss, train_classifier
 from mocokit.training.log import read_rows
 from tests.tiny_runs import coloured_data
 
@@ -97,6 +97,19 @@ def test_plain_rates_and_what_is_decayed(backbone):
     found = rates(encoder, replace(CONFIG, weight_decay=0.07))
     for name, parameter in encoder.named_parameters():
         assert found[name] == (CONFIG.lr, 0.07 if parameter.ndim > 1 else 0.0), name
+
+
+# The start
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_starting_loss_is_that_of_the_first_step(images, tmp_path, keep):
+    rows, config = torch.arange(len(images)), replace(CONFIG, epochs=1, batch_size=len(images))
+    before, task = torch.random.get_rng_state(), Finetuning(new_encoder(), config, images, rows, keep)
+    found = starting_loss(Finetuning(new_encoder(), config, images, rows, keep))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    train_classifier(task, RunDirectory(tmp_path), lambda encoder: 0.0)
+    assert float(read_rows(tmp_path / "metrics.csv")[1]["loss"]) == pytest.approx(found, rel=1e-5)
 
 
 # The best epoch and early stopping

@@ -213,6 +213,13 @@ def _prepare(task: Finetuning) -> tuple[Loader, Trainer]:
     return loader, Trainer(task, create_fabric(config.device, precision))
 
 
+def starting_loss(task: Finetuning) -> float:
+    """Cross entropy of the first batch as training sees it, its views and batch norm; ``task`` is thrown away."""
+    loader, trainer = _prepare(task)
+    with torch.no_grad(), torch_seeded(task.config.seed, "starting loss"):  # no draw of the program's is used up
+        return float(trainer.model(task.views(next(loader.batches(0, 1)))))
+
+
 def step_time(task: Finetuning, seconds: float) -> float:
     """Mean time of a step in seconds, from about ``seconds`` of steps; ``task`` is thrown away afterwards."""
     loader, trainer = _prepare(task)
