@@ -161,7 +161,8 @@ def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run, monke
 def test_a_probe_worse_than_chance_in_training_gives_way_to_small_weights(
     tiny_run: TinyRun, run, monkeypatch, capfd, loss, starts_as_probe
 ):
-    """None: as measured. The features of an untrained network are nearly constant, so its probe's weights are huge."""
+    """None: as measured. The features of an untrained network are nearly constant, so its probe's weights are huge. The
+    start that is kept if nothing is better has the probe."""
     spec, about = read_header(run)
     save_encoder(Encoder.create(spec, 0), run / "encoder.safetensors", about)
     if loss is not None:
@@ -170,8 +171,11 @@ def test_a_probe_worse_than_chance_in_training_gives_way_to_small_weights(
     for _ in range(2):
         options = SHORT | {"epochs": 1, "lr": 0.0, "baseline": False, "overwrite": True}
         mocokit.finetune(str(run), str(tiny_run.data), **options)
-        weights.append(mocokit.load(run / "finetune").classifier.weight)
-        assert ("starts from small random weights" in capfd.readouterr().err) is not starts_as_probe
+        task = torch.load(run / "finetune" / "checkpoints" / "last.ckpt", weights_only=True)["task"]
+        weights.append(task["encoder.classifier.weight"])
+        assert torch.equal(task["best.classifier.weight"], weights[-1]) is starts_as_probe
+        assert mocokit.load(run / "finetune").classifier.weight.std() > 0.02
+        assert ("trained from small random weights" in capfd.readouterr().err) is not starts_as_probe
     small = attach_classifier(Encoder.create(spec, 0), ("a", "b", "c"), seed=0).classifier.weight
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], small) is not starts_as_probe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
@@ -47,7 +47,7 @@ def finetune(
     Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
     features (Kumar et al. 2022, arXiv 2202.10054); where that is worse than chance on a batch as training sees
-    it, as of weak features, it starts from small random weights, as from scratch. The weights of the best validation
+    it, as of weak features, small random weights are trained in its place. The weights of the best validation
     epoch are kept, which may be the start, and measured once on the test part. The same network is also trained from
     random weights with the same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are
     timed first, and both are trained for as many epochs as fit, the default number at most; a training that is resumed
@@ -206,11 +206,12 @@ class _Training:
         """``encoder`` with a classifier: small random weights or the linear probe; a checkpoint will replace either."""
         attach_classifier(encoder, self.labelled.names, self.config.seed)
         begins = not self.run.checkpoint.exists()
-        if begins and not self.config.from_scratch:
-            self._start_as_probe(encoder)
+        small = self._start_as_probe(encoder) if begins and not self.config.from_scratch else None
         if begins and self.config.time_budget:
             self._fit_budget(self._trial(encoder))
-        return self._of(encoder)
+        task = self._of(encoder)
+        task.small = small
+        return task
 
     def _of(self, encoder: Encoder) -> Finetuning:
         keep = bool(encoder.origin.get("keeps_statistics"))  # not of new weights, which have no origin
@@ -220,8 +221,8 @@ class _Training:
         """The task of a copy, to be thrown away."""
         return self._of(copy.deepcopy(encoder).to(self.inputs.device))
 
-    def _start_as_probe(self, encoder: Encoder) -> None:
-        """Make the classifier the linear probe, unless that is worse in training than the small random weights.
+    def _start_as_probe(self, encoder: Encoder) -> dict[str, Tensor] | None:
+        """Make the classifier the linear probe; its small random weights, if the probe is worse than they in training.
 
         Of nearly constant features it has huge weights, and statistics of batches in place of running ones, or other
         views, throw its scores about: training takes most of its epochs to undo that.
@@ -232,10 +233,11 @@ class _Training:
         bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
         encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
         loss, chance = starting_loss(self._trial(encoder)), math.log(len(names))
-        if not loss <= chance:  # or not a number
-            encoder.classifier.load_state_dict(small)
-            losses = f"loss {loss:.3g} on a training batch, chance {chance:.3g}"
-            say(f"the classifier starts from small random weights: the linear probe is worse than chance ({losses})")
+        if loss <= chance:
+            return None
+        losses = f"loss {loss:.3g} on a training batch, chance {chance:.3g}"
+        say(f"the classifier is trained from small random weights: the linear probe is worse than chance ({losses})")
+        return small
 
     def _fit_budget(self, trial: Finetuning) -> None:
         """Choose the epochs that there is time for, by a ``trial`` that is thrown away, and record them."""
