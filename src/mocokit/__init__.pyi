@@ -168,10 +168,12 @@ def finetune(
 
     Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
-    features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
-    the start, and measured once on the test part. The same network is also trained from random weights with the
-    same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are timed first, and both are
-    trained for as many epochs as fit, the default number at most; a training that is resumed keeps them.
+    features (Kumar et al. 2022, arXiv 2202.10054); where that is worse than chance on a batch as training sees
+    it, as of weak features, small random weights are trained in its place. The weights of the best validation
+    epoch are kept, which may be the start, and measured once on the test part. The same network is also trained from
+    random weights with the same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are
+    timed first, and both are trained for as many epochs as fit, the default number at most; a training that is resumed
+    keeps them.
 
     Args:
         run: a run directory, or whatever else `mocokit.load` takes.

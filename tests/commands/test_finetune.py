@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from mocokit.evaluation.splits import split_labelled
 from mocokit.model.encoder import Encoder
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
+from mocokit.training.finetuning import attach_classifier
 from mocokit.training.log import read_rows
 from tests.helpers import class_folders, write_images
 from tests.tiny_runs import TinyRun, coloured_data, command
@@ -140,8 +142,9 @@ def test_step_zero_is_the_encoder_or_its_random_initialisation(tiny_run: TinyRun
     assert result["random_init"] is None
 
 
-def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run):
+def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run, monkeypatch):
     data = str(tiny_run.data)
+    monkeypatch.setattr("mocokit.commands.finetune.starting_loss", lambda trial: math.log(3))
     result = mocokit.finetune(str(run), data, **SHORT | {"epochs": 1, "lr": 0.0, "baseline": False})
     inputs = open_inputs(FinetuneConfig(run=str(run), data=data, device="cpu"))
     labelled = split_labelled(inputs.store, 0)
@@ -152,6 +155,30 @@ def test_the_classifier_starts_as_the_linear_probe(tiny_run: TinyRun, run):
     first = read_rows(run / "finetune" / "metrics.csv")[0]
     expected = (scores.argmax(dim=1) == val.labels).double().mean()
     assert float(first["val_top1"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "starts_as_probe"), [(None, False), (1.2, False), (math.nan, False), (1.0, True)])
+def test_a_probe_worse_than_chance_in_training_gives_way_to_small_weights(
+    tiny_run: TinyRun, run, monkeypatch, capfd, loss, starts_as_probe
+):
+    """None: as measured. The features of an untrained network are nearly constant, so its probe's weights are huge. The
+    start that is kept if nothing is better has the probe."""
+    spec, about = read_header(run)
+    save_encoder(Encoder.create(spec, 0), run / "encoder.safetensors", about)
+    if loss is not None:
+        monkeypatch.setattr("mocokit.commands.finetune.starting_loss", lambda trial: loss)
+    weights = []
+    for _ in range(2):
+        options = SHORT | {"epochs": 1, "lr": 0.0, "baseline": False, "overwrite": True}
+        mocokit.finetune(str(run), str(tiny_run.data), **options)
+        task = torch.load(run / "finetune" / "checkpoints" / "last.ckpt", weights_only=True)["task"]
+        weights.append(task["encoder.classifier.weight"])
+        assert torch.equal(task["best.classifier.weight"], weights[-1]) is starts_as_probe
+        assert mocokit.load(run / "finetune").classifier.weight.std() > 0.02
+        assert ("trained from small random weights" in capfd.readouterr().err) is not starts_as_probe
+    small = attach_classifier(Encoder.create(spec, 0), ("a", "b", "c"), seed=0).classifier.weight
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], small) is not starts_as_probe
 
 
 def test_a_class_without_training_images(run, tmp_path):

@@ -108,6 +108,16 @@ def test_test_images_are_in_no_subset(tmp_path, recipe, in_process):
         assert (result["images"], result["test"]["held_out"]) == ({"train": 16, "val": 4, "test": 12}, None)
 
 
+def test_a_study_killed_among_its_requests_goes_on(tiny_run, tmp_path, recipe, in_process, monkeypatch):
+    options = GRID | {"out": str(tmp_path / "study"), "recipe": recipe, "seeds": 1, "imbalance": "1"}
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "_write_requests", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mocokit.study(str(tiny_run.data), **options)
+    (tmp_path / "study" / "trials" / "n21-r1-s0").mkdir(parents=True)  # the first of them is there
+    assert mocokit.study(str(tiny_run.data), **options)["trials"] == {"done": 1, "failed": {}}
+
+
 def test_what_is_refused_writes_nothing(tiny_run, tmp_path, in_process):
     with pytest.raises(UserError, match="a study needs labels: there are no labels"):
         mocokit.study(str(write_images(tmp_path / "flat", [f"{n}.png" for n in range(9)])), out=str(tmp_path / "s"))

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from mocokit.errors import UserError
+from mocokit.model import weights
 from mocokit.model.backbones import create_backbone
 from mocokit.model.weights import fit_weights, flat_tensors, match
 
@@ -73,6 +74,7 @@ def torchvision_state(resnet):
         ("teacher.backbone.", "student.module.backbone."),  # DINO
         ("model_ema.", "model."),  # an average over the training
         ("", "momentum_encoder."),
+        ("online_encoder.net.", "target_encoder.net."),  # BYOL
     ],
 )
 def test_of_two_networks_the_right_one_is_taken(resnet, ours, others):
@@ -86,6 +88,15 @@ def test_of_two_networks_the_right_one_is_taken(resnet, ours, others):
         matched = match(found, create_backbone("resnet18", 3, 64), "resnet18")
         assert matched.prefix == f"state_dict.{ours}"
         assert len(matched.left) == 2 + len(other) + 2  # its classifier; the other network; optimizer and queue
+
+
+def test_of_equal_prefixes_the_first_by_the_alphabet_is_taken(resnet, monkeypatch):
+    """Whatever the order of a set is, which in each process is another."""
+    state = resnet.state_dict()
+    found, prefixes = {**renamed(state, "two."), **renamed(state, "one.")}, weights._prefixes
+    for reverse in (False, True):
+        monkeypatch.setattr(weights, "_prefixes", lambda *of, r=reverse: sorted(prefixes(*of), reverse=r))
+        assert match(found, create_backbone("resnet18", 3, 64), "resnet18").prefix == "one."
 
 
 def test_lightlys_sequence_of_parts(resnet):

@@ -78,5 +78,37 @@ def test_whether_more_images_and_features_of_ones_own_help(tmp_path):
     )
 
 
+def test_a_gain_is_told_beside_the_probe_of_random_weights(rows):
+    figures = by_setting(rows)
+    key = next(key for key in figures if key.method == "moco-finetuned")._replace(images=100, imbalance=1.0)
+    tuned = figures[key._replace(measure="finetune", labels="10", figure="top1")]
+    probe = key._replace(method="random-init", measure="probe", labels="10", figure="top1")
+    figures[probe] = {seed: value + 0.002 for seed, value in tuned.items()}
+    said = answers(figures, classes=2)
+    assert said[1].startswith(
+        "With 100 images, balanced classes and 10 labels a class, MoCo gains 11.0 ± 2.5 points over training from "
+        "scratch (n = 3), but is not clearly above a linear probe of random initialisation (-0.2 ± 0.0 points, n = 3):"
+    )
+    assert sum("not clearly above" in line for line in said) == 1
+
+
+def test_what_going_on_from_weights_gains(rows):
+    key = next(iter(by_setting(rows)))._replace(images=100, imbalance=1.0, measure="probe", labels="all", figure="top1")
+    figures = {key._replace(method="moco-continued"): {0: 0.5, 1: 0.6}}
+    figures |= {key._replace(method=method): {0: 0.4, 1: 0.5} for method in ("off-the-shelf", "raw-pixels")}
+    assert answers(figures, classes=2) == [
+        "With 100 images, balanced classes and all labels, a probe says: MoCo continued from the weights gains 10.0 ± "
+        "0.0 points over off-the-shelf features (n = 2)."
+    ]
+
+
+def test_few_labels_that_are_enough_already(rows):
+    figures = by_setting(rows)
+    key = next(key for key in figures if key.method == "from-scratch" and key.labels == "10" and key.imbalance == 1)
+    figures[key] = dict.fromkeys(figures[key], 0.9)
+    text = "for what it gets with 10 labels a class, training from scratch needs no more than 10."
+    assert f"With 100 images, balanced classes, {text}" in answers(figures, classes=2)
+
+
 def test_nothing_done_is_no_answer():
     assert answers({}, classes=2) == []

@@ -14,6 +14,7 @@ from mocokit.studies.statistics import (
     seeds_needed,
     setting,
     t_interval,
+    unlearned,
     verdict,
 )
 
@@ -92,8 +93,29 @@ def test_sentences():
     assert none.endswith("seeds would be needed to see one of this size")
     assert "more than 1,000 seeds" in verdict(Interval(0.0, 0.012, 3), "MoCo", scratch)
     assert "only seed" in verdict(t_interval([0.2]), "MoCo", scratch)
-    assert saved("10", math.inf).endswith("training from scratch needs more than all")
-    assert saved("10", 1234.4).endswith("needs about 1,234")
+    assert verdict(t_interval([0.0, 0.0, 0.0]), "A", "B") == "no difference between A and B with any of 3 seeds"
+    assert saved("10", math.inf, 10).endswith("training from scratch needs more than all")
+    assert saved("10", 1234.4, 10).endswith("needs about 1,234")
+    assert saved("100", 10.0, 10).endswith("needs no more than 10")
+
+
+@pytest.mark.parametrize(
+    ("gain", "above", "said"),
+    [
+        ([0.5, 0.51], [-0.01, 0.02], "probe of random initialisation (+0.5 ± 19.1 points, n = 2): the gain need not"),
+        ([0.5, 0.51], [-0.02, -0.02], "initialisation (-2.0 ± 0.0 points, n = 2)"),
+        ([0.5], [-0.002], "initialisation (-0.2 points, n = 1)"),
+        ([0.5], [0.002], None),  # of one seed nothing is known
+        ([0.5, 0.51], [0.2, 0.21], None),
+        ([0.5, 0.51], None, None),
+        ([-0.5, -0.51], [-0.2, -0.21], None),  # no gain
+        ([0.5, -0.4], [-0.2, -0.21], None),
+    ],
+)
+def test_a_gain_that_random_weights_give_too(gain, above, said):
+    text = unlearned(t_interval(gain), above and t_interval(above))
+    assert text.startswith(", but is not clearly above a linear probe of random") if said else text == ""
+    assert (said or "") in text
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -2,6 +2,7 @@
 
 import copy
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mocokit.model import fused
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.rundir import RunDirectory
 from mocokit.training.checkpoint import Checkpoints
-from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, train_classifier
+from mocokit.training.finetuning import Finetuning, attach_classifier, layer_groups, starting_loss, train_classifier
 from mocokit.training.log import read_rows
 from tests.tiny_runs import coloured_data
 
@@ -97,6 +98,49 @@ def test_plain_rates_and_what_is_decayed(backbone):
     found = rates(encoder, replace(CONFIG, weight_decay=0.07))
     for name, parameter in encoder.named_parameters():
         assert found[name] == (CONFIG.lr, 0.07 if parameter.ndim > 1 else 0.0), name
+
+
+# The start
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_starting_loss_is_that_of_the_first_step(images, tmp_path, keep):
+    rows, config = torch.arange(len(images)), replace(CONFIG, epochs=1, batch_size=len(images))
+    before, task = torch.random.get_rng_state(), Finetuning(new_encoder(), config, images, rows, keep)
+    found = starting_loss(Finetuning(new_encoder(), config, images, rows, keep))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    train_classifier(task, RunDirectory(tmp_path), lambda encoder: 0.0)
+    assert float(read_rows(tmp_path / "metrics.csv")[1]["loss"]) == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize(("later", "epochs", "best"), [([0.1, 0.2, 0.3, 0.7, 0.6], 4, 4), ([0.1] * 4, 4, 0)])
+def test_a_new_classifier_has_time_to_get_better_than_the_start(images, tmp_path, monkeypatch, later, epochs, best):
+    """And a resume in between changes nothing."""
+    small = {"weight": torch.zeros(3, 128), "bias": torch.ones(3)}
+    rows, config = torch.arange(len(images)), replace(CONFIG, epochs=4, patience=1)
+    curve, states = [0.6, *later], []
+    monkeypatch.setattr("mocokit.training.finetuning.CHECKPOINT_SECONDS", -1)  # one after each step
+    for stops in ((), (1, 6)):
+        path = tmp_path / str(len(stops))
+        for stop in (*stops, None):
+            task = Finetuning(new_encoder(), config, images, rows)
+            before = task.best.classifier.weight.clone()
+            task.small = None if (path / "checkpoints").exists() else small
+
+            def report(step, steps, stop=stop):
+                if step == stop:
+                    raise KeyError
+
+            def validate(encoder, path=path):
+                return curve[len(read_rows(path / "metrics.csv")) if (path / "metrics.csv").exists() else 0]
+
+            with nullcontext() if stop is None else pytest.raises(KeyError):
+                train_classifier(task, RunDirectory(path), validate, report=report)
+        assert int(task.best_epoch) == best
+        assert torch.equal(task.best.classifier.weight, before) is (best == 0)
+        assert int(read_rows(path / "metrics.csv")[-1]["epoch"]) == epochs
+        states.append(task.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 # The best epoch and early stopping

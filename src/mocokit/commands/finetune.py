@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from mocokit.auto.finetuning import choose_batch_size, choose_epochs, choose_lr
 from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
@@ -28,7 +29,7 @@ from mocokit.model.encoder import Encoder
 from mocokit.options import config_of, documented, fields_of, flag, load_config, parse_duration
 from mocokit.rundir import RunDirectory
 from mocokit.runs.held_out import subset_of
-from mocokit.training.finetuning import Finetuning, attach_classifier, step_time, train_classifier
+from mocokit.training.finetuning import Finetuning, attach_classifier, starting_loss, step_time, train_classifier
 from mocokit.training.log import Row, Status, read_rows
 
 VERB, SCRATCH = "finetune", "from-scratch"  # names of result and directories
@@ -45,10 +46,12 @@ def finetune(
 
     Of weights that others trained, and of a run that went on from some, batch norm keeps its statistics (docs/LOG.md).
     The classifier starts as the linear probe of the frozen encoder, so that its first gradients do not spoil the
-    features (Kumar et al. 2022, arXiv 2202.10054). The weights of the best validation epoch are kept, which may be
-    the start, and measured once on the test part. The same network is also trained from random weights with the
-    same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are timed first, and both are
-    trained for as many epochs as fit, the default number at most; a training that is resumed keeps them.
+    features (Kumar et al. 2022, arXiv 2202.10054); where that is worse than chance on a batch as training sees
+    it, as of weak features, small random weights are trained in its place. The weights of the best validation
+    epoch are kept, which may be the start, and measured once on the test part. The same network is also trained from
+    random weights with the same budget and augmentation, unless ``baseline=False``. With a ``time_budget`` steps are
+    timed first, and both are trained for as many epochs as fit, the default number at most; a training that is resumed
+    keeps them.
 
     Args:
         run: a run directory, or whatever else `mocokit.load` takes.
@@ -201,18 +204,40 @@ class _Training:
 
     def _task(self, encoder: Encoder) -> Finetuning:
         """``encoder`` with a classifier: small random weights or the linear probe; a checkpoint will replace either."""
-        train, names, seed = self.labelled.train, self.labelled.names, self.config.seed
-        attach_classifier(encoder, names, seed)
-        if not self.config.from_scratch and not self.run.checkpoint.exists():
-            probe = fast(features_of(encoder), train, None, len(names), seed)
-            bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
-            assert encoder.classifier is not None
-            encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
+        attach_classifier(encoder, self.labelled.names, self.config.seed)
+        begins = not self.run.checkpoint.exists()
+        small = self._start_as_probe(encoder) if begins and not self.config.from_scratch else None
+        if begins and self.config.time_budget:
+            self._fit_budget(self._trial(encoder))
+        task = self._of(encoder)
+        task.small = small
+        return task
+
+    def _of(self, encoder: Encoder) -> Finetuning:
         keep = bool(encoder.origin.get("keeps_statistics"))  # not of new weights, which have no origin
-        if self.config.time_budget and not self.run.checkpoint.exists():
-            copied = copy.deepcopy(encoder).to(self.inputs.device)
-            self._fit_budget(Finetuning(copied, self.config, train.images, train.indices, keep))
-        return Finetuning(encoder, self.config, train.images, train.indices, keep)
+        return Finetuning(encoder, self.config, self.labelled.train.images, self.labelled.train.indices, keep)
+
+    def _trial(self, encoder: Encoder) -> Finetuning:
+        """The task of a copy, to be thrown away."""
+        return self._of(copy.deepcopy(encoder).to(self.inputs.device))
+
+    def _start_as_probe(self, encoder: Encoder) -> dict[str, Tensor] | None:
+        """Make the classifier the linear probe; its small random weights, if the probe is worse than they in training.
+
+        Of nearly constant features it has huge weights, and statistics of batches in place of running ones, or other
+        views, throw its scores about: training takes most of its epochs to undo that.
+        """
+        assert encoder.classifier is not None
+        small, names = copy.deepcopy(encoder.classifier.state_dict()), self.labelled.names
+        probe = fast(features_of(encoder), self.labelled.train, None, len(names), self.config.seed)
+        bias = probe.bias.nan_to_num(neginf=0)  # of a class without an image to learn from
+        encoder.classifier.load_state_dict({"weight": probe.weight, "bias": bias})
+        loss, chance = starting_loss(self._trial(encoder)), math.log(len(names))
+        if loss <= chance:
+            return None
+        losses = f"loss {loss:.3g} on a training batch, chance {chance:.3g}"
+        say(f"the classifier is trained from small random weights: the linear probe is worse than chance ({losses})")
+        return small
 
     def _fit_budget(self, trial: Finetuning) -> None:
         """Choose the epochs that there is time for, by a ``trial`` that is thrown away, and record them."""

@@ -77,8 +77,8 @@ def study(data: str, **options: Any) -> dict[str, Any]:
         )
         _check(saved, config, out)
         common = _common(config, out, example)
+        write_text(out / "study.yaml", _description(config, plan, opened.store.fingerprint, saved))  # what is a study
         directories = _write_requests(out, plan, common, saved)
-        write_text(out / "study.yaml", _description(config, plan, opened.store.fingerprint, saved))
         missing = [path for path in directories if not is_done(path, read_json(path / REQUEST))]
         resources = Resources(config.trial_cpus, config.trial_gpus, config.ray_address)
         _announce(out, plan, missing, seconds, resources)

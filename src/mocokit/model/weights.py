@@ -58,7 +58,8 @@ def match(found: Mapping[str, Tensor], backbone: nn.Module, name: str) -> Match:
 
     Prefixes are recognised by what follows them; names may be timm's, torchvision's, or the numbers that the parts of
     a ResNet have in a `torch.nn.Sequential`. Of a query and a momentum encoder the query encoder is taken (the one that
-    MoCo trains), of student and teacher, and of a network and its average over the training, the latter.
+    MoCo trains), as of BYOL's online and target network; of student and teacher, and of a network and its average over
+    the training, the latter. Else of equals the shortest prefix, then the first by the alphabet.
 
     Raises:
         UserError: some weights are not there, or are those of a larger network.
@@ -123,11 +124,11 @@ def fit_weights(backbone: nn.Module, weights: Mapping[str, Tensor], name: str) -
     return notes
 
 
-def _rank(prefix: str) -> tuple[int, int]:
+def _rank(prefix: str) -> tuple[int, int, str]:
     """The smaller, the sooner a prefix is taken among those with as many weights."""
     if re.search(r"teacher|ema\b|_ema", prefix):
-        return -1, len(prefix)
-    return int(bool(re.search(r"momentum|encoder_k|student|_k\.", prefix))), len(prefix)
+        return -1, len(prefix), prefix
+    return int(bool(re.search(r"momentum|target|encoder_k|student|_k\.", prefix))), len(prefix), prefix
 
 
 def _prefixes(names: Mapping[str, str], wanted: list[str]) -> set[str]:

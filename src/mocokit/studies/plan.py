@@ -19,7 +19,7 @@ METHODS = {
     "moco": "MoCo, frozen,",
     "moco-finetuned": "MoCo",
 }
-WITH_WEIGHTS = {"off-the-shelf": "off-the-shelf features", "moco-continued": "MoCo continued from them"}
+WITH_WEIGHTS = {"off-the-shelf": "off-the-shelf features", "moco-continued": "MoCo continued from the weights"}
 # Of the options what figures depend on; in one directory it is the same for all trials.
 IDENTITY = (
     "steps",

@@ -19,6 +19,7 @@ from mocokit.studies.statistics import (
     saved,
     setting,
     t_interval,
+    unlearned,
     verdict,
 )
 from mocokit.studies.trial import LEARNED, RESULT
@@ -106,6 +107,8 @@ def answers(figures: dict[Setting, dict[int, float]], classes: int) -> list[str]
         if difference:
             differences.append(difference)
             text = verdict(difference, NAMES["moco-finetuned"], NAMES["from-scratch"])
+            untrained = figures.get(key._replace(method="random-init", measure="probe"), {})
+            text += unlearned(difference, paired_difference(figures[key], untrained))
             lines.append(f"{setting(key.images, key.imbalance, key.labels).capitalize()}, {text}.")
         curve = sorted(
             (_labels(other, classes), _mean(figures[other]))
@@ -116,7 +119,7 @@ def answers(figures: dict[Setting, dict[int, float]], classes: int) -> list[str]
             budgets, accuracies = zip(*curve, strict=True)
             needed = labels_needed(budgets, accuracies, _mean(figures[key]))
             where = setting(key.images, key.imbalance, key.labels).rpartition(" and ")[0]
-            saves.append(f"{where.capitalize()}, {saved(key.labels, needed)}.")
+            saves.append(f"{where.capitalize()}, {saved(key.labels, needed, budgets[0])}.")
     for comparison in compare(figures):
         key, statistic, gap = comparison
         if statistic == GAP and key.figure == "top1":
@@ -139,14 +142,15 @@ def _in_all(differences: Sequence[Interval]) -> list[str]:
 
 def _of_features(figures: dict[Setting, dict[int, float]]) -> list[str]:
     """Whether features of one's own are worth it: linear probes of the largest subset's labels, by imbalance."""
-    lines = []
+    lines, known = [], ("raw-pixels", "random-init", "off-the-shelf")
+    against = {"moco": known, "moco-continued": known[2:]}
     for key, values in figures.items():
         largest = max(other.images for other in figures if other.imbalance == key.imbalance)
-        if key == (largest, key.imbalance, "moco", "probe", ALL, "top1"):
-            for method in ("raw-pixels", "random-init", "off-the-shelf"):
+        if key == (largest, key.imbalance, key.method, "probe", ALL, "top1"):
+            for method in against.get(key.method, ()):
                 if difference := paired_difference(values, figures.get(key._replace(method=method), {})):
                     where = setting(key.images, key.imbalance, ALL).capitalize()
-                    lines.append(f"{where}, a probe says: {verdict(difference, NAMES['moco'], NAMES[method])}.")
+                    lines.append(f"{where}, a probe says: {verdict(difference, NAMES[key.method], NAMES[method])}.")
     return lines
 
 

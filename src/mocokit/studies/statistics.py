@@ -97,6 +97,8 @@ def verdict(difference: Interval, method: str, other: str) -> str:
         word = "gains" if mean > 0 else "loses"
         against = "over" if mean > 0 else "against"
         return f"{method} {word} {abs(mean):.1f} ± {half:.1f} points {against} {other} (n = {difference.n})"
+    if not difference.mean and not difference.half_width:
+        return f"no difference between {method} and {other} with any of {difference.n} seeds"
     needed = seeds_needed(difference)
     seeds = f"about {needed:,} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
     return (
@@ -105,7 +107,22 @@ def verdict(difference: Interval, method: str, other: str) -> str:
     )
 
 
-def saved(labels: str, needed: float) -> str:
-    """How many labels a class from scratch would need for what ``labels`` a class give."""
-    many = "more than all" if math.isinf(needed) else f"about {needed:,.0f}"
+def unlearned(gain: Interval, above: Interval | None) -> str:
+    """What to say beside a ``gain`` of fine-tuning over training from scratch if it is not clearly ``above`` a linear
+    probe of random initialisation; empty if it is, if that was not measured, or if there is no gain."""
+    gains, clear = (x is not None and x.mean > 0 and (x.n == 1 or x.sees_difference) for x in (gain, above))
+    if above is None or clear or not gains:
+        return ""
+    half = "" if above.n == 1 else f" ± {100 * above.half_width:.1f}"
+    return (
+        f", but is not clearly above a linear probe of random initialisation ({100 * above.mean:+.1f}{half} points, "
+        f"n = {above.n}): the gain need not be MoCo's, as fine-tuning starts from a probe and training from scratch "
+        "does not"
+    )
+
+
+def saved(labels: str, needed: float, fewest: float) -> str:
+    """How many labels a class from scratch would need for what ``labels`` a class give; ``fewest`` were tried."""
+    about = "no more than" if needed <= fewest else "about"
+    many = "more than all" if math.isinf(needed) else f"{about} {needed:,.0f}"
     return f"for what it gets with {labels} labels a class, training from scratch needs {many}"

@@ -54,10 +54,13 @@ class Finetuning(Task):
     """Encoder and classifier, and the encoder of the best epoch so far.
 
     ``sums`` are of the loss, right answers, and images; ``best`` is the encoder as it was after ``best_epoch``, with
-    ``best_top1`` on validation.
+    ``best_top1`` on validation. If there is ``small``, the weights of a classifier, the start is measured with the one
+    that it has, and what is trained begins with these, for which ``patience`` waits until they are better than it.
     """
 
     labels: Tensor
+    small: dict[str, Tensor] | None = None
+    restarted: Tensor
     best_epoch: Tensor
     best_top1: Tensor
 
@@ -83,6 +86,7 @@ class Finetuning(Task):
         self.steps = config.epochs * self.per_epoch
         self.register_buffer("labels", torch.from_numpy(images.labels), persistent=False)
         self.register_buffer("sums", torch.zeros(3))
+        self.register_buffer("restarted", torch.tensor(False))
         self.register_buffer("best_epoch", torch.tensor(0))
         self.register_buffer("best_top1", torch.tensor(-1.0))
         self.remedy = f"Start again (--overwrite) with a lower --lr than {config.lr:g}"
@@ -127,11 +131,16 @@ class Finetuning(Task):
             self.best.load_state_dict(self.encoder.state_dict())
             self.best_epoch.fill_(epoch)
             self.best_top1.fill_(top1)
+        if epoch == 0 and self.small:
+            assert self.encoder.classifier is not None
+            self.encoder.classifier.load_state_dict(self.small)
+            self.restarted.fill_(True)
 
     def has_converged(self, step: int) -> bool:
         """Whether ``patience`` epochs up to ``step`` brought nothing better."""
         epoch, within = divmod(step, self.per_epoch)
-        return not within and 0 < self.config.patience <= epoch - int(self.best_epoch)
+        waits = within or (self.restarted and not self.best_epoch)
+        return not waits and 0 < self.config.patience <= epoch - int(self.best_epoch)
 
 
 def layer_groups(encoder: Encoder, lr: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -211,6 +220,13 @@ def _prepare(task: Finetuning) -> tuple[Loader, Trainer]:
         task.images, batch_size=task.batch_size, seed=config.seed, device=device, workers=usable_cores(), rows=task.rows
     )
     return loader, Trainer(task, create_fabric(config.device, precision))
+
+
+def starting_loss(task: Finetuning) -> float:
+    """Cross entropy of the first batch as training sees it, its views and batch norm; ``task`` is thrown away."""
+    loader, trainer = _prepare(task)
+    with torch.no_grad(), torch_seeded(task.config.seed, "starting loss"):  # no draw of the program's is used up
+        return float(trainer.model(task.views(next(loader.batches(0, 1)))))
 
 
 def step_time(task: Finetuning, seconds: float) -> float:
