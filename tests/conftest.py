@@ -15,6 +15,11 @@ settings.register_profile("mocokit", deadline=None)  # a busy machine is no fail
 settings.load_profile("mocokit")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that of two workers none waits for the other's last test."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_cache_for_all_tests(tmp_path_factory):
     """No test reads or fills the user's cache; commands started by tests inherit this."""

@@ -516,13 +516,6 @@ def test_it_learns_from_real_photographs(cifar10: Path, tmp_path):
     assert encoder["retrieval"] > 1.3 * random_init["retrieval"]
     assert result["knn"]["encoder"]["top1"] > result["knn"]["random_init"]["top1"] - 0.02
 
-    # How close a run comes to its budget depends on what else the machine does, so only the plan is looked at.
-    budget = mocokit.pretrain(str(data), out=str(tmp_path / "budget"), time_budget="10s", device="cpu", report=False)
-    saved = yaml.safe_load((tmp_path / "budget" / "config.yaml").read_text())
-    assert "--time-budget 10s" in saved["reasons"]["steps"]
-    assert budget["steps"] == saved["steps"] >= 1
-    assert budget["verdict"]
-
 
 def test_a_short_run_need_not_be_measured(tiny_run: TinyRun, tmp_path, monkeypatch, capfd):
     """Nothing is encoded, and the result says so; the verbs that measure do it later."""
