@@ -96,7 +96,9 @@ def test_sentences():
     assert "more than 1,000 seeds" in verdict(Interval(0.0, 0.012, 3), "MoCo", scratch)
     assert "only seed" in verdict(t_interval([0.2]), "MoCo", scratch)
     assert verdict(t_interval([0.0, 0.0, 0.0]), "A", "B") == "no difference between A and B with any of 3 seeds"
-    same = "MoCo is the same -8.3 points from training from scratch with each of 2 seeds, too few to say how sure that is"
+    same = (
+        "MoCo is the same -8.3 points from training from scratch with each of 2 seeds, too few to say how sure that is"
+    )
     assert verdict(paired_difference({0: 25 / 48, 1: 29 / 48}, {0: 29 / 48, 1: 33 / 48}), "MoCo", scratch) == same
     assert saved("10", math.inf, 10).endswith("training from scratch needs more than all")
     assert saved("10", 1234.4, 10).endswith("needs about 1,234")

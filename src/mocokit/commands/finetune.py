@@ -244,7 +244,7 @@ class _Training:
         config, labelled = self.config, self.labelled
         assert config.time_budget is not None
         budget, begun = parse_duration(config.time_budget), time.perf_counter()
-        _metrics(trial.encoder, labelled.val, labelled.names)
+        _metrics(trial.encoder, labelled.val, labelled)
         validation = time.perf_counter() - begun
         epoch = trial.per_epoch * step_time(trial, CALIBRATION_SHARE * budget) + validation
         once = validation * (1 + len(labelled.test) / len(labelled.val))  # of the start, and the test
@@ -269,7 +269,7 @@ class _Training:
         say(f"{run.path}: {self.protocol} on {images}, at most {self.config.epochs} epochs")
 
         def validate(encoder: Encoder) -> float:
-            return float(_metrics(encoder, labelled.val, labelled.names)["top1"])
+            return float(_metrics(encoder, labelled.val, labelled)["top1"])
 
         try:
             with run.writing(), progress(self.protocol, in_logs=False) as report:
@@ -296,7 +296,7 @@ class _Training:
         }
         return {
             "protocol": self.protocol,
-            "encoder": _metrics(best, labelled.test, labelled.names) | training,
+            "encoder": _metrics(best, labelled.test, labelled) | training,
             "random_init": None,
             "directory": str(run.path),
             "images": {part: len(getattr(labelled, part)) for part in ("train", "val", "test")},
@@ -320,8 +320,9 @@ def _read_config(run: RunDirectory) -> dict[str, Any] | None:
     return dict.fromkeys(fields) | load_config(str(run.finetuning), fields, origin=str(run.finetuning))
 
 
-def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str, Any]:
-    return classification_metrics(encoder.probabilities(features_of(encoder)(part)), part.labels, names)
+def _metrics(encoder: Encoder, part: Subset, splits: LabelledSplits) -> dict[str, Any]:
+    scores = encoder.probabilities(features_of(encoder)(part))
+    return classification_metrics(scores, part.labels, splits.names, splits.trained)
 
 
 def _lines(result: dict[str, Any], data: str) -> list[str]:

@@ -162,17 +162,19 @@ class Store:
         """How many classes there are, and the smallest and the largest of those in the main split."""
         if not self.label_names:
             return "no labels"
-        number = f"{len(self.label_names):,} classes"
+        classes = f"{len(self.label_names):,} classes"
         labels = self.main.labels
         counts = np.bincount(labels[labels >= 0]) if labels is not None else np.empty(0, dtype=np.int64)
-        if not counts.any():
-            return number
         there = np.flatnonzero(counts)
+        if not len(there):
+            return classes
+        if len(there) < len(self.label_names):
+            classes += f" ({len(there):,} in {self.main.split})"
         low, high = there[counts[there].argmin()], counts.argmax()
         if counts[low] == counts[high]:
-            return f"{number} of {count(int(counts[low]), 'image', 'images')}"
+            return f"{classes} of {count(int(counts[low]), 'image', 'images')}"
         smallest, largest = (f"{counts[value]:,} ({self.label_names[value]})" for value in (low, high))
-        return f"{number} of {smallest} to {largest} images"
+        return f"{classes} of {smallest} to {largest} images"
 
 
 def open_store(

@@ -16,7 +16,7 @@ CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
 
 class Accuracy(NamedTuple):
-    """Fractions from 0 to 1 of so many ``images``; ``top5`` is None for five classes or fewer."""
+    """Fractions from 0 to 1 of so many ``images``; ``top5`` is None for five classes or fewer that train."""
 
     top1: float
     top5: float | None
@@ -24,7 +24,7 @@ class Accuracy(NamedTuple):
 
     @classmethod
     def of(cls, ranks: Tensor, classes: int) -> "Accuracy":
-        """From the rank of each image's class [M] among so many ``classes``, which `knn_ranks` gives."""
+        """From the rank of each image's class [M] among so many ``classes`` that train, by `knn_ranks`."""
         return cls(*top_shares(ranks, classes), len(ranks))
 
     def figures(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class KnnEvaluator:
     @classmethod
     def of(cls, splits: LabelledSplits, k: int, temperature: float) -> "KnnEvaluator":
         """The test images by all training images: nothing is chosen, so none of them have to validate."""
-        return cls(splits.train_val, splits.test, len(splits.names), k, temperature)
+        return cls(splits.train_val, splits.test, splits.trained, k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
