@@ -280,7 +280,7 @@ def test_the_smallest_and_the_largest_class_are_named(tmp_path: Path, labels: li
     values = None if labels is None else np.array(labels)
     images = ImageSet(store.path, "train", labels=values)
     named = replace(store, splits={"train": images}, label_names=("ant", "bee", "cow"))
-    assert named.summary() == f"pets: {count} train images, colour, {expected}"
+    assert named.summary() == f"pets: {count} train image{'s' * (count > 1)}, colour, {expected}"
 
 
 @pytest.mark.parametrize("options", [{}, {"image_size": 8}])

@@ -115,3 +115,4 @@ def test_the_largest_class_is_that_of_the_bank(tmp_path):
     evaluator = KnnEvaluator.of(splits, 3, 0.1)
     assert evaluator.largest_class().tolist() == [True, False, False]
     assert evaluator.describe() == "3 test images by 4 training images"
+    assert evaluator.sample(1, 1, seed=0).describe() == "1 test image by 1 training image"

@@ -40,7 +40,7 @@ def plainly(clusters: list[int], typicality: list[float], count: int, labelled: 
 
 @given(st.data())
 def test_the_rule_is_that_of_the_paper(data):
-    sizes = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=5)) + [data.draw(st.integers(1, 40))]
+    sizes = [*data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=5)), data.draw(st.integers(1, 40))]
     clusters = data.draw(st.permutations(np.repeat(np.arange(len(sizes)), sizes).tolist()))
     n = len(clusters)
     typicality = data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=n, max_size=n))

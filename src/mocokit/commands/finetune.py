@@ -16,6 +16,7 @@ from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
+from mocokit.data.notes import count
 from mocokit.deploy.encoder_file import encoder_fingerprint, save_encoder
 from mocokit.deploy.loading import home_of
 from mocokit.errors import Interrupted, UserError
@@ -253,7 +254,7 @@ class _Training:
         epochs = choose_epochs(left, epoch, once, config.epochs)
         short = "; that is more than there is time for" if once + epoch > left else ""
         each = f" in each of {trainings} trainings" if self.beside else ""
-        say(f"--time-budget {config.time_budget}: {epochs} epochs of {epoch:.1f} s{each}{short}")
+        say(f"--time-budget {config.time_budget}: {count(epochs, 'epoch', 'epochs')} of {epoch:.1f} s{each}{short}")
         self.config = dataclasses.replace(config, epochs=epochs)
         if self.beside:
             self.beside.config = dataclasses.replace(self.beside.config, epochs=epochs)
@@ -266,7 +267,7 @@ class _Training:
         run, labelled = self.run, self.labelled
         task = self._task(encoder)
         images = f"{len(labelled.train):,} images, validated on {len(labelled.val):,}"
-        say(f"{run.path}: {self.protocol} on {images}, at most {self.config.epochs} epochs")
+        say(f"{run.path}: {self.protocol} on {images}, at most {count(self.config.epochs, 'epoch', 'epochs')}")
 
         def validate(encoder: Encoder) -> float:
             return float(_metrics(encoder, labelled.val, labelled)["top1"])

@@ -145,17 +145,14 @@ class Store:
     def summary(self) -> str:
         """What was found, in one line, and the notes, a line each."""
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
+        counts += " image" if counts.rpartition(", ")[2].startswith("1 ") else " images"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
         skipped = ""
         if self.skipped:
             skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
         cached = ", from the cache" if self.from_cache else ""
         return "\n".join(
-            [
-                f"{self.name}: {counts} images, {kind}, {self._classes()}{skipped}{cached}",
-                *self.notes,
-                *self.label_notes,
-            ]
+            [f"{self.name}: {counts}, {kind}, {self._classes()}{skipped}{cached}", *self.notes, *self.label_notes]
         )
 
     def _classes(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mocokit.console import progress
+from mocokit.data.notes import count
 from mocokit.evaluation.metrics import rank_of_class, top_shares, wilson_interval
 from mocokit.evaluation.splits import LabelledSplits, Subset
 
@@ -99,7 +100,8 @@ class KnnEvaluator:
 
     def describe(self) -> str:
         """Which images are classified by which."""
-        return f"{len(self.queries):,} test images by {len(self.bank):,} training images"
+        tested = count(len(self.queries), "test image", "test images")
+        return f"{tested} by {count(len(self.bank), 'training image', 'training images')}"
 
     @property
     def images_read(self) -> int:

@@ -26,8 +26,8 @@ def classification_metrics(
         trained: how many of them had images to learn from; None: all.
 
     Returns:
-        ``top1``; ``top5``, None for five classes or fewer that train; ``balanced``, the mean recall of the classes that have
-        images; ``ci95`` and ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced
+        ``top1``; ``top5``, None for five classes or fewer that train; ``balanced``, the mean recall of the classes that
+        have images; ``ci95`` and ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced
         (`balanced_interval`);
         ``per_class``, ``{name: {precision, recall, images}}``, with None where a figure is undefined; ``confusion``
         [C, C], images by true class (row) and predicted class (column), or None for more than 200 classes.

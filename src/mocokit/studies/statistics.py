@@ -73,8 +73,8 @@ def labels_needed(labels: Sequence[float], accuracies: Sequence[float], wanted: 
 
 
 def seeds_needed(difference: Interval) -> int | None:
-    """Seeds for an interval that leaves out 0, should mean and spread stay; None if the spread is not known, or if there
-    were more than `MOST_SEEDS`."""
+    """Seeds for an interval that leaves out 0, should mean and spread stay; None if the spread is not known, or if
+    there were more than `MOST_SEEDS`."""
     if math.isnan(difference.half_width):
         return None
     n = difference.n
