@@ -351,7 +351,7 @@ def test_images_with_other_labels_are_others_but_where_none_count(tmp_path):
     assert "labels: kNN (of" in lead_of(run)
     mocokit.report(str(run), str(flat), **options)  # the verdict is by retrieval: true of the images with any labels
     assert 'class="verdict"' in lead_of(run)
-    assert "on 9 test images held out of train (30 % of each class), with" in lead_of(run)
+    assert "on 9 test images held out of train (about 30 % of each class, one image at least), with" in lead_of(run)
     assert "Not shown" not in lead_of(run)
 
 

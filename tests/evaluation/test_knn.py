@@ -115,4 +115,7 @@ def test_the_largest_class_is_that_of_the_bank(tmp_path):
     evaluator = KnnEvaluator.of(splits, 3, 0.1)
     assert evaluator.largest_class().tolist() == [True, False, False]
     assert evaluator.describe() == "3 test images by 4 training images"
+    assert evaluator.all_vote("--k") == ""
+    all_vote = [KnnEvaluator.of(splits, k, 0.1).all_vote("--k") for k in (4, 200)]
+    assert all_vote == [f"k {k}: all 4 training images vote; --k 1 may say more" for k in (4, 200)]
     assert evaluator.sample(1, 1, seed=0).describe() == "1 test image by 1 training image"

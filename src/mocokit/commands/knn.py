@@ -39,6 +39,8 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="kNN")
     assert inputs.parts is not None
     evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
+    if line := evaluator.all_vote("--k"):
+        say(line)
     features = {key: features_of(encoder) for key, encoder in inputs.compared(config.baseline).items()}
     features |= simple_features(inputs.spec.image_size) if config.baseline else {}
     channels = inputs.spec.channels

@@ -301,6 +301,8 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     measured = {"encoder": encoder, **given_row, "random_init": random_init, **simple}
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
+        if line := evaluator.knn.all_vote("mocokit knn --k"):
+            say(line)
         say(f"kNN of {evaluator.knn.describe()}")
     for who, accuracy in knn.items():
         say(accuracy_line(row_name(who, spec.channels), accuracy))

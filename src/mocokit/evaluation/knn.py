@@ -103,6 +103,13 @@ class KnnEvaluator:
         tested = count(len(self.queries), "test image", "test images")
         return f"{tested} by {count(len(self.bank), 'training image', 'training images')}"
 
+    def all_vote(self, flag: str) -> str:
+        """That k is not below the number of training images, and the ``flag`` by which fewer vote; empty if it is."""
+        if not self.k >= len(self.bank) > 1:
+            return ""
+        fewer = max(1, min(10, len(self.bank) // 10))
+        return f"k {self.k}: all {len(self.bank):,} training images vote; {flag} {fewer} may say more"
+
     @property
     def images_read(self) -> int:
         return len(self.bank) + len(self.queries)

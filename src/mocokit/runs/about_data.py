@@ -7,7 +7,7 @@ from mocokit.console import say
 from mocokit.data.folder import FolderSource
 from mocokit.data.image_index import Source
 from mocokit.data.labels_file import read_labels
-from mocokit.data.notes import count, listed
+from mocokit.data.notes import listed
 from mocokit.data.store import Store
 from mocokit.data.tiled import TiledSource
 from mocokit.errors import UserError
@@ -51,9 +51,7 @@ def _about_tables(source: Source, tables: list[str], store: Store) -> list[str]:
             if not table.lower().endswith(".json") and path.stat().st_size <= MOST_BYTES:
                 known = int((read_labels(str(path)).match(names)[0] >= 0).sum())
                 way = f"--labels {shlex.quote(str(path))}"
-                lines.append(
-                    f"{table} has labels of {count(known, 'image', 'images')}, which are not used; to do so: {way}"
-                )
+                lines.append(f"{table} has labels of {known:,} images, which are not used; to do so: {way}")
                 continue
         others.append(table)
     if others:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from mocokit.config import PretrainConfig
-from mocokit.data.notes import count
 from mocokit.errors import UserError
 from mocokit.files import replacing
 from mocokit.options import LENGTHS
@@ -57,7 +56,7 @@ def how_to_extend(
         way = f"add --extend to go on to {given.get('epochs') or given['steps']:,} from there, in {beside.path}"
     else:
         return None
-    length = count(steps, "step", "steps") if "steps" in given else count(epochs, "epoch", "epochs")
+    length = f"{steps:,} steps" if "steps" in given else f"{epochs} epochs"
     return f"{run.path} is finished at {length}; {way}, or give another --out, or --overwrite, to start anew"
 
 
@@ -84,8 +83,8 @@ def extended_configuration(
     longer = _longer(saved, given, max(1, images // config.batch_size))
     if longer.config.steps <= config.steps:
         raise UserError(
-            f"{source.path} has {count(config.epochs, 'epoch', 'epochs')} ({count(config.steps, 'step', 'steps')}); "
-            f"--extend goes on to more: give --epochs above {config.epochs}"
+            f"{source.path} has {config.epochs} epochs ({config.steps:,} steps); --extend goes on to more: "
+            f"give --epochs above {config.epochs}"
         )
     if not source.encoder.exists():
         raise UserError(f"{source.path} is not finished; run the command that began it to its end, then extend it")

@@ -19,8 +19,8 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of ``n`` values with the half width of its 95 % interval: nan for one value, or for equal ones, whose
-    spread is not known: accuracies are counts of images, which a few seeds may well have in common."""
+    """A mean of ``n`` values with the half width of its 95 % interval: nan of one value, or of equal ones, as chance
+    gives to few seeds, since accuracies are counts: of their spread nothing is known."""
 
     mean: float
     half_width: float
@@ -103,8 +103,8 @@ def verdict(difference: Interval, method: str, other: str) -> str:
     if math.isnan(difference.half_width):
         if abs(difference.mean) < EQUAL:
             return f"no difference between {method} and {other} with any of {difference.n} seeds"
-        each = f"with each of {difference.n} seeds, too few to say how sure that is"
-        return f"{method} is the same {mean:+.1f} points from {other} {each}"
+        same = f"{method} is the same {mean:+.1f} points from {other} with each of {difference.n} seeds"
+        return f"{same}, too few to say how sure that is"
     needed = seeds_needed(difference)
     seeds = f"about {needed:,} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
     return (
