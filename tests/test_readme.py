@@ -66,7 +66,7 @@ def test_labels_and_splits_do_what_it_says(line, tmp_path, monkeypatch, capfd):
     assert main([*shlex.split(line)[1:], "--out", "run", *FLAGS, "--epochs", "1"]) == 0
     told = {
         "--labels-columns": "labels from labels.csv: 48 rows, columns scan, diagnosis\n",
-        "--split-by": "held out for testing (a fifth of each class, in whole groups by patient, seed 0)",
+        "--split-by": "held out for testing (about a fifth of each class, in whole groups by patient, seed 0)",
         "--test-share": "(0.3 of each class, seed 0)",
         "--train": "tested on 24 images of test; 24 of train have labels",
         "--labels": "labels from labels.csv: 48 rows, columns image, label\n",

@@ -275,9 +275,9 @@ def knn(
     Returns:
         ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights), ``random_init``,
         ``raw_pixels`` and ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1,
-        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer;
-        ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer
+        that train; ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``,
+        ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -521,11 +521,11 @@ def probe(
         ``protocol``; ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights),
         ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95,
         per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two
-        always follow, the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow
-        for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
-        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
-        each top-1, and ``l2`` is a list.
+        always follow, the chosen ``l2``; top5 is None for five classes or fewer that train; ``ci95_of``, what the
+        intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test
+        images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. With few labels figures are means over the repeats, without precision and ``confusion``,
+        ``accuracies`` lists each top-1, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.

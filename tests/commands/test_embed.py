@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from torch import nn
 import mocokit
 import mocokit.commands.embed as module
 from mocokit.cli import main
-from mocokit.data.store import open_store
+from mocokit.data.store import Skipped, open_store
 from mocokit.deploy.embedded_parts import Parts
 from mocokit.deploy.encoder_file import read_header, save_encoder
 from mocokit.errors import Interrupted, UserError
@@ -160,6 +161,12 @@ def test_a_fine_tuned_encoder_also_classifies(tiny_run, run, tmp_path):
     assert table["predicted"].tolist() == [encoder.classes[i] for i in expected.argmax(dim=1)]
     assert np.allclose(table["probability"], expected.amax(dim=1), atol=1e-5)
     assert not (run / "results" / "embed.json").exists()
+
+
+def test_one_image_that_cannot_be_used_is_told_as_one(tmp_path, capfd):
+    config = SimpleNamespace(max_skipped=0.5, data="d")
+    module._report_skipped(tmp_path / "skipped.csv", [Skipped("a.png", "damaged")], 9, config)
+    assert "1 image can't be used; " in capfd.readouterr().err
 
 
 def test_skipped_images_are_listed(run, images, tmp_path, capfd):

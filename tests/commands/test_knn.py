@@ -45,10 +45,12 @@ def test_result(tiny_run: TinyRun, run):
     assert json.loads((run / "results" / "knn.json").read_text()) == result
 
 
-def test_without_a_baseline_the_encoder_alone_is_measured(tiny_run: TinyRun, run):
+def test_without_a_baseline_the_encoder_alone_is_measured(tiny_run: TinyRun, run, capfd):
     alone, beside = (mocokit.knn(str(run), str(tiny_run.data), baseline=baseline) for baseline in (False, True))
     assert set(WHO) - alone.keys() == set(WHO) - {"encoder"}
     assert alone["encoder"] | {"wall_s": 0} == beside["encoder"] | {"wall_s": 0}
+    said = capfd.readouterr().err
+    assert said.count("k 200: all 72 training images vote; --k 7 may say more\n") == 2  # once a command
 
 
 def test_encoder_and_random_init_are_those_of_pretraining(tiny_run: TinyRun, run):

@@ -446,12 +446,15 @@ def skipped(run: Path) -> set[str]:
     return {row["image"] for row in rows}
 
 
-def test_identical_images_are_a_collapse(tmp_path, capfd):
+def test_identical_images_are_no_collapse(tmp_path, capfd):
     (tmp_path / "data").mkdir()
     for i in range(20):
         (tmp_path / "data" / f"{i}.png").write_bytes(encode(np.full((8, 8, 3), 90, np.uint8)))
-    assert pretrain(tmp_path / "data", tmp_path / "run")["verdict"].startswith("collapsed: ")
-    assert "verdict: collapsed" in capfd.readouterr().err
+    result = pretrain(tmp_path / "data", tmp_path / "run", queue_size=8)
+    assert result["verdict"].startswith("images all but alike: ")
+    told = capfd.readouterr().err
+    assert "verdict: images all but alike" in told
+    assert "when the queue is full, after 1 step\n" in told
 
 
 # From Python ---------------------------------------------------------------------------------------------

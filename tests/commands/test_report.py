@@ -242,7 +242,7 @@ def test_pretraining_writes_it_unless_told_not_to(tmp_path, monkeypatch, capfd):
     data = awkward_data(tmp_path / "data")
     options = {**TINY, "epochs": 1}
     mocokit.pretrain(str(data), out=str(tmp_path / "with"), **(options | {"report": True}))
-    assert (tmp_path / "with" / "report.html").exists()
+    assert "1 epoch, " in (tmp_path / "with" / "report.html").read_text(encoding="utf-8")
     mocokit.pretrain(str(data), out=str(tmp_path / "without"), **options)
     assert not (tmp_path / "without" / "report.html").exists()
     monkeypatch.setattr("mocokit.commands.pretrain.is_installed", lambda: False)
@@ -351,7 +351,7 @@ def test_images_with_other_labels_are_others_but_where_none_count(tmp_path):
     assert "labels: kNN (of" in lead_of(run)
     mocokit.report(str(run), str(flat), **options)  # the verdict is by retrieval: true of the images with any labels
     assert 'class="verdict"' in lead_of(run)
-    assert "on 9 test images held out of train (30 % of each class), with" in lead_of(run)
+    assert "on 9 test images held out of train (about 30 % of each class, one image at least), with" in lead_of(run)
     assert "Not shown" not in lead_of(run)
 
 

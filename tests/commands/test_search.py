@@ -81,7 +81,7 @@ def test_duplicates(embedded, capfd):
     pair = {"rows": rows, "paths": [names[row] for row in rows], "similarity": 1.0}
     assert (result["duplicates"], result["duplicate_pairs"], result["queries"]) == ([pair], 1, [])
     assert (result["duplicates_from"], result["duplicate_groups"]) == (1.0, [rows])
-    assert "1 pairs of near-duplicates in 1 groups, the largest of 2 images" in capfd.readouterr().err
+    assert "1 pair of near-duplicates in 1 group, the largest of 2 images" in capfd.readouterr().err
 
 
 def test_duplicates_by_a_cosine_of_the_data(embedded, capfd):
@@ -194,10 +194,11 @@ def test_data_that_have_moved(place):
 # The montage ----------------------------------------------------------------------------------------------
 
 
-def test_montage_shows_the_images(place):
+def test_montage_shows_the_images(place, capfd):
     query = place / "data" / "train" / "class0" / "001.png"
     target = place / "m.png"
     result = mocokit.search(str(place / "f.parquet"), [3, str(query)], k=2, duplicates=1.0, montage=str(target))
+    assert "2 queries and 1 pair of near-duplicates drawn" in capfd.readouterr().err
     picture = np.asarray(Image.open(target).convert("RGB"))
     first = result["queries"][0]
     shown = [first["path"], *(n["path"] for n in first["neighbours"])]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -50,6 +51,13 @@ def figures(out: Path) -> pd.DataFrame:
         .drop(columns="seconds")
         .sort_values(["trial", "measure", "figure"], ignore_index=True)
     )
+
+
+def test_one_trial_is_told_as_one(monkeypatch, capfd):
+    monkeypatch.setattr(command, "parallel", lambda resources: 1)
+    plan = SimpleNamespace(lines=list)
+    command._announce(Path("out"), plan, [Path("n1")], 60.0, SimpleNamespace(ray_address=None))
+    assert capfd.readouterr().err.startswith("out: 1 trial to do, about 1.0 min each")
 
 
 def test_a_study_and_what_is_added(tiny_run, tmp_path, recipe, in_process, capfd):

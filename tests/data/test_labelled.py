@@ -117,6 +117,21 @@ def test_a_limit_is_balanced_by_the_labels_of_the_file(data, tmp_path):
     assert opened(data, None).from_cache  # all images are in the cache
 
 
+@pytest.mark.parametrize("limit", [None, 11, 7, 3])
+def test_what_is_odd_about_labels_is_of_the_images_that_are_used(data, tmp_path, limit):
+    """Not of those that a limit leaves out, whose classes and missing labels were told."""
+    kinds = ["x", "x", "x", "y", "y", "y", "", "", "", "", "x", "z"]
+    rows = [f"{n:02d},{kind},{'test' if n > 9 else 'train'}" for n, kind in enumerate(kinds)]
+    store = opened(data, table(tmp_path, "file,label,split\n" + "\n".join(rows)), limit=limit)
+    images = store.splits["train"]
+    without, used = int((images.labels < 0).sum()), len(images) + 2
+    single = [name for name, n in zip("xyz", np.bincount(images.labels[images.labels >= 0]), strict=False) if n == 1]
+    notes = "\n".join(store.label_notes)
+    assert (f"{without} of {used} images " in notes) == bool(without)
+    assert ("a single training image" in notes) == bool(single)
+    assert "in test only: z" in notes
+
+
 def test_an_imbalance_takes_training_images_only_and_decodes_nothing_again(tmp_path):
     root = class_folders(tmp_path / "data", classes=3, train=16, test=5)
     plain = opened(root, None)
@@ -128,6 +143,7 @@ def test_an_imbalance_takes_training_images_only_and_decodes_nothing_again(tmp_p
     assert (
         len({store.train_fingerprint, plain.train_fingerprint, opened(root, None, imbalance=4).train_fingerprint}) == 3
     )
+    assert [note[:-1] for note in store.label_notes] == ["1 class has a single training image: class"]
     with pytest.raises(UserError, match="--imbalance 2: needs labels"):
         opened(ragged(tmp_path / "flat"), None, imbalance=2)
 

@@ -268,10 +268,10 @@ def test_cifar10_from_an_archive() -> None:
     ("labels", "expected"),
     [
         ([0] * 3 + [1] * 5 + [2] * 4, "3 classes of 3 (ant) to 5 (bee) images"),
-        ([0] * 2 + [1] * 2 + [-1] * 3, "3 classes of 2 images"),  # of the cow there are none
+        ([0] * 2 + [1] * 2 + [-1] * 3, "3 classes (2 in train) of 2 images"),  # the cow is in test
         ([-1] * 4, "3 classes"),
         (None, "3 classes"),
-        ([2] * 1, "3 classes of 1 image"),
+        ([2] * 1, "3 classes (1 in train) of 1 image"),
     ],
 )
 def test_the_smallest_and_the_largest_class_are_named(tmp_path: Path, labels: list[int] | None, expected: str) -> None:
@@ -280,7 +280,7 @@ def test_the_smallest_and_the_largest_class_are_named(tmp_path: Path, labels: li
     values = None if labels is None else np.array(labels)
     images = ImageSet(store.path, "train", labels=values)
     named = replace(store, splits={"train": images}, label_names=("ant", "bee", "cow"))
-    assert named.summary() == f"pets: {count} train images, colour, {expected}"
+    assert named.summary() == f"pets: {count} train image{'s' * (count > 1)}, colour, {expected}"
 
 
 @pytest.mark.parametrize("options", [{}, {"image_size": 8}])

@@ -99,9 +99,23 @@ def test_of_five_classes_there_is_no_top5(classes, top5):
     assert Accuracy.of(torch.tensor([0, 1]), classes).figures()["top5"] == top5
 
 
+def test_classes_that_only_test_make_no_top5(tmp_path):
+    """Of the three that can be predicted the true one is among the first five whatever the features are."""
+    names = [f"train/{name}/{i}.png" for name in "abc" for i in range(3)] + [f"test/{name}/0.png" for name in "cdefg"]
+    splits = split_labelled(open_store(str(write_images(tmp_path, names)), image_size=8), seed=0)
+    assert (len(splits.names), splits.trained) == (7, 3)
+    evaluator = KnnEvaluator.of(splits, 3, 0.1)
+    ranks = evaluator.ranks(lambda part: torch.eye(8)[part.labels])
+    assert Accuracy.of(ranks, evaluator.classes) == (0.2, None, 5)
+
+
 def test_the_largest_class_is_that_of_the_bank(tmp_path):
     names = [f"train/a/{i}.png" for i in range(3)] + ["train/b/0.png", "test/a/0.png", "test/b/0.png", "test/b/1.png"]
     splits = split_labelled(open_store(str(write_images(tmp_path, names)), image_size=8), seed=0)
     evaluator = KnnEvaluator.of(splits, 3, 0.1)
     assert evaluator.largest_class().tolist() == [True, False, False]
     assert evaluator.describe() == "3 test images by 4 training images"
+    assert evaluator.all_vote("--k") == ""
+    all_vote = [KnnEvaluator.of(splits, k, 0.1).all_vote("--k") for k in (4, 200)]
+    assert all_vote == [f"k {k}: all 4 training images vote; --k 1 may say more" for k in (4, 200)]
+    assert evaluator.sample(1, 1, seed=0).describe() == "1 test image by 1 training image"

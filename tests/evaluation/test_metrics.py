@@ -102,6 +102,11 @@ def test_json_is_whole_and_strict():
     assert value["confusion"] == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
+def test_top5_is_among_the_classes_that_train():
+    scores, labels = torch.eye(7), torch.arange(7)
+    assert [classification_metrics(scores, labels, names(7), trained)["top5"] for trained in (3, 6)] == [None, 1]
+
+
 def test_thousands_of_classes():
     classes = 5000
     value = classification_metrics(torch.eye(classes), torch.arange(classes), names(classes))

@@ -104,6 +104,9 @@ def test_better_is_better(score):
     ("name", "value", "before", "words"),
     [
         ("rankme", 1.2, 40.0, "collapsed: an effective rank of 1.2"),
+        ("rankme", 1.2, 2.0, "collapsed: an effective rank of 1.2"),
+        ("rankme", 1.0, 1.0, "rank of 1.0, as at random initialisation: there are two images, or all are but alike"),
+        ("rankme", 1.89, 1.92, "an effective rank of 1.9, as at random initialisation: there are two"),
         ("rankme", 62.0, 40.0, "about 62.0 directions, up from 40.0 at random initialisation"),
         ("rankme", 62.0, 62.01, "as at random initialisation"),
         ("effective_dimension", 7.0, 9.0, "that of 7.0 equally strong directions, down from 9.0"),

@@ -241,6 +241,19 @@ def test_of_fewer_images_than_could_show_a_gain_nothing_is_said(labels, images):
     assert found.endswith(f"loss at 80 % of chance level: {way_out}")
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_images_that_are_all_but_alike_are_no_collapse(labels):
+    """Features of random weights lie on one line, too, so no learning rate is to blame."""
+    encoder, random_init = metrics(0.5, labels, rankme=1.02), metrics(0.5, labels, rankme=1.0)
+    found = verdict(1.0, encoder, random_init, {"raw_pixels": encoder})
+    ranks = "features have an effective rank of 1.0, 1.0 at random initialisation"
+    assert found == f"images all but alike: {ranks}; loss at 100 % of chance level: give images that differ"
+    two = [metrics(0.5, labels, rankme=1.9, images=2)] * 2
+    assert verdict(1.0, *two).startswith("too few images to tell: ")
+    spread = metrics(0.5, labels, rankme=2.5)
+    assert not verdict(1.0, spread, random_init).startswith(("images", "collapsed"))
+
+
 def test_gray_views_are_told_apart_by_brightness():
     found = verdict(0.8, metrics(0.2), metrics(0.3), channels=1)
     assert "such as brightness; try other views (--choose-views), or" in found

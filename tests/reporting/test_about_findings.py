@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from mocokit.reporting import about_findings
 from mocokit.reporting.shortcuts import Shortcut, Shortcuts
@@ -80,3 +81,16 @@ def test_shortcuts_that_tell_most_come_first():
     assert html.count("The features tell") == 1
     none = about_findings.shortcut_section(Shortcuts([], None, [])).html
     assert "Nothing was asked: of nothing are there two values with 10 images each." in none
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (shortcut("class"), "Nothing but the class was asked: of nothing else are"),
+        (None, "Nothing was asked: of nothing are"),
+    ],
+)
+def test_where_nothing_could_be_asked_the_class_is_not_denied(label, said):
+    html = about_findings.shortcut_section(Shortcuts([], label, [])).html
+    assert said in html
+    assert ("class (one" in html) == (label is not None)

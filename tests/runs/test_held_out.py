@@ -12,7 +12,7 @@ from mocokit.data.store import open_store
 from mocokit.errors import UserError
 from mocokit.evaluation.splits import Subset
 from mocokit.runs.held_out import about_test, labelled_parts, other_held_out, other_subset, tell_test
-from tests.helpers import encode, noise
+from tests.helpers import class_folders, encode, noise
 from tests.tiny_runs import TINY, coloured_data
 
 HELD_OUT = "no test split: 18 of 72 images are held out for testing (0.25 of each class, seed 0)"
@@ -31,6 +31,22 @@ def run(photos, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run"
     result = mocokit.pretrain(str(photos), out=str(path), test_share=0.25, **TINY)
     return path, result
+
+
+@pytest.mark.parametrize(
+    ("train", "share", "said"),
+    [
+        (3, 0.2, "2 of 6 images are held out for testing (about a fifth of each class, one image at least, seed 0)"),
+        (9, 0.3, "6 of 18 images are held out for testing (about 0.3 of each class, one image at least, seed 0)"),
+        (10, 0.2, "4 of 20 images are held out for testing (a fifth of each class, seed 0)"),
+        (11, 0.2, "4 of 22 images are held out for testing (a fifth of each class, seed 0)"),
+    ],
+)
+def test_a_share_that_few_images_cannot_have_is_told_so(tmp_path, capfd, train, share, said):
+    store = open_store(str(class_folders(tmp_path, train=train) / "train"), image_size=8)
+    config = KnnConfig(run="", data="", test_share=share)
+    tell_test(labelled_parts(store, config), store, config, seen=False)
+    assert said in capfd.readouterr().err
 
 
 def test_every_verb_tests_on_the_same_held_out_images(run, photos, capfd):
@@ -232,7 +248,7 @@ def test_groups_are_kept_together(run, photos, flat, capfd):
     found = mocokit.knn(encoder, data, split_by="patient", **labels)
     assert found["test"]["held_out"] == {"share": 0.2, "seed": 0, "by": "patient"}
     assert found["test"]["images"] in (12, 18)  # of 72 images, in groups of six
-    assert "(a fifth of each class, in whole groups by patient, seed 0)" in capfd.readouterr().err
+    assert "(about a fifth of each class, in whole groups by patient, seed 0)" in capfd.readouterr().err
     with pytest.raises(UserError, match=r"--split-by clinic: is neither parent, .* nor a column of .*: image, label"):
         mocokit.knn(encoder, data, split_by="clinic", **labels)
     with pytest.raises(UserError, match="nor a column of a file, which --labels names"):

@@ -57,6 +57,8 @@ def test_what_is_told_and_what_a_trial_is_told():
         "4 trials: 100 images, imbalance 1, 4 (0: as they are), 2 seeds",
         "labels a class: 2, all; methods: from-scratch, moco",
     ]
+    one = plan_of(sizes="100", imbalance="1", labels="all", methods="moco", seeds=1)
+    assert one.lines()[0] == "1 trial: 100 images, imbalance 1 (0: as they are), 1 seed"
     request = plan.trials[0].request({"data": "d"})
     assert json.loads(json.dumps(request)) == request
     assert request["cell"] == {"images": 100, "imbalance": 1.0, "seed": 0}

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mocokit.studies.statistics import (
     Interval,
@@ -94,6 +96,10 @@ def test_sentences():
     assert "more than 1,000 seeds" in verdict(Interval(0.0, 0.012, 3), "MoCo", scratch)
     assert "only seed" in verdict(t_interval([0.2]), "MoCo", scratch)
     assert verdict(t_interval([0.0, 0.0, 0.0]), "A", "B") == "no difference between A and B with any of 3 seeds"
+    same = (
+        "MoCo is the same -8.3 points from training from scratch with each of 2 seeds, too few to say how sure that is"
+    )
+    assert verdict(paired_difference({0: 25 / 48, 1: 29 / 48}, {0: 29 / 48, 1: 33 / 48}), "MoCo", scratch) == same
     assert saved("10", math.inf, 10).endswith("training from scratch needs more than all")
     assert saved("10", 1234.4, 10).endswith("needs about 1,234")
     assert saved("100", 10.0, 10).endswith("needs no more than 10")
@@ -103,7 +109,9 @@ def test_sentences():
     ("gain", "above", "said"),
     [
         ([0.5, 0.51], [-0.01, 0.02], "probe of random initialisation (+0.5 ± 19.1 points, n = 2): the gain need not"),
-        ([0.5, 0.51], [-0.02, -0.02], "initialisation (-2.0 ± 0.0 points, n = 2)"),
+        ([0.5, 0.51], [-0.02, -0.02], "initialisation (-2.0 points, n = 2)"),
+        ([0.5, 0.51], [0.02, 0.02], "initialisation (+2.0 points, n = 2)"),  # equal by luck, maybe
+        ([0.5, 0.5], [-0.01, 0.02], "initialisation (+0.5 ± 19.1 points, n = 2)"),
         ([0.5], [-0.002], "initialisation (-0.2 points, n = 1)"),
         ([0.5], [0.002], None),  # of one seed nothing is known
         ([0.5, 0.51], [0.2, 0.21], None),
@@ -116,6 +124,19 @@ def test_a_gain_that_random_weights_give_too(gain, above, said):
     text = unlearned(t_interval(gain), above and t_interval(above))
     assert text.startswith(", but is not clearly above a linear probe of random") if said else text == ""
     assert (said or "") in text
+
+
+@given(st.integers(1, 1000), st.lists(st.integers(0, 1000), min_size=2, max_size=6), st.integers(-1000, 1000))
+def test_equal_differences_are_never_seen(images, counts, gain):
+    """However their fractions are rounded; those that differ by an image have an interval."""
+    before = {seed: count / images for seed, count in enumerate(counts)}
+    after = {seed: (count + gain) / images for seed, count in enumerate(counts)}
+    same = paired_difference(after, before)
+    assert math.isnan(same.half_width)
+    assert not same.sees_difference
+    assert "±" not in verdict(same, "A", "B")
+    after[0] = (counts[0] + gain + 1) / images
+    assert paired_difference(after, before).half_width > 0
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -19,7 +19,7 @@ from mocokit.console import progress, say
 from mocokit.data.build import check_skipped
 from mocokit.data.image_index import ImageIndex, Skipped, Source
 from mocokit.data.labelled import lay_over_index
-from mocokit.data.notes import Notes
+from mocokit.data.notes import Notes, count
 from mocokit.data.sources import open_source
 from mocokit.data.store import write_skipped
 from mocokit.deploy.embedded_parts import Parts, parts_directory, precision_of_parts
@@ -136,7 +136,7 @@ def _embed(
         "skipped": found - rows,
         "images_per_second": pace and round(pace, 1),
     }
-    say(f"{path}: {rows:,} rows of {encoder.dim} features" + (f", {pace:,.0f} images/s" if pace else ""))
+    say(f"{path}: {count(rows, 'row', 'rows')} of {encoder.dim} features" + (f", {pace:,.0f} images/s" if pace else ""))
     result = record("embed", config.run, config, figures, started, metadata["data_fingerprint"])
     parts.remove()  # last, so that a command killed anywhere before is taken up again
     return result
@@ -251,7 +251,7 @@ def _report_skipped(file: Path, skipped: list[Skipped], rows: int, config: Embed
     with writing(file.parent):
         if skipped:
             write_skipped(file, skipped)
-            say(f"{len(skipped):,} images can't be used; {file} says why")
+            say(f"{count(len(skipped), 'image', 'images')} can't be used; {file} says why")
         else:
             file.unlink(missing_ok=True)  # of the output that is replaced
     check_skipped(skipped, rows + len(skipped), config.max_skipped)

@@ -16,6 +16,7 @@ from mocokit.commands.inputs import Inputs, open_inputs, tiles_of
 from mocokit.commands.results import accuracy_line, keep, next_command, record
 from mocokit.config import FinetuneConfig
 from mocokit.console import progress, say
+from mocokit.data.notes import count
 from mocokit.deploy.encoder_file import encoder_fingerprint, save_encoder
 from mocokit.deploy.loading import home_of
 from mocokit.errors import Interrupted, UserError
@@ -244,7 +245,7 @@ class _Training:
         config, labelled = self.config, self.labelled
         assert config.time_budget is not None
         budget, begun = parse_duration(config.time_budget), time.perf_counter()
-        _metrics(trial.encoder, labelled.val, labelled.names)
+        _metrics(trial.encoder, labelled.val, labelled)
         validation = time.perf_counter() - begun
         epoch = trial.per_epoch * step_time(trial, CALIBRATION_SHARE * budget) + validation
         once = validation * (1 + len(labelled.test) / len(labelled.val))  # of the start, and the test
@@ -253,7 +254,7 @@ class _Training:
         epochs = choose_epochs(left, epoch, once, config.epochs)
         short = "; that is more than there is time for" if once + epoch > left else ""
         each = f" in each of {trainings} trainings" if self.beside else ""
-        say(f"--time-budget {config.time_budget}: {epochs} epochs of {epoch:.1f} s{each}{short}")
+        say(f"--time-budget {config.time_budget}: {count(epochs, 'epoch', 'epochs')} of {epoch:.1f} s{each}{short}")
         self.config = dataclasses.replace(config, epochs=epochs)
         if self.beside:
             self.beside.config = dataclasses.replace(self.beside.config, epochs=epochs)
@@ -266,10 +267,10 @@ class _Training:
         run, labelled = self.run, self.labelled
         task = self._task(encoder)
         images = f"{len(labelled.train):,} images, validated on {len(labelled.val):,}"
-        say(f"{run.path}: {self.protocol} on {images}, at most {self.config.epochs} epochs")
+        say(f"{run.path}: {self.protocol} on {images}, at most {count(self.config.epochs, 'epoch', 'epochs')}")
 
         def validate(encoder: Encoder) -> float:
-            return float(_metrics(encoder, labelled.val, labelled.names)["top1"])
+            return float(_metrics(encoder, labelled.val, labelled)["top1"])
 
         try:
             with run.writing(), progress(self.protocol, in_logs=False) as report:
@@ -296,7 +297,7 @@ class _Training:
         }
         return {
             "protocol": self.protocol,
-            "encoder": _metrics(best, labelled.test, labelled.names) | training,
+            "encoder": _metrics(best, labelled.test, labelled) | training,
             "random_init": None,
             "directory": str(run.path),
             "images": {part: len(getattr(labelled, part)) for part in ("train", "val", "test")},
@@ -320,8 +321,9 @@ def _read_config(run: RunDirectory) -> dict[str, Any] | None:
     return dict.fromkeys(fields) | load_config(str(run.finetuning), fields, origin=str(run.finetuning))
 
 
-def _metrics(encoder: Encoder, part: Subset, names: tuple[str, ...]) -> dict[str, Any]:
-    return classification_metrics(encoder.probabilities(features_of(encoder)(part)), part.labels, names)
+def _metrics(encoder: Encoder, part: Subset, splits: LabelledSplits) -> dict[str, Any]:
+    scores = encoder.probabilities(features_of(encoder)(part))
+    return classification_metrics(scores, part.labels, splits.names, splits.trained)
 
 
 def _lines(result: dict[str, Any], data: str) -> list[str]:

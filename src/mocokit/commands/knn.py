@@ -27,9 +27,9 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     Returns:
         ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights), ``random_init``,
         ``raw_pixels`` and ``colour_histogram`` (of gray images: of gray levels and edge directions), each ``{top1,
-        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer;
-        ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``,
-        ``data_fingerprint``, ``versions``.
+        top5, ci95, balanced, per_class: {name: {recall, images}}, wall_s}``, top5 being None for five classes or fewer
+        that train; ``test``, what the test images are (``{images, split, held_out, near_duplicates}``); ``wall_s``,
+        ``config``, ``data_fingerprint``, ``versions``.
 
     Raises:
         UserError: no encoder there, no labels in the data, or a wrong option.
@@ -39,6 +39,8 @@ def knn(run: str, data: str, **options: Any) -> dict[str, Any]:
     inputs = open_inputs(config, labels_for="kNN")
     assert inputs.parts is not None
     evaluator = KnnEvaluator.of(inputs.parts, config.k, config.temperature)
+    if line := evaluator.all_vote("--k"):
+        say(line)
     features = {key: features_of(encoder) for key, encoder in inputs.compared(config.baseline).items()}
     features |= simple_features(inputs.spec.image_size) if config.baseline else {}
     channels = inputs.spec.channels

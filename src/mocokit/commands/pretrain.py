@@ -17,6 +17,7 @@ from mocokit.commands.results import accuracy_line, next_command, record
 from mocokit.config import PretrainConfig
 from mocokit.console import command, mute, progress, say
 from mocokit.data.image_index import Skipped
+from mocokit.data.notes import count
 from mocokit.data.sampler import random_subset
 from mocokit.data.store import Store, TooManySkipped, write_skipped
 from mocokit.deploy.encoder_file import read_encoder, save_encoder
@@ -252,7 +253,8 @@ def _train(task: Pretraining, data: RunData, run: RunDirectory, resolved: Resolv
         )
     formula = "2 tau log(batch) a half"
     if config.queue_size:
-        formula = f"log(K + 1), to compare with when the queue is full, after {task.steps_to_fill:,} steps"
+        full = count(task.steps_to_fill, "step", "steps")
+        formula = f"log(K + 1), to compare with when the queue is full, after {full}"
     say(f"{run.path}: chance level of the loss is {task.chance_level:.3f}, {formula}")
     try:
         with run.writing(), progress("training", in_logs=False) as report:
@@ -299,6 +301,8 @@ def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, An
     measured = {"encoder": encoder, **given_row, "random_init": random_init, **simple}
     knn = {who: metrics.knn.figures() for who, metrics in measured.items() if metrics.knn}
     if evaluator.knn:
+        if line := evaluator.knn.all_vote("mocokit knn --k"):
+            say(line)
         say(f"kNN of {evaluator.knn.describe()}")
     for who, accuracy in knn.items():
         say(accuracy_line(row_name(who, spec.channels), accuracy))

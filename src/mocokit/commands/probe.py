@@ -39,11 +39,11 @@ def probe(run: str, data: str, **options: Any) -> dict[str, Any]:
         ``protocol``; ``encoder``, and with a ``baseline`` ``given_weights`` (of a run that went on from weights),
         ``random_init``, ``raw_pixels`` and ``colour_histogram``, each ``{top1, top5, balanced, ci95, balanced_ci95,
         per_class, confusion}`` on the test images, with ``wall_s`` and, in the fast protocol, which the latter two
-        always follow, the chosen ``l2``; top5 is None for five classes or fewer; ``ci95_of``, what the intervals allow
-        for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test images are
-        (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``, ``versions``.
-        With few labels figures are means over the repeats, without precision and ``confusion``, ``accuracies`` lists
-        each top-1, and ``l2`` is a list.
+        always follow, the chosen ``l2``; top5 is None for five classes or fewer that train; ``ci95_of``, what the
+        intervals allow for; ``images``, the numbers of ``train``, ``val`` and ``test`` images; ``test``, what the test
+        images are (``{images, split, held_out, near_duplicates}``); ``wall_s``, ``config``, ``data_fingerprint``,
+        ``versions``. With few labels figures are means over the repeats, without precision and ``confusion``,
+        ``accuracies`` lists each top-1, and ``l2`` is a list.
 
     Raises:
         UserError: no encoder there, no labels in the data, too few labels, or a wrong option.
@@ -107,7 +107,7 @@ def _measure(
     started, few = time.perf_counter(), _has_few_labels(config)
     x, labels = labelled_features(features, splits.test)
     classifiers = trained or [fast(features, *data, len(splits.names), config.seed, one_scale) for data in repeats]
-    metrics = [classification_metrics(c.scores(x), labels, splits.names) for c in classifiers]
+    metrics = [classification_metrics(c.scores(x), labels, splits.names, splits.trained) for c in classifiers]
     figures = _averages(metrics) if few else metrics[0]
     if trained is None:
         figures["l2"] = [c.l2 for c in classifiers] if few else classifiers[0].l2

@@ -18,6 +18,7 @@ from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig, ReportConfig, deciding
 from mocokit.console import say
+from mocokit.data.notes import count
 from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
@@ -235,7 +236,7 @@ class _Contents:
             ("encoder", f"{spec.backbone}, {self.inputs.encoder.dim} features, images of {spec.image_size} pixels"),
         ]
         if pretrained:
-            length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
+            length = count(pretrained["epochs"], "epoch", "epochs") + ", " + count(pretrained["steps"], "step", "steps")
             length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
             facts.append(("training", printable(f"recipe {pretrained['recipe']}, {length}")))
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]

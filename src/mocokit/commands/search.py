@@ -11,6 +11,7 @@ import numpy as np
 from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import say
+from mocokit.data.notes import count as counted
 from mocokit.data.sources import open_source
 from mocokit.deploy import montage
 from mocokit.deploy.feature_file import Features, Named, open_features
@@ -165,9 +166,10 @@ def _print_queries(queries: list[dict[str, Any]]) -> None:
 def _print_duplicates(figures: dict[str, Any], chosen: bool) -> None:
     pairs, count, found = figures["duplicates"], figures["duplicate_pairs"], figures["duplicate_groups"]
     listed = f"; the {len(pairs):,} most similar are listed" if len(pairs) < count else ""
-    largest = f" in {len(found):,} groups, the largest of {len(found[0]):,} images" if found else ""
+    largest = f" in {counted(len(found), 'group', 'groups')}, the largest of {len(found[0]):,} images" if found else ""
     why = f", {TIMES_NEARER} times nearer to 1 than the nearest usually is" if chosen else ""
-    say(f"{count:,} pairs of near-duplicates{largest}{listed}: cosine {figures['duplicates_from']:.6g} or more{why}")
+    said = f"{counted(count, 'pair', 'pairs')} of near-duplicates{largest}{listed}"
+    say(f"{said}: cosine {figures['duplicates_from']:.6g} or more{why}")
     for pair in pairs[:PRINTED_PAIRS]:
         paths = "  ".join(f"{p or '-'} ({row})" for p, row in zip(pair["paths"], pair["rows"], strict=True))
         say(f"   {pair['similarity']:.6f}  {paths}")
@@ -200,4 +202,5 @@ def _write_montage(
             image.save(temporary, "PNG")
     except OSError as error:
         raise UserError(f"--montage {path}: can't be written ({error.strerror or error})") from None
-    say(f"{path}: {len(queries)} queries and {len(pairs)} pairs of near-duplicates drawn")
+    drawn = f"{counted(len(queries), 'query', 'queries')} and {counted(len(pairs), 'pair', 'pairs')} of near-duplicates"
+    say(f"{path}: {drawn} drawn")

@@ -14,6 +14,7 @@ from mocokit.auto.view_sizes import mean_over_views
 from mocokit.commands.results import record
 from mocokit.config import PretrainConfig, StudyConfig, deciding
 from mocokit.console import progress, say
+from mocokit.data.notes import count
 from mocokit.data.store import ImageSet
 from mocokit.errors import UserError
 from mocokit.evaluation.splits import NotSplit, split_labelled
@@ -201,7 +202,7 @@ def _announce(out: Path, plan: Plan, missing: list[Path], seconds: float, resour
     ray = "" if has_ray() else "; pip install 'mocokit[study]' runs them side by side"
     here = " on this machine alone" * bool(resources.ray_address)
     each = f"about {seconds / 60:,.1f} min each, {at_once} at once{here}"
-    say(f"{out}: {len(missing)} trials to do, {each}: {whole}{ray}")
+    say(f"{out}: {count(len(missing), 'trial', 'trials')} to do, {each}: {whole}{ray}")
 
 
 class _Teller:

@@ -168,7 +168,20 @@ def _limited(store: Store, limit: int | None, imbalance: float | None, seed: int
         chosen = subset(np.arange(len(images)), labels, limit, seed)
     part = ImageSet(store.path, split, images.rows[chosen], labels[chosen])
     part.table_rows = None if images.table_rows is None else images.table_rows[chosen]
-    return _identified(replace(store, splits=store.splits | {split: part}), store)
+    limited = replace(store, splits=store.splits | {split: part})
+    return _identified(replace(limited, label_notes=_label_notes(limited)), store)
+
+
+def _label_notes(store: Store) -> tuple[str, ...]:
+    """What is odd about the labels of the images that a store has."""
+    if store.label_names is None:
+        return store.label_notes
+    sets = store.splits.values()
+    splits = np.split(np.arange(sum(map(len, sets))), np.cumsum([len(part) for part in sets])[:-1])
+    labels = np.concatenate([part.labels for part in sets if part.labels is not None])
+    names = [name for part in sets for name in part.names]
+    index = ImageIndex(names, dict(zip(store.splits, splits, strict=True)), labels, store.label_names)
+    return tuple(index.label_notes())
 
 
 def _identified(store: Store, before: Store) -> Store:

@@ -145,34 +145,33 @@ class Store:
     def summary(self) -> str:
         """What was found, in one line, and the notes, a line each."""
         counts = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
+        counts += " image" if counts.rpartition(", ")[2].startswith("1 ") else " images"
         kind = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels}-channel")
         skipped = ""
         if self.skipped:
             skipped = f", {len(self.skipped):,} skipped (the first is {self.skipped[0].name}: {self.skipped[0].reason})"
         cached = ", from the cache" if self.from_cache else ""
         return "\n".join(
-            [
-                f"{self.name}: {counts} images, {kind}, {self._classes()}{skipped}{cached}",
-                *self.notes,
-                *self.label_notes,
-            ]
+            [f"{self.name}: {counts}, {kind}, {self._classes()}{skipped}{cached}", *self.notes, *self.label_notes]
         )
 
     def _classes(self) -> str:
         """How many classes there are, and the smallest and the largest of those in the main split."""
         if not self.label_names:
             return "no labels"
-        number = f"{len(self.label_names):,} classes"
+        classes = f"{len(self.label_names):,} classes"
         labels = self.main.labels
         counts = np.bincount(labels[labels >= 0]) if labels is not None else np.empty(0, dtype=np.int64)
-        if not counts.any():
-            return number
         there = np.flatnonzero(counts)
+        if not len(there):
+            return classes
+        if len(there) < len(self.label_names):
+            classes += f" ({len(there):,} in {self.main.split})"
         low, high = there[counts[there].argmin()], counts.argmax()
         if counts[low] == counts[high]:
-            return f"{number} of {count(int(counts[low]), 'image', 'images')}"
+            return f"{classes} of {count(int(counts[low]), 'image', 'images')}"
         smallest, largest = (f"{counts[value]:,} ({self.label_names[value]})" for value in (low, high))
-        return f"{number} of {smallest} to {largest} images"
+        return f"{classes} of {smallest} to {largest} images"
 
 
 def open_store(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mocokit.console import progress
+from mocokit.data.notes import count
 from mocokit.evaluation.metrics import rank_of_class, top_shares, wilson_interval
 from mocokit.evaluation.splits import LabelledSplits, Subset
 
@@ -16,7 +17,7 @@ CHUNK_FLOATS = 2**24  # similarities held at once: 64 MB
 
 
 class Accuracy(NamedTuple):
-    """Fractions from 0 to 1 of so many ``images``; ``top5`` is None for five classes or fewer."""
+    """Fractions from 0 to 1 of so many ``images``; ``top5`` is None for five classes or fewer that train."""
 
     top1: float
     top5: float | None
@@ -24,7 +25,7 @@ class Accuracy(NamedTuple):
 
     @classmethod
     def of(cls, ranks: Tensor, classes: int) -> "Accuracy":
-        """From the rank of each image's class [M] among so many ``classes``, which `knn_ranks` gives."""
+        """From the rank of each image's class [M] among so many ``classes`` that train, by `knn_ranks`."""
         return cls(*top_shares(ranks, classes), len(ranks))
 
     def figures(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class KnnEvaluator:
     @classmethod
     def of(cls, splits: LabelledSplits, k: int, temperature: float) -> "KnnEvaluator":
         """The test images by all training images: nothing is chosen, so none of them have to validate."""
-        return cls(splits.train_val, splits.test, len(splits.names), k, temperature)
+        return cls(splits.train_val, splits.test, splits.trained, k, temperature)
 
     def sample(self, bank: int, queries: int, seed: int) -> "KnnEvaluator":
         """The same evaluator with at most that many images in the bank and the queries."""
@@ -99,7 +100,15 @@ class KnnEvaluator:
 
     def describe(self) -> str:
         """Which images are classified by which."""
-        return f"{len(self.queries):,} test images by {len(self.bank):,} training images"
+        tested = count(len(self.queries), "test image", "test images")
+        return f"{tested} by {count(len(self.bank), 'training image', 'training images')}"
+
+    def all_vote(self, flag: str) -> str:
+        """That k is not below the number of training images, and the ``flag`` by which fewer vote; empty if it is."""
+        if not self.k >= len(self.bank) > 1:
+            return ""
+        fewer = max(1, min(10, len(self.bank) // 10))
+        return f"k {self.k}: all {len(self.bank):,} training images vote; {flag} {fewer} may say more"
 
     @property
     def images_read(self) -> int:

@@ -12,7 +12,9 @@ MAX_CONFUSION_CLASSES = 200  # a larger confusion matrix fills the result file a
 Z95 = 1.959963984540054  # a normal variable lies within it in 95 % of cases
 
 
-def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(
+    scores: Tensor, labels: Tensor, label_names: Sequence[str], trained: int | None = None
+) -> dict[str, Any]:
     """Metrics of a classifier, as plain values for JSON. All are fractions from 0 to 1.
 
     On equal scores the first class is predicted. A class with the score -inf is never predicted, not even as fifth.
@@ -21,10 +23,11 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
         scores: [N, C] logits or probabilities, on any device.
         labels: [N] int64 from 0 to C - 1, N at least 1.
         label_names: of the C classes.
+        trained: how many of them had images to learn from; None: all.
 
     Returns:
-        ``top1``; ``top5``, None for five classes or fewer; ``balanced``, the mean recall of the classes that have
-        images; ``ci95`` and ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced
+        ``top1``; ``top5``, None for five classes or fewer that train; ``balanced``, the mean recall of the classes that
+        have images; ``ci95`` and ``balanced_ci95``, the 95 % intervals of top1 (`wilson_interval`) and balanced
         (`balanced_interval`);
         ``per_class``, ``{name: {precision, recall, images}}``, with None where a figure is undefined; ``confusion``
         [C, C], images by true class (row) and predicted class (column), or None for more than 200 classes.
@@ -32,7 +35,7 @@ def classification_metrics(scores: Tensor, labels: Tensor, label_names: Sequence
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     scores, labels = scores.detach().cpu(), labels.cpu()
-    top1, top5 = top_shares(rank_of_class(scores, labels), scores.shape[1])
+    top1, top5 = top_shares(rank_of_class(scores, labels), trained or scores.shape[1])
     predicted, classes = scores.argmax(dim=1), range(scores.shape[1])
     per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
     _, recalls, _, images = (figure[per_class[3] > 0] for figure in per_class)

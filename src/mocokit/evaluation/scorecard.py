@@ -92,6 +92,9 @@ def _change(value: float, before: float, form: str) -> str:
 
 
 def _rankme_meaning(value: float, before: float) -> str:
+    if max(value, before) < COLLAPSED:
+        change = _change(value, before, ".1f")
+        return f"an effective rank of {value:.1f}, {change}: there are two images, or all are but alike"
     if value < COLLAPSED:
         return f"collapsed: an effective rank of {value:.1f} is that of features on one line"
     return f"the features use about {value:.1f} directions, {_change(value, before, '.1f')}"

@@ -72,6 +72,11 @@ class LabelledSplits:
     held_out: bool = False
 
     @property
+    def trained(self) -> int:
+        """How many classes have images to learn from; the others can only test."""
+        return len(self.train_val.labels.unique())
+
+    @property
     def train_val(self) -> Subset:
         """All images of the data's training split that are not in ``test``."""
         if self.val.images is not self.train.images:

@@ -32,10 +32,11 @@ def verdict(
     """ "STATE: REASON; loss at N % of chance level", and what is wrong, with the way out.
 
     The state, learning, not learning, hurt or collapsed, says what training did to the network, unless there are too
-    few images to tell: encoder and random initialisation were measured on the same ones, by kNN, or by two-view
-    retrieval without labels. Learning takes a gain that chance would hardly give (`mcnemar`), nor would another
-    initialisation, which makes up to 3.3 points of kNN and 1.6 of retrieval, or doubles a share of less. Without labels
-    it also takes a loss below chance. Fewer than five images are too few to tell.
+    few images to tell, or all are but alike, so that random features lie on one line, too: encoder and random
+    initialisation were measured on the same ones, by kNN, or by two-view retrieval without labels. Learning takes a
+    gain that chance would hardly give (`mcnemar`), nor would another initialisation, which makes up to 3.3 points of
+    kNN and 1.6 of retrieval, or doubles a share of less. Without labels it also takes a loss below chance. Fewer than
+    five images are too few to tell.
 
     Of a run that went on from ``given`` weights it says whether that helped: they take the place of the random
     initialisation, and hurt means that `mcnemar` sees a loss against them.
@@ -83,8 +84,12 @@ def verdict(
     loss = "loss of a queue that was still filling"
     if loss_over_chance is not None:
         loss = f"loss at {100 * loss_over_chance:.0f} % of chance level"
-    if (rank := encoder.scores["rankme"]) < COLLAPSED:
+    rank, untrained = encoder.scores["rankme"], random_init.scores["rankme"]
+    if rank < COLLAPSED <= untrained:
         return f"collapsed: features have an effective rank of {rank:.1f}; {loss}: try a lower --lr"
+    if max(rank, untrained) < COLLAPSED and not few:
+        ranks = f"features have an effective rank of {rank:.1f}, {untrained:.1f} at random initialisation"
+        return f"images all but alike: {ranks}; {loss}: give images that differ"
     state, longer = "learning" if learned else "not learning", "train longer (--time-budget, --epochs)"
     way_out = None if learned else f"{longer}, or give more images"
     instead = "" if given else "start from weights (--weights), choose views (--choose-views), or "

@@ -84,7 +84,8 @@ def shortcut_section(found: Shortcuts) -> Section:
         html += table(head, rows, (1, 2, 3, 4, 5))
     html += "".join(paragraph(str(one)[0].upper() + str(one)[1:] + ".") for one in told if one.change == "easier")
     values = "; ".join(f"{one.name}: {', '.join(one.values)}" for one in told)
-    none = f"Nothing was asked: of nothing are there two values with {LEAST} images each."
+    but, other = (" but the class", " else") if found.label else ("", "")
+    none = f"Nothing{but} was asked: of nothing{other} are there two values with {LEAST} images each."
     html += details("what the values are", paragraph(values)) if values else paragraph(none)
     html += "".join(paragraph(note, "faint") for note in found.notes)
     return Section("shortcuts", "Shortcuts", html)

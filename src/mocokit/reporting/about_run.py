@@ -69,8 +69,8 @@ def _tested(test: Mapping[str, Any] | None) -> str:
     images = count(test["images"], "test image", "test images") if test else "the test images"
     if not test or not (held_out := test["held_out"]):
         return images
-    by = f", in whole groups by {held_out['by']}" if held_out["by"] else ""
-    return f"{images} held out of {test['split']} ({100 * held_out['share']:.3g} % of each class{by})"
+    by = f"in whole groups by {held_out['by']}" if held_out["by"] else "one image at least"
+    return f"{images} held out of {test['split']} (about {100 * held_out['share']:.3g} % of each class, {by})"
 
 
 def _label_free(result: Mapping[str, Any], channels: int) -> str:

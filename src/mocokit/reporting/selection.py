@@ -11,6 +11,7 @@ from mocokit.reporting.clusters import kmeans
 
 NEIGHBOURS = 20  # that an image is compared with
 MOST_CLUSTERS = 500
+FEW = 5  # images of a cluster that is of what is odd, where clusters have twice as many and more on average
 LEAST_DISTANCE = 1e-6  # of unit vectors in float32: what is nearer is the same
 
 
@@ -45,6 +46,9 @@ def typiclust(features: Tensor, count: int, seed: int, given: Collection[int] = 
 def choose(clusters: np.ndarray, typicality: np.ndarray, count: int, given: Collection[int] = ()) -> list[Choice]:
     """Each time the most typical image that is left of the largest of the clusters with the fewest labels.
 
+    Clusters of five images or fewer come behind all others: the authors' code never chooses from them. Not so where
+    clusters have fewer than ten on average: most would be such, and labels far worse than random ones (docs/LOG.md).
+
     ``clusters`` [N] int64 from 0, ``typicality`` [N] float; of equals the lower cluster, or row, comes first.
     """
     rows = np.delete(np.arange(len(clusters)), list(given))
@@ -53,7 +57,8 @@ def choose(clusters: np.ndarray, typicality: np.ndarray, count: int, given: Coll
     # How many of its cluster have labels by the time that an image is due: given ones, and those that are more typical.
     labels = np.bincount(clusters[list(given)], minlength=len(sizes))[cluster]
     labels += np.arange(len(rows)) - np.searchsorted(cluster, cluster)
-    order = rows[np.lexsort((cluster, -sizes[cluster], labels))][:count]
+    odd = sizes[cluster] <= (FEW if len(clusters) >= 2 * FEW * len(sizes) else 0)
+    order = rows[np.lexsort((cluster, -sizes[cluster], labels, odd))][:count]
     return [Choice(int(row), int(clusters[row]), int(sizes[clusters[row]]), float(typicality[row])) for row in order]
 
 

@@ -44,9 +44,11 @@ def tell_test(parts: LabelledSplits, store: Store, config: ImagesConfig | Pretra
         return
     alone = "no test split" if list(store.splits) == ["train"] else f"labels in {test.images.split} only"
     by = f", in whole groups by {_by(parts, config)}" if _by(parts, config) else ""
-    share = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}"
+    share, total = "a fifth" if config.test_share == SHARE else f"{config.test_share:.3g}", len(test) + len(train)
+    if abs(len(test) - config.test_share * total) > config.test_share * total / 10:  # of few images in a class
+        share, by = f"about {share}", by or ", one image at least"
     say(
-        f"{alone}: {len(test):,} of {len(test) + len(train):,} images are held out for testing "
+        f"{alone}: {len(test):,} of {total:,} images are held out for testing "
         f"({share} of each class{by}, seed {config.seed}){'; they are in pretraining, too, without labels' * seen}"
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mocokit.config import StudyConfig
 from mocokit.data.long_tail import class_counts
+from mocokit.data.notes import count
 from mocokit.errors import UserError
 from mocokit.studies.statistics import ALL
 
@@ -77,8 +78,8 @@ class Plan:
         sizes, ratios, seeds = (sorted({getattr(c, name) for c in cells}) for name in ("images", "imbalance", "seed"))
         labels = max((trial.labels for trial in self.trials), key=len)
         return [
-            f"{len(cells)} trials: {_list(f'{n:,}' for n in sizes)} images, imbalance {_list(f'{r:g}' for r in ratios)}"
-            f" (0: as they are), {len(seeds)} seed{'s' * (len(seeds) > 1)}",
+            f"{count(len(cells), 'trial', 'trials')}: {_list(f'{n:,}' for n in sizes)} images, "
+            f"imbalance {_list(f'{r:g}' for r in ratios)} (0: as they are), {count(len(seeds), 'seed', 'seeds')}",
             f"labels a class: {_list(labels)}; methods: {_list(self.methods)}",
             *self.notes,
         ]

@@ -190,9 +190,9 @@ def write_answer(
             table.append(f"| {cells} | {100 * interval.mean:.1f}{half} | {interval.n} |")
     about = (
         "± is half a 95 % interval (Student's t over seeds; differences are of pairs with the same seed); each holds "
-        "by itself, one of twenty misses. Imbalance is the largest class by the smallest, 0: classes as they are. Δ is "
-        "(A(n, 1) - A(n, r)) / A(n, 1) of linear probes on all training images, probe-all (Liu et al. 2022, "
-        "arXiv 2110.05025)."
+        "by itself, one of twenty misses; one seed, or equal figures, have none. Imbalance is the largest class by the "
+        "smallest, 0: classes as they are. Δ is (A(n, 1) - A(n, r)) / A(n, 1) of linear probes on all training images, "
+        "probe-all (Liu et al. 2022, arXiv 2110.05025)."
     )
     blocks = [f"# {title}", *("\n".join(f"- {line}" for line in part) for part in (sentences, notes) if part)]
     write_text(out / "answer.md", "\n\n".join([*blocks, "\n".join(table), about]) + "\n")

@@ -12,13 +12,15 @@ from scipy.special import stdtrit  # the quantile of Student's t
 
 MOST_SEEDS = 1000  # that a study is told to need
 ALL = "all"  # labels
+EQUAL = 1e-9  # shares of images, or their differences, that differ by less do so by rounding
 
 BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of ``n`` values with the half width of its 95 % interval: nan for one value, of which nothing is known."""
+    """A mean of ``n`` values with the half width of its 95 % interval: nan of one value, or of equal ones, as chance
+    gives to few seeds, since accuracies are counts: of their spread nothing is known."""
 
     mean: float
     half_width: float
@@ -26,14 +28,15 @@ class Interval:
 
     @property
     def sees_difference(self) -> bool:
-        """Whether 0 lies outside."""
+        """Whether 0 lies outside of an interval that is known."""
         return abs(self.mean) > self.half_width
 
 
 def t_interval(values: Sequence[float]) -> Interval:
     """Mean of one value or more, with Student's interval."""
-    n = len(values)
-    half_width = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    n, half_width = len(values), math.nan
+    if np.ptp(values) > EQUAL:
+        half_width = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(float(np.mean(values)), half_width, n)
 
 
@@ -70,8 +73,8 @@ def labels_needed(labels: Sequence[float], accuracies: Sequence[float], wanted: 
 
 
 def seeds_needed(difference: Interval) -> int | None:
-    """Seeds for an interval that leaves out 0, should mean and spread stay; None for one seed, or if there were more
-    than `MOST_SEEDS`."""
+    """Seeds for an interval that leaves out 0, should mean and spread stay; None if the spread is not known, or if
+    there were more than `MOST_SEEDS`."""
     if math.isnan(difference.half_width):
         return None
     n = difference.n
@@ -97,8 +100,11 @@ def verdict(difference: Interval, method: str, other: str) -> str:
         word = "gains" if mean > 0 else "loses"
         against = "over" if mean > 0 else "against"
         return f"{method} {word} {abs(mean):.1f} ± {half:.1f} points {against} {other} (n = {difference.n})"
-    if not difference.mean and not difference.half_width:
-        return f"no difference between {method} and {other} with any of {difference.n} seeds"
+    if math.isnan(difference.half_width):
+        if abs(difference.mean) < EQUAL:
+            return f"no difference between {method} and {other} with any of {difference.n} seeds"
+        same = f"{method} is the same {mean:+.1f} points from {other} with each of {difference.n} seeds"
+        return f"{same}, too few to say how sure that is"
     needed = seeds_needed(difference)
     seeds = f"about {needed:,} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
     return (
@@ -110,10 +116,10 @@ def verdict(difference: Interval, method: str, other: str) -> str:
 def unlearned(gain: Interval, above: Interval | None) -> str:
     """What to say beside a ``gain`` of fine-tuning over training from scratch if it is not clearly ``above`` a linear
     probe of random initialisation; empty if it is, if that was not measured, or if there is no gain."""
-    gains, clear = (x is not None and x.mean > 0 and (x.n == 1 or x.sees_difference) for x in (gain, above))
-    if above is None or clear or not gains:
+    gains = gain.mean > 0 and (math.isnan(gain.half_width) or gain.sees_difference)
+    if above is None or not gains or (above.mean > 0 and (above.n == 1 or above.sees_difference)):
         return ""
-    half = "" if above.n == 1 else f" ± {100 * above.half_width:.1f}"
+    half = "" if math.isnan(above.half_width) else f" ± {100 * above.half_width:.1f}"
     return (
         f", but is not clearly above a linear probe of random initialisation ({100 * above.mean:+.1f}{half} points, "
         f"n = {above.n}): the gain need not be MoCo's, as fine-tuning starts from a probe and training from scratch "
