@@ -22,9 +22,7 @@ ORIENTATION = 274  # the tag
 _STRIP_PIXELS = 2**22
 _EXIF_BYTES = 2**16
 _limit = ContextVar("_limit", default=MAX_PIXELS)  # while an image is decoded: each thread has its own
-_lock = threading.Lock()  # around these two
-_threads = 0  # that decode
-_before = ExitStack()  # what puts the process's settings back
+_lock, _threads, _before = threading.Lock(), 0, ExitStack()  # of threads that decode: the number; what they put back
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _OPTIONAL_ALPHA = ("BMP", "DIB", "TGA")  # whose fourth byte is often unused: all zero means opaque, as in viewers
 _HUNGRY = ("WEBP", "JPEG2000")  # whose decoders hold 16 to 24 bytes a pixel
@@ -78,10 +76,20 @@ def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
     Inside, images of more than ``max_pixels``, or four times as many bytes, are refused by their header.
     """
+    global _threads
     token = _limit.set(max_pixels)
+    with _lock:  # these settings are the whole process's: the first thread inside makes them, the last puts them back
+        if _threads == 0:
+            _before.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            _before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+            _before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # a program around us may have switched it on
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        _threads += 1
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # stops none; `check_size` has each limit
     try:
-        with _settings(max_pixels):
-            yield
+        yield
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -91,32 +99,11 @@ def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except Exception as error:
         raise BadImage(str(error) or type(error).__name__) from error
     finally:
-        _limit.reset(token)
-
-
-@contextmanager
-def _settings(max_pixels: int) -> Iterator[None]:
-    """Pillow's settings and the filters of warnings for decoding. They are the whole process's, so the first thread
-    inside makes them and the last puts back what was before."""
-    global _threads
-    with _lock:
-        if _threads == 0:
-            _before.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            _before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
-            _before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            ImageFile.LOAD_TRUNCATED_IMAGES = False  # a program around us may have switched it on
-            Image.MAX_IMAGE_PIXELS = max_pixels
-        _threads += 1
-        # The largest of all threads, so that it stops none; `check_size` knows each one's own.
-        Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
-    try:
-        yield
-    finally:
         with _lock:
             _threads -= 1
             if _threads == 0:
                 _before.close()
+        _limit.reset(token)
 
 
 def _renew() -> None:

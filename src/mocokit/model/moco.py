@@ -95,8 +95,7 @@ class MoCo(nn.Module):
         children: list[nn.Module] = [*self.encoder_k.children(), *self.encoder_q.children()]
         if self._children != children:
             self._children = children
-            encoders = self.encoder_k, self.encoder_q
-            self._holders = [[module for module in encoder.modules() if module._parameters] for encoder in encoders]
+            self._holders = [[m for m in e.modules() if m._parameters] for e in (self.encoder_k, self.encoder_q)]
         of_modules = ((p for module in holders for p in module._parameters.values()) for holders in self._holders)
         return [[p for p in dict.fromkeys(parameters) if p is not None] for parameters in of_modules]
 
@@ -203,13 +202,11 @@ class Queue(nn.Module):
     @torch.inference_mode(False)  # tensors of inference could not be trained with later
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
-        """Replace the oldest entries by ``keys`` [B, D] of images ``ids`` [B]; of more than K the last K stay.
-
-        In new tensors: backward, of compiled code too, needs the queue as it was when it was contrasted with.
-        """
+        """Replace the oldest entries by ``keys`` [B, D] of images ``ids`` [B]; of more than K the last K stay."""
         size, batch = len(self.keys), len(keys)
         first = max(0, batch - size)
         slots = (self.pointer + torch.arange(first, batch, device=self.keys.device)) % size
+        # In new tensors: backward, of compiled code too, needs the queue as it was when it was contrasted with.
         self.keys = self.keys.index_copy(0, slots, keys[first:].to(self.keys.dtype))
         self.ids = self.ids.index_copy(0, slots, ids[first:])
         self.pointer = (self.pointer + batch) % size
