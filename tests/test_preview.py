@@ -95,6 +95,23 @@ def test_a_wrong_option_is_told():
         mocokit.draw_views("digits", recipe="moco-v9")
 
 
+@pytest.mark.parametrize(("name", "value"), [("image_size", -3), ("limit", -5), ("limit", 0), ("tiles", -1)])
+def test_a_number_out_of_range_is_told(name, value):
+    with pytest.raises(mocokit.UserError, match=f"--{name.replace('_', '-')}: "):
+        mocokit.open_images("digits", **{name: value})
+
+
+def test_images_that_all_test_have_no_views(tmp_path):
+    (tmp_path / "test").mkdir()
+    for i in range(3):
+        (tmp_path / "test" / f"{i}.png").write_bytes(encode(noise(i, 16, 16)))
+    images = mocokit.open_images(tmp_path, split="test", image_size=16)
+    assert len(images) == 3
+    for data in (tmp_path, images):
+        with pytest.raises(mocokit.UserError, match="has no images to train on"):
+            mocokit.draw_views(data, image_size=16)
+
+
 def test_a_recipe_that_needs_more_images_than_there_are():
     _, first, _ = mocokit.draw_views("digits", count=3, limit=20, recipe="moco-v2-cifar10")
     assert first.shape == (3, 32, 32)

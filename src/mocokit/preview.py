@@ -12,7 +12,7 @@ import numpy as np
 from mocokit.auto.defaults import image_size_chooser
 from mocokit.config import FIELDS
 from mocokit.data.sources import open_source
-from mocokit.data.store import Store, open_store
+from mocokit.data.store import Store, check_trainable, open_store
 from mocokit.errors import UserError
 from mocokit.machine import pick_device
 from mocokit.options import expanded, validate
@@ -63,11 +63,12 @@ def open_images(
         tiles: cut images into tiles of about so many of their pixels a side; 0: leave them whole.
 
     Raises:
-        UserError: the images can't be used, or there is no such split.
+        UserError: the images can't be used, there is no such split, or a number is out of range.
     """
-    size = image_size or image_size_chooser(pick_device(None))
+    given = validate({"tiles": tiles, "limit": limit, "image_size": image_size}, FIELDS)
+    size = given.get("image_size") or image_size_chooser(pick_device(None))
     data = expanded(str(data))
-    store = open_store(open_source(data, tiles=tiles), image_size=size, limit=limit)
+    store = open_store(open_source(data, tiles=given.get("tiles", 0)), image_size=size, limit=given.get("limit"))
     if split not in store.splits:
         raise UserError(f"{data}: no split {split!r}; choose one of {', '.join(store.splits)}")
     return Images(data, store, split)
@@ -93,6 +94,7 @@ def draw_views(
     given = validate({**options, "data": data.data if isinstance(data, Images) else data}, FIELDS)
     images = data if isinstance(data, Images) else Images(given["data"], open_data(Request.of(given)).store, "train")
     store, split = images.store, images.store.splits[images.split]
+    check_trainable(store.splits, store.name)
     # What does not matter to the views is set, so that nothing is timed and a few images are enough.
     given = {"batch_size": 2, "precision": "fp32", "compile": False} | given
     config = complete_config(Request.of(given), RunData(store, split), time.perf_counter()).config

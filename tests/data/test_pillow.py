@@ -1,11 +1,18 @@
 """What Pillow opens: unused alpha, formats by their content, and HEIC without its package."""
 
 import io
+import os
+import signal
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
 
 from mocokit.data import pillow
 from mocokit.data.decode import decode
@@ -69,3 +76,46 @@ def test_decoders_that_need_much_memory_get_smaller_images() -> None:
             open_image(data)
     with translated_errors(64):
         assert open_image(encode(noise(0, 8, 8))).size == (8, 8)
+
+
+def process_settings() -> tuple[object, ...]:
+    return ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([63, 64])), max_size=12))
+def test_threads_have_their_own_limits_and_leave_the_process_as_it_was(steps: list[tuple[int, int]]) -> None:
+    """Each step lets one of three threads in or out; whichever is first or last."""
+    data, before, inside = encode(noise(0, 8, 8)), process_settings(), {}
+    with ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        for number, limit in (*steps, *((number, 0) for number in range(3))):
+            if number in inside:
+                _, decoding = inside.pop(number)
+                threads[number].submit(decoding.__exit__, None, None, None).result()
+            elif limit:
+                decoding = translated_errors(limit)
+                threads[number].submit(decoding.__enter__).result()
+                inside[number] = limit, decoding
+            if inside:
+                assert (ImageFile.LOAD_TRUNCATED_IMAGES, warnings.filters[0][:3]) == (False, ("ignore", None, Warning))
+            else:
+                assert process_settings() == before
+            for other, (limit, _) in inside.items():
+                opened = threads[other].submit(open_image, data)
+                assert isinstance(opened.exception(), BadImage) == (limit < 64)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_is_forked_while_threads_decode_decodes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
+    before, data = process_settings(), encode(noise(0, 8, 8))
+    with ThreadPoolExecutor(1) as thread:
+        decoding = translated_errors()
+        thread.submit(decoding.__enter__).result()
+        with pillow._lock:  # as if that thread were about to leave
+            if (child := os.fork()) == 0:
+                signal.alarm(10)
+                os._exit(decode(data).shape != (3, 8, 8) or process_settings() != before)
+        thread.submit(decoding.__exit__, None, None, None).result()
+    assert os.waitpid(child, 0)[1] == 0
+    assert process_settings() == before

@@ -173,6 +173,39 @@ def test_a_picture_has_the_same_features_in_every_container(rgb, tmp_path):
     torch.testing.assert_close(features, features[:1].expand_as(features), atol=1e-4, rtol=1e-4)
 
 
+def test_floats_that_resizing_rounded_above_white_are_white(rgb):
+    white = np.ones((20, 20, 3), np.float32)
+    torch.testing.assert_close(rgb.embed([white * np.float32(1.0000005)]), rgb.embed([white]), rtol=0, atol=0)
+
+
+def test_an_image_of_several_that_cannot_be_used_is_numbered(rgb):
+    images = torch.rand(5, 3, 8, 8)
+    images[3] += 1
+    with pytest.raises(UserError, match="image 3, a Tensor: float32 from 1"):
+        rgb.embed(images, batch_size=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_give_features_in_float32(dtype):
+    encoder = Encoder.create(spec(3)).eval()
+    encoder.classifier, encoder.classes = torch.nn.Linear(encoder.dim, 2), ("a", "b")
+    images = [noise(seed) for seed in range(3)]
+    expected, probabilities = encoder.embed(images), encoder.classify(images)
+    found = encoder.to(dtype).embed(images)
+    assert found.dtype == encoder.classify(images).dtype == torch.float32
+    tolerance = 0.02 * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(encoder.classify(images), probabilities, rtol=0, atol=0.05)
+    torch.testing.assert_close(encoder.for_evaluation().embed(images), found, rtol=0, atol=tolerance)
+
+
+def test_a_backbone_without_weights():
+    backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backbone.num_features = 3
+    black, white = Encoder(backbone, spec(3)).embed([np.full((8, 8, 3), value, np.uint8) for value in (0, 255)])
+    assert bool((black < white).all())
+
+
 def test_numbers_that_can_mean_several_things_are_refused(rgb):
     for image in (noise(0).astype(np.float32), noise(0).astype(np.int64), noise(0).astype(np.float32) / 255 - 0.5):
         with pytest.raises(UserError, match="0 to 1 "):

@@ -65,10 +65,36 @@ def test_a_step_scores_against_the_queue_as_it_was_before(symmetric):
     contrast.loss.backward()  # the queue has moved on; the gradient must not notice
 
 
-def test_the_key_encoder_follows_parameters_that_were_assigned():
+def test_a_compiled_step_has_the_gradients_of_a_plain_one():
+    """Compiled code computes again in backward what it did not keep, when the queue has moved on."""
+    moco = MoCoV2(nn.Linear(6, 6), nn.Linear(6, D), dim=D, K=2 * B, tau=0.2)
+    (x1, x2), ids = torch.randn(2, B, 6), torch.arange(B)
+    moco(x2, x1, ids, None, 0.9)  # the queue has keys of these very images
+    plain = copy.deepcopy(moco)
+    losses = [model(x1, x2, ids, None, 0.9).loss for model in (torch.compile(moco, backend="aot_eager"), plain)]
+    torch.testing.assert_close(losses[0], losses[1])
+    for loss in losses:
+        loss.backward()
+    for found, expected in zip(moco.encoder_q.parameters(), plain.encoder_q.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+    torch.testing.assert_close(moco.state_dict(), plain.state_dict())
+
+
+def test_the_queue_can_be_trained_with_after_a_step_of_inference():
+    moco, ids = make(), torch.arange(B)
+    with torch.inference_mode():
+        moco(*views(), ids, None, 1.0)
+    moco(*views(), ids, None, 0.9).loss.backward()
+    moco.load_state_dict(make().state_dict())
+
+
+@pytest.mark.parametrize("loaded", [lambda moco: moco, lambda moco: nn.ModuleList([moco]), lambda moco: moco.backbone])
+def test_the_key_encoder_follows_parameters_that_were_assigned(loaded):
+    """To it, to a module around it or to one inside."""
     moco, ids = make(), torch.arange(B)
     moco(*views(), ids, None, 0.9)
-    moco.load_state_dict({name: value.clone() for name, value in moco.state_dict().items()}, assign=True)
+    module = loaded(moco)
+    module.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
     with torch.no_grad():
         moco.backbone[0].weight.add_(1)
     before = moco.encoder_k[0][0].weight.clone()
@@ -88,6 +114,16 @@ def test_the_key_encoder_follows_a_head_that_was_replaced():
     moco(*views(), ids, None, 0.9)
     found = moco.encoder_k[1].get_parameter(name)
     torch.testing.assert_close(found, before + 0.1 * (theta_q.detach() - before))
+
+
+def test_parameters_that_layers_share_move_once_a_step():
+    layer = nn.Linear(4, 4)
+    moco, x = MoCoV2(layer, layer, dim=4, K=K, tau=0.2), torch.ones(2, 4)
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    moco(x, x, torch.arange(2), None, 0.9)
+    torch.testing.assert_close(moco.encoder_k[0].weight, before + 0.1)
 
 
 def test_no_image_is_its_own_negative():

@@ -3,9 +3,11 @@
 import io
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import BinaryIO
 
 import numpy as np
@@ -19,7 +21,8 @@ ORIENTATION = 274  # the tag
 
 _STRIP_PIXELS = 2**22
 _EXIF_BYTES = 2**16
-_limit = MAX_PIXELS  # while an image is decoded
+_limit = ContextVar("_limit", default=MAX_PIXELS)  # while an image is decoded: each thread has its own
+_lock, _threads, _before = threading.Lock(), 0, ExitStack()  # of threads that decode: the number; what they put back
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 _OPTIONAL_ALPHA = ("BMP", "DIB", "TGA")  # whose fourth byte is often unused: all zero means opaque, as in viewers
 _HUNGRY = ("WEBP", "JPEG2000")  # whose decoders hold 16 to 24 bytes a pixel
@@ -73,14 +76,20 @@ def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
     Inside, images of more than ``max_pixels``, or four times as many bytes, are refused by their header.
     """
-    global _limit
-    truncated, bomb, before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, _limit
-    try:
-        with warnings.catch_warnings():
+    global _threads
+    token = _limit.set(max_pixels)
+    with _lock:  # these settings are the whole process's: the first thread inside makes them, the last puts them back
+        if _threads == 0:
+            _before.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            _before.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", ImageFile.LOAD_TRUNCATED_IMAGES)
+            _before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
             ImageFile.LOAD_TRUNCATED_IMAGES = False  # a program around us may have switched it on
-            Image.MAX_IMAGE_PIXELS, _limit = max_pixels, max_pixels
-            yield
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        _threads += 1
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)  # stops none; `check_size` has each limit
+    try:
+        yield
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -90,7 +99,22 @@ def translated_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except Exception as error:
         raise BadImage(str(error) or type(error).__name__) from error
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, _limit = truncated, bomb, before
+        with _lock:
+            _threads -= 1
+            if _threads == 0:
+                _before.close()
+        _limit.reset(token)
+
+
+def _renew() -> None:
+    """In a forked process, which has none of the threads that decode and maybe a lock that one of them held."""
+    global _lock, _threads
+    _lock, _threads = threading.Lock(), 0
+    _before.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def too_large(most: float, what: str = "") -> BadImage:
@@ -132,8 +156,8 @@ def open_image(data: bytes | BinaryIO) -> ImageFile.ImageFile:
 def check_size(width: int, height: int, nbytes: int = 1) -> None:
     """Refuse images of more pixels than are allowed, and fewer of more than four bytes a pixel; and those of none."""
     share = max(1, nbytes / 4)
-    if width * height * share > _limit:
-        raise too_large(_limit / share, f" of {nbytes} bytes" * (share > 1))
+    if width * height * share > (limit := _limit.get()):
+        raise too_large(limit / share, f" of {nbytes} bytes" * (share > 1))
     if width * height * nbytes == 0:
         raise BadImage("no pixels")
 

@@ -17,7 +17,7 @@ from mocokit.config import MAX_IMAGE_SIZE, PretrainConfig
 from mocokit.data.augment import center_view, usual_crop
 from mocokit.data.decode import decode
 from mocokit.data.pillow import BadImage, decode_pillow, filled, shrink
-from mocokit.data.pixels import convert, convertible, pad, stored_side
+from mocokit.data.pixels import convert, convertible, in_unit, pad, stored_side
 from mocokit.data.sampler import torch_seeded
 from mocokit.data.statistics import channel_statistics
 from mocokit.data.store import Store
@@ -136,21 +136,26 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.backbone.parameters()).device
+        return self._weights.device
+
+    @property
+    def _weights(self) -> Tensor:
+        """Some of the weights, which views have the device and dtype of; none of a backbone without."""
+        return next(self.backbone.parameters(), torch.empty(0))
 
     def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Features [B, D] float32 of uint8 images [B, C, H, W] whose true (height, width) are ``sizes`` [B, 2].
 
         The largest centered square is resized to the encoder's input size and normalised.
         """
-        features: Tensor = self.backbone(self.spec.view(images, sizes))
+        features: Tensor = self.backbone(self.spec.view(images, sizes).to(self._weights.dtype))
         return features.float()
 
     def for_evaluation(self) -> "Encoder":
         """An encoder that gives the same features up to rounding, faster, and can't be trained."""
         C, S = self.spec.channels, self.spec.image_size
         x = torch.randn(2, C, S, S, generator=torch.Generator().manual_seed(0))
-        encoder = Encoder(folded(self.backbone, x.to(self.device)), self.spec, self.classifier, self.classes)
+        encoder = Encoder(folded(self.backbone, x.to(self._weights)), self.spec, self.classifier, self.classes)
         encoder.name = self.name
         return encoder
 
@@ -180,10 +185,10 @@ class Encoder(nn.Module):
         """
         if batch_size < 1:
             raise UserError(f"embed: batch_size {batch_size} is too small; the least is 1")
-        parts, images = [torch.empty(0, self.dim)], iter(_images(images))
+        parts, images = [torch.empty(0, self.dim)], enumerate(_images(images))
         with evaluating(self):
             while chunk := list(itertools.islice(images, batch_size)):
-                pixels, sizes = pad([self._pixels(image) for image in chunk])
+                pixels, sizes = pad([self._pixels(image, index) for index, image in chunk])
                 features = self(torch.from_numpy(pixels).to(self.device), torch.from_numpy(sizes))
                 parts.append(self.checked(features.cpu()))
         return torch.cat(parts)
@@ -202,12 +207,12 @@ class Encoder(nn.Module):
     def probabilities(self, features: Tensor) -> Tensor:
         """What the classifier makes of features [N, D]: probabilities [N, len(classes)] float32, on the CPU."""
         assert self.classifier is not None
-        return self.classifier(features.to(self.device)).softmax(dim=1).cpu()
+        return self.classifier(features.to(self.classifier.weight)).float().softmax(dim=1).cpu()
 
-    def _pixels(self, image: Any) -> np.ndarray:
-        """One image as uint8 [C, H, W] with the encoder's number of channels."""
+    def _pixels(self, image: Any, index: int) -> np.ndarray:
+        """One image of several as uint8 [C, H, W] with the encoder's number of channels."""
         channels, intensity_range = self.spec.channels, self.spec.intensity_range
-        name = str(image) if isinstance(image, str | Path) else f"a {type(image).__name__}"
+        name = str(image) if isinstance(image, str | Path) else f"image {index}, a {type(image).__name__}"
         try:
             pixels = _decoded(image, stored_side(self.spec.image_size), intensity_range is None)
             if not convertible(len(pixels), channels):
@@ -235,7 +240,7 @@ def _decoded(image: Any, max_side: int, for_bytes: bool) -> np.ndarray:
     if pixels.dtype != np.uint8:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
             deep = filled(pixels.astype(np.float32))  # as of files
-        if for_bytes and pixels.dtype.kind == "f" and not (deep.min() >= 0 and deep.max() <= 1):
+        if for_bytes and pixels.dtype.kind == "f" and not in_unit(deep.min(), deep.max()):
             raise BadImage(f"{pixels.dtype} from {deep.min():g} to {deep.max():g}, where 0 to 1 is expected")
         if for_bytes and pixels.dtype.kind in "ui" and pixels.dtype != np.uint16:
             raise BadImage(f"{pixels.dtype} pixels, where uint8, uint16 or floats from 0 to 1 are expected")

@@ -21,7 +21,6 @@ every process has the same queue.
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +45,8 @@ class MoCo(nn.Module):
         self.predictor = predictor
         self.encoder_k = momentum_copy(self.encoder_q)
         self.tau, self.symmetric = tau, symmetric
-        self._modules_of_thetas: list[nn.Module] = []
-        self._collected: tuple[list[Tensor], list[Tensor]] = [], []
+        self._children: list[nn.Module] = []
+        self._holders: list[list[nn.Module]] = [[], []]
 
     @property
     def backbone(self) -> nn.Module:
@@ -63,7 +62,8 @@ class MoCo(nn.Module):
             shuffle: [B] int64 on the CPU, a random permutation for ShuffleBN, or None for none.
             m: momentum of this step.
         """
-        momentum_update(*self._thetas(), m)
+        theta_k, theta_q = self._thetas()
+        momentum_update(theta_k, theta_q, m)
         pairs = [(x1, x2), (x2, x1)] if self.symmetric else [(x1, x2)]
         keys = [self.keys(x, shuffle) for _, x in pairs]
         halves = [self.contrast(self.queries(x), k, ids) for (x, _), k in zip(pairs, keys, strict=True)]
@@ -88,19 +88,16 @@ class MoCo(nn.Module):
             return k
         return torch.empty_like(k).index_copy_(0, shuffle.to(k.device, non_blocking=True), k)
 
-    def _thetas(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Parameters of key and query encoder; to collect them at each step would cost the host of a GPU a millisecond,
-        so that is done only where a backbone or head is another than before."""
-        modules: list[nn.Module] = [*self.encoder_k.children(), *self.encoder_q.children()]
-        if self._modules_of_thetas != modules:
-            self._modules_of_thetas = modules
-            self._collected = [*self.encoder_k.parameters()], [*self.encoder_q.parameters()]
-        return self._collected
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As of any module; with ``assign`` parameters are others than before."""
-        self._modules_of_thetas = []
-        return super().load_state_dict(*arguments, **options)
+    def _thetas(self) -> list[list[Tensor]]:
+        """Parameters of key and query encoder, each once. To look for them at each step would cost the host of a GPU a
+        millisecond, so the modules that have some are listed, anew where a backbone or head is another than before;
+        not the parameters themselves, which ``load_state_dict(assign=True)`` of any module replaces."""
+        children: list[nn.Module] = [*self.encoder_k.children(), *self.encoder_q.children()]
+        if self._children != children:
+            self._children = children
+            self._holders = [[m for m in e.modules() if m._parameters] for e in (self.encoder_k, self.encoder_q)]
+        of_modules = ((p for module in holders for p in module._parameters.values()) for holders in self._holders)
+        return [[p for p in dict.fromkeys(parameters) if p is not None] for parameters in of_modules]
 
     loss_scale = 1.0
 
@@ -151,8 +148,7 @@ class MoCoV2(MoCo):
     def contrast(self, q: Tensor, k: Tensor, ids: Tensor) -> LossOutput:
         """InfoNCE (v1, equation 1) against the queue as it was before this batch."""
         own = ids[:, None] == self.queue.ids[None]  # [b, K]
-        negatives = self.queue.keys.clone()  # [K, D]; backward needs them after the queue has moved on
-        return info_nce(q, k[distributed.local_slice(len(k))], negatives, self.tau, own)
+        return info_nce(q, k[distributed.local_slice(len(k))], self.queue.keys, self.tau, own)
 
     def enqueue(self, keys: list[Tensor], ids: Tensor) -> None:
         """The keys of this step take the places of the oldest."""
@@ -203,15 +199,17 @@ class Queue(nn.Module):
         """Share of entries that are real keys, from 0 to 1."""
         return (self.ids >= 0).float().mean()
 
+    @torch.inference_mode(False)  # tensors of inference could not be trained with later
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor) -> None:
         """Replace the oldest entries by ``keys`` [B, D] of images ``ids`` [B]; of more than K the last K stay."""
         size, batch = len(self.keys), len(keys)
         first = max(0, batch - size)
         slots = (self.pointer + torch.arange(first, batch, device=self.keys.device)) % size
-        self.keys.index_copy_(0, slots, keys[first:].to(self.keys.dtype))
-        self.ids.index_copy_(0, slots, ids[first:])
-        self.pointer.add_(batch).remainder_(size)
+        # In new tensors: backward, of compiled code too, needs the queue as it was when it was contrasted with.
+        self.keys = self.keys.index_copy(0, slots, keys[first:].to(self.keys.dtype))
+        self.ids = self.ids.index_copy(0, slots, ids[first:])
+        self.pointer = (self.pointer + batch) % size
 
 
 def momentum_copy(encoder: nn.Module) -> nn.Module:
