@@ -18,6 +18,7 @@ from mocokit.config import FIELDS, ReportConfig, deciding
 from mocokit.data.image_index import Skipped
 from mocokit.data.store import write_skipped
 from mocokit.deploy.encoder_file import save_encoder
+from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.reporting import projection
 from mocokit.rundir import RunDirectory
@@ -311,6 +312,29 @@ def test_figures_of_other_images_are_not_shown_as_if_they_were_of_these(tiny_run
     assert f"labels: the verdict (of {tiny_run.data})." in lead
     assert "on 16 test images, with" in lead
     assert "random init" not in lead
+
+
+def test_results_of_another_structure_are_left_out(tiny_run, tmp_path, capfd):
+    run = shutil.copytree(tiny_run.path, tmp_path / "run")
+    for verb, text in {
+        "pretrain": '{"knn": 5, "verdict": 3, "scorecard": [], "config": null}',
+        "knn": '{"encoder": 5, "config": {}}',
+        "scorecard": '{"config": {"data": 3, "stream": true}, "data_fingerprint": 0}',
+    }.items():
+        (run / "results" / f"{verb}.json").write_text(text)
+    mocokit.report(str(run))
+    told = capfd.readouterr().err
+    for verb in ("pretrain", "knn", "scorecard"):
+        way_out = f"left out; for another remove it and run mocokit {verb} again"
+        assert re.search(rf"{verb}.json: not the result that was written \(.*\); {way_out}", told)
+
+
+def test_a_selection_that_is_no_table_is_one_line(tmp_path):
+    (tmp_path / "select.csv").write_bytes(b"\xff\xfe\0")
+    images = SimpleNamespace(images=SimpleNamespace(names=["a"]))
+    contents = SimpleNamespace(directory=RunDirectory(tmp_path), seen=images)
+    with pytest.raises(UserError, match=r"select.csv: not a table \(.*\); move it, or run mocokit select again"):
+        module._Contents._selected(contents)
 
 
 def test_a_streamed_run_is_of_these_images_where_they_are_in_the_same_place_and_have_the_same_labels(tmp_path):

@@ -22,7 +22,7 @@ from mocokit.data.sampler import random_subset
 from mocokit.data.sources import open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
 from mocokit.deploy.loading import home_of
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of, refusing_damage
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
@@ -165,8 +165,17 @@ class _Contents:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """Of the verbs that have measured the run, on whatever images."""
-        return {verb: found for verb in about_run.VERBS if (found := self.directory.read_result(verb))}
+        """Of the verbs that have measured the run, on whatever images; one of another structure counts as none."""
+        read = {verb: found for verb in about_run.VERBS if (found := self.directory.read_result(verb))}
+        for verb, result in list(read.items()):
+            try:
+                self._is_of_these(result)
+                about_run.check(verb, result, self.inputs.spec.channels)
+            except Exception as error:
+                del read[verb]
+                way_out = f"left out; for another remove it and run mocokit {verb} again"
+                say(f"{self.directory.result(verb)}: not the result that was written ({reason_of(error)}); {way_out}")
+        return read
 
     @cached_property
     def shown(self) -> dict[str, dict[str, Any]]:
@@ -235,9 +244,7 @@ class _Contents:
             ("encoder", f"{spec.backbone}, {self.inputs.encoder.dim} features, images of {spec.image_size} pixels"),
         ]
         if pretrained:
-            length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
-            length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
-            facts.append(("training", printable(f"recipe {pretrained['recipe']}, {length}")))
+            facts.append(("training", about_run.training(pretrained)))
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
         skipped = [(each.name, each.reason) for each in store.skipped]
         if self.resolved and self.config.data == self.resolved.config.data:
@@ -267,7 +274,8 @@ class _Contents:
         if not path.is_file():
             return []
         row_of = {name: row for row, name in enumerate(self.seen.images.names)}
-        with path.open(encoding="utf-8", newline="") as file:
+        way_out = "move it, or run mocokit select again"
+        with refusing_damage(f"{path}: not a table", way_out), path.open(encoding="utf-8", newline="") as file:
             chosen = [line.get("image") or "" for line in csv.DictReader(file)]
         return [row_of[name] for name in chosen[: about_findings.SHOWN] if name in row_of]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mocokit.data.notes import count
 from mocokit.deploy.montage import fitted
+from mocokit.errors import refusing_damage
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.files import printable
@@ -87,6 +88,25 @@ def left_out(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Which of the verbs' ``results`` are of other images than those of the page."""
     of = [f"{MEASURED[verb]} (of {result['config']['data']})" for verb, result in results.items()]
     return paragraph(f"Not shown, for other images or labels: {', '.join(of)}.", "faint") if of else ""
+
+
+def training(pretrained: Mapping[str, Any]) -> str:
+    """How long the training of a run's result was, and on what."""
+    length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
+    length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
+    return printable(f"recipe {pretrained['recipe']}, {length}")
+
+
+def check(verb: str, result: Mapping[str, Any], channels: int) -> None:
+    """Raise whatever a result of another structure than that of its ``verb`` raises where it is shown."""
+    figures({verb: result}, channels)
+    _label_free(result, channels)  # where another one has no figures either
+    left_out({verb: result})
+    if verb == "pretrain":
+        training(result)
+        made_of((), (), None, result.get("versions"))
+    if verb == "finetune":
+        classifier(result, (), ())
 
 
 def _share(share: float, low: float, high: float) -> str:
@@ -181,10 +201,11 @@ def use(encoder: Encoder, run: str) -> Section:
 
 
 def read_skipped(path: Path) -> list[tuple[str, str]]:
-    """Names and reasons in a run's list of images that could not be used."""
+    """Names and reasons in a run's list of images that could not be used; a `UserError` if it is damaged."""
     import csv
 
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(row["image"], row["reason"]) for row in csv.DictReader(file)]
+    damage = refusing_damage(f"{path}: not the list that was written", "remove it")
+    with damage, path.open(encoding="utf-8", newline="") as file:
+        return [(row["image"], row["reason"]) for row in csv.DictReader(file, restval="")]
