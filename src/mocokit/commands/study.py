@@ -62,6 +62,7 @@ def study(data: str, **options: Any) -> dict[str, Any]:
     out = Path(config.out or f"studies/{opened.name}")
     home = RunDirectory(out)
     with home.locked(), home.writing():
+        out.mkdir(parents=True, exist_ok=True)  # or why it can't be would be lost with the lock
         saved = _saved(home, opened.store.fingerprint)
         if not saved or not (out / TABLE).exists():
             write_text(out / TABLE, table)
