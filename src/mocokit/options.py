@@ -300,5 +300,6 @@ def parse_yaml(text: str, origin: str) -> dict[Any, Any]:
     except Exception as error:  # by its tags alone YAML raises ValueError, TypeError, KeyError, RecursionError
         raise UserError(f"{origin}: not valid YAML ({reason_of(error)})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: expected lines of the form 'option: value'")
+        nothing = "nothing is in it; " if values is None else ""
+        raise UserError(f"{origin}: {nothing}expected lines of the form 'option: value'")
     return values

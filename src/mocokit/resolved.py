@@ -78,7 +78,10 @@ def parse(text: str, origin: str) -> Resolved:
     Raises:
         UserError: ``origin`` does not hold a complete configuration.
     """
-    raw = parse_yaml(text, origin)
+    try:
+        raw = parse_yaml(text, origin)
+    except UserError as error:
+        raise UserError(f"{error}; restore it, or start anew with --overwrite") from None
     reasons = raw.get("reasons")
     if not isinstance(reasons, dict) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
         raise UserError(f"{origin}: not a mocokit configuration (it has no reasons); start anew with --overwrite")
