@@ -53,7 +53,7 @@ def test_a_fingerprint_that_cannot_be_read_is_one_line_with_the_way_out(tmp_path
             run.data.write_text(text)
         for of in ("fingerprint", "weights"):
             with pytest.raises(
-                UserError, match=r"data.json: gone or damaged, .*; restore it, or start anew: give anoth"
+                UserError, match=r"data.json: gone or damaged; restore it, or begin anew: another --out"
             ):
                 run.read_fingerprint(of)
     run.data.write_text('{"fingerprint": "abc"}')

@@ -14,8 +14,9 @@ NAMES = [path.relative_to(SRC).as_posix() for path in FILES]
 # views chosen by short runs 190, an optimizer 20, a clock that compiling does not disturb 25,
 # bfloat16 on a CPU and Muon in batches 145, batch norm, sum and ReLU at once on a CPU 375, what a GPU
 # or its memory refuses 40, a compiler that fails 50, what readings of all found 130 and 450,
-# names for what stood in closures, tuples and unions 50, samples of streams and starts of fine-tuning 200.
-MOST_LINES, MOST_LINES_IN_ALL = 400, 22_600
+# names for what stood in closures, tuples and unions 50, samples of streams and starts of fine-tuning 200,
+# files of a run that are damaged or lost 35.
+MOST_LINES, MOST_LINES_IN_ALL = 400, 22_635
 
 
 def lines(path: Path) -> int:

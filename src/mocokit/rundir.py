@@ -167,16 +167,11 @@ class RunDirectory:
         return None if self.is_empty() or not self.config.exists() else self.read_config().config.image_size
 
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
-        """Fingerprint of the data the run learns from (or of its first ``weights``, None if there are none).
-
-        Raises:
-            UserError: the file is gone or damaged.
-        """
+        """Fingerprint of the data the run learns from, or of its first ``weights``, if any; a `UserError` if lost."""
         facts = read_json(self.data)
         if facts.get("fingerprint") is None:
-            problem = "gone or damaged, so nothing says which images were learned from"
-            raise UserError(f"{self.data}: {problem}; restore it, or start anew: give another --out, or --overwrite")
-        return None if facts.get(of) is None else str(facts[of])
+            raise UserError(f"{self.data}: gone or damaged; restore it, or begin anew: another --out, or --overwrite")
+        return None if (found := facts.get(of)) is None else str(found)
 
     def read_result(self, verb: str, *needed: str) -> dict[str, Any] | None:
         """What a verb has written, or None if it has not, or the file is damaged or lacks what is ``needed``."""

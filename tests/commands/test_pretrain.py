@@ -295,7 +295,7 @@ def test_of_a_finished_run_what_is_damaged_is_made_again(tmp_path, capfd):
     (out / "metrics.csv").write_text(rows[0] + rows[-1][:-1])  # which may end in half a number
     (out / "results" / "pretrain.json").unlink()
     last = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
-    assert "metrics.csv has no row with a loss any more: the result is without one\n" in capfd.readouterr().err
+    assert "metrics.csv lacks the last rows: the loss is left out\n" in capfd.readouterr().err
     assert (last["loss"], last["loss_over_chance"], last["knn"]) == (None, None, first["knn"])
     assert mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1}) == last
 

@@ -262,6 +262,15 @@ def test_a_run_tells_which_images_it_is_from(tiny_run):
     assert module._with_data({"run": run}, directory, streamed)["limit"] == 10_000
 
 
+def test_images_of_the_run_that_are_not_there_are_not_those_that_were_named(tiny_run):
+    directory, run = RunDirectory(tiny_run.path), str(tiny_run.path)
+    moved = directory.read_config().derive("test", data="im")
+    told = f"{run} was made of im, which is not there; name the images: mocokit report {run} DATA"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        module._with_data({"run": run}, directory, moved)
+    assert module._with_data({"run": run, "data": "im"}, directory, moved)["data"] == "im"
+
+
 def test_folders_and_classes_whose_names_are_not_utf8(tmp_path):
     data = coloured_data(tmp_path / "d\udce4ta")
     for split in ("train", "test"):
@@ -325,15 +334,14 @@ def test_results_of_another_structure_are_left_out(tiny_run, tmp_path, capfd):
     mocokit.report(str(run))
     told = capfd.readouterr().err
     for verb in ("pretrain", "knn", "scorecard"):
-        way_out = f"left out; for another remove it and run mocokit {verb} again"
-        assert re.search(rf"{verb}.json: not the result that was written \(.*\); {way_out}", told)
+        assert re.search(rf"{verb}.json: damaged \(.*\), left out; remove it, measure again", told)
 
 
 def test_a_selection_that_is_no_table_is_one_line(tmp_path):
     (tmp_path / "select.csv").write_bytes(b"\xff\xfe\0")
     images = SimpleNamespace(images=SimpleNamespace(names=["a"]))
     contents = SimpleNamespace(directory=RunDirectory(tmp_path), seen=images)
-    with pytest.raises(UserError, match=r"select.csv: not a table \(.*\); move it, or run mocokit select again"):
+    with pytest.raises(UserError, match=r"select.csv: not a table \(.*\); move it"):
         module._Contents._selected(contents)
 
 

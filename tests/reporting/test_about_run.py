@@ -119,11 +119,11 @@ def test_whole_results_pass():
     shown(WHOLE)
 
 
-@pytest.mark.parametrize("damaged", [b"\xff\xfe\0", b"a,b\n1,2\n", b"image,reason\n" + b"9" * 200_000 + b",x\n"])
-def test_a_damaged_list_of_images_is_one_line(tmp_path, damaged):
+@pytest.mark.parametrize("damaged", [b"\xff\xfe\0", b"image,reason\n" + b"9" * 200_000 + b",x\n"])
+def test_a_damaged_table_is_one_line(tmp_path, damaged):
     (tmp_path / "skipped.csv").write_bytes(damaged)
-    with pytest.raises(UserError, match=r"skipped.csv: not the list that was written \(.*\); remove it"):
-        about_run.read_skipped(tmp_path / "skipped.csv")
+    with pytest.raises(UserError, match=r"skipped.csv: not a table \(.*\); move it"):
+        about_run.read_table(tmp_path / "skipped.csv", "image", "reason")
 
 
 def test_what_is_of_other_images_is_named():
@@ -150,9 +150,11 @@ def test_curves_of_what_was_measured():
 
 def test_what_could_not_be_used_is_listed(tmp_path):
     path = tmp_path / "skipped.csv"
-    assert about_run.read_skipped(path) == []
+    assert about_run.read_table(path, "image", "reason") == []
     path.write_text('image,reason\n"a,b.png",damaged\n', encoding="utf-8")
-    assert about_run.read_skipped(path) == [("a,b.png", "damaged")]
+    assert about_run.read_table(path, "image", "reason") == [("a,b.png", "damaged")]
+    path.write_text("reason,image\ndamaged\n,,,\n", encoding="utf-8")
+    assert about_run.read_table(path, "image", "reason", "x") == [("", "damaged", ""), ("", "", "")]
     section = about_run.made_of([("images", "3")], [("<a>.png", "damaged")] * 201, None, {"torch": "2"})
     one = about_run.made_of([], [("<a>.png", "damaged")], None, None)
     assert "1 image could not be used<" in one.html

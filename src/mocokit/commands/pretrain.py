@@ -281,13 +281,10 @@ def _pictures(store: Store, config: PretrainConfig) -> Callable[[], dict[str, np
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
     """The encoder and its baselines, on all images unless the configuration says less, or not at all."""
     config, spec = task.config, task.spec
-    rows = [row for row in read_rows(run.metrics) if row.get("step") and row.get("loss")]
-    last = rows[-1] if rows else {}  # the file is the user's to lose; all else is in the checkpoint
-    if not rows:
-        say(f"{run.metrics} has no row with a loss any more: the result is without one")
-    elif int(last["step"]) != config.steps:
-        say(f"{run.metrics} lacks the last rows: the loss is that of step {last['step']}")
-    loss = float(last["loss"]) if rows else None
+    last = next((row for row in reversed(read_rows(run.metrics)) if row.get("step") and row.get("loss")), {})
+    if not last or int(last["step"]) != config.steps:  # the checkpoint has all but these
+        say(f"{run.metrics} lacks the last rows: the loss is {'that of step ' + last['step'] if last else 'left out'}")
+    loss = float(last["loss"]) if last else None
     over_chance = float(last["loss"]) / task.chance_level if last.get("loss_over_chance") else None
     figures = {"run": str(run.path), "recipe": config.recipe, "epochs": config.epochs, "steps": config.steps}
     figures |= {"loss": loss, "loss_over_chance": over_chance}

@@ -1,6 +1,7 @@
 """Sections on the run itself: its figures, what it was made of, its curves, its views, and how to use the encoder."""
 
 import base64
+import csv
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -92,19 +93,15 @@ def left_out(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def training(pretrained: Mapping[str, Any]) -> str:
     """How long the training of a run's result was, and on what."""
-    length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps"
-    length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
-    return printable(f"recipe {pretrained['recipe']}, {length}")
+    length = f"{pretrained['epochs']:,} epochs, {pretrained['steps']:,} steps, {pretrained['wall_s']:,.0f} s in all"
+    return printable(f"recipe {pretrained['recipe']}, {length}, on {pretrained['config']['data']}")
 
 
 def check(verb: str, result: Mapping[str, Any], channels: int) -> None:
     """Raise whatever a result of another structure than that of its ``verb`` raises where it is shown."""
-    figures({verb: result}, channels)
-    _label_free(result, channels)  # where another one has no figures either
-    left_out({verb: result})
+    _ = figures({verb: result}, channels), _label_free(result, channels), left_out({verb: result})
     if verb == "pretrain":
-        training(result)
-        made_of((), (), None, result.get("versions"))
+        made_of([("training", training(result))], (), None, result.get("versions"))
     if verb == "finetune":
         classifier(result, (), ())
 
@@ -200,12 +197,9 @@ def use(encoder: Encoder, run: str) -> Section:
     return Section("use", "Use the encoder", html)
 
 
-def read_skipped(path: Path) -> list[tuple[str, str]]:
-    """Names and reasons in a run's list of images that could not be used; a `UserError` if it is damaged."""
-    import csv
-
-    if not path.exists():
+def read_table(path: Path, *columns: str) -> list[Any]:
+    """These columns of a CSV file in a run, a tuple of each row, if it is there; a `UserError` if it can't be read."""
+    if not path.is_file():
         return []
-    damage = refusing_damage(f"{path}: not the list that was written", "remove it")
-    with damage, path.open(encoding="utf-8", newline="") as file:
-        return [(row["image"], row["reason"]) for row in csv.DictReader(file, restval="")]
+    with refusing_damage(f"{path}: not a table", "move it"), path.open(encoding="utf-8", newline="") as file:
+        return [tuple(row.get(column) or "" for column in columns) for row in csv.DictReader(file)]
