@@ -390,6 +390,17 @@ def test_what_helps_is_what_the_verb_takes(tmp_path, monkeypatch, capfd):
     assert refused(capfd, "search", tmp_path).endswith("out of memory; try a smaller set, or --device")
 
 
+@pytest.mark.parametrize("kind", [ImportError, OSError])  # of an extension module, and by ctypes
+def test_a_library_that_does_not_fit_into_the_address_space_is_told(data, monkeypatch, capfd, kind):
+    error = kind("libtorch_cpu.so: failed to map segment from shared object")
+    monkeypatch.setattr("mocokit.cli.importlib", Mock(import_module=Mock(side_effect=error)))
+    line = refused(capfd, "knn", "run", data)
+    assert line == f"mocokit: not enough memory to load PyTorch ({error}); look at ulimit -v"
+    monkeypatch.setattr("mocokit.cli.importlib", Mock(import_module=Mock(side_effect=kind("no module named x"))))
+    with pytest.raises(kind, match="no module named x"):
+        main(["knn", "run", data])
+
+
 def test_torchs_own_refusal_of_memory_is_told(data, monkeypatch, capfd):
     monkeypatch.setattr("mocokit.commands.pretrain.pretrain", lambda **_: torch.empty(2**60, dtype=torch.uint8))
     assert "out of memory: you tried to allocate" in refused(capfd, "pretrain", data)

@@ -88,7 +88,7 @@ def test_temporary_files_of_one_path_are_removed(tmp_path):
 def test_what_was_left_long_ago_is_removed_with_the_next_writing_and_what_is_at_work_is_not(tmp_path):
     path = tmp_path / "a.txt"
     with replacing(path) as living:
-        for name, age in (("old", 7200), ("young", 600)):
+        for name, age in (("old", 7200), ("young", 600), ("of a clock that was wrong", -7200)):
             left = tmp_path / f".a.txt.{name}.tmp"
             left.touch()
             os.utime(left, (time.time() - age,) * 2)

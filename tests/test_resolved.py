@@ -97,6 +97,12 @@ def test_damaged_configurations_are_one_clear_line(text, tmp_path):
         assert len(str(caught.value)) < 600
 
 
+@pytest.mark.parametrize(("text", "what"), [("", "empty; expected lines"), ("a: [", "not valid YAML")])
+def test_a_configuration_that_cannot_be_read_has_a_way_out(text, what):
+    with pytest.raises(UserError, match=f"^run/config.yaml: {what}.*; restore it, or start anew with --overwrite$"):
+        parse(text, "run/config.yaml")
+
+
 @given(st.dictionaries(st.sampled_from([*FIELDS, "reasons", "versions", "extends", "more"]), anything), st.booleans())
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_any_values_are_one_clear_line_or_a_configuration(values, whole):

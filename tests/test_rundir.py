@@ -45,14 +45,20 @@ def test_results_round_trip_and_damaged_ones_count_as_none(tmp_path):
     assert run.read_result("knn", "a", "c") is None
 
 
-def test_a_fingerprint_that_cannot_be_read_is_none(tmp_path):
+def test_a_fingerprint_that_cannot_be_read_is_one_line_with_the_way_out(tmp_path):
+    """It was said to be that of other images."""
     run = RunDirectory(tmp_path)
-    assert run.read_fingerprint() is None
+    for text in (None, "", "[]", '{"fingerprint": null}', '{"weights": "w"}'):
+        if text is not None:
+            run.data.write_text(text)
+        for of in ("fingerprint", "weights"):
+            with pytest.raises(
+                UserError, match=r"data.json: gone or damaged; restore it, or begin anew: another --out"
+            ):
+                run.read_fingerprint(of)
     run.data.write_text('{"fingerprint": "abc"}')
     assert run.read_fingerprint() == "abc"
     assert run.read_fingerprint("weights") is None
-    run.data.write_text("[]")
-    assert run.read_fingerprint() is None
 
 
 def test_no_run_and_a_configuration_that_is_no_text(tmp_path):

@@ -441,12 +441,12 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
-        images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
-        scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
-        raw_pixels and colour_histogram, all four None with ``evaluate=False``; config, data_fingerprint, versions;
-        extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
-        the first returns it; the others nothing.
+        wall_s, loss, loss_over_chance (None if the queue was still filling; both if ``metrics.csv`` has lost them),
+        verdict; test (what the test images are: images, split, held_out, near_duplicates) and knn (top1, top5 and the
+        interval ci95), None without labels; scorecard and retrieval_ci95, as knn each of encoder, given_weights (if
+        there are any), random_init, raw_pixels and colour_histogram, all four None with ``evaluate=False``; config,
+        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
+        torchrun or SLURM started, only the first returns it; the others nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.

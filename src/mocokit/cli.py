@@ -22,7 +22,7 @@ import yaml
 import mocokit
 from mocokit.config import VERBS
 from mocokit.console import complain, result, say
-from mocokit.errors import Interrupted, UserError
+from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.options import Fields, Option, fields_of, flag, grouped, help_of, load_config, merge, validate
 from mocokit.recipes import recipe_names
 
@@ -171,8 +171,8 @@ def _run(argv: Sequence[str], started: float) -> None:
     if arguments.verb == "pretrain" and "RANK" not in os.environ:  # of several processes the one that starts them
         say(f"mocokit {mocokit.__version__}: loading PyTorch")
     _check_surroundings()
-    command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
     try:
+        command = getattr(importlib.import_module(f"mocokit.commands.{arguments.verb}"), arguments.verb)
         found: Mapping[str, Any] = command(**options)
     except (MemoryError, RuntimeError) as error:
         text = str(error).replace("can't allocate memory", "out of memory")  # so torch has it of a CPU's
@@ -182,8 +182,11 @@ def _run(argv: Sequence[str], started: float) -> None:
         fields = fields_of(VERBS[arguments.verb])
         ways = [flag(name) for name in ("batch_size", "image_size", "limit", "device") if name in fields]
         raise UserError(f"{what}; try a smaller set, or {', '.join(ways) or 'a larger machine'}") from error
-    except OSError as error:  # of a path that can't be looked at, wherever it was named
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP) or not error.filename:
+    except (ImportError, OSError) as error:
+        if "failed to map segment" in str(error):  # as the system's loader says it of a library
+            raise UserError(f"not enough memory to load PyTorch ({reason_of(error)}); look at ulimit -v") from error
+        denied = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)  # a path, wherever it was named
+        if isinstance(error, ImportError) or error.errno not in denied or not error.filename:
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
     if arguments.json and found:  # of several processes only the first has a result

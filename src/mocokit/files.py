@@ -67,7 +67,7 @@ def remove_temporary(path: Path, idle: float = 0) -> None:
     be at work, those that nobody has written to for ``idle`` seconds."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError):
-            if not idle or temporary.stat().st_mtime < time.time() - idle:
+            if not idle or abs(time.time() - temporary.stat().st_mtime) > idle:  # in the future by another clock
                 temporary.unlink()
 
 

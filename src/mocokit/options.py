@@ -293,12 +293,12 @@ def load_config(path: str, fields: Fields, origin: str = "", records: Sequence[s
     return validate({n: v for n, v in values.items() if n not in records}, fields, origin)
 
 
-def parse_yaml(text: str, origin: str) -> dict[Any, Any]:
+def parse_yaml(text: str, origin: str, way_out: str = "") -> dict[Any, Any]:
     """The names and values in a YAML text; a `UserError` that names ``origin`` whatever else is in it."""
     try:
         values = yaml.safe_load(text)
     except Exception as error:  # by its tags alone YAML raises ValueError, TypeError, KeyError, RecursionError
-        raise UserError(f"{origin}: not valid YAML ({reason_of(error)})") from None
+        raise UserError(f"{origin}: not valid YAML ({reason_of(error)}){way_out}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{origin}: expected lines of the form 'option: value'")
+        raise UserError(f"{origin}: {'empty; ' * (values is None)}expected lines of the form 'option: value'{way_out}")
     return values

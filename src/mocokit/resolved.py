@@ -78,7 +78,7 @@ def parse(text: str, origin: str) -> Resolved:
     Raises:
         UserError: ``origin`` does not hold a complete configuration.
     """
-    raw = parse_yaml(text, origin)
+    raw = parse_yaml(text, origin, "; restore it, or start anew with --overwrite")
     reasons = raw.get("reasons")
     if not isinstance(reasons, dict) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
         raise UserError(f"{origin}: not a mocokit configuration (it has no reasons); start anew with --overwrite")

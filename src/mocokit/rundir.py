@@ -167,9 +167,11 @@ class RunDirectory:
         return None if self.is_empty() or not self.config.exists() else self.read_config().config.image_size
 
     def read_fingerprint(self, of: str = "fingerprint") -> str | None:
-        """Fingerprint of the data the run learns from (or of its first ``weights``); None if its file is damaged."""
-        found = read_json(self.data).get(of)
-        return None if found is None else str(found)
+        """Fingerprint of the data the run learns from, or of its first ``weights``, if any; a `UserError` if lost."""
+        facts = read_json(self.data)
+        if facts.get("fingerprint") is None:
+            raise UserError(f"{self.data}: gone or damaged; restore it, or begin anew: another --out, or --overwrite")
+        return None if (found := facts.get(of)) is None else str(found)
 
     def read_result(self, verb: str, *needed: str) -> dict[str, Any] | None:
         """What a verb has written, or None if it has not, or the file is damaged or lacks what is ``needed``."""

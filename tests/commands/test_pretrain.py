@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mocokit
 from mocokit.cli import main
+from mocokit.commands import pretrain as module
 from mocokit.config import FIELDS
 from mocokit.deploy.encoder_file import read_header
 from mocokit.errors import UserError
 from mocokit.evaluation.metrics import wilson_interval
+from mocokit.rundir import RunDirectory
 from mocokit.training.log import read_rows
 from tests.helpers import archive, encode, noise, png16, png_header, write_images
 from tests.tiny_runs import TINY, TinyRun, coloured_data, tiny_data
@@ -289,6 +292,21 @@ def test_of_a_finished_run_what_is_damaged_is_made_again(tmp_path, capfd):
     other = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
     assert "metrics.csv lacks the last rows: the loss is that of step 2\n" in capfd.readouterr().err
     assert other["loss"] != first["loss"]
+    (out / "metrics.csv").write_text(rows[0] + rows[-1][:-1])  # which may end in half a number
+    (out / "results" / "pretrain.json").unlink()
+    last = mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1})
+    assert "metrics.csv lacks the last rows: the loss is left out\n" in capfd.readouterr().err
+    assert (last["loss"], last["loss_over_chance"], last["knn"]) == (None, None, first["knn"])
+    assert mocokit.pretrain(data, out=str(out), **SHORT | {"log_every": 1}) == last
+
+
+def test_a_run_that_was_moved_below_a_name_that_is_not_utf8_has_no_projector(tmp_path, monkeypatch):
+    """Though TensorBoard has written there before."""
+    (tmp_path / "b\udce9" / "run" / "tensorboard").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "b\udce9")
+    task = SimpleNamespace(config=SimpleNamespace(histograms=True, evaluate=True, knn_images=None))
+    module._write_projector(task, None, RunDirectory(Path("run")))
+    assert list((tmp_path / "b\udce9" / "run" / "tensorboard").iterdir()) == []
 
 
 def test_a_recipe_names_images_and_weights_as_options_do(tmp_path):

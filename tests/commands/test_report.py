@@ -18,6 +18,7 @@ from mocokit.config import FIELDS, ReportConfig, deciding
 from mocokit.data.image_index import Skipped
 from mocokit.data.store import write_skipped
 from mocokit.deploy.encoder_file import save_encoder
+from mocokit.errors import UserError
 from mocokit.model.encoder import Encoder, EncoderSpec
 from mocokit.reporting import projection
 from mocokit.rundir import RunDirectory
@@ -261,6 +262,15 @@ def test_a_run_tells_which_images_it_is_from(tiny_run):
     assert module._with_data({"run": run}, directory, streamed)["limit"] == 10_000
 
 
+def test_images_of_the_run_that_are_not_there_are_not_those_that_were_named(tiny_run):
+    directory, run = RunDirectory(tiny_run.path), str(tiny_run.path)
+    moved = directory.read_config().derive("test", data="im")
+    told = f"{run} was made of im, which is not there; name the images: mocokit report {run} DATA"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        module._with_data({"run": run}, directory, moved)
+    assert module._with_data({"run": run, "data": "im"}, directory, moved)["data"] == "im"
+
+
 def test_folders_and_classes_whose_names_are_not_utf8(tmp_path):
     data = coloured_data(tmp_path / "d\udce4ta")
     for split in ("train", "test"):
@@ -311,6 +321,28 @@ def test_figures_of_other_images_are_not_shown_as_if_they_were_of_these(tiny_run
     assert f"labels: the verdict (of {tiny_run.data})." in lead
     assert "on 16 test images, with" in lead
     assert "random init" not in lead
+
+
+def test_results_of_another_structure_are_left_out(tiny_run, tmp_path, capfd):
+    run = shutil.copytree(tiny_run.path, tmp_path / "run")
+    for verb, text in {
+        "pretrain": '{"knn": 5, "verdict": 3, "scorecard": [], "config": null}',
+        "knn": '{"encoder": 5, "config": {}}',
+        "scorecard": '{"config": {"data": 3, "stream": true}, "data_fingerprint": 0}',
+    }.items():
+        (run / "results" / f"{verb}.json").write_text(text)
+    mocokit.report(str(run))
+    told = capfd.readouterr().err
+    for verb in ("pretrain", "knn", "scorecard"):
+        assert re.search(rf"{verb}.json: damaged \(.*\), left out; remove it, measure again", told)
+
+
+def test_a_selection_that_is_no_table_is_one_line(tmp_path):
+    (tmp_path / "select.csv").write_bytes(b"\xff\xfe\0")
+    images = SimpleNamespace(images=SimpleNamespace(names=["a"]))
+    contents = SimpleNamespace(directory=RunDirectory(tmp_path), seen=images)
+    with pytest.raises(UserError, match=r"select.csv: not a table \(.*\); move it"):
+        module._Contents._selected(contents)
 
 
 def test_a_streamed_run_is_of_these_images_where_they_are_in_the_same_place_and_have_the_same_labels(tmp_path):

@@ -182,8 +182,10 @@ def test_a_run_that_has_moved(place):
 def test_data_that_have_moved(place):
     moved(place / "f.npy", "data")
     options = {"k": 2, "montage": str(place / "m.png")}
-    with pytest.raises(UserError, match="/gone"):
+    with pytest.raises(UserError, match=r"f.npy was made of /gone, which is not there; name the images: --data DATA"):
         mocokit.search(str(place / "f.npy"), 3, **options)
+    with pytest.raises(UserError, match="no such data: /elsewhere; accepted"):
+        mocokit.search(str(place / "f.npy"), 3, data="/elsewhere", **options)
     mocokit.search(str(place / "f.npy"), 3, data=str(place / "data"), **options)
     for file in (place / "data" / "test").rglob("*.png"):
         file.unlink()

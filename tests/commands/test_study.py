@@ -1,6 +1,8 @@
 """A whole study on tiny trials: what it leaves, what is added, what is refused."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +138,20 @@ def test_what_is_refused_writes_nothing(tiny_run, tmp_path, in_process):
     with pytest.raises(UserError, match="exists and holds no study"):
         mocokit.study(str(tiny_run.data), out=str(tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_told_by_its_reason(tiny_run, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    mkdir = Path.mkdir
+
+    def refuse(self, *arguments, **options):
+        if self == out:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=f"^{out}: Read-only file system; "):
+        mocokit.study(str(tiny_run.data), out=str(out), **GRID)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mocokit.data.image_index import ImageIndex
-from mocokit.data.sources import open_source
+from mocokit.data.sources import check_there, open_source
 from mocokit.errors import UserError
 from tests.helpers import archive, encode, noise, write_images
 
@@ -100,6 +100,34 @@ def test_a_missing_path_suggests_a_near_name(tmp_path: Path) -> None:
     for odd in ("\0", "x" * 5000):
         with pytest.raises(UserError):
             open_source(odd)
+
+
+def test_a_link_that_leads_nowhere_is_not_suggested_for_itself(tmp_path: Path) -> None:
+    for name, target in (("loop", "loop"), ("dangling", "gone")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with pytest.raises(UserError, match=rf"no such data: .*/{name} \(a link that leads nowhere\); accepted"):
+            open_source(str(tmp_path / name))
+
+
+def test_a_folder_that_may_not_be_entered_suggests_nothing(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "data").mkdir()
+
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match=r"no such data: .*/data; accepted"):
+        open_source(str(tmp_path / "data"))
+
+
+def test_images_that_the_user_has_not_named_are_told_by_what_was_made_of_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for there in ("data", "./data", str(tmp_path / "data"), "digits", "cifar10", "hf:ylecun/mnist", "s3://bucket/x"):
+        check_there(there, "run", "mocokit report run DATA")
+    for gone in ("im", "/gone/images", "~/gone/images", "\0"):
+        with pytest.raises(UserError, match=r"^run was made of .*, which is not there; name the images: say which$"):
+            check_there(gone, "run", "say which")
 
 
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:

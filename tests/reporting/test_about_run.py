@@ -1,7 +1,14 @@
 """Sections on the run say what is in its files."""
 
-import numpy as np
+from contextlib import suppress
 
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tools import fuzz
+
+from mocokit.errors import UserError
 from mocokit.reporting import about_run
 from tests.encoders import random_encoder
 
@@ -71,6 +78,56 @@ def test_without_labels_what_takes_none_is_shown():
     assert "50.0 % (30.0 to 70.0)" in about_run.figures({"pretrain": result, "scorecard": later}, 3)
 
 
+ROW = {"top1": 0.5, "ci95": [0.4, 0.6]}
+BASE = {"config": {"data": "d", "labels_per_class": 2}, "data_fingerprint": "a", "versions": {"torch": "2"}}
+TEST = {"images": 3, "split": "train", "held_out": {"share": 0.2, "by": "folder"}}
+SCORES = {"scorecard": {"encoder": {"retrieval": 0.5, "rankme": 2.0}}, "retrieval_ci95": {"encoder": [0.4, 0.6]}}
+LENGTH = {"epochs": 2, "steps": 9, "wall_s": 1.5, "recipe": "auto"}
+CLASSES = {"per_class": {"a": {"recall": 0.5, "images": 2}}, "confusion": [[2]]}
+WHOLE = {
+    "pretrain": BASE | LENGTH | SCORES | {"verdict": "v", "knn": {"encoder": ROW}, "test": TEST},
+    "knn": BASE | {"encoder": ROW, "test": TEST},
+    "finetune": BASE | {"encoder": ROW | CLASSES, "random_init": None, "protocol": "finetune", "test": TEST},
+    "scorecard": BASE | SCORES,
+}
+
+
+def shown(results: dict) -> None:
+    """All that a page shows of these results."""
+    about_run.figures(results, 3)
+    about_run.left_out(results)
+    if "pretrain" in results:
+        about_run.training(results["pretrain"])
+        about_run.made_of([], [], None, results["pretrain"].get("versions"))
+    if "finetune" in results:
+        about_run.classifier(results["finetune"], [1], [0.5])
+
+
+@given(st.data())
+def test_a_page_of_results_that_were_checked_one_by_one_has_no_error(data):
+    draw = data.draw
+    kept = {}
+    for verb, result in WHOLE.items():
+        if isinstance(other := fuzz.changed(draw, result), dict):
+            with suppress(Exception):
+                about_run.check(verb, other, 3)
+                kept[verb] = other
+    shown(kept)
+
+
+def test_whole_results_pass():
+    for verb, result in WHOLE.items():
+        about_run.check(verb, result, 3)
+    shown(WHOLE)
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe\0", b"image,reason\n" + b"9" * 200_000 + b",x\n"])
+def test_a_damaged_table_is_one_line(tmp_path, damaged):
+    (tmp_path / "skipped.csv").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"skipped.csv: not a table \(.*\); move it"):
+        about_run.read_table(tmp_path / "skipped.csv", "image", "reason")
+
+
 def test_what_is_of_other_images_is_named():
     html = about_run.left_out({verb: {"config": {"data": "<other>"}} for verb in ("pretrain", "probe")})
     assert "Not shown, for other images or labels: the verdict (of &lt;other&gt;), linear probe (of &lt;other" in html
@@ -95,9 +152,11 @@ def test_curves_of_what_was_measured():
 
 def test_what_could_not_be_used_is_listed(tmp_path):
     path = tmp_path / "skipped.csv"
-    assert about_run.read_skipped(path) == []
+    assert about_run.read_table(path, "image", "reason") == []
     path.write_text('image,reason\n"a,b.png",damaged\n', encoding="utf-8")
-    assert about_run.read_skipped(path) == [("a,b.png", "damaged")]
+    assert about_run.read_table(path, "image", "reason") == [("a,b.png", "damaged")]
+    path.write_text("reason,image\ndamaged\n,,,\n", encoding="utf-8")
+    assert about_run.read_table(path, "image", "reason", "x") == [("", "damaged", ""), ("", "", "")]
     section = about_run.made_of([("images", "3")], [("<a>.png", "damaged")] * 201, None, {"torch": "2"})
     one = about_run.made_of([], [("<a>.png", "damaged")], None, None)
     assert "1 image could not be used<" in one.html

@@ -1,8 +1,10 @@
 """Rows of metrics: when they are due, one a step without gaps or doubles, and whole files."""
 
 import csv
+import errno
 import importlib.util
 import io
+import os
 import random
 from pathlib import Path
 
@@ -203,9 +205,30 @@ def test_a_tracker_that_is_not_installed_is_one_line(name):
         check_tracker(name)
 
 
-def test_names_that_tensorboard_cannot_take_are_told(tmp_path, capfd):
-    assert tensorboard(tmp_path / "b\udce9d" / "tensorboard", 0) == []
+@pytest.mark.parametrize("start", ["absolute", "relative"])
+def test_names_that_tensorboard_cannot_take_are_told(tmp_path, monkeypatch, capfd, start):
+    """Of the folder itself, or of the one in which the command was started."""
+    folder = tmp_path / "b\udce9d"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert tensorboard(folder / "tensorboard" if start == "absolute" else Path("tensorboard"), 0) == []
     assert "d/tensorboard: not written, since TensorBoard takes no name that is not UTF-8" in capfd.readouterr().err
+
+
+def test_a_full_disk_that_tensorboard_meets_is_an_error_of_the_system(tmp_path, monkeypatch):
+    """Its writer notices the earlier of its rows there; Lightning's logger says that such values are not supported."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self, *arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    log = Log(
+        lambda step: tensorboard(tmp_path, step), per_epoch=1, steps=1, batch_size=1, evaluate=dict, announce=print
+    )
+    log.open(1)
+    with pytest.raises(OSError, match="No space left on device"):
+        log.write({"step": 1, "loss": 0.5})
 
 
 @pytest.mark.parametrize("name", ["memory::run", "zip::run", "a::b", "http-run"])

@@ -27,7 +27,7 @@ from mocokit.errors import Interrupted, UserError, reason_of
 from mocokit.evaluation.baselines import random_encoder, row_name
 from mocokit.evaluation.features import extract
 from mocokit.evaluation.verdict import verdict
-from mocokit.files import write_json, write_text
+from mocokit.files import is_utf8, write_json, write_text
 from mocokit.machine import keep_freed_memory, limit_threads, versions
 from mocokit.model.encoder import Encoder, encoder_spec
 from mocokit.options import checked_options, documented
@@ -73,12 +73,12 @@ def pretrain(
 
     Returns:
         What the run came to, as in its ``results/pretrain.json``: run, recipe, images, skipped, epochs, steps,
-        wall_s, loss, loss_over_chance (None if the queue was still filling), verdict; test (what the test images are:
-        images, split, held_out, near_duplicates) and knn (top1, top5 and the interval ci95), None without labels;
-        scorecard and retrieval_ci95, as knn each of encoder, given_weights (if there are any), random_init,
-        raw_pixels and colour_histogram, all four None with ``evaluate=False``; config, data_fingerprint, versions;
-        extends (run and step) if it goes on from another. Of several processes that torchrun or SLURM started, only
-        the first returns it; the others nothing.
+        wall_s, loss, loss_over_chance (None if the queue was still filling; both if ``metrics.csv`` has lost them),
+        verdict; test (what the test images are: images, split, held_out, near_duplicates) and knn (top1, top5 and the
+        interval ci95), None without labels; scorecard and retrieval_ci95, as knn each of encoder, given_weights (if
+        there are any), random_init, raw_pixels and colour_histogram, all four None with ``evaluate=False``; config,
+        data_fingerprint, versions; extends (run and step) if it goes on from another. Of several processes that
+        torchrun or SLURM started, only the first returns it; the others nothing.
 
     Raises:
         UserError: the data or an option is wrong, or the run directory holds another run.
@@ -283,11 +283,11 @@ def _pictures(store: Store, config: PretrainConfig) -> Callable[[], dict[str, np
 def _measure(task: Pretraining, store: Store, run: RunDirectory) -> dict[str, Any]:
     """The encoder and its baselines, on all images unless the configuration says less, or not at all."""
     config, spec = task.config, task.spec
-    last = read_rows(run.metrics, "loss")[-1]
-    if int(last["step"]) != config.steps:
-        say(f"{run.metrics} lacks the last rows: the loss is that of step {last['step']}")
-    loss = float(last["loss"])
-    over_chance = loss / task.chance_level if last["loss_over_chance"] else None
+    last = next((row for row in reversed(read_rows(run.metrics)) if row.get("step") and row.get("loss")), {})
+    if not last or int(last["step"]) != config.steps:  # the checkpoint has all but these
+        say(f"{run.metrics} lacks the last rows: the loss is {'that of step ' + last['step'] if last else 'left out'}")
+    loss = float(last["loss"]) if last else None
+    over_chance = float(last["loss"]) / task.chance_level if last.get("loss_over_chance") else None
     figures = {"run": str(run.path), "recipe": config.recipe, "epochs": config.epochs, "steps": config.steps}
     figures |= {"loss": loss, "loss_over_chance": over_chance}
     if not config.evaluate:
@@ -334,7 +334,8 @@ def _write_encoder(task: Pretraining, store: Store, run: RunDirectory) -> None:
 
 def _write_projector(task: Pretraining, store: Store, run: RunDirectory) -> None:
     """Features of some training images for TensorBoard, where it is written."""
-    if not (most := projected(task.config)) or not run.tensorboard.exists():
+    most, folder = projected(task.config), run.tensorboard.absolute()
+    if not most or not folder.exists() or not is_utf8(str(folder)):  # as for `mocokit.training.log.tensorboard`
         return
     images, spec = store.splits["train"], task.spec
     indices = random_subset(len(images), most, task.config.seed)

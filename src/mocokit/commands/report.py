@@ -1,6 +1,5 @@
 """``mocokit report RUN [DATA]``: one page to look at, which shows what an encoder has found in the images."""
 
-import csv
 import os
 import time
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from mocokit import machine
 from mocokit.commands.inputs import Inputs, open_inputs
 from mocokit.commands.results import record
 from mocokit.config import FinetuneConfig, ReportConfig, deciding
-from mocokit.console import say
-from mocokit.data.notes import count
+from mocokit.console import command, say
 from mocokit.data.sampler import random_subset
-from mocokit.data.sources import open_source
+from mocokit.data.sources import check_there, open_source
 from mocokit.data.streaming import SAMPLE_IMAGES
 from mocokit.deploy.loading import home_of
-from mocokit.errors import UserError
+from mocokit.errors import UserError, reason_of
 from mocokit.evaluation.baselines import features_of
 from mocokit.files import printable, write_text
 from mocokit.machine import keep_freed_memory
@@ -113,6 +111,7 @@ def _with_data(given: dict[str, Any], directory: RunDirectory, resolved: Resolve
     else:
         home_of(given["run"])  # refuses what is no encoder
         raise UserError(f"{given['run']}: does not say what images it is from; name them: mocokit report RUN DATA")
+    check_there(str(of_run["data"]), given["run"], f"{command('report', [given['run']])} DATA")
     return {name: of_run[name] for name in ("data", *deciding(*DECISIONS)) if of_run.get(name) is not None} | given
 
 
@@ -166,8 +165,16 @@ class _Contents:
 
     @cached_property
     def results(self) -> dict[str, dict[str, Any]]:
-        """Of the verbs that have measured the run, on whatever images."""
-        return {verb: found for verb in about_run.VERBS if (found := self.directory.read_result(verb))}
+        """Of the verbs that have measured the run, on whatever images; one of another structure counts as none."""
+        read = {verb: found for verb in about_run.VERBS if (found := self.directory.read_result(verb))}
+        for verb, result in list(read.items()):
+            try:
+                self._is_of_these(result)
+                about_run.check(verb, result, self.inputs.spec.channels)
+            except Exception as error:
+                del read[verb]
+                say(f"{self.directory.result(verb)}: damaged ({reason_of(error)}), left out; remove it, measure again")
+        return read
 
     @cached_property
     def shown(self) -> dict[str, dict[str, Any]]:
@@ -235,14 +242,11 @@ class _Contents:
             ("classes", self._classes()),
             ("encoder", f"{spec.backbone}, {self.inputs.encoder.dim} features, images of {spec.image_size} pixels"),
         ]
-        if pretrained:
-            length = count(pretrained["epochs"], "epoch", "epochs") + ", " + count(pretrained["steps"], "step", "steps")
-            length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
-            facts.append(("training", printable(f"recipe {pretrained['recipe']}, {length}")))
+        facts += [("training", about_run.training(pretrained))] if pretrained else []
         facts += [("to know", printable(note)) for note in (*store.notes, *store.label_notes)]
         skipped = [(each.name, each.reason) for each in store.skipped]
         if self.resolved and self.config.data == self.resolved.config.data:
-            skipped = about_run.read_skipped(self.directory.skipped) or skipped
+            skipped = about_run.read_table(self.directory.skipped, "image", "reason") or skipped
         return about_run.made_of(facts, skipped, self.resolved, pretrained.get("versions") or machine.versions())
 
     def _classes(self) -> str:
@@ -264,13 +268,9 @@ class _Contents:
 
     def _selected(self) -> list[int]:
         """The rows that `mocokit select` has chosen for this run, in order."""
-        path = self.directory.path / "select.csv"
-        if not path.is_file():
-            return []
         row_of = {name: row for row, name in enumerate(self.seen.images.names)}
-        with path.open(encoding="utf-8", newline="") as file:
-            chosen = [line.get("image") or "" for line in csv.DictReader(file)]
-        return [row_of[name] for name in chosen[: about_findings.SHOWN] if name in row_of]
+        chosen = about_run.read_table(self.directory.path / "select.csv", "image")
+        return [row_of[name] for (name,) in chosen[: about_findings.SHOWN] if name in row_of]
 
     def _shortcuts(self) -> Shortcuts:
         """What the features tell that should not matter, on some images."""

@@ -12,7 +12,7 @@ from mocokit.commands.results import record
 from mocokit.config import SearchConfig
 from mocokit.console import say
 from mocokit.data.notes import count as counted
-from mocokit.data.sources import open_source
+from mocokit.data.sources import check_there, open_source
 from mocokit.deploy import montage
 from mocokit.deploy.feature_file import Features, Named, open_features
 from mocokit.deploy.nearest import Neighbour, duplicates, groups, least_cosine, nearest, vectors
@@ -193,6 +193,8 @@ def _write_montage(
     data = config.data or metadata.get("data")
     if not data or None in paths:
         raise UserError(f"--montage: {features.path} does not say which images its rows are; embed them with mocokit")
+    if not config.data:
+        check_there(str(data), str(features.path), "--data DATA")
     source = open_source(str(data), config.follow_links, config.max_pixels, tiles=int(metadata.get("tiles", 0)))
     images = montage.images_of_rows(str(data), source, sorted(set(paths)), metadata.get("spec"))
     files = montage.images_of_files([q["query"] for q in queries if q["row"] is None], metadata.get("spec"))

@@ -63,6 +63,7 @@ def study(data: str, **options: Any) -> dict[str, Any]:
     out = Path(config.out or f"studies/{opened.name}")
     home = RunDirectory(out)
     with home.locked(), home.writing():
+        out.mkdir(parents=True, exist_ok=True)  # or why it can't be would be lost with the lock
         saved = _saved(home, opened.store.fingerprint)
         if not saved or not (out / TABLE).exists():
             write_text(out / TABLE, table)
@@ -143,7 +144,7 @@ def _saved(home: RunDirectory, fingerprint: str) -> dict[str, Any]:
         if any(entry.name not in others and entry.suffix != ".tmp" for entry in home.path.iterdir()):
             raise UserError(f"--out {home.path}: exists and holds no study; choose another --out")
         return {}
-    saved = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    saved = parse_yaml(path.read_text(encoding="utf-8"), str(path), "; restore it, or give another --out")
     if saved.get("data_fingerprint") != fingerprint:
         raise UserError(f"{home.path} holds a study of other images or labels; give another --out")
     return saved

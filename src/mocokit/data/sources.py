@@ -78,7 +78,8 @@ def _open(data: str, follow_links: bool, splits: dict[str, str]) -> Source:
     except (OSError, ValueError) as error:  # ValueError: a null character
         if any(mark in path.name for mark in "*?[") and path.parent.is_dir():
             raise UserError(f"{data} is a pattern of files; name the folder: {path.parent}") from error
-        raise UserError(f"no such data: {data}{_suggestion(path)}; accepted are {ACCEPTED}") from error
+        hint = " (a link that leads nowhere)" if os.path.islink(path) else _suggestion(path)
+        raise UserError(f"no such data: {data}{hint}; accepted are {ACCEPTED}") from error
     is_file, is_folder = stat.S_ISREG(mode), stat.S_ISDIR(mode)
     if (is_file or is_folder) and (shards := local_shards(path)):
         if is_folder and len(shards) == 1 and not local_shards(Path(shards[0].place)):  # splits and classes are in it
@@ -95,11 +96,16 @@ def _open(data: str, follow_links: bool, splits: dict[str, str]) -> Source:
     raise UserError(f"{data} is neither a folder nor an archive; accepted are {ACCEPTED}")
 
 
+def check_there(data: str, made: str, way_out: str) -> None:
+    """Refuse images that are not in the place that what was ``made`` of them says: the user has not named it."""
+    if not (data in BUNDLED or data.startswith(HUB) or "://" in data or os.path.exists(os.path.expanduser(data))):
+        raise UserError(f"{made} was made of {data}, which is not there; name the images: {way_out}")
+
+
 def _suggestion(path: Path) -> str:
-    try:
-        siblings = os.listdir(path.parent)
-    except (OSError, ValueError):
-        siblings = []
+    siblings: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        siblings = [name for name in os.listdir(path.parent) if name != path.name]
     near = difflib.get_close_matches(path.name, [*siblings, *BUNDLED], n=1, cutoff=0.7)
     return f" (did you mean {path.with_name(near[0]) if near[0] in siblings else near[0]}?)" if near else ""
 

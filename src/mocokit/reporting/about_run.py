@@ -1,6 +1,7 @@
 """Sections on the run itself: its figures, what it was made of, its curves, its views, and how to use the encoder."""
 
 import base64
+import csv
 import io
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,6 +12,7 @@ import numpy as np
 
 from mocokit.data.notes import count
 from mocokit.deploy.montage import fitted
+from mocokit.errors import refusing_damage
 from mocokit.evaluation.baselines import row_name
 from mocokit.evaluation.metrics import wilson_interval
 from mocokit.files import printable
@@ -87,6 +89,22 @@ def left_out(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Which of the verbs' ``results`` are of other images than those of the page."""
     of = [f"{MEASURED[verb]} (of {result['config']['data']})" for verb, result in results.items()]
     return paragraph(f"Not shown, for other images or labels: {', '.join(of)}.", "faint") if of else ""
+
+
+def training(pretrained: Mapping[str, Any]) -> str:
+    """How long the training of a run's result was, and on what."""
+    length = count(pretrained["epochs"], "epoch", "epochs") + ", " + count(pretrained["steps"], "step", "steps")
+    length += f", {pretrained['wall_s']:,.0f} s in all, on {pretrained['config']['data']}"
+    return printable(f"recipe {pretrained['recipe']}, {length}")
+
+
+def check(verb: str, result: Mapping[str, Any], channels: int) -> None:
+    """Raise whatever a result of another structure than that of its ``verb`` raises where it is shown."""
+    _ = figures({verb: result}, channels), _label_free(result, channels), left_out({verb: result})
+    if verb == "pretrain":
+        made_of([("training", training(result))], (), None, result.get("versions"))
+    if verb == "finetune":
+        classifier(result, (), ())
 
 
 def _share(share: float, low: float, high: float) -> str:
@@ -180,11 +198,9 @@ def use(encoder: Encoder, run: str) -> Section:
     return Section("use", "Use the encoder", html)
 
 
-def read_skipped(path: Path) -> list[tuple[str, str]]:
-    """Names and reasons in a run's list of images that could not be used."""
-    import csv
-
-    if not path.exists():
+def read_table(path: Path, *columns: str) -> list[Any]:
+    """These columns of a CSV file in a run, a tuple of each row, if it is there; a `UserError` if it can't be read."""
+    if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(row["image"], row["reason"]) for row in csv.DictReader(file)]
+    with refusing_damage(f"{path}: not a table", "move it"), path.open(encoding="utf-8", newline="") as file:
+        return [tuple(row.get(column) or "" for column in columns) for row in csv.DictReader(file)]

@@ -99,12 +99,12 @@ def tensorboard(folder: Path, step: int) -> list[Logger]:
 
     Where the folder's name is not UTF-8 there are none, which is told.
     """
-    if not is_utf8(str(folder)):
+    # Absolute, since memory::run is the name of a folder like any other, and the logger takes it for an address.
+    if not is_utf8(str(folder := folder.absolute())):
         say(f"{folder}: not written, since TensorBoard takes no name that is not UTF-8; all rows are in the CSV file")
         return []
     # Step 0 is purged, too: no rows of an earlier run in the same place show in between.
-    # Absolute, since memory::run is the name of a folder like any other, and the logger takes it for an address.
-    return [TensorBoardLogger(folder.absolute(), name="", version="", purge_step=step + 1 if step else 0)]
+    return [TensorBoardLogger(folder, name="", version="", purge_step=step + 1 if step else 0)]
 
 
 def tag(column: str) -> str:
@@ -204,7 +204,8 @@ class Log:
         figures = {name: value for name, value in row.items() if name not in ("step", "epoch")}
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({tag(name): value for name, value in figures.items()}, row["step"])
+                for name, value in figures.items():  # not by log_metrics, which makes a ValueError of a full disk
+                    logger.experiment.add_scalar(tag(name), value, row["step"])
                 for name, tensor in self.weights().items() if histograms else ():
                     logger.experiment.add_histogram(name, tensor, row["step"])
             else:
