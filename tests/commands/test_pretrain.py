@@ -94,7 +94,7 @@ def test_simple_features_are_in_the_verdict(tiny_run: TinyRun):
 
 def test_run_directory(tiny_run: TinyRun):
     files = {p.relative_to(tiny_run.path).as_posix() for p in tiny_run.path.rglob("*") if p.is_file()}
-    files -= {f"results/{verb}.json" for verb in ("knn", "scorecard", "probe", "finetune")}  # of other tests
+    files -= {f"results/{verb}.json" for verb in ("knn", "scorecard", "probe", "finetune", "report")}  # of other tests
     event_files = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
     assert event_files
     projector = {f"tensorboard/00000/features/{name}" for name in ("metadata.tsv", "sprite.png", "tensors.tsv")}
