@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_cache_for_all_tests(tmp_path_factory):
     """No test reads or fills the user's cache; commands started by tests inherit this."""
     os.environ["MOCOKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    """No test leaves torch another number of threads: with it the next ones have other last digits."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    assert not torch or torch.get_num_threads() == before
 
 
 @pytest.fixture(scope="session")

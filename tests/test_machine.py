@@ -93,6 +93,7 @@ class Blas:
 def test_blas_has_the_threads_of_torch_and_that_of_scipy_one(monkeypatch, place, inside):
     library = Blas(place, 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     found = Mock(select=lambda user_api: Mock(lib_controllers=[library] if user_api == "blas" else []))
     monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: found)
     with blas_shared():
