@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -164,7 +164,8 @@ def die(process: subprocess.Popen) -> None:
     """The end of a machine: Ray's workers see that its own process on it has gone, and end as well."""
     if process.poll() is None:
         for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may end by itself meanwhile
+                os.kill(int(pid), signal.SIGKILL)
         process.kill()
         process.wait()
 
